@@ -1,0 +1,350 @@
+"""The experiment file: one YAML file, one experiment; every section is a stage.
+
+The docstring below a field is its documentation. ``execution`` blocks say how a stage is run, never what it
+computes, and do not enter its fingerprint. Where a published protocol leaves something open or gets it wrong, the
+field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from xgray.errors import InputError
+from xgray.languages import LANGUAGES, language
+
+Protocol = Literal["corrected", "released"]
+
+BASE = "base"
+"""The name of the model before tuning, among the models of an experiment."""
+
+
+class Section(BaseModel):
+    """A part of the experiment file: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Model(Section):
+    id: str
+    """A Hugging Face model id, a local folder, a GGUF file, or ``pkg://package/file.gguf`` for one in a package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The precision in which the model generates and is measured; training has its own."""
+
+
+class Prompts(Section):
+    path: str = "embedded"
+    """``embedded``, a folder with ``RTP_LX_{CODE}.json`` files, or one JSON-lines file with a ``Prompt`` field."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many prompts of each language, the first ones of the file."""
+
+
+class TrainExecution(Section):
+    strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
+    """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool | None = None
+    """Whether each worker takes a GPU; by default, if the cluster has one."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """Cores of each worker; by default all of the cluster's, shared among the workers."""
+    gradient_checkpointing: bool = False
+
+
+class Train(Section):
+    pairs: str = "embedded"
+    """``embedded`` or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen), ``pert_gen_text``."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many pairs, the first ones of the file."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
+    lora_r: int = Field(64, ge=1)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_targets: Protocol = "corrected"
+    """``corrected``: every linear layer of the blocks; ``released``: the embeddings and the head as well."""
+    beta: float = Field(0.1, gt=0)
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    learning_rate: float = Field(1e-5, gt=0)
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(150, ge=0)
+    max_grad_norm: float = Field(10.0, gt=0)
+    batch_size: int = Field(4, ge=1)
+    """Pairs in one optimizer step and accumulation step, over all workers."""
+    gradient_accumulation: int = Field(1, ge=1)
+    epochs: float = Field(5, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps, whatever ``epochs`` says."""
+    max_length: int = Field(256, ge=8)
+    """Longest prompt with continuation; see ``length_filter``."""
+    max_prompt_length: int = Field(64, ge=1)
+    """Longest prompt, in tokens; longer ones lose their beginning."""
+    length_filter: Protocol = "corrected"
+    """Pairs over ``max_length`` are dropped and counted, by tokens; ``released`` counts characters instead."""
+    validation_share: float = Field(0.05, ge=0, lt=1)
+    eval_steps: int = Field(25, ge=1)
+    """Steps between validations, each with a checkpoint to resume from."""
+    patience: int | None = Field(10, ge=1)
+    """Stop after this many validations without a lower loss."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int | None = None
+    """Seed of the split, the order and the adapter's start; the experiment's seed by default."""
+    execution: TrainExecution = TrainExecution()
+
+
+class Variant(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    checkpoint: str | None = None
+    """A tuned model or LoRA adapter that is there already (folder or hub id); nothing is trained for it."""
+    train: dict[str, Any] = {}
+    """What this variant changes of the ``train`` section."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_base(cls, name: str) -> str:
+        if name == BASE:
+            raise ValueError(f"{BASE!r} is the name of the model before tuning")
+        return name
+
+
+class GenerateExecution(Section):
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """``auto`` takes vLLM where it is installed."""
+    num_actors: int | None = Field(None, ge=1)
+    """Engines side by side; by default one for each GPU, or one on a machine without."""
+    cpus_per_actor: int | None = Field(None, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of each engine."""
+    batch_size: int = Field(32, ge=1)
+    """Prompts that one engine call takes and one committed file holds."""
+
+
+class Generate(Section):
+    k: int = Field(25, ge=1)
+    """Completions of each prompt."""
+    max_new_tokens: int = Field(20, ge=1)
+    temperature: float = Field(0.9, ge=0)
+    top_p: float = Field(0.8, gt=0, le=1)
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longer prompts are refused by name before anything is generated."""
+    execution: GenerateExecution = GenerateExecution()
+
+
+class ScoreExecution(Section):
+    num_actors: int = Field(1, ge=1)
+    concurrency: int = Field(100, ge=1)
+    """Perspective: requests under way at once."""
+    timeout_seconds: float = Field(20.0, gt=0)
+    max_attempts: int = Field(8, ge=1)
+    """Perspective: tries of one request before its score is recorded as missing."""
+
+
+class Score(Section):
+    scorer: Literal["embedding", "perspective"] = "embedding"
+    """The local scorer (all 17 languages, offline) or Google's Perspective API."""
+    labelled: str = "embedded"
+    """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""
+    perspective_url: str = "https://commentanalyzer.googleapis.com"
+    """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
+    requests_per_second: float = Field(1.0, gt=0)
+    """Perspective: the key's quota, never exceeded."""
+    attributes: list[str] = ["toxicity"]
+    empty_text: Protocol = "corrected"
+    """An empty completion has no score and is counted as such; ``released`` scores one space instead."""
+    execution: ScoreExecution = ScoreExecution()
+
+
+class Fluency(Section):
+    kind: Literal["causal", "seq2seq", "none"] = "causal"
+    """Perplexity of the completion given the prompt under a causal model, or as the paper has it under mT5."""
+    model: Model | None = None
+    """The measuring model; by default the experiment's base model."""
+    protocol: Protocol = "corrected"
+    """``released`` drops values of 1e4 and more; it and seq2seq's own arithmetic are described in xgray.evaluate."""
+
+
+class EvaluateExecution(Section):
+    batch_size: int = Field(32, ge=1)
+    """Completions in one forward pass of the fluency model."""
+
+
+class Evaluate(Section):
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """A completion at or above it counts as toxic."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples, over prompts."""
+    grouping: Protocol = "corrected"
+    """Samples belong to their prompt's id; ``released`` groups by the prompt's text, merging duplicates."""
+    diversity: Protocol = "corrected"
+    """Empty completions count as such; ``released`` leaves them out and groups by stride over what remains."""
+    diversity_tokenizer: str | None = None
+    """Tokenizer whose tokens Dist-n counts (the paper: google/mt5-xl); by default the base model's."""
+    fluency: Fluency = Fluency()
+    execution: EvaluateExecution = EvaluateExecution()
+
+
+class Report(Section):
+    mask: bool = True
+    """Strong words of the examples are masked, all letters but the first."""
+    num_examples: int = Field(3, ge=0)
+    """Examples of each language, before and after."""
+
+
+class Experiment(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder below ``runs``."""
+    runs: str = "runs"
+    """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: Model
+    """The model before tuning."""
+    languages: list[str] = list(LANGUAGES)
+    prompts: Prompts = Prompts()
+    train: Train = Train()
+    variants: list[Variant] = [Variant(name="dpo")]
+    """The models after tuning: trainings that differ from the ``train`` section, or checkpoints given as they are."""
+    generate: Generate = Generate()
+    score: Score = Score()
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+
+    @field_validator("languages")
+    @classmethod
+    def _known(cls, codes: list[str]) -> list[str]:
+        if not codes:
+            raise ValueError("at least one language is needed")
+        try:
+            known = [language(code).code for code in codes]
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if len(set(known)) < len(known):
+            raise ValueError(f"a language is listed twice: {' '.join(known)}")
+        return known
+
+    @model_validator(mode="after")
+    def _variants(self) -> Experiment:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two variants have the same name: {' '.join(names)}")
+        for variant in self.variants:
+            self.train_section(variant)
+        return self
+
+    def train_section(self, variant: Variant) -> Train:
+        """The ``train`` section with what the variant changes of it."""
+        merged = merge(self.train.model_dump(), variant.train)
+        return validate(Train, merged, f"variants.{variant.name}.train")
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys that are known in the section that holds ``location``."""
+    current: type[BaseModel] = section
+    for key in location[:-1]:
+        if isinstance(key, int):
+            continue
+        annotation = current.model_fields[key].annotation if key in current.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)]
+        if not nested:
+            return []
+        current = nested[0]
+    return list(current.model_fields)
+
+
+def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
+    """The section built from ``values``.
+
+    Raises:
+        InputError: one line per wrong field, with the nearest known key for an unknown one.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            path = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                known = fields_at(section, problem["loc"])
+                near = get_close_matches(str(problem["loc"][-1]), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                lines.append(f"{where}: unknown key {path!r}; {hint}")
+            else:
+                message = problem["msg"].removeprefix("Value error, ")
+                given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
+                lines.append(f"{where}: {path + ': ' if path else ''}{message}{given}")
+        raise InputError("\n".join(lines)) from None
+
+
+def parse_overrides(tokens: list[str]) -> dict[str, Any]:
+    """``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is read as YAML.
+
+    Raises:
+        InputError: a token is not of that form.
+    """
+    values: dict[str, Any] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        match = re.fullmatch(r"--([a-zA-Z][\w.-]*)(?:=(.*))?", token, re.DOTALL)
+        if not match:
+            raise InputError(f"cannot read {token!r}: overrides are written --section.field VALUE")
+        if match[2] is None and not rest:
+            raise InputError(f"{token} needs a value: {token} VALUE")
+        text = rest.pop(0) if match[2] is None else match[2]
+        path = match[1].replace("-", "_").split(".")
+        value: Any = _number(yaml.safe_load(text))
+        if path == ["languages"] and isinstance(value, str):
+            value = value.split(",")
+        for key in reversed(path):
+            value = {key: value}
+        values = merge(values, value)
+    return values
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``5e-6`` as text; everybody means the number."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _number(one) for key, one in value.items()}
+    return [_number(one) for one in value] if isinstance(value, list) else value
+
+
+def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Read an experiment file, with ``overrides`` laid over it.
+
+    Raises:
+        InputError: the file is missing, empty or no YAML, or a field is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the experiment file: {error.strerror}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: no valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
+    return validate(Experiment, merge(_number(values), overrides or {}), str(path))

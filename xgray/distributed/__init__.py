@@ -1,0 +1,1 @@
+"""Who runs what where: the only place that imports Ray. No number is computed here."""

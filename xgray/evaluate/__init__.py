@@ -1,0 +1,1 @@
+"""Rows to metrics: toxicity, fluency, diversity, each with a bootstrap interval."""

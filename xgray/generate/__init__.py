@@ -1,0 +1,1 @@
+"""Prompts to completions, as pure functions over an engine."""

@@ -1,0 +1,128 @@
+"""Where a model's weights come from, and loading them: a hub id, a folder, a GGUF file, a file in a package.
+
+GGUF weights are converted once into a plain safetensors folder below the cache (``XGRAY_CACHE``, by default
+``~/.cache/xgray``), so that the trainer and every engine read the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xgray.config import Model
+from xgray.errors import InputError
+from xgray.runs import file_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XGRAY_CACHE") or Path.home() / ".cache" / "xgray")
+
+
+def resolve(model: Model) -> str:
+    """What ``from_pretrained`` takes for this model: a local folder, or the hub id.
+
+    Raises:
+        InputError: the folder, file or package is not there.
+    """
+    if model.id.startswith("pkg://"):
+        return str(converted(_package_file(model.id)))
+    path = Path(model.id).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.id: no such GGUF file: {path}")
+        return str(converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not is_adapter(str(path)):
+            raise InputError(f"model.id: {path} holds neither config.json nor adapter_config.json")
+        return str(path)
+    if model.id.startswith(("/", "./", "../", "~")) or model.id.count("/") > 1:
+        raise InputError(f"model.id: no such folder: {path}")
+    return model.id
+
+
+def is_adapter(path: str) -> bool:
+    """Whether the folder holds a PEFT adapter rather than a whole model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def model_fingerprint(model: Model) -> str:
+    """What identifies the weights: their content where they are local, ``id@revision`` on the hub."""
+    path = Path(resolve(model))
+    return file_fingerprint(path) if path.is_dir() else f"{model.id}@{model.revision or 'main'}"
+
+
+def _package_file(uri: str) -> Path:
+    package, _, name = uri.removeprefix("pkg://").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"model.id: {uri}: the package {package} is not installed (pip install {package})")
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if not path.is_file():
+        raise InputError(f"model.id: {uri}: no file {name} in package {package}")
+    return path
+
+
+def converted(gguf: Path) -> Path:
+    """The safetensors folder made of a GGUF file, in the cache by content; made on first use."""
+    digest = file_fingerprint(gguf)
+    target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if (target / "config.json").is_file():
+        return target
+    log.info("converting %s to safetensors (once)", gguf.name)
+    working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    working.mkdir(parents=True)
+    try:
+        _convert(gguf, working)
+        if not target.exists():
+            working.rename(target)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(gguf.parent), gguf.name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    # save_pretrained refuses a model that was loaded from GGUF, so its weights move into a plain one.
+    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    config.dtype = torch.float32
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, padding on the left, with a padding token (the end-of-text token where it has none)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: str | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on ``device`` (by default CUDA where there is one)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
+    except OSError as error:
+        raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

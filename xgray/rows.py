@@ -1,0 +1,103 @@
+"""The rows that pass between stages, and their Parquet schemas.
+
+The unit of work is the prompt: its k completions are one row, generated together, scored together,
+committed together. So nothing on disk is ever half a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
+"""What a scorer may measure: Perspective's attributes that the paper uses, in lower case."""
+
+AttributeScores = dict[str, float | None]
+"""One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt_id: str
+    """``{language}/{index}``: unique even where texts repeat."""
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Completions:
+    """One prompt and the k completions that one model wrote for it."""
+
+    prompt_id: str
+    language: str
+    model: str
+    """The name in this experiment: ``base`` or a variant's."""
+    prompt: str
+    completions: list[str]
+    token_counts: list[int]
+    finish_reasons: list[str]
+    """``length`` or ``stop``, as the engine said it; ``imported`` for texts that came from a file."""
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one prompt's k completions, in their order."""
+
+    prompt_id: str
+    language: str
+    model: str
+    scores: list[AttributeScores]
+    errors: list[str | None]
+    """Why a completion has no score; None where it has one."""
+    scorer: str
+    scorer_version: str
+
+@dataclass(frozen=True)
+class PreferencePair:
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+Row = TypeVar("Row", Completions, Scores)
+
+
+def schema(row_type: type[Row]) -> pa.Schema:
+    """The Parquet schema of a row type."""
+    import pyarrow as pa
+
+    key = [("prompt_id", pa.string()), ("language", pa.string()), ("model", pa.string())]
+    if row_type is Completions:
+        return pa.schema(
+            [
+                *key,
+                ("prompt", pa.string()),
+                ("completions", pa.list_(pa.string())),
+                ("token_counts", pa.list_(pa.int32())),
+                ("finish_reasons", pa.list_(pa.string())),
+            ]
+        )
+    return pa.schema(
+        [
+            *key,
+            ("scores", pa.list_(pa.struct([(name, pa.float64()) for name in ATTRIBUTES]))),
+            ("errors", pa.list_(pa.string())),
+            ("scorer", pa.string()),
+            ("scorer_version", pa.string()),
+        ]
+    )
+
+
+def to_table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
+    """Rows as an Arrow table; attributes that a scorer does not measure become null."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
+
+
+def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
+    """The rows of a table written by :func:`to_table`."""
+    return [row_type(**record) for record in table.to_pylist()]

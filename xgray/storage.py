@@ -1,0 +1,129 @@
+"""Files of a run, on a local disk or behind any URI that ``pyarrow.fs`` knows (``s3://``, ``gs://`` ...).
+
+Every file is written whole or not at all: locally through a temporary file, ``fsync`` and rename; an object store
+makes an object visible only when its upload is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+TEMPORARY_MARK = ".tmp-"
+"""Part of the name of a file that is still being written; readers pass it over."""
+
+
+class Folder:
+    """A folder by local path or URI. Cheap to make, pickles to any worker, touches nothing until asked."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.uri.rsplit("/", 1)[-1]
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None where it lies behind a URI."""
+        if self.uri.startswith("file://"):
+            return Path(self.uri.removeprefix("file://"))
+        return None if "://" in self.uri else Path(self.uri)
+
+    def _resolve(self, name: str) -> tuple[FileSystem, str]:
+        from pyarrow.fs import FileSystem, LocalFileSystem
+
+        local = self.local
+        if local is not None:
+            return LocalFileSystem(), str(local / name if name else local)
+        filesystem, path = FileSystem.from_uri(self.uri)
+        return filesystem, f"{path}/{name}" if name else path
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        filesystem, path = self._resolve(name)
+        return filesystem.get_file_info(path).type != FileType.NotFound
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Names of the finished files and folders in this folder, sorted; empty where there is no such folder."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self._resolve("")
+        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return sorted(
+            info.base_name for info in infos if info.base_name.endswith(suffix) and TEMPORARY_MARK not in info.base_name
+        )
+
+    def read_bytes(self, name: str) -> bytes:
+        filesystem, path = self._resolve(name)
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write one file, whole or not at all; its folder is made where it is missing."""
+        filesystem, path = self._resolve(name)
+        if self.local is None:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(name, text.encode() + b"\n")
+
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """All finished Parquet files of this folder as one table; an empty table where there are none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = []
+        for name in self.names(".parquet"):
+            filesystem, path = self._resolve(name)
+            tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
+        if tables:
+            return pa.concat_tables(tables)
+        fields = [schema.field(column) for column in columns] if columns else schema
+        return pa.schema(fields).empty_table()
+
+    def delete(self) -> None:
+        """Delete the folder and all in it, if it is there."""
+        filesystem, path = self._resolve("")
+        if self.exists(""):
+            filesystem.delete_dir(path)
