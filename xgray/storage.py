@@ -122,6 +122,15 @@ class Folder:
         fields = [schema.field(column) for column in columns] if columns else schema
         return pa.schema(fields).empty_table()
 
+    def modified(self) -> tuple[float, float] | None:
+        """When the oldest and the newest file below this folder was written, in seconds since the epoch."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self._resolve("")
+        infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        times = [info.mtime_ns / 1e9 for info in infos if info.type == FileType.File and info.mtime_ns]
+        return (min(times), max(times)) if times else None
+
     def delete(self) -> None:
         """Delete the folder and all in it, if it is there."""
         filesystem, path = self._resolve("")

@@ -1,0 +1,49 @@
+# make quickstart   the whole experiment on a small real model, on a CPU, in minutes
+# make test         all tests; make check: format, lint, types, layers
+# make install EXTRA=gpu   vLLM's CUDA build instead of the CPU one
+
+PYTHON ?= python3
+EXTRA ?= cpu
+BIN := .venv/bin
+
+# A machine that offers a folder of wheels names it in PIP_FIND_LINKS; elsewhere PyTorch's own CPU index serves.
+ifeq ($(EXTRA),cpu)
+TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+PINS := --constraints constraints.txt
+endif
+
+.PHONY: install quickstart test test-fast check format bench clean
+
+install: .venv/installed-$(EXTRA)
+
+.venv/installed-$(EXTRA): pyproject.toml overrides.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --python $(BIN)/python --overrides overrides.txt $(PINS) $(TORCH) \
+		--editable '.[$(EXTRA),dev]'
+	touch $@
+
+quickstart: install
+	$(BIN)/xgray quickstart
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv build *.egg-info

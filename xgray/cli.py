@@ -1,0 +1,275 @@
+"""The ``xgray`` command. Each command is short and imports what it needs when it is called.
+
+Exit codes: 0 done; 1 a stage failed and the same command resumes it; 2 wrong input or configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from xgray import __version__
+from xgray.errors import InputError, XgrayError
+
+if TYPE_CHECKING:
+    from xgray.experiment import Plan
+
+app = App(
+    name="xgray",
+    version=__version__,
+    help="Measure, reduce and explain toxicity in multilingual language models.",
+    help_epilogue=(
+        "Any field of the experiment file can be given as an option: --train.learning-rate 5e-6. "
+        "The fields and what they mean stand in xgray/config.py; jobs/ holds experiment files to start from."
+    ),
+)
+
+Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""EXPERIMENT.yaml and any ``--section.field VALUE``."""
+
+
+@app.command
+def quickstart(*arguments: Arguments, force: bool = False, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+    """Run the whole experiment on an embedded model and data, on a CPU, in minutes.
+
+    Parameters
+    ----------
+    arguments
+        Fields of the experiment to change: --section.field VALUE.
+    force
+        Do finished stages of another configuration again.
+    as_json
+        Print the metrics as JSON.
+    """
+    experiment = str(files("xgray") / "embedded" / "quickstart.yaml")
+    _run((experiment, *arguments), None, force, None, as_json)
+
+
+@app.command
+def run(
+    *arguments: Arguments,
+    only: str | None = None,
+    force: bool = False,
+    address: str | None = None,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
+    """Run all stages of an experiment, or resume them: what is finished is passed over.
+
+    Parameters
+    ----------
+    arguments
+        EXPERIMENT.yaml and fields to change: --section.field VALUE.
+    only
+        Some of train,generate,score,evaluate,report.
+    force
+        Do finished stages of another configuration again.
+    address
+        The Ray cluster to join; by default RAY_ADDRESS, or a local one for this run.
+    as_json
+        Print the metrics as JSON.
+    """
+    _run(arguments, only, force, address, as_json)
+
+
+def _stage_command(stage: str, summary: str, own_files: str) -> None:
+    def command(
+        *arguments: Arguments,
+        force: bool = False,
+        address: str | None = None,
+        as_json: Annotated[bool, Parameter("--json")] = False,
+    ) -> None:
+        _run(arguments, stage, force, address, as_json)
+
+    command.__doc__ = f"""{summary}
+
+    Parameters
+    ----------
+    arguments
+        EXPERIMENT.yaml and fields to change, --section.field VALUE. On files of your own: {own_files}
+    force
+        Do the stage again if it is finished with another configuration.
+    address
+        The Ray cluster to join; by default RAY_ADDRESS, or a local one.
+    as_json
+        Print the result as JSON.
+    """
+    app.command(command, name=stage)
+
+
+_stage_command(
+    "train",
+    "Tune the model on preference pairs.",
+    "--name NAME --model.id FOLDER --train.pairs FILE.jsonl, without an experiment file.",
+)
+_stage_command(
+    "generate",
+    "Sample completions of the prompts from the base model and its variants.",
+    "--name NAME --model.id FOLDER --prompts.path FILE --variants [], without an experiment file.",
+)
+_stage_command(
+    "score",
+    "Score completions for toxicity.",
+    "--name NAME [MODEL=]FILE ..., completions as output-rtp_lx_LANG.json or Parquet.",
+)
+_stage_command(
+    "evaluate",
+    "Compute toxicity, fluency and diversity with intervals.",
+    "--name NAME [MODEL=]FILE ..., scores as perspective_api_eval-*.json.",
+)
+
+
+@app.command
+def report(*arguments: Arguments, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+    """Write the report of a run again.
+
+    Parameters
+    ----------
+    arguments
+        A run directory or EXPERIMENT.yaml, and fields to change: --report.mask false.
+    as_json
+        Print the metrics as JSON.
+    """
+    _run(arguments, "report", True, None, as_json)
+
+
+@app.command
+def status(run_directory: str, *, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+    """Show what of a run is done, running and missing.
+
+    Parameters
+    ----------
+    run_directory
+        The run's folder or URI.
+    as_json
+        Print the states as JSON.
+    """
+    from dataclasses import asdict
+
+    from xgray.display import print_states
+    from xgray.experiment import read_prompts
+    from xgray.status import load_run, run_states
+    from xgray.storage import Folder
+
+    folder = Folder(run_directory)
+    try:
+        num_prompts = len(read_prompts(load_run(folder)))
+    except InputError:
+        if not folder.exists("experiment.yaml"):
+            raise
+        num_prompts = None  # the prompts lie on another machine
+    states = run_states(folder, num_prompts)
+    if as_json:
+        print(json.dumps([asdict(state) for state in states]))
+    else:
+        print_states(folder, states)
+
+
+@app.command
+def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
+    """Say what this machine can run, and what is missing.
+
+    Parameters
+    ----------
+    as_json
+        Print the checks as JSON.
+    """
+    from dataclasses import asdict
+
+    from xgray.display import print_checks
+    from xgray.doctor import examine
+
+    checks = examine()
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        print_checks(checks)
+    return 1 if any(check.status == "missing" for check in checks) else 0
+
+
+def _run(arguments: tuple[str, ...], only: str | None, force: bool, address: str | None, as_json: bool) -> None:
+    from xgray.display import print_summary
+    from xgray.experiment import check_stages, run_experiment
+    from xgray.progress import ProgressDisplay
+
+    plan = _plan(arguments)
+    stages = check_stages(only)
+    with ProgressDisplay() as progress:
+        run_experiment(plan, stages, force, address, progress)
+    if as_json:
+        print(json.dumps(_result(plan, stages), ensure_ascii=False))
+    else:
+        print_summary(plan, stages)
+
+
+def _plan(arguments: tuple[str, ...]) -> Plan:
+    from xgray.config import Experiment, load_experiment, merge, parse_overrides, validate
+    from xgray.experiment import make_plan
+    from xgray.imports import import_files
+    from xgray.status import load_run
+    from xgray.storage import Folder
+
+    positional, options = _split(arguments)
+    overrides = parse_overrides(options)
+    if len(positional) == 1 and Path(positional[0]).suffix in (".yaml", ".yml"):
+        return make_plan(load_experiment(Path(positional[0]), overrides))
+    if len(positional) == 1 and Folder(positional[0]).exists("experiment.yaml"):
+        resolved = load_run(Folder(positional[0])).model_dump(mode="json")
+        return make_plan(validate(Experiment, merge(resolved, overrides), positional[0]))
+    if positional:
+        return import_files(positional, overrides)
+    if not overrides:
+        raise InputError("an experiment file is missing: xgray run EXPERIMENT.yaml (jobs/ holds some)")
+    return make_plan(validate(Experiment, overrides, "options"))
+
+
+def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Positional arguments, and options with their values."""
+    positional, options, rest = [], [], list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            positional.append(token)
+            continue
+        options.append(token)
+        if "=" not in token and rest:
+            options.append(rest.pop(0))
+    return positional, options
+
+
+def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
+    """The run's metrics and the manifests of the stages that were asked for."""
+    manifests = {one.place.label: one.place.manifest() for one in plan.stages() if one.place.stage in stages}
+    folder = plan.evaluate.place.folder
+    metrics = folder.read_json("metrics.json") if plan.evaluate.done else None
+    return {"run": plan.run.uri, "stages": manifests, "metrics": metrics}
+
+
+def main() -> None:
+    """Entry point: one line for what the user can mend, a traceback only for what is our own fault."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(app())
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+        _fail("interrupted; what is done stays, and the same command goes on from there", 1)
+    except XgrayError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}; what is done stays: mend it and call the same command", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"xgray: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

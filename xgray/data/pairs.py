@@ -1,0 +1,38 @@
+"""Preference pairs in the toxicity_pairwise format: JSON lines with ``prompt_text``, ``unpert_gen_text`` (chosen) and
+``pert_gen_text`` (rejected). Other fields, such as its token ids, are passed over."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from xgray.data.source import located, records
+from xgray.errors import InputError
+from xgray.rows import PreferencePair
+from xgray.runs import fingerprint
+
+
+def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
+    """The first ``limit`` pairs of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
+
+    Texts stay as they are: a continuation's leading space belongs to it, and it may be empty; a prompt may not.
+
+    Raises:
+        InputError: there is no such file, or a line is broken or lacks a field.
+    """
+    source = located(path, "pairs")
+    files = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
+    if not files:
+        raise InputError(f"{source}: the folder holds no *.jsonl files")
+    pairs = []
+    for record in islice((record for file in files for record in records(file)), limit):
+        prompt = record.text("prompt_text")
+        if not prompt:
+            raise InputError(f"{record.where}: prompt_text is empty")
+        pairs.append(PreferencePair(prompt, record.text("unpert_gen_text"), record.text("pert_gen_text")))
+    return pairs
+
+
+def pairs_fingerprint(path: str, limit: int | None = None) -> str:
+    """SHA-256 of the pairs that :func:`read_pairs` gives, whatever files they lie in."""
+    pairs = read_pairs(path, limit)
+    return fingerprint({"pairs": [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]})

@@ -1,0 +1,91 @@
+"""Where input files lie, and JSON-lines files: one object a line, split on ``\\n`` only (texts may hold U+2028)."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from xgray.errors import InputError
+
+
+def located(path: str, kind: str) -> Path:
+    """The file or folder that ``path`` names; ``embedded`` is the package's own data of that kind.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    if path == "embedded":
+        return Path(str(resources.files("xgray").joinpath("embedded", kind)))
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise InputError(f"{found}: no such file or folder ({kind})")
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a JSON-lines file."""
+
+    where: str
+    """``file:line``, for messages."""
+    fields: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The text in field ``name``, as it stands.
+
+        Raises:
+            InputError: the field is missing, or holds no text that a file can store.
+        """
+        if name not in self.fields:
+            raise InputError(f"{self.where}: no field {name!r}; fields of this line: {', '.join(self.fields)}")
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: {name} must be text, not {json.dumps(value, ensure_ascii=False)[:40]}")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{self.where}: {name} holds half a surrogate pair; write the text anew") from None
+        return value
+
+    def filled(self, name: str) -> str:
+        """The text in field ``name``, which must hold more than white space."""
+        value = self.text(name)
+        if not value.strip():
+            raise InputError(f"{self.where}: {name} is empty")
+        return value
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The lines of a JSON-lines file, in order; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a line is no JSON object in UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from None
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise InputError(f"{path}: the file is empty; one JSON object a line is expected")
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield Record(f"{path}:{number}", _parsed(line, f"{path}:{number}"))
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start + 1} of the line)") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where}: broken JSON ({error.msg}, column {error.colno}); one JSON object a line is expected"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object is expected, not {json.dumps(value, ensure_ascii=False)[:40]}")
+    return value

@@ -1,0 +1,92 @@
+"""What the command line prints: the summary of a run, its state, and the doctor's findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from xgray.doctor import Check
+    from xgray.experiment import Plan
+    from xgray.status import StageState
+    from xgray.storage import Folder
+
+METRICS = {
+    "emt": "EMT",
+    "tox_prob": "ToxProb",
+    "avg_tox": "AvgTox",
+    "perplexity": "PPL",
+    "dist_1": "Dist-1",
+    "dist_2": "Dist-2",
+    "dist_3": "Dist-3",
+}
+
+
+def interval(metric: dict[str, Any]) -> str:
+    """``.512 [.480, .541]``, or a dash where there is no value."""
+    if metric["value"] is None:
+        return "–"
+    digits = 3 if metric["value"] < 10 else 1
+    low, high = (f"{metric[end]:.{digits}f}" if metric[end] is not None else "–" for end in ("low", "high"))
+    return f"{metric['value']:.{digits}f} [{low}, {high}]"
+
+
+def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
+    console = Console()
+    if plan.evaluate.done and {"evaluate", "report"} & set(stages):
+        _print_metrics(console, plan.evaluate.place.folder.read_json("metrics.json"))
+    for one in plan.stages():
+        manifest = one.place.manifest()
+        if manifest and one.place.stage in stages:
+            counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
+            console.print(f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}", highlight=False)
+    if plan.report.done and "report" in stages:
+        console.print(f"report: {plan.report.place.folder.uri}/index.html", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"run: {plan.run.uri}", highlight=False, soft_wrap=True)
+
+
+def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
+    title = f"Average over {len(metrics['languages'])} languages, {metrics['confidence']:.0%} bootstrap intervals"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for name in METRICS.values():
+        table.add_column(name, justify="right")
+    for model, figures in metrics["models"].items():
+        table.add_row(model, *(interval(figures["average"][key]) for key in METRICS))
+    console.print(table)
+    for model, comparison in metrics["comparisons"].items():
+        languages = comparison["languages"]
+        changes = {code: one["emt"] for code, one in languages.items() if one["emt"].get("difference") is not None}
+        less = [code for code, one in changes.items() if one["significant"] and one["difference"] < 0]
+        more = [code for code, one in changes.items() if one["significant"] and one["difference"] > 0]
+        rest = [code for code in changes if code not in less and code not in more]
+        console.print(
+            f"{model}: EMT fell in {len(less)} of {len(languages)} languages (false discovery rate 5 %); "
+            f"rose in: {' '.join(more) or 'none'}; no significant change in: {' '.join(rest) or 'none'}",
+            highlight=False,
+        )
+
+
+def print_states(folder: Folder, states: list[StageState]) -> None:
+    table = Table(title=folder.uri, title_justify="left")
+    for name in ("stage", "state", "done", "rate", "time left"):
+        table.add_column(name, justify="left" if name in ("stage", "state") else "right")
+    for state in states:
+        total = "?" if state.num_total is None else state.num_total
+        rate = "" if state.rate is None else f"{state.rate:.2f}/s"
+        left = "" if state.eta_seconds is None else f"{state.eta_seconds / 60:.1f} min"
+        table.add_row(state.label, state.state, f"{state.num_done}/{total}", rate, left)
+    Console().print(table)
+
+
+def print_checks(checks: list[Check]) -> None:
+    table = Table()
+    for name in ("part", "state", "found", "remedy"):
+        table.add_column(name)
+    colors = {"ok": "green", "degraded": "yellow", "missing": "red"}
+    for check in checks:
+        table.add_row(check.name, f"[{colors[check.status]}]{check.status}[/]", check.detail, check.remedy)
+    Console().print(table)
