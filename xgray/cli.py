@@ -37,7 +37,9 @@ Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 @app.command
-def quickstart(*arguments: Arguments, force: bool = False, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+def quickstart(
+    *arguments: Arguments, force: bool = False, as_json: Annotated[bool, Parameter("--json")] = False
+) -> None:
     """Run the whole experiment on an embedded model and data, on a CPU, in minutes.
 
     Parameters
@@ -255,6 +257,7 @@ def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
 def main() -> None:
     """Entry point: one line for what the user can mend, a traceback only for what is our own fault."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app())

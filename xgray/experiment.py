@@ -91,6 +91,8 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
     Raises:
         InputError: an input file is missing or wrong.
     """
+    if generations is None:
+        experiment = _pinned(experiment)
     run = run_folder(experiment)
 
     def planned(stage: str, model: str | None, inputs: dict[str, Any], **rest: Any) -> Planned:
@@ -124,12 +126,23 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
     return Plan(experiment, run, train, generate, score, evaluate, report)
 
 
+def _pinned(experiment: Experiment) -> Experiment:
+    """The experiment with the hub's commits as its models' revisions."""
+    from xgray.models import pinned
+
+    fluency = experiment.evaluate.fluency
+    if fluency.model is not None and fluency.kind != "none":
+        fluency = fluency.model_copy(update={"model": pinned(fluency.model)})
+    evaluate = experiment.evaluate.model_copy(update={"fluency": fluency})
+    return experiment.model_copy(update={"model": pinned(experiment.model), "evaluate": evaluate})
+
+
 def _plan_models(
     experiment: Experiment, planned: Callable[..., Planned]
 ) -> tuple[dict[str, Planned], dict[str, Planned]]:
     from xgray.data.pairs import pairs_fingerprint
     from xgray.generate.engine import engine_name
-    from xgray.models import model_fingerprint
+    from xgray.models import model_fingerprint, pinned
 
     base = model_fingerprint(experiment.model)
     prompts = fingerprint({"prompts": [[p.prompt_id, p.text] for p in read_prompts(experiment)]})
@@ -137,7 +150,7 @@ def _plan_models(
     tuned: dict[str, str | None] = {BASE: None}
     for variant in experiment.variants:
         if variant.checkpoint is not None:
-            tuned[variant.name] = model_fingerprint(Model(id=variant.checkpoint))
+            tuned[variant.name] = model_fingerprint(pinned(Model(id=variant.checkpoint)))
             continue
         section = experiment.train_section(variant)
         pairs = pairs_fingerprint(section.pairs, section.limit)
@@ -271,11 +284,6 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
         stop.set()
         thread.join()
         on_progress(label, *read())
-
-
-def result_line(seconds: float, result: StageResult) -> StageResult:
-    result.seconds = seconds
-    return result
 
 
 def check_stages(names: str | None) -> tuple[str, ...]:

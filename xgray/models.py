@@ -55,10 +55,39 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def pinned(model: Model) -> Model:
+    """The model with the hub's commit as its revision, so that every worker and every later run takes the same weights.
+
+    Raises:
+        InputError: the model is neither here nor on a hub that can be reached.
+    """
+    path = resolve(model)
+    if Path(path).is_dir():
+        return model
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        config = hf_hub_download(path, "config.json", revision=model.revision)
+    except GatedRepoError:
+        raise InputError(f"model.id: {path} is gated: accept its terms on the hub and set HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise InputError(f"model.revision: {path} has no revision {model.revision!r}") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise InputError(f"model.id: no folder {path!r} here and no such model on the hub") from None
+    except EntryNotFoundError:  # raised offline as well, where the file is not in the cache
+        raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it") from None
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it: {reason}") from None
+    return model.model_copy(update={"revision": Path(config).parent.name})
+
+
 def model_fingerprint(model: Model) -> str:
-    """What identifies the weights: their content where they are local, ``id@revision`` on the hub."""
+    """What identifies the weights: their content where they are local, ``id@commit`` for a :func:`pinned` hub model."""
     path = Path(resolve(model))
-    return file_fingerprint(path) if path.is_dir() else f"{model.id}@{model.revision or 'main'}"
+    return file_fingerprint(path) if path.is_dir() else f"{model.id}@{model.revision}"
 
 
 def _package_file(uri: str) -> Path:

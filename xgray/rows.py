@@ -42,6 +42,7 @@ class Completions:
     finish_reasons: list[str]
     """``length`` or ``stop``, as the engine said it; ``imported`` for texts that came from a file."""
 
+
 @dataclass(frozen=True)
 class Scores:
     """The scores of one prompt's k completions, in their order."""
@@ -54,6 +55,7 @@ class Scores:
     """Why a completion has no score; None where it has one."""
     scorer: str
     scorer_version: str
+
 
 @dataclass(frozen=True)
 class PreferencePair:
@@ -69,7 +71,7 @@ def schema(row_type: type[Row]) -> pa.Schema:
     """The Parquet schema of a row type."""
     import pyarrow as pa
 
-    key = [("prompt_id", pa.string()), ("language", pa.string()), ("model", pa.string())]
+    key: list[tuple[str, pa.DataType]] = [("prompt_id", pa.string()), ("language", pa.string()), ("model", pa.string())]
     if row_type is Completions:
         return pa.schema(
             [

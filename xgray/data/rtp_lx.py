@@ -33,8 +33,8 @@ def read_prompts(section: Prompts, languages: Sequence[str]) -> list[Prompt]:
     present = [code for code, file in files.items() if file.is_file()]
     for code in codes:
         if code not in present:
-            there = f"it has {' '.join(present)}" if present else "it holds no RTP_LX_{CODE}.json files"
-            raise InputError(f"{files[code]}: no such file ({language(code).name} prompts); of the languages {there}")
+            there = " ".join(present) or "none"
+            raise InputError(f"{files[code]}: no such file, for the {code} prompts; languages present: {there}")
     return [prompt for code in codes for prompt in _prompts(files[code], code, section.limit)]
 
 
@@ -45,6 +45,8 @@ def _prompts(path: Path, code: str, limit: int | None) -> list[Prompt]:
     for position, record in enumerate(islice(records(path), limit)):
         if position == 0:
             numbered = "Index" in record.fields
+        elif numbered != ("Index" in record.fields):
+            raise InputError(f"{record.where}: either all prompts of a file have an Index or none")
         index = _index(record) if numbered else str(position)
         if index in seen:
             first = seen[index].where.rpartition(":")[2]
@@ -55,7 +57,7 @@ def _prompts(path: Path, code: str, limit: int | None) -> list[Prompt]:
 
 
 def _index(record: Record) -> str:
-    index = record.fields.get("Index")
+    index = record.fields["Index"]
     if isinstance(index, int) and not isinstance(index, bool):
         return str(index)
     if isinstance(index, str) and index.strip():
@@ -71,7 +73,9 @@ def _language_of(path: Path, codes: list[str]) -> str:
             continue
         code = _locale_language(record)
         if held not in (None, code):
-            raise InputError(f"{record.where}: a {code} prompt in a file of {held} prompts; one file holds one language")
+            raise InputError(
+                f"{record.where}: a {code} prompt in a file of {held} prompts; one file holds one language"
+            )
         held = code
     if held is None and len(codes) > 1:
         raise InputError(f"{path}: no Locale field tells the language; set languages to the one of this file")

@@ -1,0 +1,103 @@
+"""Archived answers of the Perspective API: ``perspective_api_eval-*.json`` files of the paper's scripts.
+
+JSON lines of ``query`` (the completion), ``response`` (the API's body) and ``prompt``, in the order of the generations.
+The scripts send one space in the place of an empty completion and keep the answer as if it were the completion's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xgray.config import Protocol
+from xgray.data.generations import FINISH_REASON, check_rows, files_of, language_of, prompt_blocks
+from xgray.data.source import Record, located, records
+from xgray.errors import InputError
+from xgray.rows import ATTRIBUTES, AttributeScores, Completions, Scores
+
+SCORER = "perspective"
+SCORER_VERSION = "v1alpha1"
+"""The API's version; Google never published one of its model."""
+
+
+def read_perspective_results(
+    path: str,
+    model: str,
+    language: str | None = None,
+    k: int | None = None,
+    empty_text: Protocol = "corrected",
+) -> tuple[list[Completions], list[Scores]]:
+    """Completions and their scores, row by row of the same prompt, from one file or a folder of such files.
+
+    Ids are those that :func:`xgray.data.generations.read_generations` gives to the generations' file.
+
+    Args:
+        empty_text: ``corrected``: an empty completion (query ``""`` or one space) has no score; ``released``: it has
+            the one space's.
+
+    Raises:
+        InputError: a file or line is broken, or lines do not make up k for each prompt.
+    """
+    source = located(path, "Perspective results")
+    files = files_of(source, "perspective_api_eval-*.json")
+    if not files:
+        raise InputError(f"{source}: the folder holds no perspective_api_eval-*.json files")
+    completions: list[Completions] = []
+    scores: list[Scores] = []
+    for file in files:
+        code = language_of(file, language)
+        for position, block in enumerate(prompt_blocks(list(records(file)), k)):
+            texts = [_completion(record) for record in block]
+            answers = [_scored(record, empty_text) for record in block]
+            key = (f"{code}/{position}", code, model)
+            prompt = block[0].text("prompt")
+            completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
+            scores.append(
+                Scores(*key, [one for one, _ in answers], [error for _, error in answers], SCORER, SCORER_VERSION)
+            )
+    check_rows(source, completions, k)
+    return completions, scores
+
+
+def _completion(record: Record) -> str:
+    query = record.text("query")
+    return "" if query == " " else query
+
+
+def _scored(record: Record, empty_text: Protocol) -> tuple[AttributeScores, str | None]:
+    """One line's scores; all None with a reason where it holds none."""
+    if "response" not in record.fields:
+        raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")
+    missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
+    if empty_text == "corrected" and not _completion(record):
+        return missing, "empty completion"
+    response = record.fields["response"]
+    measured = response.get("attributeScores") if isinstance(response, dict) else None
+    if not measured:
+        return missing, _reason(response)
+    scores = {name: _value(record, measured, name) for name in ATTRIBUTES}
+    if all(value is None for value in scores.values()):
+        return missing, f"the answer has only {', '.join(measured)}"
+    return scores, None
+
+
+def _value(record: Record, measured: dict[str, Any], name: str) -> float | None:
+    attribute = name.upper()
+    if attribute not in measured:
+        return None
+    try:
+        value = measured[attribute]["summaryScore"]["value"]
+    except (KeyError, TypeError):
+        raise InputError(f"{record.where}: {attribute} has no summaryScore.value") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{record.where}: the score of {attribute} is {value!r}, not a number from 0 to 1")
+    return float(value)
+
+
+def _reason(response: Any) -> str:
+    """Why a response holds no score, in one line."""
+    if not response:
+        return "no response recorded"
+    error = response.get("error", response) if isinstance(response, dict) else response
+    if isinstance(error, dict) and "message" in error:
+        return " ".join(f"{error.get('code', 'error')}: {error['message']}".split())
+    return f"no score in the response: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,107 @@
+"""Completions and scores that the user already has become the first stages of a run, and the rest follows as usual.
+
+xgray score    --name mine base=output-rtp_lx_en.json tuned=tuned/output-rtp_lx_en.json
+xgray evaluate --name mine perspective_api_eval-base_en.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xgray.config import BASE, Experiment, merge, validate
+from xgray.data.generations import read_generations
+from xgray.data.perspective_results import read_perspective_results
+from xgray.errors import InputError
+from xgray.experiment import Plan, Planned, make_plan
+from xgray.rows import Completions, Row, Scores, to_table
+from xgray.runs import StageResult, file_fingerprint, fingerprint
+
+PERSPECTIVE_PREFIX = "perspective_api_eval-"
+NO_MODEL = "imported"
+"""The base model's id where the files say nothing of a model and the user named none."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What the files of one model hold."""
+
+    completions: list[Completions]
+    scores: list[Scores]
+    """Empty where the files hold completions alone."""
+    fingerprint: str
+
+
+def import_files(arguments: Sequence[str], overrides: dict[str, Any]) -> Plan:
+    """A run whose completions, and scores where the files have them, are the given files'.
+
+    Args:
+        arguments: ``FILE`` or ``MODEL=FILE``, files or folders; without a model's name it is ``base``.
+
+    Raises:
+        InputError: a file is wrong, two hold the same prompt of one model, or some hold scores and others none.
+    """
+    if "name" not in overrides:
+        raise InputError("files of your own need a name for the run: --name NAME")
+    paths: dict[str, list[str]] = {}
+    for argument in arguments:
+        model, equals, path = argument.partition("=")
+        paths.setdefault(model if equals else BASE, []).append(path if equals else argument)
+    models = {model: _read(model, files) for model, files in paths.items()}
+    scored = [bool(one.scores) for one in models.values()]
+    if any(scored) != all(scored):
+        raise InputError(
+            "some files hold scores and others completions alone; score those first, in a run of their own"
+        )
+    plan = make_plan(_experiment(models, overrides), {model: one.fingerprint for model, one in models.items()})
+    for model, one in models.items():
+        _write(plan.generate[model], one.completions, Completions)
+        if one.scores:
+            _write(plan.score[model], one.scores, Scores)
+    return plan
+
+
+def _experiment(models: dict[str, Imported], overrides: dict[str, Any]) -> Experiment:
+    found = {row.language for one in models.values() for row in one.completions}
+    defaults: dict[str, Any] = {
+        "languages": sorted(found),
+        "model": {"id": NO_MODEL},
+        "variants": [{"name": model, "checkpoint": NO_MODEL} for model in models if model != BASE],
+    }
+    if "id" not in overrides.get("model", {}):
+        defaults["evaluate"] = {"fluency": {"kind": "none"}}
+    if all(one.scores for one in models.values()):
+        defaults["score"] = {"scorer": "perspective"}
+    experiment: Experiment = validate(Experiment, merge(defaults, overrides), "options")
+    return experiment
+
+
+def _read(model: str, files: list[str]) -> Imported:
+    completions: list[Completions] = []
+    scores: list[Scores] = []
+    for path in files:
+        if _holds_scores(Path(path)):
+            rows, their_scores = read_perspective_results(path, model)
+            scores += their_scores
+        else:
+            rows = read_generations(path, model)
+        completions += rows
+    ids = [row.prompt_id for row in completions]
+    if len(set(ids)) < len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise InputError(f"two files of model {model!r} hold prompt {twice!r}: {' '.join(files)}")
+    if scores and len(scores) < len(completions):
+        raise InputError(f"model {model!r}: some files hold scores and others completions alone: {' '.join(files)}")
+    return Imported(completions, scores, fingerprint({"files": [file_fingerprint(Path(path)) for path in files]}))
+
+
+def _holds_scores(path: Path) -> bool:
+    return path.name.startswith(PERSPECTIVE_PREFIX) or (path.is_dir() and any(path.glob(f"{PERSPECTIVE_PREFIX}*")))
+
+
+def _write(planned: Planned, rows: list[Row], row_type: type[Row]) -> None:
+    if planned.place.begin(planned.payload):
+        planned.place.rows.write_parquet("imported.parquet", to_table(rows, row_type))
+        planned.place.finish(planned.payload, StageResult(counts={"num_prompts": len(rows)}, device="imported"))
