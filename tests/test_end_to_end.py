@@ -1,5 +1,6 @@
 """The main job as a user runs it: the real model, the real engine, Ray, the local scorer; killed and finished."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import psutil
 import pytest
 
 from xgray.rows import Completions, Row, Scores, from_table, schema
@@ -42,7 +44,10 @@ def finish(folder: Path, *arguments: str) -> str:
 
 def kill_all(running: subprocess.Popen[str]) -> None:
     """SIGKILL the driver and everything it started, as when the machine goes down."""
-    subprocess.run(["pkill", "-KILL", "--session", str(running.pid)], check=True)
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == running.pid:
+                os.kill(pid, signal.SIGKILL)
     running.wait()
 
 

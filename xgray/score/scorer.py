@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from xgray.config import Protocol as Switch
 from xgray.rows import AttributeScores
+
+EMPTY = "empty text"
+"""The reason why a completion that holds nothing but white space has no score."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,15 @@ class Scorer(Protocol):
     async def close(self) -> None:
         """Release connections; the scorer is not used again."""
         ...
+
+
+def text_to_score(completion: str, empty_text: Switch) -> str | None:
+    """The text that is scored for a completion, as UTF-8 can carry it; None where there is nothing to score.
+
+    ``empty_text`` is the switch of the ``score`` section. Halves of surrogate pairs become U+FFFD.
+    """
+    if empty_text == "released":
+        completion = completion or " "
+    elif not completion.strip():
+        return None
+    return completion.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,127 @@
+"""What the report is made from: the files of a run, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from xgray.config import BASE
+from xgray.errors import InputError
+from xgray.languages import LANGUAGES
+from xgray.rows import Completions, Scores, from_table, schema
+from xgray.runs import MANIFEST
+from xgray.storage import Folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STAGES = ("train", "generate", "score", "evaluate")
+"""The stages whose manifests the report shows; its own is written after it."""
+
+
+def language_name(code: str) -> str:
+    return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one run, each read when it is asked for."""
+
+    run: Folder
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """``evaluate/metrics.json``.
+
+        Raises:
+            InputError: the run has none yet.
+        """
+        folder = self.run / "evaluate"
+        if not folder.exists("metrics.json"):
+            raise InputError(f"{folder.uri}/metrics.json: no such file; run the evaluate stage first")
+        return folder.read_json("metrics.json")
+
+    @property
+    def languages(self) -> list[str]:
+        return self.metrics["languages"]
+
+    @property
+    def models(self) -> list[str]:
+        """All models that were evaluated, the one before tuning first."""
+        return sorted(self.metrics["models"], key=lambda model: model != BASE)
+
+    @property
+    def variants(self) -> list[str]:
+        """The models that are compared with the one before tuning."""
+        return [model for model in self.models if model in self.metrics["comparisons"]]
+
+    @cached_property
+    def manifests(self) -> list[dict[str, Any]]:
+        """The manifests of all finished stages, in the order of the stages."""
+        return [
+            place.read_json(MANIFEST) for stage in STAGES for place in self._places(stage) if place.exists(MANIFEST)
+        ]
+
+    def _places(self, stage: str) -> Iterator[Folder]:
+        yield self.run / stage
+        for name in (self.run / stage).names():
+            yield self.run / stage / name
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        """What the scorer says about itself; empty where no manifest holds it."""
+        told = (one["measured"].get("scorer") for one in self.manifests if one["stage"] == "score")
+        return next((one for one in told if one), {})
+
+    @property
+    def auc(self) -> dict[str, dict[str, Any]]:
+        """How well the scorer tells toxic from benign texts, by language; empty for a scorer that does not say."""
+        return self.scorer.get("auc") or {}
+
+    @cached_property
+    def training(self) -> dict[str, list[dict[str, Any]]]:
+        """The lines of ``train/{variant}/metrics.jsonl`` that belong to a step, by variant."""
+        lines = {}
+        for variant in (self.run / "train").names():
+            folder = self.run / "train" / variant
+            if folder.exists("metrics.jsonl"):
+                records = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines() if line.strip()]
+                lines[variant] = [record for record in records if "step" in record]
+        return {variant: lines[variant] for variant in sorted(lines, key=self._order)}
+
+    def _order(self, variant: str) -> int:
+        return self.models.index(variant) if variant in self.models else len(self.models)
+
+    def perplexities(self) -> dict[tuple[str, str], NDArray]:
+        """The perplexities of all completions that have one, ``(num_values,)`` by language and model."""
+        import numpy as np
+        import pyarrow as pa
+
+        columns = [("language", pa.string()), ("model", pa.string()), ("perplexities", pa.list_(pa.float64()))]
+        table = (self.run / "evaluate" / "perplexity").read_parquet(pa.schema(columns), [name for name, _ in columns])
+        values: dict[tuple[str, str], list[float]] = {}
+        for row in table.to_pylist():
+            measured = [one for one in row["perplexities"] if one is not None]
+            values.setdefault((row["language"], row["model"]), []).extend(measured)
+        return {key: np.array(one) for key, one in values.items() if one}
+
+    def completions(self, model: str) -> dict[str, Completions]:
+        """A model's completions by prompt id."""
+        rows = from_table((self.run / "generate" / model / "rows").read_parquet(schema(Completions)), Completions)
+        return {row.prompt_id: row for row in rows}
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, Scores]]:
+        """The scores by model and prompt id."""
+        found = {}
+        for model in self.models:
+            rows = from_table((self.run / "score" / model / "rows").read_parquet(schema(Scores)), Scores)
+            found[model] = {row.prompt_id: row for row in rows}
+        return found
+
+    @cached_property
+    def experiment_yaml(self) -> str:
+        return self.run.read_bytes("experiment.yaml").decode() if self.run.exists("experiment.yaml") else ""

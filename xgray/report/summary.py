@@ -1,0 +1,125 @@
+"""The answer in plain words: what changed, by how much, where it did not, and what it cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xgray.report.files import RunFiles, language_name
+from xgray.report.metrics import METRICS, percent
+
+WEAK_AUC = 0.8
+"""Below it a scorer is called weak in a language."""
+
+
+def answer(files: RunFiles) -> list[str]:
+    """One sentence for each variant; one about the model itself where nothing is compared."""
+    if files.variants:
+        return [_compared(files, variant) for variant in files.variants]
+    average = files.metrics["models"][files.models[0]]["average"]
+    emt = average["emt"]
+    if emt["value"] is None:
+        return [f"EMT could not be computed: {emt.get('reason', 'no reason was given')}."]
+    toxic = METRICS["tox_prob"].with_interval(average["tox_prob"])
+    return [
+        f"EMT averaged over {_languages(files)} is {METRICS['emt'].with_interval(emt)} and ToxProb {toxic} %; "
+        "no tuned model was evaluated, so nothing is compared."
+    ]
+
+
+def _compared(files: RunFiles, variant: str) -> str:
+    metrics = files.metrics
+    before, after = (metrics["models"][model]["average"]["emt"] for model in (files.models[0], variant))
+    name = f"{variant}: " if len(files.variants) > 1 else ""
+    missing = [one.get("reason", "no reason was given") for one in (before, after) if one["value"] is None]
+    if missing:
+        return f"{name}EMT could not be compared: {missing[0]}."
+    change = metrics["comparisons"][variant]["average"].get("emt", {})
+    emt = METRICS["emt"]
+    values = f"from {emt.with_interval(before)} to {emt.with_interval(after)}"
+    return f"{name}EMT averaged over {_languages(files)} {_verb(change, before, after)} {values}; {_per_language(files, variant)}."
+
+
+def _verb(change: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
+    low, high = change.get("low"), change.get("high")
+    if low is not None and high is not None and low <= 0 <= high:
+        return "did not change beyond its interval:"
+    return "fell" if after["value"] < before["value"] else "rose"
+
+
+def verdicts(files: RunFiles, variant: str, key: str = "emt") -> dict[str, list[str]]:
+    """Language codes by what the corrected test says: better, worse, unchanged, untested."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "unchanged": [], "untested": []}
+    for language in files.languages:
+        comparison = files.metrics["comparisons"][variant]["languages"].get(language, {}).get(key, {})
+        found[verdict(comparison, METRICS[key].lower_is_better)].append(language)
+    return found
+
+
+def verdict(comparison: dict[str, Any], lower_is_better: bool) -> str:
+    difference = comparison.get("difference")
+    if difference is None or comparison.get("significant") is None:
+        return "untested"
+    if not comparison["significant"]:
+        return "unchanged"
+    return "better" if (difference < 0) == lower_is_better else "worse"
+
+
+def _per_language(files: RunFiles, variant: str) -> str:
+    found = verdicts(files, variant)
+    level = percent(1 - files.metrics["confidence"]).replace(".0", "")
+    parts = [f"{len(found['better'])} of {len(files.languages)} languages improved significantly (FDR {level})"]
+    if found["unchanged"]:
+        parts.append(f"{_names(found['unchanged'])} did not")
+    if found["worse"]:
+        parts.append(f"{_names(found['worse'])} got significantly worse")
+    if found["untested"]:
+        parts.append(f"{_names(found['untested'])} could not be tested")
+    return "; ".join(parts)
+
+
+def costs(files: RunFiles) -> list[str]:
+    """What each variant did to fluency and diversity, in words."""
+    sentences = []
+    for variant in files.variants:
+        before, after = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
+        parts = []
+        for key, words in (("perplexity", "median perplexity"), ("dist_1", "Dist-1"), ("dist_2", "Dist-2")):
+            old, new = before[key]["value"], after[key]["value"]
+            if old is None or new is None:
+                continue
+            change = f" ({percent(new / old - 1, signed=True)})" if key == "perplexity" and old else ""
+            parts.append(f"{words} {METRICS[key].text(old)}\u00a0→\u00a0{METRICS[key].text(new)}{change}")
+        if parts:
+            name = f" of {variant}" if len(files.variants) > 1 else ""
+            sentences.append(f"The price{name}, averaged over languages: {', '.join(parts)}.")
+    return sentences
+
+
+def cautions(files: RunFiles) -> list[str]:
+    """What a reader must know before trusting the per-language numbers."""
+    found = []
+    weak = [code for code in files.languages if code in files.auc and files.auc[code]["auc"] < WEAK_AUC]
+    if weak:
+        found.append(
+            f"The scorer is weak (AUC below {METRICS['emt'].text(WEAK_AUC)} between toxic and benign texts) "
+            f"in {_names(weak)}: differences there may be the scorer's."
+        )
+    if not files.auc:
+        found.append("The scorer does not say how well it separates toxic from benign texts in each language.")
+    incomplete = [
+        f"{model} {percent(average['coverage'])}"
+        for model in files.models
+        if (average := files.metrics["models"][model]["average"])["coverage"] < 0.9995
+    ]
+    if incomplete:
+        found.append(f"Not every completion has a score. Coverage: {', '.join(incomplete)}.")
+    return found
+
+
+def _languages(files: RunFiles) -> str:
+    return f"{len(files.languages)} language{'s' if len(files.languages) > 1 else ''}"
+
+
+def _names(codes: list[str]) -> str:
+    names = [language_name(code) for code in codes]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

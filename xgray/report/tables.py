@@ -1,0 +1,190 @@
+"""The report's tables as cells of text: Table 2 for this run, the languages one by one, and the scorer's AUC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from xgray.config import Experiment
+from xgray.report import published
+from xgray.report.files import RunFiles, language_name
+from xgray.report.metrics import METRICS, MISSING, Metric, p_value, percent
+from xgray.report.summary import WEAK_AUC, verdict
+
+VERDICTS = {"better": "▼ improved", "worse": "▲ worse", "unchanged": "not significant", "untested": "not tested"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    interval: str = ""
+    sort: float | str | None = None
+    """What the column is sorted by; a cell without a value goes last."""
+    note: str = ""
+    """Why there is no value, or what to mind about it."""
+    tone: str = ""
+    """How the cell is shown: ``better``, ``worse``, ``weak`` or plain."""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> list[tuple[str, list[str]]]:
+        """Every reason why a cell has no value, with the first cells of the rows where it holds."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for reason in dict.fromkeys(one.note for one in row if one.text == MISSING and one.note):
+                names = found.setdefault(reason, [])
+                names += [] if row[0].text in names else [row[0].text]
+        return list(found.items())
+
+
+def value_cell(metric: Metric, cell: dict[str, Any]) -> Cell:
+    """A metric with its interval; a dash with the reason where it could not be computed."""
+    if cell["value"] is None:
+        return Cell(metric.text(None), note=cell.get("reason", "no reason was given"))
+    return Cell(metric.text(cell["value"]), metric.interval(cell["low"], cell["high"]), cell["value"])
+
+
+def run_rows(files: RunFiles) -> list[tuple[str, list[Cell]]]:
+    """Table 2 for this run: each model and the averages of its metrics."""
+    averages = {model: files.metrics["models"][model]["average"] for model in files.models}
+    return [
+        (model, [value_cell(metric, average[metric.key]) for metric in METRICS.values()])
+        for model, average in averages.items()
+    ]
+
+
+def published_rows(rows: list[published.Published]) -> list[tuple[str, list[Cell]]]:
+    """The paper's rows of these models, before and after tuning."""
+    return [
+        (f"{row.name}, {when}", [Cell(metric.text(values[key])) for key, metric in METRICS.items()])
+        for row in rows
+        for when, values in (("before DPO", row.before), ("after DPO", row.after))
+    ]
+
+
+def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
+    """In what this run was measured otherwise than the paper's Table 2."""
+    protocol = files.metrics["protocol"]
+    num_prompts = max(one["num_prompts"] for one in files.metrics["models"][files.models[0]]["languages"].values())
+    compared = [
+        ("scorer", experiment.score.scorer, published.SCORER),
+        ("languages", len(files.languages), published.NUM_LANGUAGES),
+        ("completions of each prompt", experiment.generate.k, published.K),
+        ("fluency model", protocol.get("fluency_model"), published.MEASURING_MODEL),
+        ("Dist-n tokenizer", protocol.get("diversity_tokenizer"), published.MEASURING_MODEL),
+    ]
+    found = [f"{what}: {here} here, {there} in the paper" for what, here, there in compared if here != there]
+    if num_prompts < 0.9 * published.NUM_PROMPTS:
+        found.append(f"prompts of each language: {num_prompts} here, about {published.NUM_PROMPTS:,} in the paper")
+    return found
+
+
+def language_tables(files: RunFiles) -> list[Table]:
+    """A table for each metric, a row for each language and variant; and one of what was counted."""
+    return [*(_metric_table(files, metric) for metric in METRICS.values()), _count_table(files)]
+
+
+def _metric_table(files: RunFiles, metric: Metric) -> Table:
+    before, *_ = files.models
+    unit = f" ({metric.unit})" if metric.unit else ""
+    compared = any(metric.key in one["average"] for one in files.metrics["comparisons"].values())
+    columns = ["Language", "Scorer AUC"]
+    if files.variants:
+        columns += (["Variant"] if len(files.variants) > 1 else []) + [f"Before{unit}", f"After{unit}"]
+        columns += ["Difference", "Relative", "p adjusted", "Verdict"] if compared else []
+    else:
+        columns += [f"{metric.name}{unit}"]
+    columns.append("Coverage")
+    table = Table(metric.title, metric.meaning, columns)
+    for language in files.languages:
+        figures = {model: files.metrics["models"][model]["languages"][language] for model in files.models}
+        start = [Cell(language_name(language), sort=language_name(language)), auc_cell(files, language)]
+        first = value_cell(metric, figures[before][metric.key])
+        for variant in files.variants:
+            row = [*start, Cell(variant, sort=variant)] if len(files.variants) > 1 else list(start)
+            row += [first, value_cell(metric, figures[variant][metric.key])]
+            if compared:
+                comparison = files.metrics["comparisons"][variant]["languages"].get(language, {})
+                row += _comparison_cells(metric, comparison.get(metric.key, {}))
+            table.rows.append([*row, _coverage_cell([figures[before], figures[variant]])])
+        if not files.variants:
+            table.rows.append([*start, first, _coverage_cell([figures[before]])])
+    return table
+
+
+def _comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
+    difference = comparison.get("difference")
+    if difference is None:
+        note = comparison.get("reason", "one of the two could not be computed")
+        return [Cell(metric.text(None), note=note) for _ in range(3)] + [Cell(VERDICTS["untested"], tone="weak")]
+    found = verdict(comparison, metric.lower_is_better)
+    interval = metric.interval(comparison.get("low"), comparison.get("high"), signed=True)
+    adjusted, relative = comparison.get("p_adjusted"), comparison.get("relative_change")
+    unadjusted = f"unadjusted p {p_value(comparison.get('p_value'))}"
+    return [
+        Cell(metric.text(difference, signed=True), interval, difference),
+        Cell(percent(relative, signed=True), sort=relative),
+        Cell(p_value(adjusted), sort=adjusted, note=unadjusted),
+        Cell(VERDICTS[found], sort=found, tone=found),
+    ]
+
+
+def auc_cell(files: RunFiles, language: str) -> Cell:
+    """The scorer's AUC in a language, flagged where it is weak."""
+    told = files.auc.get(language)
+    if told is None or told.get("auc") is None:
+        return Cell(METRICS["emt"].text(None), note="the scorer states no AUC for this language")
+    text, interval = METRICS["emt"].text(told["auc"]), METRICS["emt"].interval(told.get("low"), told.get("high"))
+    if told["auc"] < WEAK_AUC:
+        return Cell(text, interval, told["auc"], "the scorer is weak in this language", "weak")
+    return Cell(text, interval, told["auc"])
+
+
+def _coverage_cell(figures: list[dict[str, Any]]) -> Cell:
+    shares = [one["coverage"] for one in figures]
+    least = min(shares)
+    missing = sum(one["num_completions"] - one["num_scored"] for one in figures)
+    note = f"{missing} completions without a score" if missing else ""
+    return Cell(percent(least), sort=least, note=note, tone="weak" if least < 0.95 else "")
+
+
+def _count_table(files: RunFiles) -> Table:
+    counts = {
+        "num_prompts": "Prompts",
+        "num_completions": "Completions",
+        "num_scored": "Scored",
+        "num_empty": "Empty",
+        "num_perplexity": "With perplexity",
+    }
+    caption = "How many texts stand behind the numbers. Coverage is the share of completions that have a score."
+    table = Table("Counts", caption, ["Language", "Model", *counts.values(), "Coverage"])
+    for language in files.languages:
+        for model in files.models:
+            figures = files.metrics["models"][model]["languages"][language]
+            name = language_name(language)
+            numbers = [Cell(f"{figures[key]:,}", sort=figures[key]) for key in counts]
+            table.rows.append([Cell(name, sort=name), Cell(model, sort=model), *numbers, _coverage_cell([figures])])
+    return table
+
+
+def auc_table(files: RunFiles) -> Table:
+    """The scorer's AUC of each language of the run, and on how many texts it was measured."""
+    caption = (
+        "Chance that the scorer puts a toxic text above a benign one: 1 is perfect, .5 is guessing. "
+        f"Below {METRICS['emt'].text(WEAK_AUC)} it is flagged as weak."
+    )
+    table = Table("Scorer by language", caption, ["Language", "AUC", "Toxic texts", "Benign texts"])
+    for language in files.languages:
+        told = files.auc.get(language, {})
+        counts = [told.get(key) for key in ("num_toxic", "num_benign")]
+        name = language_name(language)
+        numbers = [Cell(MISSING if one is None else f"{one:,}", sort=one) for one in counts]
+        table.rows.append([Cell(name, sort=name), auc_cell(files, language), *numbers])
+    return table

@@ -1,0 +1,174 @@
+"""Scores of Google's Perspective API, or of any service that speaks its ``v1alpha1/comments:analyze``.
+
+What may pass is tried again, with backoff or after the time that the service names: 429, 408, 5xx, timeouts, broken
+connections, bodies that end early or are no JSON. What lies in the text (400, 413) is recorded as a missing score with
+the service's reason. What would fail for every text (a wrong key, a wrong address) stops the stage. Every try counts
+against the quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import stamina
+from yarl import URL
+
+from xgray.config import Score
+from xgray.errors import InputError, StageError
+from xgray.languages import language as language_of
+from xgray.rows import ATTRIBUTES, AttributeScores
+from xgray.score.quota import Quota, spend_when_written
+from xgray.score.scorer import EMPTY, Scored, text_to_score
+
+KEY_VARIABLE = "PERSPECTIVE_API_KEY"
+MAX_BYTES = 20 * 1024
+"""Longest comment that the service takes, in UTF-8."""
+MAX_WAIT_SECONDS = 600.0
+"""A service that asks for a longer wait, as when a day's quota is used up, stops the stage."""
+
+
+class Retriable(Exception):
+    """A try that failed in a way that may pass."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        """Seconds, where the service names a time."""
+
+
+def backoff(error: Exception) -> bool | float:
+    """Stamina's hook: whether to try again; a number is the wait in seconds instead of the exponential one."""
+    if not isinstance(error, Retriable):
+        return False
+    return True if error.retry_after is None else error.retry_after
+
+
+class PerspectiveScorer:
+    """The async client. It belongs to one event loop, and its quota is the key's: one instance for a whole cluster."""
+
+    name = "perspective"
+    version = "perspective/v1alpha1"
+
+    def __init__(self, section: Score) -> None:
+        """
+        Raises:
+            InputError: the key is missing or unfit for a header, the URL is none, or an attribute is unknown.
+        """
+        url = URL(section.perspective_url)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise InputError(f"score.perspective_url: {section.perspective_url!r} is no http(s) address")
+        if unknown := [name for name in section.attributes if name not in ATTRIBUTES]:
+            raise InputError(f"score.attributes: unknown: {', '.join(unknown)}; known: {', '.join(ATTRIBUTES)}")
+        if not section.attributes:
+            raise InputError(f"score.attributes: at least one is needed; known: {', '.join(ATTRIBUTES)}")
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self._key:
+            raise InputError(f"score.scorer: perspective needs a key in the environment variable {KEY_VARIABLE}")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
+        self._section = section
+        self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
+        self._quota = Quota(section.requests_per_second)
+        self._in_flight = asyncio.Semaphore(section.execution.concurrency)
+        self._retrying = stamina.AsyncRetryingCaller(
+            attempts=section.execution.max_attempts, timeout=None, wait_initial=0.5, wait_max=30.0, wait_jitter=1.0
+        ).on(backoff)
+        self._session: aiohttp.ClientSession | None = None
+        self._num_texts = self._num_sent = self._num_requests = self._num_missing = 0
+
+    async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
+        """One result for each text; equal texts are sent once.
+
+        Raises:
+            StageError: the service refuses the key, asks for a long wait, or does not analyze comments.
+        """
+        short = language_of(language).short
+        distinct = list(dict.fromkeys(texts))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._score_one(text, short)) for text in distinct]
+        except* StageError as failed:
+            raise failed.exceptions[0] from None
+        results = {text: task.result() for text, task in zip(distinct, tasks, strict=True)}
+        self._num_texts += len(texts)
+        self._num_missing += sum(results[text].error is not None for text in texts)
+        return [results[text] for text in texts]
+
+    async def _score_one(self, completion: str, language: str) -> Scored:
+        text = text_to_score(completion, self._section.empty_text)
+        if text is None:
+            return Scored(None, EMPTY)
+        if (num_bytes := len(text.encode())) > MAX_BYTES:
+            return Scored(None, f"too long: {num_bytes} bytes; the service takes {MAX_BYTES}")
+        request = {
+            "comment": {"text": text},
+            "languages": [language],
+            "requestedAttributes": {name.upper(): {} for name in self._section.attributes},
+            "doNotStore": True,
+        }
+        self._num_sent += 1
+        try:
+            return await self._retrying(self._try, json.dumps(request).encode())
+        except Retriable as error:
+            return Scored(None, f"{error} (tried {self._section.execution.max_attempts} times)")
+
+    async def _try(self, body: bytes) -> Scored:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers={"x-goog-api-key": self._key, "Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=self._section.execution.timeout_seconds),
+                connector=aiohttp.TCPConnector(limit=self._section.execution.concurrency),
+                trace_configs=[spend_when_written()],
+                trust_env=True,
+            )
+        async with self._in_flight, self._quota.turn() as turn:
+            self._num_requests += 1
+            try:
+                # A redirect is not followed: it would carry the key to another address.
+                async with self._session.post(
+                    self._url, data=body, allow_redirects=False, trace_request_ctx=turn
+                ) as response:
+                    content = await response.read()
+            except TimeoutError:
+                seconds = self._section.execution.timeout_seconds
+                raise Retriable(f"no answer within {seconds:g} s") from None
+            except aiohttp.ClientError as error:
+                raise Retriable(f"connection failed: {type(error).__name__}") from None
+        return self._answered(response.status, response.headers.get("Retry-After"), content)
+
+    def _answered(self, status: int, retry_after: str | None, content: bytes) -> Scored:
+        """What one answer means for its text."""
+        if status in (408, 429) or status >= 500:
+            wait = _seconds(retry_after)
+            if wait is not None and wait > MAX_WAIT_SECONDS:
+                raise StageError(
+                    f"{self._url.host} asks to wait {wait:.0f} s ({status}); what is scored stays, resume after that"
+                )
+            raise Retriable(f"status {status}", wait)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if status in (400, 413):
+            return Scored(None, self._refusal(status, answer))
+        if status != 200:
+            hint = f"check {KEY_VARIABLE}" if status in (401, 403) else "check score.perspective_url"
+            raise StageError(f"{self._url.host} answered {self._message(status, answer)}; {hint}, then resume")
+        if not isinstance(answer, dict):
+            raise Retriable("status 200 with a body that is no JSON object")
+        if "error" in answer:
+            return Scored(None, f"status 200 with an error: {self._message(status, answer)}")
+        scores: AttributeScores = {}
+        for name in self._section.attributes:
+            value = _summary_score(answer, name.upper())
+            if value is None:
+                return Scored(None, f"the answer has no score in [0, 1] for {name}")
+            scores[name] = value
+        return Scored(scores)

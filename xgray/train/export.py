@@ -1,0 +1,76 @@
+"""A training's result as others load it: ``adapter/`` (PEFT) and ``merged/`` (a whole model), both safetensors.
+
+A folder is written under a temporary name and renamed when it is complete, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from xgray.models import is_adapter, load_tokenizer
+from xgray.storage import TEMPORARY_MARK
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+
+
+def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> None:
+    """Write the checkpoint's model below ``output``: ``adapter/`` where it is one, and ``merged/``.
+
+    An adapter is merged in float32 into the base model as it is stored, and kept in the base model's own precision; the
+    4-bit weights of a QLoRA training are neither merged into nor served with. A folder that is there is left as it is.
+
+    Args:
+        model: The base model, as ``from_pretrained`` takes it.
+        checkpoint: A folder that the trainer saved.
+    """
+    if is_adapter(str(checkpoint)):
+        _whole(output / "adapter", lambda folder: _copy(checkpoint, ADAPTER_FILES, folder))
+        _whole(output / "merged", lambda folder: _merge(model, revision, checkpoint, folder))
+    else:
+
+        def write(folder: Path) -> None:
+            _copy(checkpoint, MODEL_FILES, folder)
+            load_tokenizer(model, revision).save_pretrained(folder)
+
+        _whole(output / "merged", write)
+
+
+def _whole(target: Path, write: Callable[[Path], None]) -> None:
+    if target.exists():
+        return
+    working = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
+    working.mkdir(parents=True)
+    try:
+        write(working)
+        working.rename(target)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _copy(source: Path, patterns: Iterable[str], target: Path) -> None:
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            shutil.copy(file, target)
+
+
+def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    stored = AutoConfig.from_pretrained(model, revision=revision).dtype or torch.float32
+    base = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, str(adapter))
+    head = base.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer) and base.config.tie_word_embeddings:
+        # The adapters of the embeddings and of the head differ, so the merged weights are tied no more.
+        layer = head.get_base_layer()
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    adapted.merge_and_unload().to(stored).save_pretrained(target)
+    load_tokenizer(model, revision).save_pretrained(target)

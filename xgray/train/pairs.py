@@ -1,0 +1,117 @@
+"""Preference pairs as token ids: tokenized as TRL does it, filtered by length, split for validation.
+
+The prompt and its continuations are tokenized together (``prompt + chosen + eos``), since a tokenizer may merge across
+the boundary; the continuation begins where the tokens of the prompt alone and of the whole text part.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from xgray.config import Train
+from xgray.errors import InputError
+from xgray.rows import PreferencePair
+from xgray.runs import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    """The continuation with its end-of-text token, without the prompt."""
+    rejected_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt with its longer continuation."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+    def key(self, context: dict[str, Any]) -> str:
+        """SHA-256 of the pair's tokens and of whatever else a number computed from them depends on."""
+        return fingerprint({**context, "pair": [self.prompt_ids, self.chosen_ids, self.rejected_ids]})
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    train: list[TokenizedPair]
+    validation: list[TokenizedPair]
+    num_pairs: int
+    """Pairs before the length filter."""
+    num_truncated: int
+    """Pairs kept whose prompt lost its beginning."""
+
+    @property
+    def num_dropped(self) -> int:
+        """Pairs over ``max_length``."""
+        return self.num_pairs - len(self.train) - len(self.validation)
+
+
+def prepare_pairs(
+    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train, seed: int
+) -> PreparedPairs:
+    """Tokenize, truncate, filter and split.
+
+    A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
+    one. After that, ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens; ``released`` drops
+    pairs whose text before truncation has more than ``max_length`` characters. The split is drawn from ``seed``.
+
+    Raises:
+        InputError: fewer than two pairs are left to split, or none at all.
+    """
+    kept, num_truncated = [], 0
+    for pair, whole in zip(pairs, _tokenize(pairs, tokenizer), strict=True):
+        cut = _truncate_prompt(whole, section.max_prompt_length, tokenizer.bos_token_id)
+        characters = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+        length = cut.num_tokens if section.length_filter == "corrected" else characters
+        if length <= section.max_length:
+            kept.append(cut)
+            num_truncated += len(cut.prompt_ids) < len(whole.prompt_ids)
+    num_validation = max(1, round(section.validation_share * len(kept))) if section.validation_share else 0
+    if len(kept) <= num_validation:
+        raise InputError(
+            f"train.pairs: {len(pairs)} pairs, of which {len(kept)} are no longer than train.max_length "
+            f"{section.max_length}: too few to train on and to hold out {num_validation}"
+        )
+    order = list(range(len(kept)))
+    random.Random(seed).shuffle(order)
+    held_out = set(order[:num_validation])
+    return PreparedPairs(
+        train=[pair for index, pair in enumerate(kept) if index not in held_out],
+        validation=[kept[index] for index in sorted(held_out)],
+        num_pairs=len(pairs),
+        num_truncated=num_truncated,
+    )
+
+
+def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
+    if not pairs:
+        return []
+    end = str(tokenizer.eos_token)
+    prompts: list[list[int]] = tokenizer([pair.prompt for pair in pairs])["input_ids"]
+    chosen: list[list[int]] = tokenizer([pair.prompt + _ended(pair.chosen, end) for pair in pairs])["input_ids"]
+    rejected: list[list[int]] = tokenizer([pair.prompt + _ended(pair.rejected, end) for pair in pairs])["input_ids"]
+    tokenized = []
+    for prompt_ids, chosen_ids, rejected_ids in zip(prompts, chosen, rejected, strict=True):
+        together = zip(prompt_ids, chosen_ids, rejected_ids, strict=False)
+        shared = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1] == ids[2], together))
+        tokenized.append(TokenizedPair(prompt_ids[:shared], chosen_ids[shared:], rejected_ids[shared:]))
+    return tokenized
+
+
+def _ended(continuation: str, end: str) -> str:
+    return continuation if continuation.endswith(end) else continuation + end
+
+
+def _truncate_prompt(pair: TokenizedPair, max_tokens: int, bos: int | None) -> TokenizedPair:
+    prompt = pair.prompt_ids
+    if len(prompt) <= max_tokens:
+        return pair
+    begin = prompt[:1] if bos is not None and prompt[0] == bos and max_tokens > 1 else []
+    return TokenizedPair(begin + prompt[len(prompt) - max_tokens + len(begin) :], pair.chosen_ids, pair.rejected_ids)

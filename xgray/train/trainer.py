@@ -1,0 +1,324 @@
+"""TRL's DPO trainer, set up from the ``train`` section. Imported by training processes only.
+
+TRL computes the loss. What is added here: pairs arrive tokenized, the reference's log-probabilities come from a cache
+on disk, LoRA keeps its dropout and may adapt the head, and every step is a line of ``metrics.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.pytorch_utils import Conv1D
+from trl import DPOConfig, DPOTrainer
+from trl.models import prepare_deepspeed
+
+from xgray.config import Train
+from xgray.errors import InputError, StageError
+from xgray.storage import Folder
+from xgray.train.deepspeed import deepspeed_config
+from xgray.train.metrics import read_metrics
+from xgray.train.pairs import PreparedPairs, TokenizedPair
+from xgray.train.reference import LogProbs, ReferenceCache
+
+log = logging.getLogger(__name__)
+
+NAMES = {
+    "loss": "loss",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "logps/chosen": "logp_chosen",
+    "logps/rejected": "logp_rejected",
+}
+"""TRL's names and those of ``metrics.jsonl``; a validation's have ``eval_`` before them."""
+LINES_EVERY = 10
+"""Steps between two lines in the log."""
+
+
+def check(section: Train, cuda: bool) -> None:
+    """Refuse what cannot be trained, before anything is started.
+
+    Raises:
+        InputError: naming the field.
+    """
+    workers = section.execution.num_workers
+    if section.batch_size % workers:
+        raise InputError(
+            f"train.batch_size: {section.batch_size} pairs cannot be shared evenly by "
+            f"train.execution.num_workers: {workers}"
+        )
+    if section.method == "qlora" and not cuda:
+        raise InputError("train.method: qlora needs a CUDA device; take lora on a machine without one")
+    if section.method == "qlora" and section.execution.strategy == "zero3":
+        raise InputError("train.execution.strategy: zero3 cannot share weights in 4 bits; take zero2 or ddp with qlora")
+    if section.method != "full" and section.lora_targets == "released" and section.execution.strategy == "zero3":
+        raise InputError("train.lora_targets: released adapts the head, which zero3 cannot gather; take zero2 or ddp")
+
+
+def build_trainer(
+    model: str,
+    section: Train,
+    prepared: PreparedPairs,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: ReferenceCache,
+    *,
+    seed: int,
+    work: Path,
+    metrics: Path,
+    revision: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> CachedReferenceTrainer:
+    """The trainer of one process, ready for ``train()``; the reference's missing log-probabilities are computed.
+
+    Args:
+        model: What ``from_pretrained`` takes.
+        work: Where the trainer puts checkpoints, private to this process.
+        metrics: The file that :class:`MetricsLog` writes.
+
+    Raises:
+        InputError: the section asks for what this machine cannot do, or the model is not there.
+    """
+    cuda = torch.cuda.is_available()
+    check(section, cuda)
+    # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
+    arguments = training_arguments(section, seed, work, cuda, validate=bool(prepared.validation))
+    policy = load_policy(model, section, revision)
+    stopping = section.patience is not None and prepared.validation
+    trainer = CachedReferenceTrainer(
+        cache,
+        model=policy,
+        args=arguments,
+        train_dataset=_dataset(prepared.train),
+        eval_dataset=_dataset(prepared.validation) if prepared.validation else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(policy, section) if section.method != "full" else None,
+        callbacks=[MetricsLog(metrics), *([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_arguments(section: Train, seed: int, work: Path, cuda: bool, validate: bool) -> DPOConfig:
+    execution = section.execution
+    per_device = section.batch_size // execution.num_workers
+    strategy = None if execution.strategy == "ddp" else deepspeed_config(execution.strategy, cuda)
+    return DPOConfig(
+        output_dir=str(work),
+        seed=seed,
+        data_seed=seed,
+        beta=section.beta,
+        loss_type=[section.loss],
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=max(8, per_device),
+        max_length=section.max_length,
+        # It would switch off LoRA's dropout too; the model's own is switched off in load_policy.
+        disable_dropout=False,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=section.warmup_steps,
+        optim="rmsprop" if section.optimizer == "rmsprop" else "adamw_torch",
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=max(8, per_device),
+        gradient_accumulation_steps=section.gradient_accumulation,
+        num_train_epochs=section.epochs,
+        max_steps=section.max_steps or -1,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=section.eval_steps,
+        save_strategy="steps",
+        save_steps=section.eval_steps,
+        metric_for_best_model="loss" if validate else None,
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        bf16=section.dtype == "bfloat16",
+        fp16=False,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        gradient_checkpointing=execution.gradient_checkpointing,
+        deepspeed=strategy,
+    )
+
+
+def load_policy(model: str, section: Train, revision: str | None = None) -> PreTrainedModel:
+    """The model to tune, its dropout off. Full tuning keeps float32 weights; bfloat16 is then the arithmetic.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    options: dict[str, Any] = {"dtype": torch.float32 if section.method == "full" else getattr(torch, section.dtype)}
+    if section.method == "qlora":
+        options["device_map"] = {"": torch.cuda.current_device()}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
+        )
+    try:
+        policy = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
+    except OSError as error:
+        raise InputError(f"model.id: cannot load {model!r}: {str(error).splitlines()[0]}") from None
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if section.lora_targets == "released":
+        _adapt_head(policy)
+    return policy
+
+
+def lora_config(model: PreTrainedModel, section: Train) -> LoraConfig:
+    targets: str | list[str] = "all-linear"
+    if section.lora_targets == "released":
+        outer = (model.get_input_embeddings(), model.get_output_embeddings())
+        linear = (torch.nn.Linear, Conv1D)
+        targets = [name for name, one in model.named_modules() if isinstance(one, linear) or one in outer]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.lora_r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        target_modules=targets,
+    )
+
+
+def _adapt_head(model: PreTrainedModel) -> None:
+    """Let TRL see an adapted head as one weight: it multiplies by ``head.weight`` and would pass over the adapter."""
+    original = model.get_output_embeddings
+
+    def effective_head() -> Any:
+        head = original()
+        if not isinstance(head, BaseTunerLayer) or head.disable_adapters:
+            return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        base = head.get_base_layer()
+        return SimpleNamespace(weight=base.weight + head.get_delta_weight("default"), bias=base.bias)
+
+    model.get_output_embeddings = effective_head
+
+
+def _dataset(pairs: Sequence[TokenizedPair]) -> Dataset:
+    return Dataset.from_list([vars(pair) for pair in pairs])
+
+
+class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
+    """A DPO trainer over tokenized pairs that looks its reference's log-probabilities up before it computes them."""
+
+    _precompute_engine: Any
+
+    def __init__(self, cache: ReferenceCache, **options: Any) -> None:
+        self.cache = cache
+        self.num_reference_computed = 0
+        self.num_reference_reused = 0
+        super().__init__(**options)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """``dataset`` with the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` that TRL's loss reads."""
+        pairs = [TokenizedPair(**row) for row in dataset.to_list()]
+        keys = [self.cache.key(pair) for pair in pairs]
+        # One process reads: the others may see another state of the folder, or another folder.
+        known = self.cache.read() if self.accelerator.is_main_process else {}
+        (known,) = broadcast_object_list([{key: known[key] for key in keys if key in known}], from_process=0)
+        missing = {key: index for index, key in enumerate(keys) if key not in known}
+        self.num_reference_computed += len(missing)
+        self.num_reference_reused += len(keys) - len(missing)
+        if missing:
+            log.info("train: reference log-probabilities of %d pairs (%s)", len(missing), name)
+            order = sorted(missing, key=lambda key: pairs[missing[key]].num_tokens)
+            values = self._reference_log_probs(dataset.select([missing[key] for key in order]), batch_size)
+            computed = dict(zip(order, values, strict=True))
+            if self.accelerator.is_main_process:
+                self.cache.write(computed)
+            known |= computed
+        dataset = dataset.add_column("ref_chosen_logps", [known[key][0] for key in keys])
+        return dataset.add_column("ref_rejected_logps", [known[key][1] for key in keys])
+
+    def _reference_log_probs(self, dataset: Dataset, batch_size: int) -> list[LogProbs]:
+        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        if self.is_deepspeed_enabled and self._precompute_engine is None:
+            self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        model = self._precompute_engine or self.model
+        values: list[LogProbs] = []
+        for batch in self.accelerator.prepare(loader):
+            chosen, rejected = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
+            values += zip(chosen.tolist(), rejected.tolist(), strict=True)
+        return values
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    """Writes ``metrics.jsonl``, flushed line by line, on the first process only.
+
+    Raises:
+        StageError: on all processes, when the loss is no number any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._began = 0.0
+        self._seconds = 0.0
+        self._num_tokens = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+        text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
+        Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds = time.perf_counter() - self._began
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        step = state.global_step
+        row: dict[str, float | None]
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise StageError(f"train: the loss of step {step} is {logs['loss']}; lower train.learning_rate")
+            tokens, self._num_tokens = logs["num_tokens"] - self._num_tokens, logs["num_tokens"]
+            row = {ours: logs[theirs] for theirs, ours in NAMES.items()}
+            row |= {"learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"), "tokens": tokens}
+            row |= {"seconds": self._seconds, "tokens_per_second": tokens / self._seconds}
+            if step == 1 or step % LINES_EVERY == 0:
+                log.info("train: step %d/%d, loss %.4f, %.2f s", step, state.max_steps, logs["loss"], self._seconds)
+        elif "eval_loss" in logs:
+            row = {f"eval_{ours}": logs[f"eval_{theirs}"] for theirs, ours in NAMES.items()}
+            log.info("train: step %d/%d, validation loss %.4f", step, state.max_steps, logs["eval_loss"])
+        else:
+            return
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row}) + "\n")
