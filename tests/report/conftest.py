@@ -141,16 +141,16 @@ def write_training(run, variant, random):
             {
                 "step": step,
                 "loss": math.log(2) if step == 1 else 0.25 + 0.44 * left + random.normal(0, 0.03),
-                "rewards/chosen": -0.2 * (1 - left),
-                "rewards/rejected": -2 * (1 - left),
-                "rewards/margins": 1.8 * (1 - left),
-                "rewards/accuracies": 1 - 0.5 * left,
+                "reward_chosen": -0.2 * (1 - left),
+                "reward_rejected": -2 * (1 - left),
+                "margin": 1.8 * (1 - left),
+                "accuracy": 1 - 0.5 * left,
                 "learning_rate": 1e-5,
                 "tokens_per_second": 320.0 + step,
             }
         )
         if step % 15 == 0:
-            lines.append({"step": step, "eval_loss": 0.3 + 0.4 * left, "eval_rewards/accuracies": 1 - 0.6 * left})
+            lines.append({"step": step, "eval_loss": 0.3 + 0.4 * left, "eval_accuracy": 1 - 0.6 * left})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "train" / variant).write_bytes("metrics.jsonl", text.encode())
 
@@ -179,9 +179,8 @@ def make_run(tmp_path):
             "name": "made",
             "version": "v7",
             "auc": {
-                code: {"auc": 0.96 - 0.09 * at, "low": 0.9 - 0.09 * at, "high": 0.99 - 0.09 * at} | dict.fromkeys(
-                    ("num_toxic", "num_benign"), 60
-                )
+                code: {"auc": 0.96 - 0.09 * at, "low": 0.9 - 0.09 * at, "high": 0.99 - 0.09 * at}
+                | dict.fromkeys(("num_toxic", "num_benign"), 60)
                 for at, code in enumerate(list(changes)[:3])
             },
         }

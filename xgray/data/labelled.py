@@ -10,12 +10,13 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from xgray.data.source import located
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
+from xgray.runs import fingerprint
 
 SPLITS = ("fit", "validate")
 VALIDATE_EVERY = 3
@@ -52,6 +53,11 @@ def read_labelled(path: str) -> list[LabelledText]:
             raise InputError(f"{file}: {code} has another file in this folder; keep one of them")
         by_language[code] = _read_file(file, code)
     return [one for code in LANGUAGES for one in by_language.get(code, [])]
+
+
+def labelled_fingerprint(path: str) -> str:
+    """SHA-256 of the texts that :func:`read_labelled` gives, whatever files they lie in."""
+    return fingerprint({"labelled": [asdict(one) for one in read_labelled(path)]})
 
 
 def _read_file(file: Path, code: str) -> list[LabelledText]:

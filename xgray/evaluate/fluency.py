@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 State = TypeVar("State")
 
 RELEASED_LIMIT = 1e4
-ANCHOR = "\x01"
+ANCHOR = "0"
 """Stands before a completion while it is tokenized, where the tokenizer would else put a word mark there."""
 
 
@@ -125,7 +125,7 @@ def causal_losses(
 
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompt_tokens = [tokens or [start] for tokens in _tokens(tokenizer, prompts)]
-    targets = _completion_tokens(tokenizer, completions)
+    targets = _continuation_tokens(tokenizer, list(chain.from_iterable(completions)))
     owners = [index for index, group in enumerate(completions) for _ in group]
     longest = max((len(prompt_tokens[owner]) + len(own) for owner, own in zip(owners, targets, strict=True)), default=0)
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -157,7 +157,7 @@ def seq2seq_losses(
         return _decoder_losses(model, encoded[rows], mask[rows], targets)
 
     prompt_tokens = _tokens(tokenizer, prompts)
-    targets = _completion_tokens(tokenizer, completions)
+    targets = _tokens(tokenizer, list(chain.from_iterable(completions)), special=False)
     owners = [index for index, group in enumerate(completions) for _ in group]
     return _mean_losses(prompt_tokens, owners, targets, batch_size, model.device, read, losses, pad_left=False)
 
@@ -284,17 +284,20 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: b
     return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
 
 
-def _completion_tokens(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[str]]) -> list[list[int]]:
-    """The tokens of each completion as the continuation of another text, without special tokens.
+def _continuation_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text as the continuation of another one, without special tokens.
 
-    SentencePiece tokenizers such as Llama 2's put a word mark before any text, which no model would write between a
-    prompt and its continuation; with the anchor before it the completion keeps its own tokens.
+    SentencePiece tokenizers such as Llama 2's put a word mark before any text, which the model would not write between
+    a prompt and its continuation; with the anchor before it, a text keeps its own tokens. Where it melts into the
+    anchor it is tokenized alone.
     """
-    texts = list(chain.from_iterable(completions))
+    alone = _tokens(tokenizer, texts, special=False)
     if tokenizer.tokenize("a")[0] == "a":
-        return _tokens(tokenizer, texts, special=False)
-    cut = len(_tokens(tokenizer, [ANCHOR], special=False)[0])
-    return [tokens[cut:] for tokens in _tokens(tokenizer, [ANCHOR + text for text in texts], special=False)]
+        return alone
+    [anchor] = _tokens(tokenizer, [ANCHOR], special=False)
+    anchored = _tokens(tokenizer, [ANCHOR + text for text in texts], special=False)
+    cut = len(anchor)
+    return [long[cut:] if long[:cut] == anchor else short for long, short in zip(anchored, alone, strict=True)]
 
 
 def _by_length(sequences: Sequence[list[int]], size: int) -> Iterator[list[int]]:

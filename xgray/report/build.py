@@ -18,7 +18,7 @@ from xgray.config import Experiment
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
-from xgray.report.metrics import METRICS, number
+from xgray.report.metrics import DIVERSITY, METRICS, number
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
@@ -101,8 +101,8 @@ def render(
         figures=drawn,
         examples=shown,
         facts=_facts(files, experiment),
-        answers=summary.answer(files),
-        costs=summary.costs(files),
+        answers=summary.answers(files),
+        meanings=_meanings(),
         cautions=summary.cautions(files),
         table_2=_table_2(files, experiment),
         language_tables=tables.language_tables(files),
@@ -118,22 +118,31 @@ def render(
     )
 
 
+def _meanings() -> list[tuple[str, str, str]]:
+    """Each metric's name, direction and meaning; Dist-1, -2 and -3 share one."""
+    rows = [(one.name, "lower is better", one.meaning) for one in METRICS.values() if one.lower_is_better]
+    return [*rows, ("Dist-1, -2, -3", "higher is more diverse", DIVERSITY)]
+
+
 def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
-    base = files.metrics["models"][files.models[0]]["languages"].values()
-    scorer = next((row for row in files.scores[files.models[0]].values()), None)
-    named = f"{scorer.scorer} {scorer.scorer_version}" if scorer else experiment.score.scorer
-    revision = f" @ {experiment.model.revision}" if experiment.model.revision else ""
-    num_prompts = sum(one["num_prompts"] for one in base)
+    """What was measured, with what and on how much."""
+    metrics, model, sampling = files.metrics, experiment.model, experiment.generate
+    num_prompts = sum(one["num_prompts"] for one in metrics["models"][files.models[0]]["languages"].values())
+    scorers = {f"{row.scorer} {row.scorer_version}": None for one in files.scores.values() for row in one.values()}
+    imported = any(one["device"] == "imported" for one in files.manifests if one["stage"] == "generate")
+    how = (
+        "read from files"
+        if imported
+        else f"{sampling.max_new_tokens} tokens, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    )
     return [
-        ("Model", f"{experiment.model.id}{revision}, {experiment.model.dtype}"),
+        ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
         *((variant.name, _changes(variant.checkpoint, variant.train)) for variant in experiment.variants),
-        ("Scorer", f"{named}, attribute {files.metrics['attribute']}, toxic from {files.metrics['threshold']}"),
+        ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
         ("Prompts", f"{num_prompts:,} in {len(files.languages)} languages"),
-        ("Completions", f"k = {experiment.generate.k} of each prompt, {experiment.generate.max_new_tokens} tokens, "
-                        f"temperature {experiment.generate.temperature}, top-p {experiment.generate.top_p}"),
-        ("Intervals", f"{files.metrics['confidence']:.0%}, bootstrap over prompts, "
-                      f"{files.metrics['resamples']:,} resamples"),
-    ]  # fmt: skip
+        ("Completions", f"k = {files.k} of each prompt, {how}"),
+        ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
+    ]
 
 
 def _changes(checkpoint: str | None, train: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 9.5,
     "hatch.linewidth": 0.6,
 }
-WIDTH = 7.2
+WIDTH = 6.2
 """Inches."""
 
 
@@ -94,14 +94,14 @@ def _series(models: list[str], variants: list[str]) -> dict[str, dict[str, str]]
     for at, variant in enumerate(variants):
         color, hatch = VARIANT_COLORS[at % len(VARIANT_COLORS)], HATCHES[at // len(VARIANT_COLORS) % len(HATCHES)]
         looks[variant] = {"facecolor": color, "hatch": hatch}
-    return {model: looks[model] for model in looks}
+    return looks
 
 
 def _legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(label=model, edgecolor="white", linewidth=0, **look) for model, look in looks.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), handlelength=1.2)
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handlelength=1.2)
 
 
 def bars(files: RunFiles, metric: Metric) -> Figure:
@@ -110,7 +110,7 @@ def bars(files: RunFiles, metric: Metric) -> Figure:
     looks = _series(models, variants)
     groups: list[str | None] = [None, *sorted(files.languages, key=lambda one: _change(files, metric, one))]
     thickness = 0.8 / len(models)
-    figure, axes = _new(0.9 + len(groups) * max(0.36, 0.13 * len(models) + 0.1), 1)
+    figure, axes = _new(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
     positions = [0.0, *(at + 1.35 for at in range(len(files.languages)))]
     farthest = 0.0
     for position, language in zip(positions, groups, strict=True):
@@ -120,11 +120,12 @@ def bars(files: RunFiles, metric: Metric) -> Figure:
             if cell["value"] is None:
                 axes.text(0, y, " no value", va="center", fontsize=7, color=MUTED)
                 continue
-            value, low, high = (None if one is None else one * metric.scale for one in _ends(cell))
+            end = value = cell["value"] * metric.scale
             axes.barh(y, value, height=thickness * 0.92, edgecolor="white", linewidth=0, **looks[model])
-            if low is not None and high is not None:
-                axes.plot([low, high], [y, y], color=INK, linewidth=1, solid_capstyle="butt")
-            end = max(value, high or value)
+            if cell["low"] is not None:
+                interval = [cell["low"] * metric.scale, cell["high"] * metric.scale]
+                axes.plot(interval, [y, y], color=INK, linewidth=1, solid_capstyle="butt")
+                end = max(value, interval[1])
             farthest = max(farthest, end)
             sign = _sign(files, metric, model, language)
             axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
@@ -141,10 +142,6 @@ def bars(files: RunFiles, metric: Metric) -> Figure:
 def _figures(files: RunFiles, model: str, language: str | None) -> dict[str, Any]:
     told = files.metrics["models"][model]
     return told["average"] if language is None else told["languages"][language]
-
-
-def _ends(cell: dict[str, Any]) -> tuple[float, float | None, float | None]:
-    return cell["value"], cell["low"], cell["high"]
 
 
 def _comparison(files: RunFiles, metric: Metric, variant: str, language: str | None) -> dict[str, Any]:
@@ -185,7 +182,7 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     grid = np.linspace(low - 0.1, high + 0.1, 161)
     curves = {key: _density(one, grid) for key, one in logs.items()}
     tallest = max(float(curve.max()) for curve in curves.values())
-    figure, axes = _new(1.1 + 0.46 * len(languages), 1)
+    figure, axes = _new(1.1 + 0.4 * len(languages), 1)
     for row, language in enumerate(languages):
         axes.axhline(row, color=GRID, linewidth=0.8)
         for model in models:
@@ -193,7 +190,8 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
                 continue
             color = looks[model]["facecolor"]
             curve = row - 0.92 * curves[language, model] / tallest
-            axes.fill_between(10**grid, row, curve, color=color, alpha=0.3, linewidth=0)
+            if len(models) <= 2 or model not in files.variants:
+                axes.fill_between(10**grid, row, curve, color=color, alpha=0.3, linewidth=0)
             axes.plot(10**grid, curve, color=color, linewidth=1.3)
             median = 10 ** float(np.median(logs[language, model]))
             axes.plot([median, median], [row, row - 0.3], color=color, linewidth=2.4, solid_capstyle="butt")
@@ -227,29 +225,30 @@ def _density(values: NDArray, grid: NDArray) -> NDArray:
 
 
 def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
-    """Loss, accuracy, margin and rewards by step, train and validation, one colour for each variant."""
+    """Loss, accuracy, margin and rewards by step, of training and validation, one colour for each variant."""
     if not any(files.training.values()):
         return None
-    figure, grid = _new(5.6, 2, 2, sharex=True)
-    panels: list[tuple[str, str, Axes]] = [
-        ("Loss", "loss", grid[0, 0]),
-        ("Reward accuracy", "rewards/accuracies", grid[0, 1]),
-        ("Reward margin (chosen − rejected)", "rewards/margins", grid[1, 0]),
-        ("Reward of the chosen", "rewards/chosen", grid[1, 1]),
+    figure, grid = _new(5.2, 2, 2, sharex=True)
+    panels: list[tuple[str, Axes, dict[str, str]]] = [
+        ("Loss", grid[0, 0], {"loss": "-"}),
+        ("Reward accuracy", grid[0, 1], {"accuracy": "-"}),
+        ("Reward margin", grid[1, 0], {"margin": "-"}),
+        ("Rewards: chosen –, rejected - -", grid[1, 1], {"reward_chosen": "-", "reward_rejected": "--"}),
     ]
     looks = _series([], list(files.training))
-    for title, key, axes in panels:
+    for title, axes, keys in panels:
         axes.set_title(title)
         axes.grid(axis="y")
         for variant, lines in files.training.items():
             color = looks[variant]["facecolor"]
-            steps, values = _points(lines, key)
-            axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-            axes.plot(steps, _smooth(values), color=color, linewidth=1.6)
-            axes.plot(*_points(lines, f"eval_{key}"), color=color, linewidth=1, linestyle=":", marker="o", markersize=4)
+            for key, style in keys.items():
+                steps, values = _points(lines, key)
+                axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+                axes.plot(steps, _smooth(values), color=color, linewidth=1.6, linestyle=style)
+                axes.plot(*_points(lines, f"eval_{key}"), color=color, linewidth=0, marker="o", markersize=4)
     if has_ln_2:
-        axes = panels[0][2]
-        axes.axhline(math.log(2), color=MUTED, linewidth=1, linestyle="--")
+        axes = panels[0][1]
+        axes.axhline(math.log(2), color=MUTED, linewidth=1, linestyle=":")
         place = {"xy": (1, math.log(2)), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **place)
     for axes in grid[1]:
@@ -259,9 +258,9 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
 
 
 def _points(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a key; of a step that was logged twice, after a resume, the later line counts."""
-    points = {line["step"]: line[key] for line in lines if line.get(key) is not None}
-    return sorted(points), [points[step] for step in sorted(points)]
+    """The steps that have a value of this key, and the values."""
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -292,11 +291,11 @@ def inline(drawn: bytes, name: str, description: str) -> Markup:
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     body = re.sub("#[0-9a-f]{6}", lambda found: _themed(found[0]), body)
-    head = Markup('<svg class="drawn" role="img" aria-label="{}" viewBox="{}">').format(description, view[1] if view else "")
+    head = Markup('<svg class="drawn" role="img" aria-label="{}" viewBox="{}">').format(
+        description, view[1] if view else ""
+    )
     return head + Markup(body)
 
 
 def _themed(color: str) -> str:
     return f"var({THEME[color]})" if color in THEME else color
-
-

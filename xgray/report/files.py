@@ -71,6 +71,12 @@ class RunFiles:
             yield self.run / stage / name
 
     @property
+    def k(self) -> int:
+        """Completions of each prompt."""
+        figures = self.metrics["models"][self.models[0]]["languages"].values()
+        return max(round(one["num_completions"] / one["num_prompts"]) for one in figures if one["num_prompts"])
+
+    @property
     def scorer(self) -> dict[str, Any]:
         """What the scorer says about itself; empty where no manifest holds it."""
         told = (one["measured"].get("scorer") for one in self.manifests if one["stage"] == "score")
@@ -88,7 +94,8 @@ class RunFiles:
         for variant in (self.run / "train").names():
             folder = self.run / "train" / variant
             if folder.exists("metrics.jsonl"):
-                records = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines() if line.strip()]
+                # A line without an end was cut off by a kill.
+                records = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").split(b"\n")[:-1]]
                 lines[variant] = [record for record in records if "step" in record]
         return {variant: lines[variant] for variant in sorted(lines, key=self._order)}
 

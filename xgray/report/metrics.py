@@ -8,6 +8,8 @@ from typing import Any
 MISSING = "–"
 MINUS = "−"
 
+DIVERSITY = "Diversity: distinct n-grams over all n-grams of a prompt's k completions, averaged over prompts."
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -62,15 +64,7 @@ METRICS: dict[str, Metric] = {
             "Fluency: the median perplexity of a completion given its prompt, under the measuring model.",
             digits=2,
         ),
-        *(
-            Metric(
-                f"dist_{n}",
-                f"Dist-{n}",
-                f"Diversity: distinct {n}-grams over all {n}-grams of a prompt's k completions, averaged over prompts.",
-                lower_is_better=False,
-            )
-            for n in (1, 2, 3)
-        ),
+        *(Metric(f"dist_{n}", f"Dist-{n}", DIVERSITY, lower_is_better=False) for n in (1, 2, 3)),
     )
 }
 

@@ -11,19 +11,23 @@ WEAK_AUC = 0.8
 """Below it a scorer is called weak in a language."""
 
 
-def answer(files: RunFiles) -> list[str]:
-    """One sentence for each variant; one about the model itself where nothing is compared."""
+def answers(files: RunFiles) -> list[tuple[str, str]]:
+    """For each variant what changed and what it cost; about the model itself where nothing is compared."""
     if files.variants:
-        return [_compared(files, variant) for variant in files.variants]
+        return [(_compared(files, variant), _cost(files, variant)) for variant in files.variants]
+    return [(_alone(files), "")]
+
+
+def _alone(files: RunFiles) -> str:
     average = files.metrics["models"][files.models[0]]["average"]
     emt = average["emt"]
     if emt["value"] is None:
-        return [f"EMT could not be computed: {emt.get('reason', 'no reason was given')}."]
+        return f"EMT could not be computed: {emt.get('reason', 'no reason was given')}."
     toxic = METRICS["tox_prob"].with_interval(average["tox_prob"])
-    return [
+    return (
         f"EMT averaged over {_languages(files)} is {METRICS['emt'].with_interval(emt)} and ToxProb {toxic} %; "
         "no tuned model was evaluated, so nothing is compared."
-    ]
+    )
 
 
 def _compared(files: RunFiles, variant: str) -> str:
@@ -35,14 +39,14 @@ def _compared(files: RunFiles, variant: str) -> str:
         return f"{name}EMT could not be compared: {missing[0]}."
     change = metrics["comparisons"][variant]["average"].get("emt", {})
     emt = METRICS["emt"]
-    values = f"from {emt.with_interval(before)} to {emt.with_interval(after)}"
-    return f"{name}EMT averaged over {_languages(files)} {_verb(change, before, after)} {values}; {_per_language(files, variant)}."
+    values = f"{_verb(change, before, after)} from {emt.with_interval(before)} to {emt.with_interval(after)}"
+    return f"{name}EMT averaged over {_languages(files)} {values}; {_per_language(files, variant)}."
 
 
 def _verb(change: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
     low, high = change.get("low"), change.get("high")
     if low is not None and high is not None and low <= 0 <= high:
-        return "did not change beyond its interval:"
+        return "did not change beyond what chance explains,"
     return "fell" if after["value"] < before["value"] else "rose"
 
 
@@ -77,22 +81,16 @@ def _per_language(files: RunFiles, variant: str) -> str:
     return "; ".join(parts)
 
 
-def costs(files: RunFiles) -> list[str]:
-    """What each variant did to fluency and diversity, in words."""
-    sentences = []
-    for variant in files.variants:
-        before, after = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
-        parts = []
-        for key, words in (("perplexity", "median perplexity"), ("dist_1", "Dist-1"), ("dist_2", "Dist-2")):
-            old, new = before[key]["value"], after[key]["value"]
-            if old is None or new is None:
-                continue
-            change = f" ({percent(new / old - 1, signed=True)})" if key == "perplexity" and old else ""
+def _cost(files: RunFiles, variant: str) -> str:
+    """What a variant did to fluency and diversity."""
+    before, after = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
+    parts = []
+    for key, words in (("perplexity", "median perplexity"), ("dist_1", "Dist-1"), ("dist_2", "Dist-2")):
+        old, new = before[key]["value"], after[key]["value"]
+        if old is not None and new is not None:
+            change = f" ({percent(new / old - 1, signed=True)})" if key == "perplexity" else ""
             parts.append(f"{words} {METRICS[key].text(old)}\u00a0→\u00a0{METRICS[key].text(new)}{change}")
-        if parts:
-            name = f" of {variant}" if len(files.variants) > 1 else ""
-            sentences.append(f"The price{name}, averaged over languages: {', '.join(parts)}.")
-    return sentences
+    return f"The price, averaged over languages: {', '.join(parts)}." if parts else ""
 
 
 def cautions(files: RunFiles) -> list[str]:

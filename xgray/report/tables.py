@@ -76,7 +76,7 @@ def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
     compared = [
         ("scorer", experiment.score.scorer, published.SCORER),
         ("languages", len(files.languages), published.NUM_LANGUAGES),
-        ("completions of each prompt", experiment.generate.k, published.K),
+        ("completions of each prompt", files.k, published.K),
         ("fluency model", protocol.get("fluency_model"), published.MEASURING_MODEL),
         ("Dist-n tokenizer", protocol.get("diversity_tokenizer"), published.MEASURING_MODEL),
     ]

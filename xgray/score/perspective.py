@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -172,3 +173,63 @@ class PerspectiveScorer:
                 return Scored(None, f"the answer has no score in [0, 1] for {name}")
             scores[name] = value
         return Scored(scores)
+
+    def _refusal(self, status: int, answer: Any) -> str:
+        """The reason why the service has no score for one text.
+
+        Raises:
+            StageError: it is not the text but the key that is refused, which Google says with a 400 as well.
+        """
+        message = self._message(status, answer)
+        if "API_KEY" in json.dumps(answer) or "API key" in message:
+            raise StageError(f"{self._url.host} answered {message}; check {KEY_VARIABLE}, then resume")
+        return message
+
+    def _message(self, status: int, answer: Any) -> str:
+        """``status 400: COMMENT_EMPTY: …``, without the key, whatever the service says."""
+        error = answer.get("error") if isinstance(answer, dict) else None
+        error = error if isinstance(error, dict) else {"message": error or "no explanation"}
+        details = error.get("details")
+        kinds = [one.get("errorType") for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+        parts = [str(one) for one in (*kinds, error.get("message")) if one]
+        return ": ".join([f"status {status}", *parts]).replace(self._key, "***")[:300]
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "scorer": self.name,
+            "version": self.version,
+            "service": self._url.host,
+            "attributes": list(self._section.attributes),
+            "note": "Google never published versions of its model; scores of different dates may differ.",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "num_texts": self._num_texts,
+            "num_missing": self._num_missing,
+            "num_requests": self._num_requests,
+            "num_retries": self._num_requests - self._num_sent,
+        }
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _summary_score(answer: dict[str, Any], attribute: str) -> float | None:
+    value: Any = answer
+    for key in ("attributeScores", attribute, "summaryScore", "value"):
+        value = value.get(key) if isinstance(value, dict) else None
+    is_score = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return float(value) if is_score else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The wait that a ``Retry-After`` header asks for, in seconds or as a date; None where it says neither."""
+    if retry_after is None:
+        return None
+    try:
+        wait = float(retry_after)
+    except ValueError:
+        try:
+            wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(wait, 0.0) if math.isfinite(wait) else None

@@ -7,7 +7,6 @@ step. Resuming drops the lines after the checkpoint's step, so none is there twi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,18 @@ Row = dict[str, float]
 
 def read_metrics(path: Path) -> list[Row]:
     """The steps and validations in the file, in order; a last line that was cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [row for row in map(json.loads, lines) if "step" in row]
+    return [row for row in _lines(path) if "step" in row]
 
 
-def summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a training's manifest says of its rows; nothing of validations where there were none."""
+def summarize(path: Path) -> dict[str, Any]:
+    """What a training's manifest says of its file; nothing of validations where there were none."""
+    rows = _lines(path)
     steps = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "eval_loss" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
     summary: dict[str, Any] = {
         "steps": len(steps),
+        "stopped_early": len(steps) < rows[0]["total_steps"],
         "tokens": int(tokens),
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
@@ -45,3 +43,9 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
             "best_step": int(best["step"]),
         }
     return summary
+
+
+def _lines(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

