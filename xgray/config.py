@@ -278,6 +278,8 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
     """
     try:
         return section.model_validate(values)
+    except InputError as error:  # of a section within, which names its own place
+        raise InputError(f"{where}: {error}") from None
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -311,7 +313,10 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
             raise InputError(f"{token} needs a value: {token} VALUE")
         text = rest.pop(0) if match[2] is None else match[2]
         path = match[1].replace("-", "_").split(".")
-        value: Any = _number(yaml.safe_load(text))
+        try:
+            value: Any = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
         for key in reversed(path):
@@ -339,6 +344,8 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot read the experiment file: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the experiment file is not UTF-8 (byte {error.start + 1})") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -55,4 +55,4 @@ def language(code: str) -> Language:
             return known
     near = get_close_matches(lowered, LANGUAGES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown language {code!r}{hint} Known: {' '.join(LANGUAGES)}")
+    raise InputError(f"unknown language {code!r}{hint or '.'} Known: {' '.join(LANGUAGES)}")

@@ -39,6 +39,7 @@ class Completions:
     prompt: str
     completions: list[str]
     token_counts: list[int]
+    """Of each completion; no entries for texts that came from a file."""
     finish_reasons: list[str]
     """``length`` or ``stop``, as the engine said it; ``imported`` for texts that came from a file."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -43,9 +42,10 @@ def canonical(value: Any) -> str:
     Raises:
         TypeError: ``value`` holds something without a stable text (a set, an object, a non-finite number).
     """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"no fingerprint of the non-finite number {value}")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # NaN or an infinity, at any depth
+        raise TypeError(f"no fingerprint of a non-finite number: {error}") from None
 
 
 def fingerprint(payload: dict[str, Any]) -> str:

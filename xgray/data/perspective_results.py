@@ -15,8 +15,9 @@ from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES, AttributeScores, Completions, Scores
 
 SCORER = "perspective"
-SCORER_VERSION = "v1alpha1"
+SCORER_VERSION = "perspective/v1alpha1"
 """The API's version; Google never published one of its model."""
+EMPTY = "empty text"
 
 
 def read_perspective_results(
@@ -31,8 +32,8 @@ def read_perspective_results(
     Ids are those that :func:`xgray.data.generations.read_generations` gives to the generations' file.
 
     Args:
-        empty_text: ``corrected``: an empty completion (query ``""`` or one space) has no score; ``released``: it has
-            the one space's.
+        empty_text: ``corrected``: an empty completion (nothing, or white space alone) has no score; ``released``: it
+            has the archived one, which for nothing is that of one space.
 
     Raises:
         InputError: a file or line is broken, or lines do not make up k for each prompt.
@@ -46,7 +47,7 @@ def read_perspective_results(
     for file in files:
         code = language_of(file, language)
         for position, block in enumerate(prompt_blocks(list(records(file)), k)):
-            texts = [_completion(record) for record in block]
+            texts = [record.text("query") for record in block]
             answers = [_scored(record, empty_text) for record in block]
             key = (f"{code}/{position}", code, model)
             prompt = block[0].text("prompt")
@@ -58,18 +59,13 @@ def read_perspective_results(
     return completions, scores
 
 
-def _completion(record: Record) -> str:
-    query = record.text("query")
-    return "" if query == " " else query
-
-
 def _scored(record: Record, empty_text: Protocol) -> tuple[AttributeScores, str | None]:
     """One line's scores; all None with a reason where it holds none."""
     if "response" not in record.fields:
         raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")
     missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
-    if empty_text == "corrected" and not _completion(record):
-        return missing, "empty completion"
+    if empty_text == "corrected" and not record.text("query").strip():
+        return missing, EMPTY
     response = record.fields["response"]
     measured = response.get("attributeScores") if isinstance(response, dict) else None
     if not measured:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -42,6 +43,7 @@ MAX_FAILURES = 3
 """Deaths of workers that a run survives by itself."""
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -163,7 +165,7 @@ def _fit(job: Job, gpu: bool) -> dict[str, Any]:
                 num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="min"
             ),
             worker_runtime_env={"env_vars": QUIET if gpu else QUIET | {"DS_ACCELERATOR": "cpu"}},
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
@@ -205,8 +207,14 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | XgrayError:
 
     job: Job = config["job"]
     torch.set_num_threads(job.cpus)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("xgray").setLevel(logging.INFO)
+    if job.section.execution.num_workers == 1 and job.section.execution.strategy == "ddp":
+        # Without a rank accelerate leaves DDP out: on its own it would only copy every gradient.
+        os.environ.pop("LOCAL_RANK")
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    if not (lines := logging.getLogger("xgray")).handlers:
+        lines.addHandler(logging.StreamHandler())
+        lines.setLevel(logging.INFO)
+        lines.propagate = False
     try:
         return _train_job(job)
     except XgrayError as error:

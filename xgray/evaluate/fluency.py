@@ -30,10 +30,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.logging import disable_progress_bar
 
-from xgray.config import Fluency
+from xgray.config import Fluency, Model
 from xgray.errors import InputError
+from xgray.models import load_causal_lm, load_tokenizer, resolve
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +46,27 @@ State = TypeVar("State")
 RELEASED_LIMIT = 1e4
 ANCHOR = "0"
 """Stands before a completion while it is tokenized, where the tokenizer would else put a word mark there."""
+
+
+def load_measuring_model(model: Model, kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer, on CUDA where there is one.
+
+    Raises:
+        InputError: it is not there, or is not of this kind.
+    """
+    path = resolve(model)
+    disable_progress_bar()
+    try:
+        if kind == "causal":
+            loaded = load_causal_lm(path, model.dtype, model.revision)
+        else:
+            dtype = getattr(torch, model.dtype)
+            loaded = AutoModelForSeq2SeqLM.from_pretrained(path, revision=model.revision, dtype=dtype).eval()
+            loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        return loaded, load_tokenizer(path, model.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"evaluate.fluency.model: {model.id} is no {kind} model to be loaded: {reason}") from None
 
 
 def perplexities(

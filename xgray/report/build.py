@@ -18,7 +18,7 @@ from xgray.config import Experiment
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
-from xgray.report.metrics import DIVERSITY, METRICS, number
+from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
@@ -56,7 +56,7 @@ def _draw(files: RunFiles, experiment: Experiment) -> dict[str, tuple[Figure, st
     models = " and ".join(files.models)
     drawn = {
         key: (figures.bars(files, METRICS[key]), f"Bars of {METRICS[key].name} by language for {models}.")
-        for key in ("emt", "tox_prob", "avg_tox")
+        for key in TOXICITY
     }
     ridges = figures.perplexity_ridges(files)
     if ridges is not None:
@@ -97,6 +97,7 @@ def render(
         script_hash=digest,
         experiment=experiment,
         metrics=METRICS.values(),
+        toxicity=TOXICITY,
         files=files,
         figures=drawn,
         examples=shown,
@@ -139,7 +140,7 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
         *((variant.name, _changes(variant.checkpoint, variant.train)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
-        ("Prompts", f"{num_prompts:,} in {len(files.languages)} languages"),
+        ("Prompts", f"{num_prompts:,} in {summary.num_languages(files)}"),
         ("Completions", f"k = {files.k} of each prompt, {how}"),
         ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
     ]

@@ -180,7 +180,7 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     everything = np.concatenate(list(logs.values()))
     low, high = np.quantile(everything, [0.002, 0.998])
     grid = np.linspace(low - 0.1, high + 0.1, 161)
-    curves = {key: _density(one, grid) for key, one in logs.items()}
+    curves = {key: density(one, grid) for key, one in logs.items()}
     tallest = max(float(curve.max()) for curve in curves.values())
     figure, axes = _new(1.1 + 0.4 * len(languages), 1)
     for row, language in enumerate(languages):
@@ -211,7 +211,7 @@ def _marks() -> list[int]:
     return [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 
 
-def _density(values: NDArray, grid: NDArray) -> NDArray:
+def density(values: NDArray, grid: NDArray) -> NDArray:
     """A Gaussian kernel density on an even grid, ``(num_points,)``, with Silverman's bandwidth."""
     import numpy as np
 

@@ -68,6 +68,9 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+TOXICITY = ("emt", "tox_prob", "avg_tox")
+"""The metrics that are made of scores."""
+
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
     """A number without the zero before its point, as the field's tables have it; a dash for None."""

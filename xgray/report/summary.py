@@ -25,7 +25,7 @@ def _alone(files: RunFiles) -> str:
         return f"EMT could not be computed: {emt.get('reason', 'no reason was given')}."
     toxic = METRICS["tox_prob"].with_interval(average["tox_prob"])
     return (
-        f"EMT averaged over {_languages(files)} is {METRICS['emt'].with_interval(emt)} and ToxProb {toxic} %; "
+        f"EMT averaged over {num_languages(files)} is {METRICS['emt'].with_interval(emt)} and ToxProb {toxic} %; "
         "no tuned model was evaluated, so nothing is compared."
     )
 
@@ -40,7 +40,7 @@ def _compared(files: RunFiles, variant: str) -> str:
     change = metrics["comparisons"][variant]["average"].get("emt", {})
     emt = METRICS["emt"]
     values = f"{_verb(change, before, after)} from {emt.with_interval(before)} to {emt.with_interval(after)}"
-    return f"{name}EMT averaged over {_languages(files)} {values}; {_per_language(files, variant)}."
+    return f"{name}EMT averaged over {num_languages(files)} {values}; {_per_language(files, variant)}."
 
 
 def _verb(change: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def cautions(files: RunFiles) -> list[str]:
     return found
 
 
-def _languages(files: RunFiles) -> str:
+def num_languages(files: RunFiles) -> str:
     return f"{len(files.languages)} language{'s' if len(files.languages) > 1 else ''}"
 
 

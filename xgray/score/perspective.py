@@ -31,6 +31,8 @@ from xgray.score.scorer import EMPTY, Scored, text_to_score
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
 """Longest comment that the service takes, in UTF-8."""
+MAX_REASON = 300
+"""Characters of a service's message that are kept."""
 MAX_WAIT_SECONDS = 600.0
 """A service that asks for a longer wait, as when a day's quota is used up, stops the stage."""
 
@@ -157,15 +159,18 @@ class PerspectiveScorer:
             answer = json.loads(content)
         except ValueError:
             answer = None
-        if status in (400, 413):
-            return Scored(None, self._refusal(status, answer))
+        kinds, line = self._explained(status, answer)
+        # Google refuses a key that it does not know with a 400, as it does an unfit text.
+        wrong_key = status in (401, 403) or any(kind.startswith("API_KEY") for kind in kinds)
+        if status in (400, 413) and not wrong_key:
+            return Scored(None, line)
         if status != 200:
-            hint = f"check {KEY_VARIABLE}" if status in (401, 403) else "check score.perspective_url"
-            raise StageError(f"{self._url.host} answered {self._message(status, answer)}; {hint}, then resume")
+            hint = KEY_VARIABLE if wrong_key else "score.perspective_url"
+            raise StageError(f"{self._url.host} answered {line}; check {hint}, then resume")
         if not isinstance(answer, dict):
             raise Retriable("status 200 with a body that is no JSON object")
         if "error" in answer:
-            return Scored(None, f"status 200 with an error: {self._message(status, answer)}")
+            return Scored(None, line)
         scores: AttributeScores = {}
         for name in self._section.attributes:
             value = _summary_score(answer, name.upper())
@@ -174,25 +179,17 @@ class PerspectiveScorer:
             scores[name] = value
         return Scored(scores)
 
-    def _refusal(self, status: int, answer: Any) -> str:
-        """The reason why the service has no score for one text.
-
-        Raises:
-            StageError: it is not the text but the key that is refused, which Google says with a 400 as well.
-        """
-        message = self._message(status, answer)
-        if "API_KEY" in json.dumps(answer) or "API key" in message:
-            raise StageError(f"{self._url.host} answered {message}; check {KEY_VARIABLE}, then resume")
-        return message
-
-    def _message(self, status: int, answer: Any) -> str:
-        """``status 400: COMMENT_EMPTY: …``, without the key, whatever the service says."""
+    def _explained(self, status: int, answer: Any) -> tuple[list[str], str]:
+        """Google's names for what is wrong, and one line for the user, without the key whatever the service echoes."""
         error = answer.get("error") if isinstance(answer, dict) else None
-        error = error if isinstance(error, dict) else {"message": error or "no explanation"}
-        details = error.get("details")
-        kinds = [one.get("errorType") for one in details if isinstance(one, dict)] if isinstance(details, list) else []
-        parts = [str(one) for one in (*kinds, error.get("message")) if one]
-        return ": ".join([f"status {status}", *parts]).replace(self._key, "***")[:300]
+        fields = error if isinstance(error, dict) else {"message": error or "no explanation"}
+        details = fields.get("details")
+        listed = [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+        kinds = [
+            str(one.get("errorType") or one.get("reason")) for one in listed if {"errorType", "reason"} & one.keys()
+        ]
+        line = ": ".join([f"status {status}", *kinds, str(fields.get("message"))])
+        return kinds, line.replace(self._key, "***")[:MAX_REASON]
 
     def provenance(self) -> dict[str, Any]:
         return {

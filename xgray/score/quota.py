@@ -1,9 +1,10 @@
 """A quota of requests a second, kept as the server sees it.
 
-A leaky bucket spaces requests evenly, but what leaves it evenly need not arrive so: one request may wait for its
-connection to open while later ones take connections that are open. So each request also holds one of ``per_second``
-slots until a second after it was written to its connection, and no second sees more requests than there are slots.
-Both are slower than the quota by ``MARGIN``, the room for what the network adds.
+A leaky bucket spaces the requests, and lets a tenth of a second's catch up after a delay. That alone is no promise:
+what leaves it evenly need not arrive so, as where one request waits for its connection to open while later ones take
+connections that are open. So each request also holds one of ``per_second`` slots until a second after it was written
+to its connection, and no second sees more requests leave than there are slots. Both are slower than the quota by
+``MARGIN``, the room for what the network adds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import aiohttp
 from aiolimiter import AsyncLimiter
 
 MARGIN = 1.015
+CATCH_UP_SECONDS = 0.1
 
 
 class Quota:
@@ -28,7 +30,8 @@ class Quota:
     def __init__(self, per_second: float) -> None:
         num_slots = max(1, int(per_second))
         self._slots = asyncio.Semaphore(num_slots)
-        self._pace = AsyncLimiter(1, MARGIN / per_second)
+        burst = max(1.0, CATCH_UP_SECONDS * per_second)
+        self._pace = AsyncLimiter(burst, MARGIN * burst / per_second)
         self._window = MARGIN * num_slots / per_second
 
     @asynccontextmanager

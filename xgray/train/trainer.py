@@ -32,6 +32,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer
@@ -102,6 +103,8 @@ def build_trainer(
         callbacks=[MetricsLog(metrics), *([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
+    # What follows must not depend on how much of the reference was in the cache.
+    set_seed(seed)
     return trainer
 
 
@@ -147,6 +150,7 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, valida
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         gradient_checkpointing=execution.gradient_checkpointing,
+        ddp_find_unused_parameters=False,
         deepspeed=strategy,
     )
 

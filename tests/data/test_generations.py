@@ -1,0 +1,129 @@
+import json
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xgray.data.generations import read_generations
+from xgray.errors import InputError
+from xgray.rows import Completions, to_table
+
+
+def write(path: Path, prompts: list[str], k: int) -> Path:
+    lines = [json.dumps({"prompt": p, "generated_text": f" {i}.{s}"}) for i, p in enumerate(prompts) for s in range(k)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def refused(path: Path, **options: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read_generations(str(path), "base", **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_lines_become_one_row_a_prompt_with_k_from_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "output-rtp_lx_zh-hans.json", ["a", "b"], k=3)
+    rows = read_generations(str(file), "tuned")
+    assert rows == [
+        Completions("zh-hans/0", "zh-hans", "tuned", "a", [" 0.0", " 0.1", " 0.2"], [], ["imported"] * 3),
+        Completions("zh-hans/1", "zh-hans", "tuned", "b", [" 1.0", " 1.1", " 1.2"], [], ["imported"] * 3),
+    ]
+
+
+def test_a_repeated_prompt_stays_a_prompt_of_its_own_and_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "output-rtp_lx_de.json", ["a", "b", "a", "c", "c", "d"], k=4)
+    with caplog.at_level(logging.WARNING):
+        rows = read_generations(str(file), "base")
+    assert [row.prompt for row in rows] == ["a", "b", "a", "c", "c", "d"]
+    assert all(len(row.completions) == 4 for row in rows)
+    assert rows[4].completions == [" 4.0", " 4.1", " 4.2", " 4.3"]
+    assert "2 prompts repeat" in caplog.text
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_an_appended_second_run_is_refused_with_the_line_where_it_starts(tmp_path: Path, k: int | None) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b", "c", "a", "b", "c"], k=2)
+    message = refused(file, k=k)
+    assert "output-rtp_lx_en.json:7: the prompts start over" in message
+    assert "the first ends at line 6" in message
+
+
+def test_a_second_run_after_one_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b", "c", "d"], k=3)
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:5]) + whole)
+    assert "output-rtp_lx_en.json:6: the prompts start over" in refused(file)
+
+
+def test_a_run_that_appends_to_one_ending_in_a_repeated_prompt_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b", "a", "a", "b", "a"], k=2)
+    assert "the prompts start over" in refused(file)
+
+
+@pytest.mark.parametrize("missing", [0, 4, 11])
+def test_a_missing_line_is_refused_by_its_prompt(tmp_path: Path, missing: int) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b", "c"], k=4)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:missing] + lines[missing + 1 :]))
+    message = refused(file)
+    assert "3 lines in a row" in message
+    assert f":{missing // 4 * 4 + 1}:" in message
+
+
+def test_k_that_the_file_does_not_have_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=4)
+    assert "no multiple of k = 3" in refused(file, k=3)
+    assert len(read_generations(str(file), "base", k=2)) == 4
+
+
+def test_folder_is_read_language_by_language_with_one_k(tmp_path: Path) -> None:
+    write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=2)
+    write(tmp_path / "output-rtp_lx_ar.json", ["c"], k=2)
+    (tmp_path / "notes.json").write_text("{}")
+    assert [row.prompt_id for row in read_generations(str(tmp_path), "base")] == ["ar/0", "en/0", "en/1"]
+    write(tmp_path / "output-rtp_lx_ar.json", ["c"], k=3)
+    assert "'en/0' has 2 completions, not 3" in refused(tmp_path)
+
+
+def test_language_comes_from_the_name_or_is_given(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.jsonl", ["a"], k=2)
+    assert "'mine' is none of" in refused(file)
+    assert read_generations(str(file), "base", language="ZH")[0].prompt_id == "zh-hans/0"
+
+
+def test_empty_completion_is_kept_and_a_missing_one_refused(tmp_path: Path) -> None:
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_text('{"prompt": "a", "generated_text": ""}\n{"prompt": "b", "generated_text": null}\n')
+    assert ":2: generated_text must be text" in refused(file)
+    file.write_text('{"prompt": "a", "generated_text": ""}\n')
+    assert read_generations(str(file), "base")[0].completions == [""]
+
+
+def row(prompt_id: str, model: str = "base") -> Completions:
+    return Completions(prompt_id, "en", model, "p", ["x", "y"], [1, 2], ["stop", "length"])
+
+
+def test_own_parquet_is_read_under_the_new_name(tmp_path: Path) -> None:
+    pq.write_table(to_table([row("en/1"), row("en/2")], Completions), tmp_path / "a.parquet")
+    assert read_generations(str(tmp_path), "other") == [row("en/1", "other"), row("en/2", "other")]
+    assert read_generations(str(tmp_path / "a.parquet"), "base") == [row("en/1"), row("en/2")]
+
+
+def test_parquet_that_is_none_or_lacks_columns_or_repeats_ids_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1 not really")
+    assert "a.parquet: no readable Parquet file" in refused(file)
+    pq.write_table(pa.table({"prompt_id": ["en/1"], "text": ["x"]}), file)
+    assert "no column language, model, prompt" in refused(file)
+    pq.write_table(to_table([row("en/1"), row("en/1")], Completions), file)
+    assert "'en/1' is there 2 times" in refused(file)
+    pq.write_table(to_table([row("en/1"), row("en/2", "dpo")], Completions), file)
+    assert "several models (base, dpo)" in refused(file)
+
+
+def test_folder_without_generations_is_refused(tmp_path: Path) -> None:
+    assert "neither output-*.json nor *.parquet" in refused(tmp_path)

