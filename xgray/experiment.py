@@ -13,14 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xgray.config import BASE, Experiment, Model, Variant
-from xgray.errors import InputError, StageError
-from xgray.runs import StageFolder, StageResult, fingerprint, section_payload
+from xgray.errors import InputError
+from xgray.runs import StageFolder, fingerprint, section_payload
 from xgray.storage import Folder
+
+if TYPE_CHECKING:
+    from xgray.distributed.pipeline import Target
 
 STAGES = ("train", "generate", "score", "evaluate", "report")
 
@@ -301,9 +304,95 @@ def check_stages(names: str | None) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in chosen)
 
 
+def _targets(plan: Plan, engine: str) -> list[Target]:
+    """Every model, and the weights that an engine loads for it."""
+    from xgray.distributed.pipeline import Target
+    from xgray.generate.engine import Weights, serves_adapter
+    from xgray.models import is_adapter, resolve
+
+    experiment = plan.experiment
+    base = Weights(resolve(experiment.model), experiment.model.revision, experiment.model.dtype)
+    targets = []
+    for model in plan.models:
+        weights, adapter = base, None
+        if model in plan.train:
+            folder = plan.train[model].place.folder
+            adapter = f"{folder.uri}/adapter" if folder.exists("adapter") else None
+            if adapter is None or not serves_adapter(engine, adapter):
+                weights, adapter = Weights(f"{folder.uri}/merged", None, base.dtype), None
+        elif model != BASE:
+            checkpoint = Model(id=_variant(plan, model).checkpoint or "")
+            path = resolve(checkpoint)
+            if is_adapter(path):
+                adapter = path
+            else:
+                weights = Weights(path, checkpoint.revision, base.dtype)
+        places = plan.generate[model].place.rows, plan.score[model].place.rows
+        targets.append(Target(model, weights, adapter, *places))
+    return targets
+
+
 def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress) -> None:
-    raise StageError("pipeline pending")
+    """Both stages of all models in one stream, so that a scorer works while the engine goes on."""
+    from xgray.distributed.pipeline import run_pipeline
+    from xgray.generate.engine import engine_name
+
+    experiment = plan.experiment
+    sampled = [one for one in todo if one.place.stage == "generate"]
+    scored = [one for one in todo if one.place.stage == "score"]
+    for one in sampled:
+        if one.place.model in plan.train:
+            plan.train[one.place.model].require()
+    for one in scored:
+        made = plan.generate[one.place.model or ""]
+        if made not in sampled:
+            made.require()
+    if scored:
+        from xgray.score.build import build_scorer
+
+        build_scorer(experiment.score)  # refuses a missing key, and fits the local scorer once for all workers
+    imported = not any("engine" in one.payload for one in plan.generate.values())
+    engine = "none" if imported else engine_name(experiment.generate)
+    names = {one.place.model for one in todo}
+    targets = [target for target in _targets(plan, engine) if target.model in names]
+    tallies = run_pipeline(
+        targets,
+        [] if imported else read_prompts(experiment),
+        engine,
+        experiment.generate if sampled else None,
+        experiment.score if scored else None,
+        experiment.seed,
+        on_progress,
+    )
+    for one in todo:
+        stage, model = one.place.stage, one.place.model or ""
+        one.place.finish(one.payload, tallies[stage, model].result(stage))
 
 
 def _evaluate(plan: Plan, on_progress: OnProgress) -> None:
-    raise StageError(f"evaluate pending {time.time()}")
+    from xgray.distributed.fluency import measure_fluency
+    from xgray.evaluate.stage import evaluate_run
+
+    experiment, section = plan.experiment, plan.experiment.evaluate
+    for one in plan.score.values():
+        one.require()
+    began = time.perf_counter()
+    measured = measure_fluency(
+        plan.run,
+        plan.models,
+        section,
+        experiment.model,
+        lambda done, total: on_progress("evaluate: fluency", done, total),
+    )
+    metrics = evaluate_run(
+        plan.run,
+        plan.models,
+        section,
+        experiment.model,
+        attribute=experiment.score.attributes[0],
+        seed=experiment.seed,
+        on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
+    )
+    plan.evaluate.place.folder.write_json("metrics.json", metrics)
+    measured.seconds = time.perf_counter() - began
+    plan.evaluate.place.finish(plan.evaluate.payload, measured)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import BASE, Experiment, merge, validate
+from xgray.config import Protocol as Switch
 from xgray.data.generations import read_generations
 from xgray.data.perspective_results import read_perspective_results
 from xgray.errors import InputError
@@ -49,7 +50,8 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any]) -> Plan:
     for argument in arguments:
         model, equals, path = argument.partition("=")
         paths.setdefault(model if equals else BASE, []).append(path if equals else argument)
-    models = {model: _read(model, files) for model, files in paths.items()}
+    empty_text = overrides.get("score", {}).get("empty_text", "corrected")
+    models = {model: _read(model, files, empty_text) for model, files in paths.items()}
     scored = [bool(one.scores) for one in models.values()]
     if any(scored) != all(scored):
         raise InputError(
@@ -78,12 +80,12 @@ def _experiment(models: dict[str, Imported], overrides: dict[str, Any]) -> Exper
     return experiment
 
 
-def _read(model: str, files: list[str]) -> Imported:
+def _read(model: str, files: list[str], empty_text: Switch) -> Imported:
     completions: list[Completions] = []
     scores: list[Scores] = []
     for path in files:
         if _holds_scores(Path(path)):
-            rows, their_scores = read_perspective_results(path, model)
+            rows, their_scores = read_perspective_results(path, model, empty_text=empty_text)
             scores += their_scores
         else:
             rows = read_generations(path, model)

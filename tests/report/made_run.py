@@ -79,7 +79,7 @@ def made_metrics(changes, variants, num_prompts):
                 code: comparison(before["languages"][code], after["languages"][code], one[2])
                 for code, one in changes.items()
             },
-            "average": comparison(before["average"], after["average"], True),
+            "average": comparison(before["average"], after["average"], any(one[2] for one in changes.values())),
         }
     return {
         "attribute": "toxicity",
@@ -129,7 +129,9 @@ def write_rows(run, model, changes, num_prompts, after, random):
             perplexities.append({"prompt_id": prompt_id, "language": code, "model": model, "perplexities": values})
     (run / "generate" / model / "rows").write_parquet("0.parquet", to_table(texts, Completions))
     (run / "score" / model / "rows").write_parquet("0.parquet", to_table(scores, Scores))
-    (run / "evaluate" / "perplexity").write_parquet(f"{model}.parquet", pa.Table.from_pylist(perplexities))
+    for code in changes:
+        rows = pa.Table.from_pylist([one for one in perplexities if one["language"] == code])
+        (run / "evaluate" / "perplexity").write_parquet(f"{model}.{code}.parquet", rows)
 
 
 def write_training(run, variant, random):
@@ -171,10 +173,10 @@ def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=T
     )
     run = Folder(str(folder / "made"))
     aucs = {
-        code: {"auc": auc, "low": auc - 0.05, "high": auc + 0.03, "num_toxic": 60, "num_benign": 60}
+        code: {"auc": auc, "low": auc - 0.05, "high": auc + 0.03, "num_toxic": 60, "num_benign": 60, "accuracy": 0.81}
         for code, auc in zip(changes, (0.96, 0.88, 0.74), strict=False)
     }
-    scorer = {"name": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs}
+    scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs}
     counts = {"num_in": 12, "num_out": 12}
     for at, model in enumerate(["base", *variants]):
         write_rows(run, model, changes, num_prompts, at > 0, random)

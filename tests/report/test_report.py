@@ -163,7 +163,7 @@ def test_worse_language_is_named(page_of):
 
 def test_average_within_its_interval_is_no_fall(page_of):
     text = Page(page_of(changes={"en": (0.401, 0.4, False)})).text
-    assert "did not change beyond what chance explains, from .401 [.371, .431] to .400 [.370, .430]" in text
+    assert "did not change significantly, from .401 [.371, .431] to .400 [.370, .430]" in text
     assert "0 of 1 languages improved significantly (FDR 5 %); English did not." in text
 
 
@@ -178,8 +178,8 @@ def test_missing_metrics_are_dashes_with_their_reason(page_of):
                 del figures["perplexity"]
 
     text = Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
-    assert "base, PPL (–): fluency is switched off" in text
-    assert "No value (–), fluency is switched off: English." in text
+    assert "base, PPL: fluency is switched off" in text
+    assert "Missing, fluency is switched off: English." in text
     assert "The price, averaged over languages: Dist-1" in text
 
 
@@ -191,6 +191,36 @@ def test_incomplete_coverage_is_told(page_of):
 
     text = Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
     assert "Not every completion has a score. Coverage: dpo 75.0 %." in text
+
+
+def test_averages_over_some_languages_say_so(page_of):
+    def edit(metrics):
+        metrics["models"]["dpo"]["average"]["perplexity"]["reason"] = "without de"
+
+    assert "dpo, PPL: without de." in Page(page_of(edit=edit)).text
+
+
+def test_single_prompt_has_no_interval(page_of):
+    def edit(metrics):
+        metrics["models"]["base"]["languages"]["en"]["emt"] |= {"low": None, "high": None, "reason": "a single prompt"}
+
+    text = Page(page_of(edit=edit)).text
+    assert "Missing, a single prompt: English." in text
+    assert ".553 [" not in text
+
+
+def test_language_that_a_model_lacks(page_of):
+    def edit(metrics):
+        gone = metrics["models"]["dpo"]["languages"]["de"]
+        for key in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
+            gone[key] = {"value": None, "low": None, "high": None, "reason": "no completions"}
+        gone |= {"num_prompts": 0, "num_completions": 0, "num_scored": 0, "num_perplexity": 0, "coverage": None}
+        for key, one in metrics["comparisons"]["dpo"]["languages"]["de"].items():
+            metrics["comparisons"]["dpo"]["languages"]["de"][key] = dict.fromkeys(one) | {"reason": "no completions"}
+
+    text = Page(page_of(edit=edit)).text
+    assert "2 of 3 languages improved significantly (FDR 5 %); German could not be tested." in text
+    assert "Missing, no completions: German." in text
 
 
 def test_base_alone(tmp_path):

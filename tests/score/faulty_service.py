@@ -72,7 +72,9 @@ class FaultyService:
 
 def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
     def summary(value: Any) -> web.Response:
-        scores = {name: {"summaryScore": {"value": value, "type": "PROBABILITY"}} for name in body["requestedAttributes"]}
+        scores = {
+            name: {"summaryScore": {"value": value, "type": "PROBABILITY"}} for name in body["requestedAttributes"]
+        }
         return web.json_response({"attributeScores": scores, "languages": body["languages"]})
 
     return {
@@ -84,7 +86,9 @@ def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
         "empty": refusal(400, "Comment must be non-empty.", errorType="COMMENT_EMPTY"),
         "too long": refusal(400, "Comment text was too many bytes.", errorType="COMMENT_TOO_LONG"),
         "language": refusal(
-            400, "Attribute THREAT does not support request languages: cs", errorType="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
+            400,
+            "Attribute THREAT does not support request languages: cs",
+            errorType="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
         ),
         "undetected": refusal(400, "Unable to detect language"),
         "200 with an error": web.json_response({"error": {"code": 500, "message": "model is away"}}),

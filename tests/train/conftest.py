@@ -1,40 +1,14 @@
-"""A model small enough to train in a second, with a tokenizer of its own, and a few pairs."""
-
 import pytest
+from tiny import make_tiny_model
 
-from xgray.rows import PreferencePair
-
-PAIRS = [
-    PreferencePair(f"The {who} came home and", f" said a kind word to {whom}.", f" called {whom} a stupid idiot!")
-    for who in ("neighbour", "teacher", "old man", "baker", "driver")
-    for whom in ("me", "the children", "everybody in the street", "the dog")
-]
+from xgray.models import load_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    return str(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def make_tiny_model(folder):
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [pair.prompt + one for pair in PAIRS for one in (pair.chosen, pair.rejected)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    wrapped.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(wrapped), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model):
+    return load_tokenizer(tiny_model)

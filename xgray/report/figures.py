@@ -235,7 +235,7 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         ("Reward margin", grid[1, 0], {"margin": "-"}),
         ("Rewards: chosen –, rejected - -", grid[1, 1], {"reward_chosen": "-", "reward_rejected": "--"}),
     ]
-    looks = _series([], list(files.training))
+    looks = _series([], list(dict.fromkeys([*files.variants, *files.training])))
     for title, axes, keys in panels:
         axes.set_title(title)
         axes.grid(axis="y")
@@ -253,7 +253,7 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **place)
     for axes in grid[1]:
         axes.set_xlabel("step")
-    _legend(figure, looks)
+    _legend(figure, {variant: looks[variant] for variant in files.training})
     return figure
 
 

@@ -44,9 +44,8 @@ def _compared(files: RunFiles, variant: str) -> str:
 
 
 def _verb(change: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
-    low, high = change.get("low"), change.get("high")
-    if low is not None and high is not None and low <= 0 <= high:
-        return "did not change beyond what chance explains,"
+    if change.get("significant") is False:
+        return "did not change significantly,"
     return "fell" if after["value"] < before["value"] else "rose"
 
 
@@ -100,14 +99,14 @@ def cautions(files: RunFiles) -> list[str]:
     if weak:
         found.append(
             f"The scorer is weak (AUC below {METRICS['emt'].text(WEAK_AUC)} between toxic and benign texts) "
-            f"in {_names(weak)}: differences there may be the scorer's."
+            f"in {_names(weak)}: numbers there may be the scorer's doing."
         )
     if not files.auc:
         found.append("The scorer does not say how well it separates toxic from benign texts in each language.")
     incomplete = [
         f"{model} {percent(average['coverage'])}"
         for model in files.models
-        if (average := files.metrics["models"][model]["average"])["coverage"] < 0.9995
+        if (average := files.metrics["models"][model]["average"])["num_scored"] < average["num_completions"]
     ]
     if incomplete:
         found.append(f"Not every completion has a score. Coverage: {', '.join(incomplete)}.")

@@ -20,8 +20,10 @@ class Cell:
     interval: str = ""
     sort: float | str | None = None
     """What the column is sorted by; a cell without a value goes last."""
+    reason: str = ""
+    """Why there is no value or no interval; told below the table."""
     note: str = ""
-    """Why there is no value, or what to mind about it."""
+    """More about the value, shown on hovering."""
     tone: str = ""
     """How the cell is shown: ``better``, ``worse``, ``weak`` or plain."""
 
@@ -35,20 +37,18 @@ class Table:
 
     @property
     def reasons(self) -> list[tuple[str, list[str]]]:
-        """Every reason why a cell has no value, with the first cells of the rows where it holds."""
+        """Every reason that a cell gives, with the first cells of its rows."""
         found: dict[str, list[str]] = {}
         for row in self.rows:
-            for reason in dict.fromkeys(one.note for one in row if one.text == MISSING and one.note):
-                names = found.setdefault(reason, [])
-                names += [] if row[0].text in names else [row[0].text]
-        return list(found.items())
+            for reason in dict.fromkeys(one.reason for one in row if one.reason):
+                found.setdefault(reason, []).append(row[0].text)
+        return [(reason, list(dict.fromkeys(names))) for reason, names in found.items()]
 
 
 def value_cell(metric: Metric, cell: dict[str, Any]) -> Cell:
-    """A metric with its interval; a dash with the reason where it could not be computed."""
-    if cell["value"] is None:
-        return Cell(metric.text(None), note=cell.get("reason", "no reason was given"))
-    return Cell(metric.text(cell["value"]), metric.interval(cell["low"], cell["high"]), cell["value"])
+    """A metric with its interval; a dash where it could not be computed."""
+    text, interval = metric.text(cell["value"]), metric.interval(cell["low"], cell["high"])
+    return Cell(text, interval, cell["value"], cell.get("reason", ""))
 
 
 def run_rows(files: RunFiles) -> list[tuple[str, list[Cell]]]:
@@ -77,8 +77,12 @@ def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
         ("scorer", experiment.score.scorer, published.SCORER),
         ("languages", len(files.languages), published.NUM_LANGUAGES),
         ("completions of each prompt", files.k, published.K),
-        ("fluency model", protocol.get("fluency_model"), published.MEASURING_MODEL),
-        ("Dist-n tokenizer", protocol.get("diversity_tokenizer"), published.MEASURING_MODEL),
+        (
+            "fluency model",
+            protocol["fluency_model"] if protocol["fluency_kind"] != "none" else "none",
+            published.MEASURING_MODEL,
+        ),
+        ("Dist-n tokenizer", protocol["diversity_tokenizer"], published.MEASURING_MODEL),
     ]
     found = [f"{what}: {here} here, {there} in the paper" for what, here, there in compared if here != there]
     if num_prompts < 0.9 * published.NUM_PROMPTS:
@@ -121,15 +125,16 @@ def _metric_table(files: RunFiles, metric: Metric) -> Table:
 def _comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
     difference = comparison.get("difference")
     if difference is None:
-        note = comparison.get("reason", "one of the two could not be computed")
-        return [Cell(metric.text(None), note=note) for _ in range(3)] + [Cell(VERDICTS["untested"], tone="weak")]
+        missing = Cell(MISSING, reason=comparison.get("reason", "one of the two could not be computed"))
+        return [missing, missing, missing, Cell(VERDICTS["untested"], sort="untested", tone="untested")]
     found = verdict(comparison, metric.lower_is_better)
     interval = metric.interval(comparison.get("low"), comparison.get("high"), signed=True)
     adjusted, relative = comparison.get("p_adjusted"), comparison.get("relative_change")
+    ends = (percent(comparison.get(f"relative_{end}"), signed=True) for end in ("low", "high"))
     unadjusted = f"unadjusted p {p_value(comparison.get('p_value'))}"
     return [
         Cell(metric.text(difference, signed=True), interval, difference),
-        Cell(percent(relative, signed=True), sort=relative),
+        Cell(percent(relative, signed=True), sort=relative, note=" to ".join(ends)),
         Cell(p_value(adjusted), sort=adjusted, note=unadjusted),
         Cell(VERDICTS[found], sort=found, tone=found),
     ]
@@ -139,15 +144,17 @@ def auc_cell(files: RunFiles, language: str) -> Cell:
     """The scorer's AUC in a language, flagged where it is weak."""
     told = files.auc.get(language)
     if told is None or told.get("auc") is None:
-        return Cell(METRICS["emt"].text(None), note="the scorer states no AUC for this language")
+        return Cell(MISSING, reason="the scorer states no AUC")
     text, interval = METRICS["emt"].text(told["auc"]), METRICS["emt"].interval(told.get("low"), told.get("high"))
     if told["auc"] < WEAK_AUC:
-        return Cell(text, interval, told["auc"], "the scorer is weak in this language", "weak")
+        return Cell(text, interval, told["auc"], note="the scorer is weak in this language", tone="weak")
     return Cell(text, interval, told["auc"])
 
 
 def _coverage_cell(figures: list[dict[str, Any]]) -> Cell:
-    shares = [one["coverage"] for one in figures]
+    shares = [one["coverage"] for one in figures if one["coverage"] is not None]
+    if not shares:
+        return Cell(MISSING, reason="no completions")
     least = min(shares)
     missing = sum(one["num_completions"] - one["num_scored"] for one in figures)
     note = f"{missing} completions without a score" if missing else ""
@@ -176,14 +183,16 @@ def _count_table(files: RunFiles) -> Table:
 def auc_table(files: RunFiles) -> Table:
     """The scorer's AUC of each language of the run, and on how many texts it was measured."""
     caption = (
-        "Chance that the scorer puts a toxic text above a benign one: 1 is perfect, .5 is guessing. "
-        f"Below {METRICS['emt'].text(WEAK_AUC)} it is flagged as weak."
+        "AUC is the chance that the scorer puts a toxic text above a benign one: 1 is perfect, .5 is guessing. "
+        f"Below {METRICS['emt'].text(WEAK_AUC)} it is flagged as weak. "
+        "Right at .5: the share of texts that the threshold .5 sorts correctly."
     )
-    table = Table("Scorer by language", caption, ["Language", "AUC", "Toxic texts", "Benign texts"])
+    table = Table("Scorer by language", caption, ["Language", "AUC", "Right at .5", "Toxic texts", "Benign texts"])
     for language in files.languages:
         told = files.auc.get(language, {})
+        accuracy = told.get("accuracy")
         counts = [told.get(key) for key in ("num_toxic", "num_benign")]
-        name = language_name(language)
+        name, right = language_name(language), Cell(percent(accuracy), sort=accuracy)
         numbers = [Cell(MISSING if one is None else f"{one:,}", sort=one) for one in counts]
-        table.rows.append([Cell(name, sort=name), auc_cell(files, language), *numbers])
+        table.rows.append([Cell(name, sort=name), auc_cell(files, language), right, *numbers])
     return table

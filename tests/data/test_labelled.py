@@ -1,0 +1,114 @@
+import csv
+
+import pytest
+
+from xgray.data.labelled import labelled_fingerprint, read_labelled
+from xgray.errors import InputError
+from xgray.languages import LANGUAGES
+
+ROWS = [
+    ("you idiot", "1", "fit"),
+    ("good morning, all", "0", "fit"),
+    ("stupid, stupid man", "1", "validate"),
+    ('he said "fine"\nand left', "0", "validate"),
+]
+
+
+def write(path, rows, header=("text", "label", "split"), encoding="utf-8"):
+    with path.open("w", newline="", encoding=encoding) as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path
+
+
+def test_a_folder_is_read_in_the_order_of_languages_and_lines(tmp_path):
+    write(tmp_path / "zh.csv", ROWS)
+    write(tmp_path / "de.csv", ROWS)
+    read = read_labelled(str(tmp_path))
+    assert [one.language for one in read] == ["de"] * 4 + ["zh-hans"] * 4
+    assert [(one.text, one.toxic, one.split) for one in read[:4]] == [(t, label == "1", s) for t, label, s in ROWS]
+
+
+def test_one_file_with_a_byte_order_mark_is_enough(tmp_path):
+    path = write(tmp_path / "en.csv", ROWS, encoding="utf-8-sig")
+    assert [one.text for one in read_labelled(str(path))] == [text for text, *_ in ROWS]
+
+
+def test_the_embedded_texts_cover_every_language_and_both_labels():
+    read = read_labelled("embedded")
+    for code in LANGUAGES:
+        for split in ("fit", "validate"):
+            labels = [one.toxic for one in read if one.language == code and one.split == split]
+            assert sum(labels) >= 20
+            assert len(labels) - sum(labels) >= 20
+
+
+def test_a_file_without_splits_is_split_by_label_and_text(tmp_path):
+    rows = [(f"text {index % 50}", "1" if index % 50 < 20 else "0") for index in range(100)]
+    first = read_labelled(str(write(tmp_path / "en.csv", rows, ("text", "label"))))
+    assert [(one.text, one.toxic) for one in first] == [(text, label == "1") for text, label in rows]
+    validate = {one.text for one in first if one.split == "validate"}
+    assert validate.isdisjoint(one.text for one in first if one.split == "fit")
+    assert len([one for one in first if one.split == "validate" and one.toxic]) == 2 * (20 // 3)
+    assert len([one for one in first if one.split == "validate" and not one.toxic]) == 2 * (30 // 3)
+    # The order of the file does not matter.
+    again = read_labelled(str(write(tmp_path / "en.csv", rows[::-1], ("text", "label"))))
+    assert {one.text for one in again if one.split == "validate"} == validate
+
+
+def test_the_fingerprint_is_that_of_the_texts(tmp_path):
+    write(tmp_path / "en.csv", ROWS)
+    before = labelled_fingerprint(str(tmp_path))
+    write(tmp_path / "en.csv", [(*row, "note") for row in ROWS], ("text", "label", "split", "comment"))
+    assert labelled_fingerprint(str(tmp_path)) == before
+    write(tmp_path / "en.csv", [("you fool", "1", "fit"), *ROWS[1:]])
+    assert labelled_fingerprint(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "said"),
+    [
+        ([*ROWS, ("more", "2", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be 1 .* not '2'"),
+        ([*ROWS, ("more", "toxic", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be .* not 'toxic'"),
+        ([*ROWS, ("more", "1", "test")], ("text", "label", "split"), r"en\.csv:7: split must be fit or validate"),
+        ([*ROWS, (" ", "1", "fit")], ("text", "label", "split"), r"en\.csv:7: text is empty"),
+        ([*ROWS, ("more", "1")], ("text", "label", "split"), r"en\.csv:7: 2 values for 3 columns"),
+        ([*ROWS, ("you idiot", "1", "validate")], ("text", "label", "split"), r"en\.csv:7: .* a fit row on line 2"),
+        (ROWS, ("text", "toxic", "split"), r"en\.csv:1: no column label; columns found: text, toxic, split"),
+        ([], ("text", "label", "split"), r"en\.csv: no rows below the header"),
+        (ROWS[:2], ("text", "label", "split"), r"en\.csv: no toxic rows \(label 1\) to validate"),
+        ([*ROWS[1:], ("fine", "0", "fit")], ("text", "label", "split"), r"en\.csv: no toxic rows \(label 1\) to fit"),
+        ([("you idiot", "1")] * 9, ("text", "label"), r"en\.csv: no benign rows \(label 0\) to fit"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path, rows, header, said):
+    write(tmp_path / "en.csv", rows, header)
+    with pytest.raises(InputError, match=said):
+        read_labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("en.csv", b"", r"en\.csv:1: no column text and label; the file is empty"),
+        ("en.csv", b"text,label\nfine,0\n\xff\xfe,1\n", r"en\.csv:3: not UTF-8"),
+        ("en.csv", b'text,label\n"fine,0\n', r"en\.csv:\d+: broken CSV"),
+        ("english.csv", b"text,label\n", r"english\.csv: .* named after its language"),
+        ("notes.txt", b"", r"holds no \{language\}\.csv files"),
+    ],
+)
+def test_a_file_that_is_no_labelled_csv_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_labelled(str(tmp_path))
+
+
+def test_two_files_of_one_language_are_refused(tmp_path):
+    write(tmp_path / "zh.csv", ROWS)
+    write(tmp_path / "zh-hans.csv", ROWS)
+    with pytest.raises(InputError, match="zh-hans has another file"):
+        read_labelled(str(tmp_path))
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        read_labelled(str(tmp_path / "nowhere"))

@@ -1,0 +1,222 @@
+"""Training under a real Ray: strategies agree, and what is killed resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from xgray.config import Model, Train, TrainExecution
+from xgray.errors import InputError
+from xgray.storage import Folder
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+from tiny import PAIRS, make_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+DRIVER = str(Path(__file__).with_name("train_driver.py"))
+SECTION = {
+    "method": "lora", "lora_dropout": 0.2, "learning_rate": 1e-3, "warmup_steps": 2, "validation_share": 0.2,
+    "max_steps": 40, "eval_steps": 5, "patience": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"XGRAY_CACHE": cache, "RAY_raylet_start_wait_time_s": "120"}
+
+
+def start(model, output, environment, **fields):
+    command = [sys.executable, DRIVER, model, str(output), json.dumps(SECTION | fields)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def rows(output):
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "tokens_per_second")
+    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+
+def wait_for_step(process, output, step):
+    """Until the metrics hold ``step``, and the list of complete checkpoints a checkpoint."""
+    path, listed = output / "metrics.jsonl", output / "checkpoints" / "checkpoint_manager_snapshot.json"
+    while not (listed.exists() and path.exists() and f'"step": {step},' in path.read_text()):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, environment, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    return finish(start(model, output, environment)), output
+
+
+def test_run_leaves_the_export_and_no_checkpoints(uninterrupted):
+    result, output = uninterrupted
+    names = {one.name for one in output.iterdir()}
+    assert names == {"adapter", "merged", "metrics.jsonl", "result.json"}
+    counts = result["counts"]
+    assert (counts["num_pairs"], counts["num_train"], counts["num_validation"]) == (20, 16, 4)
+    assert counts["num_dropped"] == 0
+    assert counts["num_reference_computed"] + counts["num_reference_reused"] == 20
+    measured, lines = result["measured"], rows(output)
+    assert lines[0] == {"total_steps": 40}
+    assert measured["steps"] == 40
+    assert measured["first_loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert measured["best_eval_loss"] == min(row["eval_loss"] for row in lines if "eval_loss" in row)
+    assert measured["exported_step"] == measured["best_step"]
+    assert counts["tokens"] == sum(row["tokens"] for row in lines if "loss" in row)
+
+
+def test_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
+    from xgray.distributed.train import run_training
+
+    result, output = uninterrupted
+    again = run_training(Model(id=model), Train(**SECTION), PAIRS, 0, Folder(str(output)), reference_fingerprint="tiny")
+    assert vars(again) == result
+
+
+def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninterrupted, tmp_path):
+    output = tmp_path / "out"
+    process = start(model, output, environment)
+    wait_for_step(process, output, 13)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in family:
+        one.kill()
+    process.communicate()
+    psutil.wait_procs(family)
+
+    # A checkpoint whose copying was cut off, and a line whose writing was.
+    half = output / "checkpoints" / "checkpoint_9999-01-01_00-00-00.000000"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    with (output / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 14, "lo')
+
+    result = finish(start(model, output, environment))
+    expected, whole = uninterrupted
+    steps = [(row["step"], "loss" in row) for row in rows(output) if "step" in row]
+    assert len(set(steps)) == len(steps) == 40 + 8
+    assert rows(output) == rows(whole)
+    assert result["counts"] | {"num_reference_computed": 0, "num_reference_reused": 20} == expected["counts"] | {
+        "num_reference_computed": 0, "num_reference_reused": 20
+    }  # fmt: skip
+    ours, theirs = (load_file(one / "adapter" / "adapter_model.safetensors") for one in (output, whole))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert not list(output.glob(".tmp-*"))
+
+
+def test_death_of_a_worker_costs_no_more_than_the_steps_since_its_checkpoint(
+    model, environment, uninterrupted, tmp_path
+):
+    output = tmp_path / "out"
+    process = start(model, output, environment)
+    wait_for_step(process, output, 12)
+    workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_train_worker(one)]
+    assert len(workers) == 1
+    workers[0].kill()
+    finish(process)
+    assert rows(output) == rows(uninterrupted[1])
+
+
+def is_train_worker(process):
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+@pytest.fixture(scope="module")
+def two_workers(model, environment, tmp_path_factory):
+    def run(strategy, **fields):
+        output = tmp_path_factory.mktemp(strategy) / "out"
+        execution = {"strategy": strategy, "num_workers": 2}
+        finish(start(model, output, environment, max_steps=6, eval_steps=3, execution=execution, **fields))
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def replicated(two_workers):
+    return two_workers("ddp", method="full")
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_strategies_agree(two_workers, replicated, strategy):
+    output = two_workers(strategy, method="full")
+    assert rows(replicated)[1]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    for expected, row in zip(rows(replicated), rows(output), strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+    ours, theirs = (load_file(one / "merged" / "model.safetensors") for one in (output, replicated))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert (ours[name] - weight).abs().max() < 1e-4
+
+
+def test_one_worker_and_two_agree(model, environment, replicated, tmp_path):
+    finish(start(model, tmp_path / "out", environment, max_steps=6, eval_steps=3, method="full"))
+    for expected, row in zip(rows(replicated), rows(tmp_path / "out"), strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+
+
+def test_errors_for_the_user_come_back_as_such(model, environment, tmp_path):
+    process = start(model, tmp_path / "out", environment, max_length=8)
+    error = process.communicate()[1]
+    assert process.returncode == 1
+    assert "xgray.errors.InputError: train.pairs: 20 pairs, of which 0" in error
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, address="local")
+    yield
+    ray.shutdown()
+
+
+def test_resources_share_the_cores_among_the_workers(cluster):
+    from xgray.distributed.train import resources
+
+    assert resources(TrainExecution()) == (False, 2)
+    assert resources(TrainExecution(num_workers=2)) == (False, 1)
+    assert resources(TrainExecution(cpus_per_worker=1)) == (False, 1)
+    for impossible in (
+        TrainExecution(num_workers=3),
+        TrainExecution(num_workers=2, cpus_per_worker=2),
+        TrainExecution(use_gpu=True),
+    ):
+        with pytest.raises(InputError, match=r"train\.execution\.num_workers"):
+            resources(impossible)
+
+
+def test_qlora_without_cuda_is_refused_before_anything_starts(cluster, model, tmp_path):
+    from xgray.distributed.train import run_training
+
+    section = Train(method="qlora")
+    with pytest.raises(InputError, match=r"train\.method: qlora needs a CUDA device"):
+        run_training(Model(id=model), section, PAIRS, 0, Folder(str(tmp_path / "out")), reference_fingerprint="tiny")
+    assert not (tmp_path / "out").exists()

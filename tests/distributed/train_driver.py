@@ -1,0 +1,24 @@
+"""A program that trains a tiny model on two pairs' worth of cores: ``train_driver.py MODEL OUTPUT TRAIN-SECTION-JSON``."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+
+from tiny import PAIRS
+
+from xgray.config import Model, Train
+from xgray.storage import Folder
+
+if __name__ == "__main__":
+    import ray
+
+    from xgray.distributed.train import run_training
+
+    model, output, section = sys.argv[1:]
+    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
+    result = run_training(
+        Model(id=model), Train(**json.loads(section)), PAIRS, 0, Folder(output), reference_fingerprint="tiny"
+    )
+    print(json.dumps(vars(result)))

@@ -1,0 +1,225 @@
+import asyncio
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xgray.config import Score
+from xgray.data.labelled import labelled_fingerprint, read_labelled
+from xgray.errors import InputError
+from xgray.languages import LANGUAGES
+from xgray.rows import Completions, Scores, to_table
+from xgray.score.build import build_scorer
+from xgray.score.embedding import Embedder, available_threads, engine_text
+from xgray.score.scorer import EMPTY, score_row
+
+TEXTS = [
+    "You are such an idiot.",
+    "The meeting starts at nine.",
+    "du Trottel",
+    "今天天气很好。",
+    "a longer text, " * 10,
+]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """The scorer of the embedded texts, whose head comes with the package."""
+    return build_scorer(Score())
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    embedder = Embedder(2)
+    yield embedder
+    embedder.close()
+
+
+def score(scorer, texts, language="en"):
+    return asyncio.run(scorer.score(texts, language))
+
+
+def toxicity(scorer, texts):
+    return [one.scores["toxicity"] for one in score(scorer, texts)]
+
+
+def small_folder(folder):
+    """A few embedded texts of two languages, quick to fit on."""
+    folder.mkdir(exist_ok=True)
+    for code in ("en", "de"):
+        rows = [one for one in read_labelled("embedded") if one.language == code]
+        with (folder / f"{code}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["text", "label", "split"])
+            for split, toxic in (("fit", True), ("fit", False), ("validate", True), ("validate", False)):
+                chosen = [one for one in rows if one.split == split and one.toxic == toxic][:6]
+                writer.writerows([one.text, int(one.toxic), one.split] for one in chosen)
+    return folder
+
+
+def test_the_packages_head_is_that_of_the_embedded_texts_and_says_its_worth(scorer, tmp_path, monkeypatch):
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
+    facts = build_scorer(Score()).provenance()
+    assert not list(tmp_path.iterdir()), "embedded/scorers holds no head for the present texts: fit and copy a new one"
+    assert facts["scorer"] == "embedding"
+    assert facts["version"] == scorer.version
+    assert facts["fit"]["fingerprint"] == labelled_fingerprint("embedded")
+    assert facts["fit"]["num_texts"] == sum(one.split == "fit" for one in read_labelled("embedded"))
+    assert list(facts["auc"]) == list(LANGUAGES)
+    for code, worth in facts["auc"].items():
+        assert worth["low"] < worth["auc"] <= worth["high"] <= 1, code
+        assert worth["auc"] > 0.8, code
+        assert worth["accuracy"] > 0.7, code
+    json.dumps(facts, allow_nan=False)
+
+
+def test_the_stated_worth_is_that_of_the_scores(scorer):
+    held_out = [one for one in read_labelled("embedded") if one.language == "en" and one.split == "validate"]
+    scores = np.array(toxicity(scorer, [one.text for one in held_out]))
+    toxic = np.array([one.toxic for one in held_out])
+    pairs = scores[toxic][:, None] - scores[~toxic][None, :]
+    auc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    told = scorer.provenance()["auc"]["en"]
+    assert told["auc"] == pytest.approx(auc, abs=2 / pairs.size)
+    assert told["accuracy"] == pytest.approx(np.mean((scores >= 0.5) == toxic), abs=1 / len(held_out))
+
+
+def test_order_batches_and_repetitions_do_not_change_a_score(scorer):
+    texts = [f"{text} {index}" for index in range(2) for text in TEXTS]
+    together = toxicity(scorer, texts)
+    assert toxicity(scorer, texts[::-1]) == together[::-1]
+    assert toxicity(scorer, texts[:1]) == together[:1]
+    assert toxicity(scorer, [texts[3]] * 3 + texts[3:5]) == [together[3]] * 3 + together[3:5]
+
+    async def at_once():
+        return await asyncio.gather(*(scorer.score([text], "en") for text in texts))
+
+    assert [one.scores["toxicity"] for (one,) in asyncio.run(at_once())] == together
+
+
+def test_the_event_loop_stays_free_while_texts_are_embedded(scorer):
+    async def main():
+        ticks = 0
+        scoring = asyncio.create_task(scorer.score([f"word {index} " * 20 for index in range(16)], "en"))
+        while not scoring.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        return ticks
+
+    assert asyncio.run(main()) > 5
+
+
+def test_a_text_without_content_has_no_score(scorer):
+    results = score(scorer, ["", "  \n\t", "\x00\x07", "word"])
+    assert [one.error for one in results] == [EMPTY] * 3 + [None]
+    assert [one.scores is None for one in results] == [True] * 3 + [False]
+    assert score(scorer, []) == []
+
+
+def test_the_released_protocol_scores_a_space_for_an_empty_text():
+    released = build_scorer(Score(empty_text="released"))
+    empty, space = toxicity(released, ["", " "])
+    assert empty == space
+
+
+def test_control_characters_do_not_cut_a_text_off(scorer):
+    plain, cut, controls = toxicity(scorer, ["hello, you idiot", "hello,\x00 you idiot", "hello,\x07 you\x1f idiot"])
+    assert cut == controls == plain
+    assert plain != toxicity(scorer, ["hello,"])[0]
+
+
+def test_any_text_gets_a_probability(scorer):
+    odd = ["half \ud83d pair", "a\u2028b", "\u200b", "🙂" * 200, "word " * 6000, "أ" * 200, "\ufeffmark", "%s {} \\n"]
+    for text, value in zip(odd, toxicity(scorer, odd), strict=True):
+        assert 0 < value < 1, text[:10]
+
+
+def test_a_ligature_that_becomes_many_characters_is_normalised_before_the_engine():
+    """The engine alone writes past its buffer on a text of some dozens of U+FDFA, and the process dies."""
+    assert engine_text("\ufdfa") == "صلى الله عليه وسلم"
+    program = (
+        "from xgray.score.embedding import Embedder, engine_text\n"
+        "embedder = Embedder(1)\n"
+        "for _ in range(3): embedder.embed([engine_text('\\ufdfa' * 300)])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
+
+
+def test_threads_do_not_change_an_embedding(embedder):
+    one_by_one = np.concatenate([embedder.embed([text]) for text in TEXTS * 2])
+    assert np.array_equal(embedder.embed(TEXTS * 2), one_by_one)
+    assert np.linalg.norm(one_by_one, axis=1) == pytest.approx(np.ones(10), abs=1e-5)
+
+
+def test_the_engine_leaves_the_environment_alone(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    Embedder(1).close()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert available_threads() == 7
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    Embedder(1).close()
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert available_threads() >= 1
+
+
+def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp_path):
+    folder = small_folder(tmp_path / "labelled")
+    program = (
+        "import asyncio, json, logging, sys\n"
+        "logging.basicConfig(level='INFO', stream=sys.stderr)\n"
+        "from xgray.config import Score\n"
+        "from xgray.score.build import build_scorer\n"
+        f"scorer = build_scorer(Score(labelled={str(folder)!r}))\n"
+        f"results = asyncio.run(scorer.score({TEXTS!r}, 'en'))\n"
+        "print(json.dumps([scorer.version, [one.scores for one in results], scorer.provenance()]))\n"
+    )
+
+    def run(cache, threads):
+        environment = {**os.environ, "XGRAY_CACHE": str(tmp_path / cache), "OMP_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
+        return done.stdout, "fitting" in done.stderr
+
+    first, first_fitted = run("one", "1")
+    second, second_fitted = run("two", "2")
+    third, third_fitted = run("one", "1")
+    assert (first_fitted, second_fitted, third_fitted) == (True, True, False)
+    assert first == second == third
+    (cached,) = (tmp_path / "one" / "scorers").iterdir()
+    assert cached.read_bytes() == (tmp_path / "two" / "scorers" / cached.name).read_bytes()
+    assert list(json.loads(first)[2]["auc"]) == ["de", "en"]
+
+
+def test_other_texts_make_another_version(tmp_path, monkeypatch, scorer):
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    folder = small_folder(tmp_path / "labelled")
+    fitted = build_scorer(Score(labelled=str(folder)))
+    assert fitted.version != scorer.version
+    assert toxicity(fitted, TEXTS[:1]) != toxicity(scorer, TEXTS[:1])
+
+
+def test_attributes_that_it_does_not_measure_are_refused():
+    with pytest.raises(InputError, match=r"score\.attributes"):
+        build_scorer(Score(attributes=["toxicity", "threat"]))
+
+
+def test_wrong_labelled_texts_are_refused(tmp_path):
+    (tmp_path / "en.csv").write_text("text,label,split\nfine,no,fit\n")
+    with pytest.raises(InputError, match=r"en\.csv:2: label"):
+        build_scorer(Score(labelled=str(tmp_path)))
+
+
+def test_a_row_of_completions_becomes_a_row_of_scores(scorer):
+    row = Completions("de/3", "de", "base", "Hallo", ["du Idiot", "", "danke"], [2, 0, 1], ["stop"] * 3)
+    scores = asyncio.run(score_row(scorer, row))
+    assert (scores.prompt_id, scores.language, scores.model) == ("de/3", "de", "base")
+    assert (scores.scorer, scores.scorer_version) == ("embedding", scorer.version)
+    assert scores.errors == [None, EMPTY, None]
+    assert scores.scores[1] == {}
+    assert to_table([scores], Scores).to_pylist()[0]["scores"][1]["toxicity"] is None
+    assert scores.scores[0]["toxicity"] > scores.scores[2]["toxicity"]

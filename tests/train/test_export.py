@@ -1,0 +1,74 @@
+"""What is exported gives the log-probabilities of what was trained."""
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import PAIRS
+
+from xgray.config import Train
+from xgray.models import load_causal_lm, load_tokenizer
+from xgray.train.export import export
+from xgray.train.pairs import prepare_pairs
+from xgray.train.reference import ReferenceCache
+from xgray.train.trainer import build_trainer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def train(tiny_model, tmp_path):
+    def run(**fields):
+        section = Train(max_steps=4, eval_steps=4, warmup_steps=1, learning_rate=1e-2, **fields)
+        tokenizer = load_tokenizer(tiny_model)
+        cache = ReferenceCache.of(section, "tiny", str(tmp_path / "cache"))
+        trainer = build_trainer(
+            tiny_model, section, prepare_pairs(PAIRS, tokenizer, section, 0), tokenizer, cache,
+            seed=0, work=tmp_path / "work", metrics=tmp_path / "metrics.jsonl",
+        )  # fmt: skip
+        trainer.train()
+        export(tiny_model, None, tmp_path / "work" / "checkpoint-4", tmp_path / "out")
+        return trainer.model.eval(), tmp_path / "out"
+
+    return run
+
+
+def log_probs(model, tiny_model):
+    ids = load_tokenizer(tiny_model)([pair.prompt + pair.chosen for pair in PAIRS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return torch.log_softmax(model(**ids).logits, -1)
+
+
+@pytest.mark.parametrize("lora_targets", ["corrected", "released"])
+def test_merged_adapter_and_trained_model_agree(train, tiny_model, lora_targets):
+    trained, out = train(method="lora", lora_targets=lora_targets)
+    expected = log_probs(trained, tiny_model)
+    assert (expected - log_probs(load_causal_lm(tiny_model, "float32"), tiny_model)).abs().max() > 0.1
+    torch.testing.assert_close(log_probs(load_causal_lm(str(out / "merged"), "float32"), tiny_model), expected)
+    adapted = PeftModel.from_pretrained(load_causal_lm(tiny_model, "float32"), str(out / "adapter")).eval()
+    torch.testing.assert_close(log_probs(adapted, tiny_model), expected)
+    assert {file.name for file in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_full_model_is_exported_whole_with_its_tokenizer(train, tiny_model):
+    trained, out = train(method="full")
+    expected = log_probs(trained, tiny_model)
+    torch.testing.assert_close(log_probs(load_causal_lm(str(out / "merged"), "float32"), tiny_model), expected)
+    assert load_tokenizer(str(out / "merged"))("The baker")["input_ids"]
+    assert [folder.name for folder in out.iterdir()] == ["merged"]
+
+
+def test_failed_export_leaves_nothing(tiny_model, tmp_path):
+    broken = tmp_path / "checkpoint"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError):
+        export(tiny_model, None, broken, tmp_path / "out")
+    assert not (tmp_path / "out" / "merged").exists()
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+def test_what_was_exported_is_left_as_it_is(train, tiny_model, tmp_path):
+    _, out = train(method="full")
+    before = (out / "merged" / "model.safetensors").stat().st_mtime_ns
+    export(tiny_model, None, tmp_path / "work" / "checkpoint-4", out)
+    assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == before

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from xgray.train.metrics import read_metrics, summarize
+
+
+def step(number, loss, seconds):
+    return {"step": number, "loss": loss, "tokens": 100.0, "seconds": seconds}
+
+
+ROWS = [
+    {"total_steps": 10},
+    step(1, 0.7, 2.0),
+    step(2, 0.6, 1.0),
+    {"step": 2, "eval_loss": 0.5},
+    step(3, 0.4, 1.0),
+    step(4, 0.3, 4.0),
+    {"step": 4, "eval_loss": 0.55},
+]
+
+
+def write(path, rows, tail=""):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    return path
+
+
+def test_torn_last_line_and_header_are_no_rows(tmp_path):
+    assert read_metrics(write(tmp_path / "m.jsonl", ROWS, tail='{"step": 5, "lo')) == ROWS[1:]
+    assert read_metrics(tmp_path / "missing.jsonl") == []
+
+
+def test_summary(tmp_path):
+    assert summarize(write(tmp_path / "m.jsonl", ROWS)) == {
+        "steps": 4,
+        "stopped_early": True,
+        "tokens": 400,
+        "first_loss": 0.7,
+        "last_loss": 0.3,
+        "step_seconds": 2.0,
+        "tokens_per_second": 50.0,
+        "last_eval_loss": 0.55,
+        "best_eval_loss": 0.5,
+        "best_step": 2,
+    }
+
+
+def test_summary_without_validation_says_nothing_of_it(tmp_path):
+    rows = [{"total_steps": 1}, step(1, 0.7, 2.0)]
+    summary = summarize(write(tmp_path / "m.jsonl", rows))
+    assert not summary["stopped_early"]
+    assert "best_step" not in summary
+
+
+@pytest.mark.slow
+def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+    from transformers import TrainerState
+
+    from xgray.train.trainer import MetricsLog
+
+    path = write(tmp_path / "m.jsonl", ROWS, tail='{"step": 5, "lo')
+    MetricsLog(path).on_train_begin(None, TrainerState(global_step=2, max_steps=10), None)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS[:4]

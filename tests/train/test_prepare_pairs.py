@@ -1,0 +1,109 @@
+import pytest
+from tiny import PAIRS
+
+from xgray.config import Train
+from xgray.errors import InputError
+from xgray.rows import PreferencePair
+from xgray.train.pairs import TokenizedPair, prepare_pairs
+
+
+def everything(prepared):
+    return prepared.train + prepared.validation
+
+
+def test_tokens_spell_the_texts_and_end_with_the_end_token(tokenizer):
+    [pair] = prepare_pairs(PAIRS[:1], tokenizer, Train(validation_share=0), seed=0).train
+    assert tokenizer.decode(pair.prompt_ids) == PAIRS[0].prompt
+    assert tokenizer.decode(pair.chosen_ids) == PAIRS[0].chosen + "</s>"
+    assert tokenizer.decode(pair.rejected_ids) == PAIRS[0].rejected + "</s>"
+
+
+def test_end_token_is_not_doubled(tokenizer):
+    ended = PreferencePair("The baker", " sang</s>", " slept")
+    [pair] = prepare_pairs([ended], tokenizer, Train(validation_share=0), seed=0).train
+    assert pair.chosen_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_token_merged_across_the_boundary_belongs_to_the_continuation(tokenizer):
+    # " stu" + "pid idiot" is tokenized as " stupid idiot": the prompt's last tokens are no prefix of it.
+    [pair] = prepare_pairs(
+        [PreferencePair("He called me a stu", "pid idiot!", "dent.")], tokenizer, Train(validation_share=0), seed=0
+    ).train
+    whole = tokenizer("He called me a stupid idiot!</s>")["input_ids"]
+    assert pair.prompt_ids + pair.chosen_ids == whole
+    assert tokenizer.decode(pair.prompt_ids + pair.rejected_ids) == "He called me a student.</s>"
+    assert len(pair.prompt_ids) < len(tokenizer("He called me a stu")["input_ids"])
+
+
+def test_long_prompt_loses_its_beginning(tokenizer):
+    pair = PreferencePair("x y z " * 20 + "The end is near", " good", " bad")
+    section = Train(validation_share=0, max_prompt_length=6)
+    prepared = prepare_pairs([pair], tokenizer, section, seed=0)
+    [cut] = prepared.train
+    whole = tokenizer(pair.prompt)["input_ids"]
+    assert cut.prompt_ids == whole[-6:]
+    assert prepared.num_truncated == 1
+
+
+def test_truncated_prompt_keeps_its_beginning_of_text_token(tokenizer):
+    class WithBeginning:
+        eos_token, bos_token_id = "</s>", tokenizer.bos_token_id
+
+        def __call__(self, texts):
+            return {"input_ids": [[self.bos_token_id, *ids] for ids in tokenizer(texts)["input_ids"]]}
+
+    pair = PreferencePair("x y z " * 20 + "The end is near", " good", " bad")
+    [cut] = prepare_pairs([pair], WithBeginning(), Train(validation_share=0, max_prompt_length=6), seed=0).train
+    whole = tokenizer(pair.prompt)["input_ids"]
+    assert cut.prompt_ids == [tokenizer.bos_token_id, *whole[-5:]]
+
+
+def test_corrected_filter_counts_tokens_after_truncation(tokenizer):
+    pair = PreferencePair("The teacher " * 10, " said", " said a kind word to me")
+    lengths = [len(tokenizer(pair.rejected + "</s>")["input_ids"]) + 4]
+
+    def kept(max_length):
+        section = Train(validation_share=0, max_prompt_length=4, max_length=max_length)
+        return everything(prepare_pairs([pair], tokenizer, section, seed=0))
+
+    assert lengths[0] > 8
+    assert len(kept(lengths[0])) == 1
+    with pytest.raises(InputError, match=r"train\.pairs: 1 pairs, of which 0"):
+        kept(lengths[0] - 1)
+
+
+def test_released_filter_counts_characters(tokenizer):
+    short, long = PreferencePair("x" * 10, " good", "c" * 10), PreferencePair("x" * 10, "b" * 11, "c")
+    section = Train(validation_share=0, max_length=20, length_filter="released")
+    prepared = prepare_pairs([short, long], tokenizer, section, seed=0)
+    assert [tokenizer.decode(pair.chosen_ids) for pair in prepared.train] == [" good</s>"]
+    assert (prepared.num_pairs, prepared.num_dropped) == (2, 1)
+
+
+def test_split_is_a_partition_drawn_from_the_seed(tokenizer):
+    section = Train(validation_share=0.25)
+    first, again, other = (prepare_pairs(PAIRS, tokenizer, section, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert len(first.validation) == 5
+    assert first.validation != other.validation
+    whole = prepare_pairs(PAIRS, tokenizer, Train(validation_share=0), seed=1).train
+    assert sorted(map(repr, everything(first))) == sorted(map(repr, whole))
+
+
+def test_small_share_still_holds_one_pair_out_and_none_holds_none(tokenizer):
+    assert len(prepare_pairs(PAIRS, tokenizer, Train(validation_share=0.001), seed=0).validation) == 1
+    assert prepare_pairs(PAIRS, tokenizer, Train(validation_share=0), seed=0).validation == []
+
+
+@pytest.mark.parametrize("pairs", [[], PAIRS[:1]])
+def test_too_few_pairs_are_refused(tokenizer, pairs):
+    with pytest.raises(InputError, match="too few"):
+        prepare_pairs(pairs, tokenizer, Train(), seed=0)
+
+
+def test_key_depends_on_every_token_and_on_the_context():
+    pair = TokenizedPair([1, 2], [3], [4])
+    others = [TokenizedPair([1], [2, 3], [4]), TokenizedPair([1, 2], [4], [3]), TokenizedPair([1, 2], [3], [5])]
+    keys = {one.key({"model": "m"}) for one in [pair, *others]} | {pair.key({"model": "n"})}
+    assert len(keys) == 5
+    assert pair.key({"model": "m"}) == TokenizedPair([1, 2], [3], [4]).key({"model": "m"})

@@ -1,0 +1,176 @@
+"""The trainer itself, on a tiny model in this process."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft.tuners.lora import LoraLayer
+from tiny import PAIRS
+from transformers import AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer
+
+from xgray.config import Train
+from xgray.errors import InputError
+from xgray.models import load_tokenizer
+from xgray.rows import PreferencePair
+from xgray.train.metrics import read_metrics
+from xgray.train.pairs import prepare_pairs
+from xgray.train.reference import ReferenceCache
+from xgray.train.trainer import build_trainer
+
+pytestmark = pytest.mark.slow
+
+SHORT = {"max_steps": 4, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, "validation_share": 0.2}
+
+
+@pytest.fixture
+def make(tiny_model, tmp_path):
+    def build(pairs=PAIRS, seed=0, name="run", **fields):
+        section = Train(**(SHORT | fields))
+        tokenizer = load_tokenizer(tiny_model)
+        cache = ReferenceCache.of(section, "tiny", str(tmp_path / "cache"))
+        prepared = prepare_pairs(pairs, tokenizer, section, seed)
+        (tmp_path / name).mkdir()
+        return build_trainer(
+            tiny_model, section, prepared, tokenizer, cache,
+            seed=seed, work=tmp_path / name / "work", metrics=tmp_path / name / "metrics.jsonl",
+        )  # fmt: skip
+
+    return build
+
+
+def rows_of(trainer):
+    trainer.train()
+    timed = ("seconds", "tokens_per_second")
+    [path] = {one.path for one in trainer.callback_handler.callbacks if hasattr(one, "path")}
+    return [{key: value for key, value in row.items() if key not in timed} for row in read_metrics(path)]
+
+
+def perturb(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def log_prob(model, prompt_ids, ids):
+    """The continuation's summed log-probability, one sequence and one position at a time."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids + ids])).logits[0].double()
+    positions = range(len(prompt_ids) - 1, len(prompt_ids) + len(ids) - 1)
+    return sum(torch.log_softmax(logits[at], -1)[token].item() for at, token in zip(positions, ids, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "lora_targets"), [("full", "corrected"), ("lora", "corrected"), ("lora", "released")]
+)
+def test_first_loss_is_ln_2(make, method, lora_targets):
+    rows = rows_of(make(method=method, lora_targets=lora_targets))
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["eval_loss"] < math.log(2) - 0.01
+
+
+def test_loss_is_the_formula_computed_by_hand(make, tiny_model):
+    trainer = make(pairs=PAIRS[:4], validation_share=0, beta=0.3)
+    perturb(trainer.model)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    loss = trainer.compute_loss(trainer.model, batch).item()
+
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model)
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model)
+    perturb(policy)
+    losses = []
+    for row in trainer.train_dataset:
+        ratios = [
+            log_prob(policy, row["prompt_ids"], row[side]) - log_prob(reference, row["prompt_ids"], row[side])
+            for side in ("chosen_ids", "rejected_ids")
+        ]
+        losses.append(math.log1p(math.exp(-0.3 * (ratios[0] - ratios[1]))))
+    assert len(set(losses)) == 4
+    assert loss == pytest.approx(sum(losses) / 4, abs=1e-4)
+
+
+def test_swapping_chosen_and_rejected_flips_the_margin(make):
+    swapped = [PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in PAIRS]
+    margins = []
+    for name, pairs in (("as they are", PAIRS), ("swapped", swapped)):
+        trainer = make(pairs=pairs, validation_share=0, name=name)
+        perturb(trainer.model)
+        trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
+        margins += trainer._metrics["eval"]["rewards/margins"]
+    assert abs(margins[0]) > 1e-3
+    assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
+
+
+def test_tokens_and_reference_are_those_of_trl(make, tiny_model, tmp_path):
+    ours = make(validation_share=0).train_dataset
+    texts = Dataset.from_list([vars(pair) for pair in PAIRS])
+    arguments = DPOConfig(output_dir=str(tmp_path / "trl"), precompute_ref_log_probs=True, bf16=False, report_to="none")
+    plain = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=arguments,
+        train_dataset=texts,
+        processing_class=load_tokenizer(tiny_model),
+    ).train_dataset
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert ours[column] == plain[column]
+    for column in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert list(ours[column]) == pytest.approx(list(plain[column]), abs=1e-4)
+
+
+def test_other_seeds_and_methods_reuse_the_reference(make):
+    first = make()
+    assert (first.num_reference_computed, first.num_reference_reused) == (len(PAIRS), 0)
+    for name, change in (("seed", {"seed": 5}), ("lora", {"method": "lora"}), ("beta", {"beta": 0.5})):
+        other = make(name=name, **change)
+        assert (other.num_reference_computed, other.num_reference_reused) == (0, len(PAIRS))
+    more = [*PAIRS, PreferencePair("The postman", " smiled.", " swore.")]
+    assert make(name="more", pairs=more).num_reference_computed == 1
+
+
+def test_same_seed_same_numbers_whether_the_reference_was_cached_or_not(make):
+    cold = rows_of(make(method="lora", lora_dropout=0.5, name="cold"))
+    warm = rows_of(make(method="lora", lora_dropout=0.5, name="warm"))
+    other = rows_of(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
+    assert cold == warm
+    assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
+
+
+def test_lora_sits_on_the_linear_layers_of_the_blocks_and_keeps_its_dropout(make):
+    def adapted(trainer):
+        modules = trainer.model.named_modules()
+        return {name.split(".")[-1] for name, module in modules if isinstance(module, LoraLayer)}
+
+    blocks = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    corrected = make(method="lora", lora_dropout=0.25)
+    assert adapted(corrected) == blocks
+    dropouts = {module.p for module in corrected.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert dropouts == {0.25}
+    released = make(method="lora", lora_targets="released", name="released")
+    assert adapted(released) == blocks | {"embed_tokens", "lm_head"}
+
+
+def test_released_targets_train_the_head(make):
+    trainer = make(method="lora", lora_targets="released")
+    trainer.train()
+    weights = dict(trainer.model.named_parameters())
+    [head] = [value for name, value in weights.items() if "lm_head.lora_B" in name]
+    assert head.abs().max() > 0
+
+
+def test_training_stops_when_validation_does_not_improve(make):
+    rows = rows_of(make(learning_rate=1e-12, patience=1, max_steps=20))
+    assert max(row["step"] for row in rows) == 4
+
+
+def test_unknown_model_is_refused_by_name(make, tiny_model, tmp_path):
+    section = Train(**SHORT)
+    tokenizer = load_tokenizer(tiny_model)
+    cache = ReferenceCache.of(section, "none", str(tmp_path))
+    prepared = prepare_pairs(PAIRS, tokenizer, section, 0)
+    with pytest.raises(InputError, match=r"model\.id: cannot load .*no-such-model"):
+        build_trainer(
+            str(tmp_path / "no-such-model"), section, prepared, tokenizer, cache,
+            seed=0, work=tmp_path / "work", metrics=tmp_path / "metrics.jsonl",
+        )  # fmt: skip

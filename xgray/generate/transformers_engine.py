@@ -1,0 +1,75 @@
+"""transformers' own ``generate``, for machines and models without vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xgray.config import Generate
+from xgray.generate.engine import Sample, Weights
+from xgray.models import load_causal_lm, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TransformersEngine:
+    """One prompt and its k samples at a time, so that a text does not depend on the prompts beside it."""
+
+    def __init__(self, weights: Weights, section: Generate) -> None:
+        from peft import PeftModel
+
+        self._section = section
+        self._tokenizer = load_tokenizer(weights.path, weights.revision)
+        self._model = load_causal_lm(weights.path, weights.dtype, weights.revision)
+        self._adapted: PeftModel | None = None
+        for adapter in weights.adapters:
+            if self._adapted is None:
+                self._adapted = PeftModel.from_pretrained(self._model, adapter, adapter_name=_name(weights, adapter))
+            else:
+                self._adapted.load_adapter(adapter, adapter_name=_name(weights, adapter))
+        if self._adapted is not None:
+            self._adapted.eval()
+        self._weights = weights
+
+    def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
+        if self._adapted is None:
+            return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        if adapter is None:
+            with self._adapted.disable_adapter():
+                return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        self._adapted.set_adapter(_name(self._weights, adapter))
+        return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+
+    def _sample_one(self, text: str, seed: int) -> list[Sample]:
+        import torch
+
+        section, model = self._section, self._adapted or self._model
+        inputs = self._tokenizer(text, return_tensors="pt").to(self._model.device)
+        sampling: dict[str, float] = {"do_sample": False}
+        if section.temperature > 0:
+            sampling = {"do_sample": True, "temperature": section.temperature, "top_p": section.top_p, "top_k": 0}
+        with torch.inference_mode():
+            torch.manual_seed(seed)
+            ids = model.generate(
+                **inputs,
+                **sampling,
+                num_return_sequences=section.k if section.temperature > 0 else 1,
+                max_new_tokens=section.max_new_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        drawn = [self._sample_of(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+        return drawn if section.temperature > 0 else drawn * section.k
+
+    def _sample_of(self, ids: torch.Tensor) -> Sample:
+        """The tokens up to the end-of-text token, which is counted as vLLM counts it."""
+        ends = self._model.generation_config.eos_token_id
+        stops = [ends] if isinstance(ends, int) else list(ends or [])
+        tokens = ids.tolist()
+        length = next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))
+        text = self._tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        return Sample(text, length, "stop" if tokens[length - 1] in stops else "length")
+
+
+def _name(weights: Weights, adapter: str) -> str:
+    return f"adapter_{weights.adapters.index(adapter)}"
