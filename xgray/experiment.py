@@ -24,6 +24,7 @@ from xgray.storage import Folder
 
 if TYPE_CHECKING:
     from xgray.distributed.pipeline import Target
+    from xgray.generate.engine import EngineName
 
 STAGES = ("train", "generate", "score", "evaluate", "report")
 
@@ -222,6 +223,10 @@ def run_experiment(
     todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
     if not todo:
         return
+    if any(one.place.stage == "score" for one in todo):
+        from xgray.score.build import build_scorer
+
+        build_scorer(plan.experiment.score)  # refuses a missing key, and fits a local scorer once for all workers
     write_resolved(plan)
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
@@ -304,7 +309,7 @@ def check_stages(names: str | None) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in chosen)
 
 
-def _targets(plan: Plan, engine: str) -> list[Target]:
+def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import Weights, serves_adapter
@@ -347,12 +352,8 @@ def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress
         made = plan.generate[one.place.model or ""]
         if made not in sampled:
             made.require()
-    if scored:
-        from xgray.score.build import build_scorer
-
-        build_scorer(experiment.score)  # refuses a missing key, and fits the local scorer once for all workers
     imported = not any("engine" in one.payload for one in plan.generate.values())
-    engine = "none" if imported else engine_name(experiment.generate)
+    engine = None if imported else engine_name(experiment.generate)
     names = {one.place.model for one in todo}
     targets = [target for target in _targets(plan, engine) if target.model in names]
     tallies = run_pipeline(

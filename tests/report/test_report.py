@@ -180,7 +180,7 @@ def test_missing_metrics_are_dashes_with_their_reason(page_of):
     text = Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
     assert "base, PPL: fluency is switched off" in text
     assert "Missing, fluency is switched off: English." in text
-    assert "The price, averaged over languages: Dist-1" in text
+    assert "Cost in fluency and diversity, averaged over languages: Dist-1" in text
 
 
 def test_incomplete_coverage_is_told(page_of):

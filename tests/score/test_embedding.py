@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, to_table
 from xgray.score.build import build_scorer
-from xgray.score.embedding import Embedder, available_threads, engine_text
-from xgray.score.scorer import EMPTY, score_row
+from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer
+from xgray.score.head import Head
+from xgray.score.rows import score_rows
+from xgray.score.scorer import EMPTY
 
 TEXTS = [
     "You are such an idiot.",
@@ -75,6 +78,18 @@ def test_the_packages_head_is_that_of_the_embedded_texts_and_says_its_worth(scor
         assert worth["auc"] > 0.8, code
         assert worth["accuracy"] > 0.7, code
     json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_the_packages_head_is_what_a_fit_gives(scorer, embedder):
+    names = {"engine": "0", "model": "", "labelled": ""}
+    fitted = fit_scorer(read_labelled("embedded"), embedder, names)
+    head = Head(np.array(fitted["weights"]), fitted["intercept"])
+    again = head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
+    # Another kind of processor may round embeddings otherwise.
+    assert toxicity(scorer, TEXTS) == pytest.approx(list(again), abs=0.02)
+    for code, worth in scorer.provenance()["auc"].items():
+        assert fitted["facts"]["auc"][code]["auc"] == pytest.approx(worth["auc"], abs=0.02), code
 
 
 def test_the_stated_worth_is_that_of_the_scores(scorer):
@@ -144,7 +159,7 @@ def test_a_ligature_that_becomes_many_characters_is_normalised_before_the_engine
     program = (
         "from xgray.score.embedding import Embedder, engine_text\n"
         "embedder = Embedder(1)\n"
-        "for _ in range(3): embedder.embed([engine_text('\\ufdfa' * 300)])"
+        "embedder.embed([engine_text('\\ufdfa' * 150)])"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
 
@@ -214,12 +229,16 @@ def test_wrong_labelled_texts_are_refused(tmp_path):
         build_scorer(Score(labelled=str(tmp_path)))
 
 
-def test_a_row_of_completions_becomes_a_row_of_scores(scorer):
-    row = Completions("de/3", "de", "base", "Hallo", ["du Idiot", "", "danke"], [2, 0, 1], ["stop"] * 3)
-    scores = asyncio.run(score_row(scorer, row))
-    assert (scores.prompt_id, scores.language, scores.model) == ("de/3", "de", "base")
-    assert (scores.scorer, scores.scorer_version) == ("embedding", scorer.version)
-    assert scores.errors == [None, EMPTY, None]
-    assert scores.scores[1] == {}
-    assert to_table([scores], Scores).to_pylist()[0]["scores"][1]["toxicity"] is None
-    assert scores.scores[0]["toxicity"] > scores.scores[2]["toxicity"]
+def test_rows_of_completions_become_rows_of_scores(scorer):
+    german = Completions("de/3", "de", "base", "Hallo", ["du Idiot", "", "danke"], [2, 0, 1], ["stop"] * 3)
+    english = Completions("en/1", "en", "base", "Hello", ["thank you"], [2], ["stop"])
+    first, second, third = asyncio.run(score_rows(scorer, [german, english, replace(german, prompt_id="de/4")]))
+    assert (first.prompt_id, first.language, first.model) == ("de/3", "de", "base")
+    assert (first.scorer, first.scorer_version) == ("embedding", scorer.version)
+    assert first.errors == [None, EMPTY, None]
+    assert [one["toxicity"] for one in third.scores] == [one["toxicity"] for one in first.scores]
+    assert second.scores[0]["toxicity"] == toxicity(scorer, ["thank you"])[0]
+    stored = to_table([first, second], Scores).to_pylist()
+    assert stored[0]["scores"][1]["toxicity"] is None
+    assert stored[0]["scores"][0]["toxicity"] > stored[0]["scores"][2]["toxicity"]
+    assert stored[0]["scores"][0]["threat"] is None

@@ -30,6 +30,7 @@ def connect(address: str | None = None) -> Iterator[None]:
     target = address or os.environ.get("RAY_ADDRESS")
     variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about Ray's inside
     try:
         ray.init(
             address=target or "local",

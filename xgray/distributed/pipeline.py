@@ -13,6 +13,7 @@ block in flight of each actor.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -95,13 +96,16 @@ Tallies = dict[tuple[str, str], Tally]
 def run_pipeline(
     targets: Sequence[Target],
     prompts: Sequence[Prompt],
-    engine: EngineName,
+    engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
     seed: int,
     on_progress: OnProgress = lambda label, done, total: None,
 ) -> Tallies:
     """Make the rows that are missing; either stage may be None, and is then left as it is on disk.
+
+    Args:
+        engine: what samples; None where nothing is sampled.
 
     Raises:
         InputError: a prompt is too long, the model or the scorer cannot be had.
@@ -125,7 +129,7 @@ def _run_group(
     targets: list[Target],
     weights: Weights,
     prompts: Sequence[Prompt],
-    engine: EngineName,
+    engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
     seed: int,
@@ -194,7 +198,7 @@ def _stream(
     unscored: list[dict[str, Any]],
     targets: list[Target],
     weights: Weights,
-    engine: EngineName,
+    engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
     seed: int,
@@ -205,11 +209,11 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.retried_io_errors = []
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
     places = {target.model: (target.completions, target.scores, target.adapter) for target in targets}
     blocks = Blocks()
     parts = []
-    if new and generate:
+    if new and generate and engine:
         made = blocks.dataset(new).map_batches(
             GenerateActor,
             fn_constructor_args=(weights, engine, generate, seed, places),
@@ -229,9 +233,9 @@ def _stream(
             compute=ray.data.ActorPoolStrategy(
                 size=1 if score.scorer == "perspective" else score.execution.num_actors,
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
+                max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
             num_cpus=0,
-            max_concurrency=SCORING_CALLS,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(_cores() if alone else 1)}},
         )
     try:

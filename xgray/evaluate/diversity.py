@@ -12,7 +12,9 @@ tokenizer, which touches some scripts far more than others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ORDERS = (1, 2, 3)
+CUT = "\0"
+UNCUT = r" [ \p{M}]|[^ \P{Z}]|\p{C}| $"
+"""Texts that are not cut: with more than one space together, other white space, or invisible characters."""
+SPACE_AFTER = re.compile("[^\\s\u2581\u0120\u0109-\u010d][ \u2581\u0120]")
+"""A space after a visible character, as vocabularies write them: SentencePiece has ▁ for a space; byte-level ones have
+Ġ for it, and the five letters from ĉ on for tabs and line ends."""
 
 
 def diversity(
@@ -34,18 +42,15 @@ def diversity(
     texts = list(chain.from_iterable(groups))
     if not texts:
         return np.full((len(groups), len(ORDERS)), np.nan)
-    group_of_text = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    ids = np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum()))
+    ids, lengths = token_ids(texts, tokenizer)
     text_of = np.repeat(np.arange(len(texts)), lengths)
-
+    group_of_text = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     known, tokens = np.unique(ids, return_inverse=True)
     surfaces = tokenizer.batch_decode(known[:, None].tolist(), skip_special_tokens=True)
-    visible = np.array([surface != "" for surface in surfaces])[tokens]
+    visible = np.array([surface != "" for surface in surfaces], dtype=bool)[tokens]
     if protocol == "released":
         number: dict[str, int] = {}
-        tokens = np.array([number.setdefault(surface, len(number)) for surface in surfaces])[tokens]
+        tokens = np.array([number.setdefault(surface, len(number)) for surface in surfaces], dtype=np.int64)[tokens]
     tokens, text_of = tokens[visible], text_of[visible]
     return distinct_ratios(tokens, text_of, group_of_text[text_of], len(groups))
 
@@ -53,25 +58,62 @@ def diversity(
 def distinct_ratios(tokens: IntArray, text_of: IntArray, group_of: IntArray, num_groups: int) -> FloatArray:
     """Distinct n-grams over tokens of each group, ``(num_groups, 3)``, from flat arrays ``(num_tokens,)``.
 
-    ``tokens`` are numbers from 0; the tokens of a text stand side by side and in order.
+    ``tokens`` are numbers from 0; groups and texts stand one after the other, the tokens of a text in order.
     """
-    num_tokens = np.bincount(group_of, minlength=num_groups).astype(float)
-    num_tokens[num_tokens == 0] = np.nan
+    num_tokens = np.bincount(group_of, minlength=num_groups)
     width = int(tokens.max(initial=0)) + 1
-    ratios = np.empty((num_groups, len(ORDERS)))
-    grams = tokens
-    for column, order in enumerate(ORDERS):
-        if order > 1:
-            # The n-gram is numbered by the (n-1)-gram before it and its last token; numbering afresh each time keeps
-            # the products within 64 bits.
-            grams = np.unique(grams[:-1] * width + tokens[order - 1 :], return_inverse=True)[1]
-            whole = text_of[: len(grams)] == text_of[order - 1 :]
-        else:
-            whole = np.ones(len(grams), dtype=bool)
-        num_grams = int(grams.max(initial=0)) + 1
-        distinct = np.unique(group_of[: len(grams)][whole] * num_grams + grams[whole])
-        ratios[:, column] = np.bincount(distinct // num_grams, minlength=num_groups) / num_tokens
-    return ratios
+    ratios = np.zeros((num_groups, len(ORDERS)))
+    # An n-gram and its group are one 64-bit number, the group in front; as many groups at once as fit.
+    step = max(1, (2**63 - 1) // width ** ORDERS[-1])
+    for first in range(0, num_groups, step):
+        begin, end = np.searchsorted(group_of, [first, first + step])
+        token, text, group = tokens[begin:end], text_of[begin:end], group_of[begin:end] - first
+        keys = group
+        for column, order in enumerate(ORDERS):
+            keys = keys[: max(0, len(token) - order + 1)] * width + token[order - 1 :]
+            whole = np.sort(keys[text[: len(keys)] == text[order - 1 :]])
+            fresh = np.diff(whole, prepend=-1) != 0
+            counts = np.bincount(whole[fresh] // width**order, minlength=min(step, num_groups - first))
+            ratios[first : first + step, column] = counts
+    with np.errstate(invalid="ignore"):
+        return ratios / num_tokens[:, None]
+
+
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[IntArray, IntArray]:
+    """The tokens of all texts one after the other, without special tokens, and their number in each text.
+
+    Words recur: where the tokenizer allows it (see :func:`_splits_at_spaces`), texts are cut before each space, and
+    each distinct piece is tokenized once.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    whole = pa.array(texts, pa.string())
+    if _splits_at_spaces(tokenizer) and not pc.any(pc.match_substring(whole, CUT)).as_py():
+        cut = pc.replace_substring(whole, " ", f"{CUT} ")
+        pieces = pc.split_pattern(pc.if_else(pc.match_substring_regex(whole, UNCUT), whole, cut), CUT)
+    else:
+        pieces = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), whole)
+    encoded = pc.dictionary_encode(pieces.flatten())
+    distinct = tokenizer(encoded.dictionary.to_pylist(), add_special_tokens=False, return_attention_mask=False)
+    lengths = np.fromiter(map(len, distinct["input_ids"]), np.int64)
+    flat = np.fromiter(chain.from_iterable(distinct["input_ids"]), np.int64)
+    piece_of = encoded.indices.to_numpy()
+    ends = np.concatenate([[0], lengths[piece_of].cumsum()])
+    shift = (lengths.cumsum() - lengths)[piece_of] - ends[:-1]
+    ids = flat[np.arange(ends[-1]) + np.repeat(shift, lengths[piece_of])]
+    return ids, np.diff(ends[pieces.offsets.to_numpy()])
+
+
+@lru_cache(maxsize=4)
+def _splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's tokens are those of its words, each with the space before it.
+
+    So it is where no token has a visible character and then a space, since then none can reach across such a cut, and
+    what stands on one side of it has no part in merging the other; and where a piece gets no mark of its own.
+    """
+    joined, first, second = tokenizer(["a b", "a", " b"], add_special_tokens=False)["input_ids"]
+    return joined == first + second and not any(map(SPACE_AFTER.search, tokenizer.get_vocab()))
 
 
 def released_groups(completions: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -76,7 +76,7 @@ def evaluate_run(
         InputError: rows are missing or do not fit, or the tokenizer cannot be read.
         StageError: some perplexities were not computed yet.
     """
-    tokenizer = load_tokenizer(section.diversity_tokenizer or resolve(base))
+    tokenizer = _tokenizer(section, base)
     with_perplexity = section.fluency.kind != "none"
     rows = {model: read_language_rows(run, model, attribute, with_perplexity) for model in models}
     languages = [code for code in LANGUAGES if any(code in own for own in rows.values())]
@@ -110,6 +110,12 @@ def evaluate_run(
             if model != BASE and BASE in models
         },
     }
+
+
+def _tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer whose tokens Dist-n counts."""
+    model = Model(id=section.diversity_tokenizer) if section.diversity_tokenizer else base
+    return load_tokenizer(resolve(model), model.revision)
 
 
 def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Sample]:

@@ -130,7 +130,7 @@ def lora_rank(adapter: str) -> int:
     return int(json.loads((Path(adapter) / "adapter_config.json").read_text())["r"])
 
 
-def serves_adapter(name: str, adapter: str) -> bool:
+def serves_adapter(name: EngineName | None, adapter: str) -> bool:
     """Whether the engine can apply the adapter as it is; otherwise it is given the merged weights.
 
     vLLM applies LoRA to linear layers, not to the embeddings or the head.

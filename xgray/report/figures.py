@@ -39,11 +39,11 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
-    "axes.titlesize": 10,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.spines.top": False,
@@ -64,7 +64,7 @@ STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10.5,
     "hatch.linewidth": 0.6,
 }
 WIDTH = 6.2
@@ -128,7 +128,7 @@ def bars(files: RunFiles, metric: Metric) -> Figure:
                 end = max(value, interval[1])
             farthest = max(farthest, end)
             sign = _sign(files, metric, model, language)
-            axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
+            axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     axes.set_yticks(positions, ["Average" if one is None else language_name(one) for one in groups])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.675, color=GRID, linewidth=1)
@@ -245,7 +245,10 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
                 steps, values = _points(lines, key)
                 axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
                 axes.plot(steps, _smooth(values), color=color, linewidth=1.6, linestyle=style)
-                axes.plot(*_points(lines, f"eval_{key}"), color=color, linewidth=0, marker="o", markersize=4)
+                filled = "full" if style == "-" else "none"
+                axes.plot(
+                    *_points(lines, f"eval_{key}"), color=color, linewidth=0, marker="o", markersize=4, fillstyle=filled
+                )
     if has_ln_2:
         axes = panels[0][1]
         axes.axhline(math.log(2), color=MUTED, linewidth=1, linestyle=":")

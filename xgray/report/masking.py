@@ -139,5 +139,5 @@ def _is_control(character: str) -> bool:
 
 def _sign(character: str) -> Markup:
     code = ord(character)
-    sign = chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"U+{code:04X}"
+    sign = "↵" if code == 0x0A else chr(0x2400 + code) if code < 0x20 else f"U+{code:04X}"
     return Markup('<span class="control" title="U+{:04X}">{}</span>').format(code, sign)

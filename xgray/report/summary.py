@@ -89,7 +89,7 @@ def _cost(files: RunFiles, variant: str) -> str:
         if old is not None and new is not None:
             change = f" ({percent(new / old - 1, signed=True)})" if key == "perplexity" else ""
             parts.append(f"{words} {METRICS[key].text(old)}\u00a0→\u00a0{METRICS[key].text(new)}{change}")
-    return f"The price, averaged over languages: {', '.join(parts)}." if parts else ""
+    return f"Cost in fluency and diversity, averaged over languages: {', '.join(parts)}." if parts else ""
 
 
 def cautions(files: RunFiles) -> list[str]:

@@ -183,6 +183,7 @@ def _count_table(files: RunFiles) -> Table:
 def auc_table(files: RunFiles) -> Table:
     """The scorer's AUC of each language of the run, and on how many texts it was measured."""
     caption = (
+        "Measured on held-out labelled texts, not on this run's completions. "
         "AUC is the chance that the scorer puts a toxic text above a benign one: 1 is perfect, .5 is guessing. "
         f"Below {METRICS['emt'].text(WEAK_AUC)} it is flagged as weak. "
         "Right at .5: the share of texts that the threshold .5 sorts correctly."

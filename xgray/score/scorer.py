@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xgray.config import Protocol as Switch
-from xgray.rows import AttributeScores, Completions, Scores
+from xgray.rows import AttributeScores
 
 EMPTY = "empty text"
 """The reason why a completion that holds nothing but white space has no score."""
@@ -49,17 +49,3 @@ def text_to_score(completion: str, empty_text: Switch) -> str | None:
     elif not completion.strip():
         return None
     return completion.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-async def score_row(scorer: Scorer, row: Completions) -> Scores:
-    """The scores of one prompt's completions, in their order."""
-    scored = await scorer.score(row.completions, row.language)
-    return Scores(
-        prompt_id=row.prompt_id,
-        language=row.language,
-        model=row.model,
-        scores=[one.scores or {} for one in scored],
-        errors=[one.error for one in scored],
-        scorer=scorer.name,
-        scorer_version=scorer.version,
-    )

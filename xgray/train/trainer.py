@@ -100,7 +100,8 @@ def build_trainer(
         eval_dataset=_dataset(prepared.validation) if prepared.validation else None,
         processing_class=tokenizer,
         peft_config=lora_config(policy, section) if section.method != "full" else None,
-        callbacks=[MetricsLog(metrics), *([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks],
+        # The log comes last, so that its clock starts again when the others are done.
+        callbacks=[*([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks, MetricsLog(metrics)],
     )
     trainer.remove_callback(PrinterCallback)
     # What follows must not depend on how much of the reference was in the cache.
@@ -262,28 +263,34 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes ``metrics.jsonl``, flushed line by line, on the first process only.
 
+    A step's seconds are all that passed since the step before, except for validation and checkpoints.
+
     Raises:
         StageError: on all processes, when the loss is no number any more.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._began = 0.0
+        self._mark = 0.0
         self._seconds = 0.0
         self._num_tokens = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-        text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
-        Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began = time.perf_counter()
+        if state.is_world_process_zero:
+            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+            text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
+            Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
+        self._mark = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._seconds = time.perf_counter() - self._began
+        now = time.perf_counter()
+        self._seconds, self._mark = now - self._mark, now
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._mark = time.perf_counter()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._mark = time.perf_counter()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
