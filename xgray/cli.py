@@ -257,7 +257,8 @@ def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
 def main() -> None:
     """Entry point: one line for what the user can mend, a traceback only for what is our own fault."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for noisy in ("huggingface_hub", "stamina"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("xgray").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

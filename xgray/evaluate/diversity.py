@@ -46,7 +46,7 @@ def diversity(
     text_of = np.repeat(np.arange(len(texts)), lengths)
     group_of_text = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     known, tokens = np.unique(ids, return_inverse=True)
-    surfaces = tokenizer.batch_decode(known[:, None].tolist(), skip_special_tokens=True)
+    surfaces = [_surface(tokenizer, token_id) for token_id in known.tolist()]
     visible = np.array([surface != "" for surface in surfaces], dtype=bool)[tokens]
     if protocol == "released":
         number: dict[str, int] = {}
@@ -95,14 +95,30 @@ def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple
     else:
         pieces = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), whole)
     encoded = pc.dictionary_encode(pieces.flatten())
-    distinct = tokenizer(encoded.dictionary.to_pylist(), add_special_tokens=False, return_attention_mask=False)
-    lengths = np.fromiter(map(len, distinct["input_ids"]), np.int64)
-    flat = np.fromiter(chain.from_iterable(distinct["input_ids"]), np.int64)
+    distinct = tokenize(tokenizer, encoded.dictionary.to_pylist())
+    lengths = np.fromiter(map(len, distinct), np.int64)
+    flat = np.fromiter(chain.from_iterable(distinct), np.int64)
     piece_of = encoded.indices.to_numpy()
     ends = np.concatenate([[0], lengths[piece_of].cumsum()])
     shift = (lengths.cumsum() - lengths)[piece_of] - ends[:-1]
     ids = flat[np.arange(ends[-1]) + np.repeat(shift, lengths[piece_of])]
     return ids, np.diff(ends[pieces.offsets.to_numpy()])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids without special tokens; past transformers' wrapping of each result, which costs as much again."""
+    if not tokenizer.is_fast:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@lru_cache(maxsize=2**20)
+def _surface(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """The text of one token by itself; empty for special tokens and lone word marks."""
+    return tokenizer.decode([token_id], skip_special_tokens=True)
 
 
 @lru_cache(maxsize=4)

