@@ -311,6 +311,7 @@ def check_stages(names: str | None) -> tuple[str, ...]:
 
 def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
+    from xgray.distributed.cluster import total
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models import is_adapter, resolve
@@ -323,7 +324,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
         if model in plan.train:
             folder = plan.train[model].place.folder
             adapter = f"{folder.uri}/adapter" if folder.exists("adapter") else None
-            if adapter is None or not serves_adapter(engine, adapter):
+            if adapter is None or not serves_adapter(engine, adapter, total("GPU")):
                 weights, adapter = Weights(f"{folder.uri}/merged", None, base.dtype), None
         elif model != BASE:
             checkpoint = Model(id=_variant(plan, model).checkpoint or "")

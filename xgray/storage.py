@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xgray.errors import StageError
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
@@ -109,14 +111,24 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """All finished Parquet files of this folder as one table; an empty table where there are none."""
+        """All finished Parquet files of this folder as one table; an empty table where there are none.
+
+        Raises:
+            StageError: a file is damaged; ours are written whole, so something else has cut it.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         tables = []
         for name in self.names(".parquet"):
             filesystem, path = self._resolve(name)
-            tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
+            try:
+                tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
+            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+                reason = str(error).splitlines()[0]
+                raise StageError(
+                    f"{self.uri}/{name} is damaged ({reason}); delete it, and the same command makes its rows again"
+                ) from None
         if tables:
             return pa.concat_tables(tables)
         fields = [schema.field(column) for column in columns] if columns else schema

@@ -16,6 +16,19 @@ def test_by_hand():
     assert np.isnan(found[2]).all()
 
 
+def test_numbers_too_large_for_one_pass():
+    # Three tokens of 2**20 kinds take 60 of 63 bits: the 20 groups go through in passes of at most 8.
+    random = np.random.default_rng(0)
+    group_of = np.sort(random.integers(0, 20, 400))
+    tokens = random.choice([0, 1, 2, 2**20 - 1], 400)
+    found = distinct_ratios(tokens, group_of, group_of, 20)
+    for group in range(20):
+        own = tokens[group_of == group].tolist()
+        for order in (1, 2, 3):
+            grams = {tuple(own[at : at + order]) for at in range(len(own) - order + 1)}
+            assert found[group, order - 1] == len(grams) / len(own)
+
+
 def loop(groups, tokenizer, released):
     """One text at a time, with Python's sets."""
     ratios = []

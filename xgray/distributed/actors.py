@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
-from xgray.generate.engine import EngineName, Weights, build_engine, complete
+from xgray.generate.engine import Engine, EngineName, Weights, build_engine, complete
 from xgray.rows import Completions, Prompt, Scores, to_table
 from xgray.score.rows import score_rows
 from xgray.storage import Folder
@@ -20,63 +21,87 @@ if TYPE_CHECKING:
 
     Batch = dict[str, np.ndarray]
 
-Places = dict[str, tuple[Folder, Folder, str | None]]
-"""By model: where its completions and its scores go, and its adapter."""
+Block = dict[str, Any]
+"""Some prompts of one model: ``model``, ``file``, ``rows``, and ``parts``, what each actor has to say of its work."""
 
 
-class Blocks:
+@dataclass(frozen=True)
+class Place:
+    """Where a model's weights are, and where its rows go."""
+
+    weights: Weights
+    adapter: str | None
+    completions: Folder
+    scores: Folder
+
+
+Places = dict[str, Place]
+"""By model."""
+
+
+def dataset(blocks: Sequence[Block]) -> Dataset:
     """Blocks as rows of a Ray dataset: one JSON text each, so that no column type depends on what a block holds."""
+    import ray
 
-    def dataset(self, blocks: Sequence[dict[str, Any]]) -> Dataset:
-        import ray
-
-        texts = [
-            {"block": encode(block | {"rows": [asdict(row) for row in block["rows"]], "parts": []})} for block in blocks
-        ]
-        return ray.data.from_items(texts, override_num_blocks=len(texts))
-
-    def parts(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        parts: list[dict[str, Any]] = json.loads(row["block"])["parts"]
-        return parts
+    texts = [{"block": json.dumps(block)} for block in blocks]
+    return ray.data.from_items(texts, override_num_blocks=len(texts))
 
 
-def encode(block: dict[str, Any]) -> str:
-    return json.dumps(block)
+def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the actors said, from a row that left the pipeline."""
+    parts: list[dict[str, Any]] = json.loads(row["block"])["parts"]
+    return parts
 
 
-def decode(batch: Batch) -> dict[str, Any]:
+def _decode(batch: Batch) -> Block:
     (text,) = batch["block"].tolist()
-    block: dict[str, Any] = json.loads(text)
+    block: Block = json.loads(text)
     return block
 
 
-def encoded(block: dict[str, Any]) -> Batch:
+def _encode(block: Block) -> Batch:
     import numpy as np
 
-    return {"block": np.array([encode(block)], dtype=object)}
+    return {"block": np.array([json.dumps(block)], dtype=object)}
 
 
 class GenerateActor:
-    """Holds one engine, for all languages and for all models that share its base weights."""
+    """Holds one engine, for all languages and for all models that share its base weights.
 
-    def __init__(self, weights: Weights, engine: EngineName, section: Generate, seed: int, places: Places) -> None:
+    The engine starts with the first block; models of other weights follow each other in it.
+    """
+
+    def __init__(self, engine: EngineName, section: Generate, seed: int, places: Places) -> None:
         import torch
 
-        began = time.perf_counter()
-        self._engine = build_engine(engine, weights, section)
-        self._measured = {"engine": engine, "engine_start_seconds": round(time.perf_counter() - began, 1)}
+        self._name = engine
+        self._section = section
         self._seed = seed
         self._places = places
+        self._engine: Engine | None = None
+        self._loaded: Weights | None = None
         cuda = torch.cuda.is_available()
         self._device = torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)"
 
+    def _engine_of(self, weights: Weights) -> tuple[Engine, float]:
+        """The engine with these weights, and the seconds that it took to start now."""
+        if self._engine is not None and self._loaded == weights:
+            return self._engine, 0.0
+        began = time.perf_counter()
+        self._engine = None
+        gc.collect()  # two engines need not find room together
+        self._engine = build_engine(self._name, weights, self._section)
+        self._loaded = weights
+        return self._engine, time.perf_counter() - began
+
     def __call__(self, batch: Batch) -> Batch:
-        block = decode(batch)
-        folder, _, adapter = self._places[block["model"]]
+        block = _decode(batch)
+        place = self._places[block["model"]]
+        engine, start_seconds = self._engine_of(place.weights)
         began = time.time()
         prompts = [Prompt(**row) for row in block["rows"]]
-        rows = complete(self._engine, prompts, block["model"], adapter, self._seed)
-        folder.write_parquet(block["file"], to_table(rows, Completions))
+        rows = complete(engine, prompts, block["model"], place.adapter, self._seed)
+        place.completions.write_parquet(block["file"], to_table(rows, Completions))
         part = {
             "stage": "generate",
             "model": block["model"],
@@ -84,12 +109,13 @@ class GenerateActor:
             "num_completions": sum(len(row.completions) for row in rows),
             "num_tokens": sum(sum(row.token_counts) for row in rows),
             "num_errors": 0,
+            "start_seconds": start_seconds,
             "began": began,
             "ended": time.time(),
             "device": self._device,
-            "measured": self._measured,
+            "measured": {"engine": self._name},
         }
-        return encoded(block | {"rows": [asdict(row) for row in rows], "parts": [part]})
+        return _encode(block | {"rows": [asdict(row) for row in rows], "parts": [part]})
 
 
 class ScoreActor:
@@ -102,12 +128,11 @@ class ScoreActor:
         self._places = places
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
-        block = decode(batch)
-        _, folder, _ = self._places[block["model"]]
+        block = _decode(batch)
         began = time.time()
         completions = [Completions(**row) for row in block["rows"]]
         rows = await score_rows(self._scorer, completions)
-        folder.write_parquet(block["file"], to_table(rows, Scores))
+        self._places[block["model"]].scores.write_parquet(block["file"], to_table(rows, Scores))
         part = {
             "stage": "score",
             "model": block["model"],
@@ -115,9 +140,10 @@ class ScoreActor:
             "num_completions": sum(len(row.scores) for row in rows),
             "num_tokens": 0,
             "num_errors": sum(error is not None for row in rows for error in row.errors),
+            "start_seconds": 0.0,
             "began": began,
             "ended": time.time(),
             "device": "",
             "measured": {"scorer": self._scorer.provenance()},
         }
-        yield encoded({"parts": [*block["parts"], part]})
+        yield _encode({"parts": [*block["parts"], part]})

@@ -7,7 +7,8 @@
 
 A block is some prompts of one model: sampled together, scored together, and each time committed as one file by the
 actor that made it, before it is passed on. What is on disk is never made again; killing anything costs at most the
-block in flight of each actor.
+blocks in flight. Blocks are cut from the whole list of prompts, not from what is missing, so that one that is made
+twice all the same (an actor that outlived its driver) is the same file.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
 
 from xgray.config import Generate, Score
-from xgray.distributed.actors import Blocks, GenerateActor, ScoreActor
+from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
 from xgray.distributed.cluster import total
 from xgray.distributed.failures import original
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts, context_length
 from xgray.rows import Completions, Prompt, Scores, from_table, schema
 from xgray.runs import StageResult
@@ -35,6 +35,9 @@ OnProgress = Callable[[str, int, int], None]
 
 SCORING_CALLS = 4
 """Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
+
+MAX_RESTARTS = 3
+"""Deaths of one actor, and tries of one block after them, before the stage fails; Ray Data would go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Tally:
     """From the first block's beginning to the last one's end."""
     busy_seconds: float = 0.0
     """Of all actors together, at this model's blocks."""
+    num_engine_starts: int = 0
+    engine_start_seconds: float = 0.0
+    """Of all engines that this model was the first to need."""
     device: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
     began: float | None = None
@@ -72,7 +78,10 @@ class Tally:
         self.num_tokens += part["num_tokens"]
         self.num_errors += part["num_errors"]
         self.busy_seconds += part["ended"] - part["began"]
+        self.num_engine_starts += part["start_seconds"] > 0
+        self.engine_start_seconds += part["start_seconds"]
         self.device = part["device"]
+        self.measured |= part["measured"]
         self.began = part["began"] if self.began is None else min(self.began, part["began"])
         self.ended = part["ended"] if self.ended is None else max(self.ended, part["ended"])
 
@@ -84,9 +93,13 @@ class Tally:
         }
         counts |= {"num_tokens": self.num_tokens} if stage == "generate" else {"num_errors": self.num_errors}
         seconds = self.ended - self.began if self.began is not None and self.ended is not None else 0.0
+        measured = dict(self.measured)
+        if stage == "generate":
+            measured["num_engine_starts"] = self.num_engine_starts
+            measured["engine_start_seconds"] = round(self.engine_start_seconds, 1)
         if stage == "generate" and seconds:
-            self.measured["tokens_per_second"] = round(self.num_tokens / seconds, 1)
-        return StageResult(counts=counts, measured=self.measured, device=self.device, seconds=seconds)
+            measured["tokens_per_second"] = round(self.num_tokens / seconds, 1)
+        return StageResult(counts=counts, measured=measured, device=self.device, seconds=seconds)
 
 
 Tallies = dict[tuple[str, str], Tally]
@@ -111,136 +124,139 @@ def run_pipeline(
         InputError: a prompt is too long, the model or the scorer cannot be had.
         StageError: actors failed; calling again goes on from the last committed block.
     """
+    places = _places(targets)
     tallies: Tallies = {}
-    for _, group in groupby(sorted(targets, key=lambda one: _base(one)), key=_base):
-        same = list(group)
-        adapters = tuple(dict.fromkeys(one.adapter for one in same if one.adapter is not None))
-        base = same[0].base
-        weights = Weights(base.path, base.revision, base.dtype, adapters)
-        _run_group(same, weights, prompts, engine, generate, score, seed, tallies, on_progress)
+    wanted: dict[str, list[str]] = {}
+    new: list[Block] = []
+    unscored: list[Block] = []
+    for model, place in places.items():
+        made = {
+            row.prompt_id: row for row in from_table(place.completions.read_parquet(schema(Completions)), Completions)
+        }
+        wanted[model] = [prompt.prompt_id for prompt in prompts] if generate else list(made)
+        if generate:
+            tallies["generate", model] = Tally(len(wanted[model]), num_reused=len(made))
+            for chunk in _chunks(prompts, generate.execution.batch_size):
+                new += _blocks(model, [prompt for prompt in chunk if prompt.prompt_id not in made])
+        if score:
+            scored = _ids(place.scores, Scores)
+            tallies["score", model] = Tally(len(wanted[model]), num_reused=len(scored))
+            ready = {prompt_id for prompt_id in made if prompt_id not in set(scored)}
+            for ids in _chunks(wanted[model], (generate or Generate()).execution.batch_size):
+                unscored += _blocks(model, [made[prompt_id] for prompt_id in ids if prompt_id in ready])
+    done = {key: tally.num_reused for key, tally in tallies.items()}
+    for (stage, model), reused in done.items():
+        on_progress(f"{stage}/{model}", reused, len(wanted[model]))
+    if generate and new:
+        for path, revision in {
+            (places[block["model"]].weights.path, places[block["model"]].weights.revision) for block in new
+        }:
+            _check(path, revision, prompts, generate)
+    for part in _stream(new, unscored, places, engine, generate, score, seed):
+        key = part["stage"], part["model"]
+        tallies[key].add(part)
+        done[key] += part["num_prompts"]
+        on_progress(f"{key[0]}/{key[1]}", done[key], len(wanted[key[1]]))
+    for stage, model in tallies:
+        folder, row_type = (
+            (places[model].completions, Completions) if stage == "generate" else (places[model].scores, Scores)
+        )
+        if sorted(_ids(folder, row_type)) != sorted(wanted[model]):
+            raise StageError(
+                f"{folder.uri}: not every prompt is there once; delete the folder and run the same command"
+            )
     return tallies
 
 
-def _base(target: Target) -> tuple[str, str, str]:
-    return target.base.path, target.base.revision or "", target.base.dtype
+def _places(targets: Sequence[Target]) -> Places:
+    """By model; those that share an engine follow each other, and each engine is ready for all of their adapters."""
+    bases = list(dict.fromkeys(target.base for target in targets))
+    adapters = {
+        base: tuple(dict.fromkeys(one.adapter for one in targets if one.base == base and one.adapter)) for base in bases
+    }
+    return {
+        one.model: Place(replace(one.base, adapters=adapters[one.base]), one.adapter, one.completions, one.scores)
+        for one in sorted(targets, key=lambda target: bases.index(target.base))
+    }
 
 
-def _run_group(
-    targets: list[Target],
-    weights: Weights,
-    prompts: Sequence[Prompt],
-    engine: EngineName | None,
-    generate: Generate | None,
-    score: Score | None,
-    seed: int,
-    tallies: Tallies,
-    on_progress: OnProgress,
-) -> None:
-    """Targets that one engine serves, through one pipeline."""
-    size = (generate or Generate()).execution.batch_size
-    new: list[dict[str, Any]] = []
-    unscored: list[dict[str, Any]] = []
-    done: dict[tuple[str, str], int] = {}
-    num_prompts: dict[str, int] = {}
-    for target in targets:
-        made = {
-            row.prompt_id: row for row in from_table(target.completions.read_parquet(schema(Completions)), Completions)
-        }
-        scored = set(target.scores.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
-        missing = [prompt for prompt in prompts if prompt.prompt_id not in made] if generate else []
-        new += [_block(target, chunk) for chunk in _chunks(missing, size)]
-        num_prompts[target.model] = len(prompts) if generate else len(made)
-        if generate:
-            done["generate", target.model] = len(prompts) - len(missing)
-        if score:
-            rows = [row for prompt_id, row in made.items() if prompt_id not in scored]
-            unscored += [_block(target, chunk) for chunk in _chunks(rows, size)]
-            done["score", target.model] = len(scored)
-    for (stage, model), reused in done.items():
-        tallies[stage, model] = Tally(num_prompts=num_prompts[model], num_reused=reused)
-        on_progress(f"{stage}/{model}", reused, num_prompts[model])
-    if generate and new:
-        _check(weights, prompts, generate)
-    for parts in _stream(new, unscored, targets, weights, engine, generate, score, seed):
-        for part in parts:
-            key = (part["stage"], part["model"])
-            tallies[key].add(part)
-            tallies[key].measured |= part["measured"]
-            done[key] += part["num_prompts"]
-            on_progress(f"{key[0]}/{key[1]}", done[key], num_prompts[key[1]])
+def _ids(folder: Folder) -> list[str]:
+    """The prompts whose rows, of either kind, are in the folder."""
+    ids: list[str] = folder.read_parquet(schema(Completions), ["prompt_id"])["prompt_id"].to_pylist()
+    return ids
 
 
-def _check(weights: Weights, prompts: Sequence[Prompt], generate: Generate) -> None:
+def _check(path: str, revision: str | None, prompts: Sequence[Prompt], generate: Generate) -> None:
     from transformers import AutoConfig
 
     from xgray.models import load_tokenizer
 
-    config = AutoConfig.from_pretrained(weights.path, revision=weights.revision)
-    check_prompts(prompts, load_tokenizer(weights.path, weights.revision), generate, context_length(config))
+    context = context_length(AutoConfig.from_pretrained(path, revision=revision))
+    check_prompts(prompts, load_tokenizer(path, revision), generate, context)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _block(target: Target, rows: Sequence[Prompt] | Sequence[Completions]) -> dict[str, Any]:
-    """A block, named after the prompts in it."""
-    ids = "\n".join([target.model, *(row.prompt_id for row in rows)])
-    return {
-        "model": target.model,
-        "file": f"{hashlib.sha256(ids.encode()).hexdigest()[:24]}.parquet",
-        "rows": list(rows),
-    }
+def _blocks(model: str, rows: Sequence[Prompt] | Sequence[Completions]) -> list[Block]:
+    """One block, named after the prompts in it; none where there are none."""
+    if not rows:
+        return []
+    ids = "\n".join([model, *(row.prompt_id for row in rows)])
+    name = f"{hashlib.sha256(ids.encode()).hexdigest()[:24]}.parquet"
+    return [{"model": model, "file": name, "rows": [asdict(row) for row in rows], "parts": []}]
 
 
 def _stream(
-    new: list[dict[str, Any]],
-    unscored: list[dict[str, Any]],
-    targets: list[Target],
-    weights: Weights,
+    new: list[Block],
+    unscored: list[Block],
+    places: Places,
     engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
     seed: int,
-) -> Iterator[list[dict[str, Any]]]:
-    """What each block did, as blocks finish."""
+) -> Iterator[dict[str, Any]]:
+    """What the actors did with each block, as blocks finish."""
     if not new and not unscored:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
-    places = {target.model: (target.completions, target.scores, target.adapter) for target in targets}
-    blocks = Blocks()
-    parts = []
+    sources = []
     if new and generate and engine:
-        made = blocks.dataset(new).map_batches(
+        made = dataset(new).map_batches(
             GenerateActor,
-            fn_constructor_args=(weights, engine, generate, seed, places),
+            fn_constructor_args=(engine, generate, seed, places),
             batch_size=1,
-            **_engine_resources(generate, bool(score)),
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+            **_engine_resources(generate),
         )
-        parts.append(made)
+        sources.append(made)
     if unscored:
-        parts.append(blocks.dataset(unscored))
-    flow = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+        sources.append(dataset(unscored))
+    flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
     if score:
-        alone = not new
         flow = flow.map_batches(
             ScoreActor,
             fn_constructor_args=(score, places),
             batch_size=1,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
             compute=ray.data.ActorPoolStrategy(
+                # One for a remote service: its quota is one number for the whole cluster.
                 size=1 if score.scorer == "perspective" else score.execution.num_actors,
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
             num_cpus=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(_cores() if alone else 1)}},
+            runtime_env=_threads(1 if new else _cores()),
         )
     try:
         for row in flow.iter_rows():
-            yield blocks.parts(row)
+            yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise original(error) from error
 
@@ -249,7 +265,16 @@ def _cores() -> int:
     return max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
 
 
-def _engine_resources(generate: Generate, scoring: bool) -> dict[str, Any]:
+def _threads(number: int) -> dict[str, dict[str, str]]:
+    """The environment of a worker with this many threads.
+
+    They sleep while they wait for each other: waiting busily, as is the default, takes the cores from the other
+    actors, and was 10 times slower where these needed them.
+    """
+    return {"env_vars": {"OMP_NUM_THREADS": str(number), "OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+def _engine_resources(generate: Generate) -> dict[str, Any]:
     """Where engine actors go: on GPUs where the cluster has any, else one on all cores of a node."""
     execution = generate.execution
     gpus, cpus = total("GPU"), total("CPU")
@@ -266,7 +291,7 @@ def _engine_resources(generate: Generate, scoring: bool) -> dict[str, Any]:
         # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
         options = {
             "num_cpus": max(1, threads - 1),
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            "runtime_env": _threads(threads),
         }
     needed = size * options["num_cpus"]
     if needed > cpus:

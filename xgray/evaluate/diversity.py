@@ -12,7 +12,6 @@ tokenizer, which touches some scripts far more than others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ORDERS = (1, 2, 3)
-CUT = "\0"
-UNCUT = r" [ \p{M}]|[^ \P{Z}]|\p{C}| $"
-"""Texts that are not cut: with more than one space together, other white space, or invisible characters."""
-SPACE_AFTER = re.compile("[^\\s\u2581\u0120\u0109-\u010d][ \u2581\u0120]")
-"""A space after a visible character, as vocabularies write them: SentencePiece has ▁ for a space; byte-level ones have
-Ġ for it, and the five letters from ĉ on for tabs and line ends."""
 
 
 def diversity(
@@ -42,7 +35,9 @@ def diversity(
     texts = list(chain.from_iterable(groups))
     if not texts:
         return np.full((len(groups), len(ORDERS)), np.nan)
-    ids, lengths = token_ids(texts, tokenizer)
+    encoded = token_ids(texts, tokenizer)
+    lengths = np.fromiter(map(len, encoded), np.int64)
+    ids = np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum()))
     text_of = np.repeat(np.arange(len(texts)), lengths)
     group_of_text = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     known, tokens = np.unique(ids, return_inverse=True)
@@ -67,8 +62,7 @@ def distinct_ratios(tokens: IntArray, text_of: IntArray, group_of: IntArray, num
     step = max(1, (2**63 - 1) // width ** ORDERS[-1])
     for first in range(0, num_groups, step):
         begin, end = np.searchsorted(group_of, [first, first + step])
-        token, text, group = tokens[begin:end], text_of[begin:end], group_of[begin:end] - first
-        keys = group
+        token, text, keys = tokens[begin:end], text_of[begin:end], group_of[begin:end] - first
         for column, order in enumerate(ORDERS):
             keys = keys[: max(0, len(token) - order + 1)] * width + token[order - 1 :]
             whole = np.sort(keys[text[: len(keys)] == text[order - 1 :]])
@@ -79,34 +73,11 @@ def distinct_ratios(tokens: IntArray, text_of: IntArray, group_of: IntArray, num
         return ratios / num_tokens[:, None]
 
 
-def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[IntArray, IntArray]:
-    """The tokens of all texts one after the other, without special tokens, and their number in each text.
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of each text, without special tokens: all texts in one call, on all cores.
 
-    Words recur: where the tokenizer allows it (see :func:`_splits_at_spaces`), texts are cut before each space, and
-    each distinct piece is tokenized once.
+    Straight from the tokenizer's Rust part where it has one: the wrapping of each result costs nearly as much again.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    whole = pa.array(texts, pa.string())
-    if _splits_at_spaces(tokenizer) and not pc.any(pc.match_substring(whole, CUT)).as_py():
-        cut = pc.replace_substring(whole, " ", f"{CUT} ")
-        pieces = pc.split_pattern(pc.if_else(pc.match_substring_regex(whole, UNCUT), whole, cut), CUT)
-    else:
-        pieces = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), whole)
-    encoded = pc.dictionary_encode(pieces.flatten())
-    distinct = tokenize(tokenizer, encoded.dictionary.to_pylist())
-    lengths = np.fromiter(map(len, distinct), np.int64)
-    flat = np.fromiter(chain.from_iterable(distinct), np.int64)
-    piece_of = encoded.indices.to_numpy()
-    ends = np.concatenate([[0], lengths[piece_of].cumsum()])
-    shift = (lengths.cumsum() - lengths)[piece_of] - ends[:-1]
-    ids = flat[np.arange(ends[-1]) + np.repeat(shift, lengths[piece_of])]
-    return ids, np.diff(ends[pieces.offsets.to_numpy()])
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids without special tokens; past transformers' wrapping of each result, which costs as much again."""
     if not tokenizer.is_fast:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
     backend = tokenizer.backend_tokenizer
@@ -119,17 +90,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
 def _surface(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """The text of one token by itself; empty for special tokens and lone word marks."""
     return tokenizer.decode([token_id], skip_special_tokens=True)
-
-
-@lru_cache(maxsize=4)
-def _splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text's tokens are those of its words, each with the space before it.
-
-    So it is where no token has a visible character and then a space, since then none can reach across such a cut, and
-    what stands on one side of it has no part in merging the other; and where a piece gets no mark of its own.
-    """
-    joined, first, second = tokenizer(["a b", "a", " b"], add_special_tokens=False)["input_ids"]
-    return joined == first + second and not any(map(SPACE_AFTER.search, tokenizer.get_vocab()))
 
 
 def released_groups(completions: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from xgray.config import Generate
 from xgray.errors import InputError
-from xgray.generate.engine import Sample, Weights, context_length, lora_rank
+from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config, context_length
 
 CPU_ENVIRONMENT = {
     # Ray counts the cores; vLLM must neither bind threads by itself nor keep one for a scheduler process.
@@ -18,8 +18,10 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM takes for the largest rank."""
+CPU_STEP_TOKENS = 1024
+"""Prompt tokens in one step on a CPU: more are no faster, and the engine's trial step at its start takes them all."""
 
 
 class VllmEngine:
@@ -45,22 +47,17 @@ class VllmEngine:
         self._section = section
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(AutoConfig.from_pretrained(weights.path, revision=weights.revision))
-        options: dict[str, Any] = {}
-        if weights.adapters:
-            rank = max(lora_rank(adapter) for adapter in weights.adapters)
-            options["max_lora_rank"] = next(one for one in LORA_RANKS if one >= rank)
-            options["enable_lora"] = True
-            options["max_loras"] = 1  # a call samples from one model
+        length = min(context, section.max_prompt_tokens + section.max_new_tokens)
+        options = _lora_options(weights) | ({} if cuda else _cpu_options(section, length))
+        self._top_p = section.top_p if cuda else 1.0  # on a CPU the logits are cut already
         try:
             self._llm = LLM(
                 model=weights.path,
                 revision=weights.revision,
                 dtype=weights.dtype,
                 seed=0,
-                max_model_len=min(context, section.max_prompt_tokens + section.max_new_tokens),
+                max_model_len=length,
                 tensor_parallel_size=section.execution.tensor_parallel,
-                # Compiling pays only after minutes of sampling on a CPU.
-                enforce_eager=not cuda,
                 disable_log_stats=True,
                 **options,
             )
@@ -72,14 +69,15 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         section = self._section
+        greedy = section.temperature == 0
         # vLLM draws sample i of n with seed + i, from its own generator (v1/engine/parallel_sampling.py).
         sampling = [
             SamplingParams(
-                n=section.k,
+                n=1 if greedy else section.k,
                 max_tokens=section.max_new_tokens,
                 temperature=section.temperature,
-                top_p=section.top_p,
-                seed=seed,
+                top_p=self._top_p,
+                seed=None if greedy else seed,
             )
             for seed in seeds
         ]
@@ -87,7 +85,32 @@ class VllmEngine:
             LoRARequest(f"adapter-{self._adapters[adapter]}", self._adapters[adapter], adapter) if adapter else None
         )
         answers = self._llm.generate(list(texts), sampling, use_tqdm=False, lora_request=request)
-        return [
+        drawn = [
             [Sample(one.text, len(one.token_ids), str(one.finish_reason)) for one in answer.outputs]
             for answer in answers
         ]
+        return [one * section.k for one in drawn] if greedy else drawn
+
+
+def _lora_options(weights: Weights) -> dict[str, Any]:
+    if not weights.adapters:
+        return {}
+    rank = max(int(adapter_config(adapter)["r"]) for adapter in weights.adapters)
+    largest = next(one for one in LORA_RANKS if one >= rank)
+    return {"enable_lora": True, "max_lora_rank": largest, "max_loras": 1}  # a call samples from one model
+
+
+def _cpu_options(section: Generate, length: int) -> dict[str, Any]:
+    """What makes vLLM quick on a CPU, and keeps a text independent of the ones beside it."""
+    from xgray.generate.nucleus import nucleus_processor
+
+    return {
+        "enforce_eager": True,  # compiling takes more than a minute, and gains less in the time that a run has
+        "max_num_batched_tokens": max(length, CPU_STEP_TOKENS),
+        "block_size": 32,  # sequences are short: with the default of 128 the cache would hold few of them
+        # A prompt cut in two fails: vLLM then winds the request's generator back, which CPU generators cannot do.
+        "enable_chunked_prefill": False,
+        # What a prompt shares with others depends on which were there before it; here it is too short to gain.
+        "enable_prefix_caching": False,
+        "logits_processors": [nucleus_processor(section.top_p)] if section.top_p < 1 else [],
+    }

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from xgray.models import is_adapter, load_tokenizer
 from xgray.storage import TEMPORARY_MARK
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> None:
@@ -28,15 +27,10 @@ def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> 
         checkpoint: A folder that the trainer saved.
     """
     if is_adapter(str(checkpoint)):
-        _whole(output / "adapter", lambda folder: _copy(checkpoint, ADAPTER_FILES, folder))
+        _whole(output / "adapter", lambda folder: _copy_adapter(checkpoint, folder))
         _whole(output / "merged", lambda folder: _merge(model, revision, checkpoint, folder))
     else:
-
-        def write(folder: Path) -> None:
-            _copy(checkpoint, MODEL_FILES, folder)
-            load_tokenizer(model, revision).save_pretrained(folder)
-
-        _whole(output / "merged", write)
+        _whole(output / "merged", lambda folder: _save_again(model, revision, checkpoint, folder))
 
 
 def _whole(target: Path, write: Callable[[Path], None]) -> None:
@@ -51,10 +45,17 @@ def _whole(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def _copy(source: Path, patterns: Iterable[str], target: Path) -> None:
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            shutil.copy(file, target)
+def _copy_adapter(source: Path, target: Path) -> None:
+    for name in ADAPTER_FILES:
+        shutil.copy(source / name, target)
+
+
+def _save_again(model: str, revision: str | None, checkpoint: Path, target: Path) -> None:
+    """Not a copy: beside the weights a checkpoint holds the optimizer's, and with ZeRO tied weights twice."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").save_pretrained(target)
+    load_tokenizer(model, revision).save_pretrained(target)
 
 
 def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> None:
