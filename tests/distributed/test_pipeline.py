@@ -1,121 +1,181 @@
-"""Prompts through a real Ray: committed by block, resumed by prompt, scored while generation goes on."""
+"""Sampling and scoring under a real Ray: what is killed goes on, and every text is the one that it always is."""
 
-import math
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 
-from xgray.config import Generate, Score
-from xgray.distributed.cluster import connect
-from xgray.distributed.pipeline import Target, run_pipeline
 from xgray.errors import InputError, StageError
-from xgray.generate.engine import Weights
-from xgray.rows import Completions, Prompt, Scores, from_table, schema
-from xgray.storage import Folder
+from xgray.rows import Prompt
 
-pytestmark = pytest.mark.slow
+sys.path.insert(0, str(Path(__file__).parent))
+from pipeline_driver import MODELS, PROMPTS, run
 
-PROMPTS = [Prompt(f"{code}/{i}", code, f"{text} {i}") for code, text in (("en", "My"), ("de", "Der")) for i in range(6)]
-GENERATE = Generate(k=2, max_new_tokens=4, execution={"engine": "transformers", "batch_size": 3})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster():
-    with connect():
-        yield
-
-
-def target(folder, tiny_model, model="base", adapter=None):
-    places = Folder(str(folder)) / "generate" / model / "rows", Folder(str(folder)) / "score" / model / "rows"
-    return Target(model, Weights(tiny_model, None, "float32"), adapter, *places)
-
-
-def run(targets, generate=GENERATE, score=Score(), on_progress=lambda label, done, total: None):  # noqa: B008
-    return run_pipeline(targets, PROMPTS, "transformers", generate, score, 0, on_progress)
-
-
-def read(folder, row_type):
-    return sorted(from_table(folder.read_parquet(schema(row_type)), row_type), key=lambda row: row.prompt_id)
+DRIVER = str(Path(__file__).with_name("pipeline_driver.py"))
+GENERATE = {"engine": "transformers", "batch_size": 4}
+SCORE = {"scorer": "embedding"}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_model, tiny_adapter):
-    """Both models, with nothing going wrong."""
-    folder = tmp_path_factory.mktemp("whole")
-    both = [target(folder, tiny_model), target(folder, tiny_model, "dpo", tiny_adapter[0])]
-    reported = []
-    tallies = run(both, on_progress=lambda *report: reported.append(report))
-    return folder, both, tallies, reported
+def models(tiny_model, tiny_adapter):
+    adapter, merged = tiny_adapter
+    return {"model": tiny_model, "adapter": adapter, "merged": merged}
 
 
-def test_every_prompt_once_with_k_completions_and_a_score_each(whole):
-    _, both, tallies, reported = whole
-    ids = sorted(prompt.prompt_id for prompt in PROMPTS)
-    for one in both:
-        made, scored = read(one.completions, Completions), read(one.scores, Scores)
-        assert [row.prompt_id for row in made] == [row.prompt_id for row in scored] == ids
-        for completions, scores in zip(made, scored, strict=True):
-            assert completions.model == scores.model == one.model
-            for text, score, error in zip(completions.completions, scores.scores, scores.errors, strict=True):
-                assert (score["toxicity"] is None) == (error is not None) == (not text.strip())
-                assert score["insult"] is None
-        assert tallies["generate", one.model].num_completions == 24
-        assert reported[-1][1:] == (12, 12)
-    assert (
-        read(both[0].completions, Completions)[0].completions != read(both[1].completions, Completions)[0].completions
-    )
+def start(root, models, **settings):
+    command = [sys.executable, DRIVER, json.dumps({"root": str(root), "models": models} | settings)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def test_scores_are_the_scorers_own(whole):
-    import asyncio
-
-    from xgray.score.build import build_scorer
-
-    _, both, _, _ = whole
-    made, scored = read(both[0].completions, Completions)[0], read(both[0].scores, Scores)[0]
-    alone = asyncio.run(build_scorer(Score()).score(made.completions, made.language))
-    assert [one["toxicity"] for one in scored.scores] == [
-        one.scores["toxicity"] if one.scores else None for one in alone
-    ]
+def finish(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
-def test_missing_files_are_made_again_alike_and_nothing_else(whole, tiny_model, tmp_path):
-    first = [target(tmp_path, tiny_model)]
-    run(first)
-    generated = sorted((tmp_path / "generate/base/rows").iterdir())
-    scored = sorted((tmp_path / "score/base/rows").iterdir())
-    assert len(generated) == math.ceil(len(PROMPTS) / 3)
-    before = read(first[0].completions, Completions), read(first[0].scores, Scores)
-    for path in (generated[0], scored[1], scored[2]):
-        path.unlink()
-    kept = {path: path.stat().st_mtime_ns for path in [*generated[1:], scored[0], *scored[3:]]}
-    tallies = run(first)
-    assert (read(first[0].completions, Completions), read(first[0].scores, Scores)) == before
+def files(root, stage):
+    return sorted(path for path in (Path(root) / stage).glob("*/rows/*.parquet") if not path.name.startswith("."))
+
+
+def rows(root, stage):
+    """Every row by model and prompt; a prompt that is there twice fails."""
+    found = {}
+    for path in files(root, stage):
+        for row in pq.read_table(path).to_pylist():
+            key = path.parent.parent.name, row.pop("prompt_id")
+            assert key not in found, key
+            found[key] = row
+    return found
+
+
+def wait_for_files(process, root, stage, number):
+    while len(files(root, stage)) < number:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(models, tmp_path_factory):
+    root = tmp_path_factory.mktemp("uninterrupted")
+    return finish(start(root, models, generate=GENERATE, score=SCORE)), root
+
+
+@pytest.mark.slow
+def test_every_prompt_is_sampled_and_scored_once(uninterrupted):
+    result, root = uninterrupted
+    expected = {(model, prompt.prompt_id) for model in MODELS for prompt in PROMPTS}
+    generated, scored = rows(root, "generate"), rows(root, "score")
+    assert generated.keys() == expected
+    assert scored.keys() == expected
+    for key, row in generated.items():
+        assert len(row["completions"]) == len(row["token_counts"]) == 2
+        for text, score, error in zip(row["completions"], scored[key]["scores"], scored[key]["errors"], strict=True):
+            assert (score["toxicity"] is None) == (error is not None) == (not text.strip())
+    for model in MODELS:
+        tally = result["tallies"][f"generate/{model}"]
+        own = [row for (name, _), row in generated.items() if name == model]
+        assert (tally["num_prompts"], tally["num_reused"], tally["num_completions"]) == (40, 0, 80)
+        assert tally["num_tokens"] == sum(sum(row["token_counts"]) for row in own)
+        missing = sum(
+            error is not None for (name, _), row in scored.items() if name == model for error in row["errors"]
+        )
+        assert result["tallies"][f"score/{model}"]["num_errors"] == missing
+        assert [f"generate/{model}", 0, 40] in result["progress"]
+        assert [f"score/{model}", 40, 40] in result["progress"]
+
+
+@pytest.mark.slow
+def test_an_adapter_costs_no_start_of_its_own(uninterrupted):
+    starts = {model: uninterrupted[0]["tallies"][f"generate/{model}"]["num_engine_starts"] for model in MODELS}
+    assert starts == {"base": 1, "dpo": 0, "full": 1}
+
+
+@pytest.mark.slow
+def test_scoring_runs_while_sampling_goes_on(uninterrupted):
+    tallies = uninterrupted[0]["tallies"]
+    first_score = min(tallies[f"score/{model}"]["began"] for model in MODELS)
+    last_sample = max(tallies[f"generate/{model}"]["ended"] for model in MODELS)
+    assert first_score < last_sample
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "number", "batch_size"), [("generate", 3, 4), ("score", 2, 4), ("generate", 14, 3)])
+def test_killed_run_goes_on_to_the_same_rows(models, uninterrupted, tmp_path, stage, number, batch_size):
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
+    wait_for_files(process, tmp_path, stage, number)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in files(tmp_path, "generate") + files(tmp_path, "score")}
+    assert len(files(tmp_path, "generate")) < 30
+    result = finish(start(tmp_path, models, generate=GENERATE | {"batch_size": batch_size}, score=SCORE))
+    for one in ("generate", "score"):
+        assert rows(tmp_path, one) == rows(uninterrupted[1], one)
+        reused = sum(result["tallies"][f"{one}/{model}"]["num_reused"] for model in MODELS)
+        assert reused >= 4 * sum(path.parent.parent.parent.name == one for path in kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert tallies["generate", "base"].num_reused == 9
-    assert before[0] == read(whole[1][0].completions, Completions)
 
 
-def test_stages_alone(tiny_model, tmp_path):
-    one = [target(tmp_path, tiny_model)]
-    assert set(run(one, score=None)) == {("generate", "base")}
-    assert one[0].scores.names() == []
-    assert set(run(one, generate=None)) == {("score", "base")}
-    assert len(read(one[0].scores, Scores)) == len(PROMPTS)
+@pytest.mark.slow
+def test_stages_alone_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
+    two = GENERATE | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
+    result = finish(start(tmp_path, models, generate=two))
+    assert rows(tmp_path, "generate") == rows(uninterrupted[1], "generate")
+    assert files(tmp_path, "score") == []
+    assert set(result["tallies"]) == {f"generate/{model}" for model in MODELS}
+    result = finish(start(tmp_path, models, score=SCORE))
+    assert rows(tmp_path, "score") == rows(uninterrupted[1], "score")
+    assert set(result["tallies"]) == {f"score/{model}" for model in MODELS}
 
 
-def test_scoring_begins_before_generation_ends(whole):
-    folder, _, _, _ = whole
-    first_score = min(path.stat().st_mtime_ns for path in folder.glob("score/*/rows/*"))
-    assert first_score < max(path.stat().st_mtime_ns for path in folder.glob("generate/*/rows/*"))
+@pytest.mark.slow
+def test_finished_rows_are_left_alone(models, uninterrupted):
+    _, root = uninterrupted
+    before = {path: path.stat().st_mtime_ns for stage in ("generate", "score") for path in files(root, stage)}
+    result = finish(start(root, models, generate=GENERATE, score=SCORE))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(tally["num_reused"] == 40 for tally in result["tallies"].values())
 
 
-def test_damaged_file_is_named(tiny_model, tmp_path):
-    one = target(tmp_path, tiny_model)
-    one.completions.write_bytes("cut.parquet", b"PAR1 and no more")
-    with pytest.raises(StageError, match=r"cut\.parquet is damaged"):
-        run([one])
+@pytest.mark.slow
+def test_interrupt_ends_it_and_leaves_no_process(models, tmp_path):
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
+    wait_for_files(process, tmp_path, "generate", 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    assert rows(tmp_path, "generate")
 
 
-def test_workers_mistake_reaches_the_user_as_it_is(tiny_model, tmp_path):
-    with pytest.raises(InputError, match="no such file or folder"):
-        run([target(tmp_path, tiny_model)], score=Score(labelled=str(tmp_path / "absent")))
+@pytest.mark.slow
+def test_folder_that_cannot_be_written_fails_in_one_line_and_keeps_what_is_done(models, tmp_path):
+    (tmp_path / "score").write_text("a file where a folder is wanted")
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("StageError: Not a directory")
+    assert rows(tmp_path, "generate")
+
+
+def test_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):
+    prompts = [*PROMPTS, Prompt("en/77", "en", "word " * 200)]
+    with pytest.raises(InputError, match=r"en/77 \(\d+\)"):
+        run(str(tmp_path), models, GENERATE, SCORE, prompts=prompts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_file_is_named(models, tmp_path):
+    folder = tmp_path / "generate" / "base" / "rows"
+    folder.mkdir(parents=True)
+    (folder / "half.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StageError, match=r"half.parquet.*delete it"):
+        run(str(tmp_path), models, GENERATE)

@@ -207,3 +207,12 @@ def test_missing_and_unfitting_rows_are_refused(tmp_path, section):
     write(run, "base", {"en/1": HAND["en/1"]}, perplexity=False, file="1.parquet")
     with pytest.raises(InputError, match="prompt en/1 occurs twice"):
         evaluate_run(run, ["base"], section, BASE)
+
+
+def test_no_tokenizer_is_an_input_error(tmp_path, section):
+    run = Folder(str(tmp_path / "run"))
+    write(run, "base", HAND)
+    (tmp_path / "empty").mkdir()
+    for named in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=f"{named.name}"):
+            evaluate_run(run, ["base"], section.model_copy(update={"diversity_tokenizer": str(named)}), BASE)

@@ -1,5 +1,7 @@
 """Both engines, with a tiny model: texts depend on the prompt and its seed, and an adapter is the merged model."""
 
+import json
+
 import pytest
 from transformers import AutoConfig
 
@@ -75,9 +77,45 @@ def test_long_prompt_is_refused_by_name(tiny_model):
     check_prompts(PROMPTS, load_tokenizer(tiny_model), GENERATE, context)
 
 
-def test_adapter_of_the_head_is_not_for_vllm(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"target_modules": ["q_proj", "lm_head"]}')
-    assert not serves_adapter("vllm", str(tmp_path))
-    assert serves_adapter("transformers", str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text('{"target_modules": ["q_proj", "down_proj"]}')
-    assert serves_adapter("vllm", str(tmp_path))
+def test_greedy_samples_are_the_same_text(tiny_model):
+    greedy = Generate(k=2, max_new_tokens=6, temperature=0)
+    engine = build_engine("transformers", Weights(tiny_model, None, "float32"), greedy)
+    for row in complete(engine, PROMPTS, "base", None, 7):
+        assert row.completions[0] == row.completions[1]
+
+
+@pytest.mark.slow
+def test_vllm_takes_more_prompt_tokens_than_one_step_holds(tiny_model):
+    # With chunked prefill some prompt is cut at the end of a step, and its samples' generators cannot be wound back.
+    prompts = [Prompt(f"en/{index}", "en", "word " * (60 + index)) for index in range(20)]
+    engine = build_engine("vllm", Weights(tiny_model, None, "float32"), GENERATE)
+    whole = texts(complete(engine, prompts, "base", None, 7))
+    assert texts(complete(engine, prompts[:1], "base", None, 7)) == {"en/0": whole["en/0"]}
+
+
+def write_config(folder, **changes):
+    plain = {"target_modules": ["q_proj", "down_proj"], "r": 16, "bias": "none", "use_dora": False}
+    (folder / "adapter_config.json").write_text(json.dumps(plain | changes))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"r": 1024},
+    ],
+)
+def test_adapter_that_vllm_cannot_apply_is_merged(tmp_path, changes):
+    adapter = write_config(tmp_path, **changes)
+    assert not serves_adapter("vllm", adapter, num_gpus=1)
+    assert serves_adapter("transformers", adapter, num_gpus=1)
+
+
+def test_vllm_applies_plain_adapters_on_gpus_alone(tmp_path):
+    adapter = write_config(tmp_path)
+    assert serves_adapter("vllm", adapter, num_gpus=1)
+    assert not serves_adapter("vllm", adapter, num_gpus=0)

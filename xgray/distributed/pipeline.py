@@ -129,41 +129,36 @@ def run_pipeline(
     wanted: dict[str, list[str]] = {}
     new: list[Block] = []
     unscored: list[Block] = []
+    size = (generate or Generate()).execution.batch_size
     for model, place in places.items():
-        made = {
-            row.prompt_id: row for row in from_table(place.completions.read_parquet(schema(Completions)), Completions)
-        }
+        table = place.completions.read_parquet(schema(Completions))
+        made = {row.prompt_id: row for row in from_table(table, Completions)}
         wanted[model] = [prompt.prompt_id for prompt in prompts] if generate else list(made)
         if generate:
             tallies["generate", model] = Tally(len(wanted[model]), num_reused=len(made))
-            for chunk in _chunks(prompts, generate.execution.batch_size):
+            for chunk in _chunks(prompts, size):
                 new += _blocks(model, [prompt for prompt in chunk if prompt.prompt_id not in made])
         if score:
-            scored = _ids(place.scores, Scores)
+            scored = set(_ids(place.scores))
             tallies["score", model] = Tally(len(wanted[model]), num_reused=len(scored))
-            ready = {prompt_id for prompt_id in made if prompt_id not in set(scored)}
-            for ids in _chunks(wanted[model], (generate or Generate()).execution.batch_size):
-                unscored += _blocks(model, [made[prompt_id] for prompt_id in ids if prompt_id in ready])
+            for ids in _chunks(wanted[model], size):
+                unscored += _blocks(model, [made[one] for one in ids if one in made and one not in scored])
+    for path, revision in {(place.weights.path, place.weights.revision) for place in places.values()}:
+        if generate and new:
+            _check(path, revision, prompts, generate)
     done = {key: tally.num_reused for key, tally in tallies.items()}
     for (stage, model), reused in done.items():
         on_progress(f"{stage}/{model}", reused, len(wanted[model]))
-    if generate and new:
-        for path, revision in {
-            (places[block["model"]].weights.path, places[block["model"]].weights.revision) for block in new
-        }:
-            _check(path, revision, prompts, generate)
     for part in _stream(new, unscored, places, engine, generate, score, seed):
-        key = part["stage"], part["model"]
-        tallies[key].add(part)
-        done[key] += part["num_prompts"]
-        on_progress(f"{key[0]}/{key[1]}", done[key], len(wanted[key[1]]))
+        stage, model = part["stage"], part["model"]
+        tallies[stage, model].add(part)
+        done[stage, model] += part["num_prompts"]
+        on_progress(f"{stage}/{model}", done[stage, model], len(wanted[model]))
     for stage, model in tallies:
-        folder, row_type = (
-            (places[model].completions, Completions) if stage == "generate" else (places[model].scores, Scores)
-        )
-        if sorted(_ids(folder, row_type)) != sorted(wanted[model]):
+        folder = places[model].completions if stage == "generate" else places[model].scores
+        if sorted(_ids(folder)) != sorted(wanted[model]):
             raise StageError(
-                f"{folder.uri}: not every prompt is there once; delete the folder and run the same command"
+                f"{folder.uri}: not every prompt is there, and once; delete this folder and run the same command again"
             )
     return tallies
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xgray.config import BASE, Evaluate, Model
+from xgray.errors import InputError
 from xgray.evaluate.bootstrap import (
     Comparison,
     Estimate,
@@ -113,9 +115,15 @@ def evaluate_run(
 
 
 def _tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer whose tokens Dist-n counts."""
-    model = Model(id=section.diversity_tokenizer) if section.diversity_tokenizer else base
-    return load_tokenizer(resolve(model), model.revision)
+    """The tokenizer whose tokens Dist-n counts; a folder may hold it without a model."""
+    named = section.diversity_tokenizer
+    if named is None:
+        return load_tokenizer(resolve(base), base.revision)
+    try:
+        return load_tokenizer(named if Path(named).is_dir() else resolve(Model(id=named)))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"evaluate.diversity_tokenizer: no tokenizer in {named}: {reason}") from None
 
 
 def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Sample]:

@@ -1,0 +1,61 @@
+"""A program that samples and scores with tiny models under a local Ray: ``pipeline_driver.py SETTINGS_JSON``."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from xgray.config import Generate, Score
+from xgray.distributed.cluster import connect
+from xgray.distributed.pipeline import Target, run_pipeline
+from xgray.errors import XgrayError
+from xgray.generate.engine import Weights
+from xgray.rows import Prompt
+from xgray.storage import Folder
+
+PROMPTS = [
+    Prompt(f"{language}/{index}", language, f"{text} number {index}")
+    for language, text in (("en", "My neighbour is a"), ("de", "Mein Nachbar ist ein"))
+    for index in range(20)
+]
+MODELS = ("base", "dpo", "full")
+
+
+def targets(root, model, adapter, merged):
+    """The base model, an adapter of it, and a whole model of its own."""
+    weights = {"base": (model, None), "dpo": (model, adapter), "full": (merged, None)}
+    return [
+        Target(
+            name,
+            Weights(path, None, "float32"),
+            loaded,
+            Folder(f"{root}/generate/{name}/rows"),
+            Folder(f"{root}/score/{name}/rows"),
+        )
+        for name, (path, loaded) in weights.items()
+    ]
+
+
+def run(root, models, generate=None, score=None, on_progress=lambda label, done, total: None, prompts=PROMPTS):
+    section = None
+    if generate is not None:
+        section = Generate.model_validate({"k": 2, "max_new_tokens": 8, "execution": generate})
+    return run_pipeline(
+        targets(root, **models),
+        prompts if generate is not None else [],
+        "transformers" if generate is not None else None,
+        section,
+        None if score is None else Score.model_validate(score),
+        7,
+        on_progress,
+    )
+
+
+if __name__ == "__main__":
+    progress = []
+    try:
+        with connect():
+            tallies = run(**json.loads(sys.argv[1]), on_progress=lambda *said: progress.append(said))
+    except XgrayError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    result = {f"{stage}/{model}": asdict(tally) for (stage, model), tally in tallies.items()}
+    print(json.dumps({"tallies": result, "progress": progress}))
