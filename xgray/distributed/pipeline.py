@@ -27,7 +27,7 @@ from xgray.distributed.cluster import total
 from xgray.distributed.failures import original
 from xgray.errors import InputError, StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts, context_length
-from xgray.rows import Completions, Prompt, Scores, from_table, schema
+from xgray.rows import Completions, Prompt, from_table, schema
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
