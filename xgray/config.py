@@ -169,7 +169,7 @@ class Fluency(Section):
     model: Model | None = None
     """The measuring model; by default the experiment's base model."""
     protocol: Protocol = "corrected"
-    """``released`` drops values of 1e4 and more; it and seq2seq's own arithmetic are described in xgray.evaluate."""
+    """``released`` drops values of 1e4 and more, and has its own arithmetic for seq2seq: see xgray.evaluate.fluency."""
 
 
 class EvaluateExecution(Section):
@@ -186,7 +186,8 @@ class Evaluate(Section):
     grouping: Protocol = "corrected"
     """Samples belong to their prompt's id; ``released`` groups by the prompt's text, merging duplicates."""
     diversity: Protocol = "corrected"
-    """Empty completions count as such; ``released`` leaves them out and groups by stride over what remains."""
+    """Dist-n over a prompt's completions, tokens told apart by id; ``released`` takes every k lines, leaves empty ones
+    out, and tells tokens apart by the text that each decodes to."""
     diversity_tokenizer: str | None = None
     """Tokenizer whose tokens Dist-n counts (the paper: google/mt5-xl); by default the base model's."""
     fluency: Fluency = Fluency()

@@ -1,7 +1,9 @@
 """Sampling and scoring under a real Ray: what is killed goes on, and every text is the one that it always is."""
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import Prompt
+from xgray.score.build import build_scorer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_driver import MODELS, PROMPTS, run
@@ -106,7 +110,18 @@ def test_scoring_runs_while_sampling_goes_on(uninterrupted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "number", "batch_size"), [("generate", 3, 4), ("score", 2, 4), ("generate", 14, 3)])
+def test_scores_are_the_scorers_own(uninterrupted):
+    generated, scored = rows(uninterrupted[1], "generate"), rows(uninterrupted[1], "score")
+    key = "base", "de/3"
+    alone = asyncio.run(build_scorer(Score.model_validate(SCORE)).score(generated[key]["completions"], "de"))
+    assert [one["toxicity"] for one in scored[key]["scores"]] == [
+        one.scores["toxicity"] if one.scores else None for one in alone
+    ]
+    assert all(one["insult"] is None for one in scored[key]["scores"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "number", "batch_size"), [("generate", 3, 3), ("score", 2, 4)])
 def test_killed_run_goes_on_to_the_same_rows(models, uninterrupted, tmp_path, stage, number, batch_size):
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_for_files(process, tmp_path, stage, number)
@@ -123,6 +138,22 @@ def test_killed_run_goes_on_to_the_same_rows(models, uninterrupted, tmp_path, st
 
 
 @pytest.mark.slow
+def test_killed_engine_is_started_again(models, uninterrupted, tmp_path):
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
+    wait_for_files(process, tmp_path, "generate", 2)
+    (engine,) = (
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "GenerateActor" in "".join(child.cmdline())
+    )
+    engine.kill()
+    result = finish(process)
+    assert sum(result["tallies"][f"generate/{model}"]["num_engine_starts"] for model in MODELS) == 3
+    for stage in ("generate", "score"):
+        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
+
+
+@pytest.mark.slow
 def test_stages_alone_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
     two = GENERATE | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
     result = finish(start(tmp_path, models, generate=two))
@@ -135,12 +166,19 @@ def test_stages_alone_and_two_engines_give_the_same_rows(models, uninterrupted, 
 
 
 @pytest.mark.slow
-def test_finished_rows_are_left_alone(models, uninterrupted):
-    _, root = uninterrupted
-    before = {path: path.stat().st_mtime_ns for stage in ("generate", "score") for path in files(root, stage)}
+def test_missing_files_are_made_again_and_the_others_left_alone(models, uninterrupted, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(uninterrupted[1], root)
+    generated, scored = files(root, "generate"), files(root, "score")
+    for path in (generated[3], scored[5], scored[6]):
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in files(root, "generate") + files(root, "score")}
     result = finish(start(root, models, generate=GENERATE, score=SCORE))
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert all(tally["num_reused"] == 40 for tally in result["tallies"].values())
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (files(root, "generate"), files(root, "score")) == (generated, scored)
+    for stage, number in (("generate", 116), ("score", 112)):
+        assert rows(root, stage) == rows(uninterrupted[1], stage)
+        assert sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in MODELS) == number
 
 
 @pytest.mark.slow
@@ -164,6 +202,15 @@ def test_folder_that_cannot_be_written_fails_in_one_line_and_keeps_what_is_done(
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("StageError: Not a directory")
     assert rows(tmp_path, "generate")
+
+
+@pytest.mark.slow
+def test_workers_mistake_reaches_the_user_as_it_is(models, tmp_path):
+    process = start(tmp_path, models, generate=GENERATE, score={"labelled": str(tmp_path / "absent")})
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("InputError: ")
+    assert "no such file or folder" in err.splitlines()[-1]
 
 
 def test_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):

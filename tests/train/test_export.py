@@ -61,6 +61,7 @@ def test_failed_export_leaves_nothing(tiny_model, tmp_path):
     broken = tmp_path / "checkpoint"
     broken.mkdir()
     (broken / "adapter_config.json").write_text("{")
+    (broken / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError):
         export(tiny_model, None, broken, tmp_path / "out")
     assert not (tmp_path / "out" / "merged").exists()

@@ -14,6 +14,7 @@ import ray
 from ray.util.actor_pool import ActorPool
 
 from xgray.config import Evaluate, Model
+from xgray.distributed.cluster import thread_environment
 from xgray.errors import StageError, XgrayError
 from xgray.evaluate.tables import PERPLEXITY, LanguageRows, perplexity_file, read_completions, write_perplexities
 from xgray.runs import StageResult
@@ -88,7 +89,8 @@ def _workers() -> tuple[int, dict[str, Any]]:
     if num_gpus:
         return num_gpus, {"num_gpus": 1, "num_cpus": 1}
     cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-    return max(1, len(cores)), {"num_cpus": min(cores, default=1)}
+    num_cpus = min(cores, default=1)
+    return max(1, len(cores)), {"num_cpus": num_cpus, "runtime_env": thread_environment(num_cpus)}
 
 
 class Worker:

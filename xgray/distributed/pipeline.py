@@ -23,7 +23,7 @@ import ray
 
 from xgray.config import Generate, Score
 from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
-from xgray.distributed.cluster import total
+from xgray.distributed.cluster import thread_environment, total
 from xgray.distributed.failures import original
 from xgray.errors import InputError, StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts, context_length
@@ -225,8 +225,7 @@ def _stream(
             GenerateActor,
             fn_constructor_args=(engine, generate, seed, places),
             batch_size=1,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            ray_remote_args_fn=_restarts,
             **_engine_resources(generate),
         )
         sources.append(made)
@@ -238,8 +237,7 @@ def _stream(
             ScoreActor,
             fn_constructor_args=(score, places),
             batch_size=1,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            ray_remote_args_fn=_restarts,
             compute=ray.data.ActorPoolStrategy(
                 # One for a remote service: its quota is one number for the whole cluster.
                 size=1 if score.scorer == "perspective" else score.execution.num_actors,
@@ -247,7 +245,7 @@ def _stream(
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
             num_cpus=0,
-            runtime_env=_threads(1 if new else _cores()),
+            runtime_env=thread_environment(1 if new else _cores()),
         )
     try:
         for row in flow.iter_rows():
@@ -256,17 +254,12 @@ def _stream(
         raise original(error) from error
 
 
+def _restarts() -> dict[str, int]:
+    return {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
+
+
 def _cores() -> int:
     return max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-
-
-def _threads(number: int) -> dict[str, dict[str, str]]:
-    """The environment of a worker with this many threads.
-
-    They sleep while they wait for each other: waiting busily, as is the default, takes the cores from the other
-    actors, and was 10 times slower where these needed them.
-    """
-    return {"env_vars": {"OMP_NUM_THREADS": str(number), "OMP_WAIT_POLICY": "PASSIVE"}}
 
 
 def _engine_resources(generate: Generate) -> dict[str, Any]:
@@ -286,7 +279,7 @@ def _engine_resources(generate: Generate) -> dict[str, Any]:
         # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
         options = {
             "num_cpus": max(1, threads - 1),
-            "runtime_env": _threads(threads),
+            "runtime_env": thread_environment(threads),
         }
     needed = size * options["num_cpus"]
     if needed > cpus:

@@ -22,6 +22,7 @@ from typing import Any
 import ray
 
 from xgray.config import Model, Train, TrainExecution
+from xgray.distributed.cluster import thread_environment
 from xgray.errors import InputError, StageError, XgrayError
 from xgray.models import cache_folder, is_adapter, load_tokenizer, resolve
 from xgray.rows import PreferencePair
@@ -48,6 +49,8 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+CPU = {"DS_ACCELERATOR": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def _fit(job: Job, gpu: bool) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="min"
             ),
-            worker_runtime_env={"env_vars": QUIET if gpu else QUIET | {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": QUIET if gpu else QUIET | CPU | thread_environment(job.cpus)["env_vars"]},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
