@@ -315,6 +315,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models import is_adapter, resolve
+    from xgray.train.export import merged
 
     experiment = plan.experiment
     base = Weights(resolve(experiment.model), experiment.model.revision, experiment.model.dtype)
@@ -329,10 +330,12 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
         elif model != BASE:
             checkpoint = Model(id=_variant(plan, model).checkpoint or "")
             path = resolve(checkpoint)
-            if is_adapter(path):
+            if not is_adapter(path):
+                weights = Weights(path, checkpoint.revision, base.dtype)
+            elif serves_adapter(engine, path, total("GPU")):
                 adapter = path
             else:
-                weights = Weights(path, checkpoint.revision, base.dtype)
+                weights = Weights(merged(experiment.model, path), None, base.dtype)
         places = plan.generate[model].place.rows, plan.score[model].place.rows
         targets.append(Target(model, weights, adapter, *places))
     return targets

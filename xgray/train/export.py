@@ -10,7 +10,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from xgray.models import is_adapter, load_tokenizer
+from xgray.config import Model
+from xgray.models import cache_folder, is_adapter, load_tokenizer, model_fingerprint, resolve
+from xgray.runs import file_fingerprint, fingerprint
 from xgray.storage import TEMPORARY_MARK
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -31,6 +33,14 @@ def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> 
         _whole(output / "merged", lambda folder: _merge(model, revision, checkpoint, folder))
     else:
         _whole(output / "merged", lambda folder: _save_again(model, revision, checkpoint, folder))
+
+
+def merged(model: Model, adapter: str) -> str:
+    """The folder of the adapter merged into the model, in the cache by content; made on first use."""
+    identity = {"model": model_fingerprint(model), "adapter": file_fingerprint(Path(adapter))}
+    target = cache_folder() / "merged" / fingerprint(identity)[:16]
+    _whole(target, lambda folder: _merge(resolve(model), model.revision, Path(adapter), folder))
+    return str(target)
 
 
 def _whole(target: Path, write: Callable[[Path], None]) -> None:
