@@ -83,7 +83,7 @@ def main() -> None:
     remote = {
         "scorer": "perspective",
         "perspective_url": f"http://127.0.0.1:{receiver.recv()}",
-        "requests_per_second": given.requests_per_second,
+        "execution": {"requests_per_second": given.requests_per_second},
     }
     os.environ["PERSPECTIVE_API_KEY"] = "none is needed here"
     scorers = {"local scorer": Score(), "Perspective client": Score.model_validate(remote)}

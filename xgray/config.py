@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 
-Protocol = Literal["corrected", "released"]
+Switch = Literal["corrected", "released"]
 
 BASE = "base"
 """The name of the model before tuning, among the models of an experiment."""
@@ -69,7 +69,7 @@ class Train(Section):
     lora_r: int = Field(64, ge=1)
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
-    lora_targets: Protocol = "corrected"
+    lora_targets: Switch = "corrected"
     """``corrected``: every linear layer of the blocks; ``released``: the embeddings and the head as well."""
     beta: float = Field(0.1, gt=0)
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
@@ -88,7 +88,7 @@ class Train(Section):
     """Longest prompt with continuation; see ``length_filter``."""
     max_prompt_length: int = Field(64, ge=1)
     """Longest prompt, in tokens; longer ones lose their beginning."""
-    length_filter: Protocol = "corrected"
+    length_filter: Switch = "corrected"
     """Pairs over ``max_length`` are dropped and counted, by tokens; ``released`` counts characters instead."""
     validation_share: float = Field(0.05, ge=0, lt=1)
     eval_steps: int = Field(25, ge=1)
@@ -141,6 +141,8 @@ class Generate(Section):
 
 class ScoreExecution(Section):
     num_actors: int = Field(1, ge=1)
+    requests_per_second: float = Field(1.0, gt=0)
+    """Perspective: the key's quota, never exceeded."""
     concurrency: int = Field(100, ge=1)
     """Perspective: requests under way at once."""
     timeout_seconds: float = Field(20.0, gt=0)
@@ -155,10 +157,8 @@ class Score(Section):
     """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""
     perspective_url: str = "https://commentanalyzer.googleapis.com"
     """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
-    requests_per_second: float = Field(1.0, gt=0)
-    """Perspective: the key's quota, never exceeded."""
     attributes: list[str] = ["toxicity"]
-    empty_text: Protocol = "corrected"
+    empty_text: Switch = "corrected"
     """An empty completion has no score and is counted as such; ``released`` scores one space instead."""
     execution: ScoreExecution = ScoreExecution()
 
@@ -168,7 +168,7 @@ class Fluency(Section):
     """Perplexity of the completion given the prompt under a causal model, or as the paper has it under mT5."""
     model: Model | None = None
     """The measuring model; by default the experiment's base model."""
-    protocol: Protocol = "corrected"
+    protocol: Switch = "corrected"
     """``released`` drops values of 1e4 and more, and has its own arithmetic for seq2seq: see xgray.evaluate.fluency."""
 
 
@@ -183,9 +183,9 @@ class Evaluate(Section):
     confidence: float = Field(0.95, gt=0, lt=1)
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples, over prompts."""
-    grouping: Protocol = "corrected"
+    grouping: Switch = "corrected"
     """Samples belong to their prompt's id; ``released`` groups by the prompt's text, merging duplicates."""
-    diversity: Protocol = "corrected"
+    diversity: Switch = "corrected"
     """Dist-n over a prompt's completions, tokens told apart by id; ``released`` takes every k lines, leaves empty ones
     out, and tells tokens apart by the text that each decodes to."""
     diversity_tokenizer: str | None = None

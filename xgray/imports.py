@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xgray.config import BASE, Experiment, merge, validate
-from xgray.config import Protocol as Switch
+from xgray.config import BASE, Experiment, Switch, merge, validate
 from xgray.data.generations import read_generations
 from xgray.data.perspective_results import read_perspective_results
 from xgray.errors import InputError

@@ -107,10 +107,10 @@ async def running(service: FaultyService, **settings: Any):
     """The scorer of a service that runs for the time of the block."""
     app = web.Application()
     app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
-    execution = {"timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
+    execution = {"requests_per_second": 200, "timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
     async with TestServer(app) as server:
         url = f"http://127.0.0.1:{server.port}"
-        values = {"requests_per_second": 200, "perspective_url": url, "execution": execution} | settings
+        values = {"perspective_url": url, "execution": execution} | settings
         scorer = build_scorer(Score.model_validate({"scorer": "perspective", **values}))
         try:
             yield scorer

@@ -158,7 +158,7 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
     service = FaultyService(faults)
 
     async def main():
-        async with running(service, requests_per_second=20) as scorer:
+        async with running(service, execution={"requests_per_second": 20}) as scorer:
             # Several calls at once share one quota.
             await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
 

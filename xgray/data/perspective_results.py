@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xgray.config import Protocol
+from xgray.config import Switch
 from xgray.data.generations import FINISH_REASON, check_rows, files_of, language_of, prompt_blocks
 from xgray.data.source import Record, located, records
 from xgray.errors import InputError
@@ -25,7 +25,7 @@ def read_perspective_results(
     model: str,
     language: str | None = None,
     k: int | None = None,
-    empty_text: Protocol = "corrected",
+    empty_text: Switch = "corrected",
 ) -> tuple[list[Completions], list[Scores]]:
     """Completions and their scores, row by row of the same prompt, from one file or a folder of such files.
 
@@ -59,7 +59,7 @@ def read_perspective_results(
     return completions, scores
 
 
-def _scored(record: Record, empty_text: Protocol) -> tuple[AttributeScores, str | None]:
+def _scored(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
     """One line's scores; all None with a reason where it holds none."""
     if "response" not in record.fields:
         raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")

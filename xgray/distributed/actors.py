@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
+from xgray.distributed.failures import Failure
 from xgray.generate.engine import Engine, EngineName, Weights, build_engine, complete
 from xgray.rows import Completions, Prompt, Scores, to_table
 from xgray.score.rows import score_rows
+from xgray.score.scorer import Scorer
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -22,7 +26,8 @@ if TYPE_CHECKING:
     Batch = dict[str, np.ndarray]
 
 Block = dict[str, Any]
-"""Some prompts of one model: ``model``, ``file``, ``rows``, and ``parts``, what each actor has to say of its work."""
+"""Some prompts of one model: ``model``, ``rows`` (prompts, then their completions), ``scored`` (the ids of those that
+have scores already) and ``parts`` (what each actor has to say of its work). Or a ``failure``, which is passed on."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,22 @@ def dataset(blocks: Sequence[Block]) -> Dataset:
 
 
 def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the actors said, from a row that left the pipeline."""
-    parts: list[dict[str, Any]] = json.loads(row["block"])["parts"]
+    """What the actors said, from a row that left the pipeline.
+
+    Raises:
+        XgrayError: one of them failed.
+    """
+    block: Block = json.loads(row["block"])
+    if "failure" in block:
+        raise Failure(**block["failure"]).error()
+    parts: list[dict[str, Any]] = block["parts"]
     return parts
+
+
+def file_name(rows: Sequence[Completions] | Sequence[Scores]) -> str:
+    """The name of the file that holds these rows: the same prompts of a model always make the same file."""
+    ids = "\n".join([rows[0].model, *(row.prompt_id for row in rows)])
+    return f"{hashlib.sha256(ids.encode()).hexdigest()[:24]}.parquet"
 
 
 def _decode(batch: Batch) -> Block:
@@ -95,13 +113,19 @@ class GenerateActor:
         return self._engine, time.perf_counter() - began
 
     def __call__(self, batch: Batch) -> Batch:
-        block = _decode(batch)
+        try:
+            return _encode(self._sample(_decode(batch)))
+        except Exception as error:
+            traceback.print_exc()
+            return _encode({"failure": asdict(Failure.of(error))})
+
+    def _sample(self, block: Block) -> Block:
         place = self._places[block["model"]]
         engine, start_seconds = self._engine_of(place.weights)
         began = time.time()
         prompts = [Prompt(**row) for row in block["rows"]]
         rows = complete(engine, prompts, block["model"], place.adapter, self._seed)
-        place.completions.write_parquet(block["file"], to_table(rows, Completions))
+        place.completions.write_parquet(file_name(rows), to_table(rows, Completions))
         part = {
             "stage": "generate",
             "model": block["model"],
@@ -115,24 +139,38 @@ class GenerateActor:
             "device": self._device,
             "measured": {"engine": self._name},
         }
-        return _encode(block | {"rows": [asdict(row) for row in rows], "parts": [part]})
+        return block | {"rows": [asdict(row) for row in rows], "parts": [part]}
 
 
 class ScoreActor:
-    """Holds one scorer; several blocks are under way at once."""
+    """Holds one scorer, built with the first block; several blocks are under way at once."""
 
     def __init__(self, section: Score, places: Places) -> None:
-        from xgray.score.build import build_scorer
-
-        self._scorer = build_scorer(section)
+        self._section = section
         self._places = places
+        self._scorer: Scorer | None = None
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         block = _decode(batch)
+        if "failure" not in block:
+            try:
+                block = await self._score(block)
+            except Exception as error:
+                traceback.print_exc()
+                block = {"failure": asdict(Failure.of(error))}
+        yield _encode(block)
+
+    async def _score(self, block: Block) -> Block:
+        if self._scorer is None:
+            from xgray.score.build import build_scorer
+
+            self._scorer = build_scorer(self._section)
+        completions = [Completions(**row) for row in block["rows"] if row["prompt_id"] not in block["scored"]]
+        if not completions:
+            return {"parts": block["parts"]}
         began = time.time()
-        completions = [Completions(**row) for row in block["rows"]]
         rows = await score_rows(self._scorer, completions)
-        self._places[block["model"]].scores.write_parquet(block["file"], to_table(rows, Scores))
+        self._places[block["model"]].scores.write_parquet(file_name(rows), to_table(rows, Scores))
         part = {
             "stage": "score",
             "model": block["model"],
@@ -146,4 +184,4 @@ class ScoreActor:
             "device": "",
             "measured": {"scorer": self._scorer.provenance()},
         }
-        yield _encode({"parts": [*block["parts"], part]})
+        return {"parts": [*block["parts"], part]}

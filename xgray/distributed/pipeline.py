@@ -13,9 +13,8 @@ twice all the same (an actor that outlived its driver) is the same file.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ import ray
 from xgray.config import Generate, Score
 from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
 from xgray.distributed.cluster import thread_environment, total
-from xgray.distributed.failures import original
+from xgray.distributed.failures import death
 from xgray.errors import InputError, StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts, context_length
 from xgray.rows import Completions, Prompt, from_table, schema
@@ -134,15 +133,15 @@ def run_pipeline(
         table = place.completions.read_parquet(schema(Completions))
         made = {row.prompt_id: row for row in from_table(table, Completions)}
         wanted[model] = [prompt.prompt_id for prompt in prompts] if generate else list(made)
+        scored = set(_ids(place.scores)) if score else set()
         if generate:
             tallies["generate", model] = Tally(len(wanted[model]), num_reused=len(made))
             for chunk in _chunks(prompts, size):
-                new += _blocks(model, [prompt for prompt in chunk if prompt.prompt_id not in made])
+                new += _blocks(model, [prompt for prompt in chunk if prompt.prompt_id not in made], scored)
         if score:
-            scored = set(_ids(place.scores))
             tallies["score", model] = Tally(len(wanted[model]), num_reused=len(scored))
             for ids in _chunks(wanted[model], size):
-                unscored += _blocks(model, [made[one] for one in ids if one in made and one not in scored])
+                unscored += _blocks(model, [made[one] for one in ids if one in made and one not in scored], scored)
     for path, revision in {(place.weights.path, place.weights.revision) for place in places.values()}:
         if generate and new:
             _check(path, revision, prompts, generate)
@@ -194,13 +193,12 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _blocks(model: str, rows: Sequence[Prompt] | Sequence[Completions]) -> list[Block]:
-    """One block, named after the prompts in it; none where there are none."""
+def _blocks(model: str, rows: Sequence[Prompt] | Sequence[Completions], scored: Collection[str]) -> list[Block]:
+    """One block; none where there are no rows."""
     if not rows:
         return []
-    ids = "\n".join([model, *(row.prompt_id for row in rows)])
-    name = f"{hashlib.sha256(ids.encode()).hexdigest()[:24]}.parquet"
-    return [{"model": model, "file": name, "rows": [asdict(row) for row in rows], "parts": []}]
+    known = [row.prompt_id for row in rows if row.prompt_id in scored]
+    return [{"model": model, "rows": [asdict(row) for row in rows], "scored": known, "parts": []}]
 
 
 def _stream(
@@ -251,7 +249,7 @@ def _stream(
         for row in flow.iter_rows():
             yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        raise original(error) from error
+        raise death(error) from error
 
 
 def _restarts() -> dict[str, int]:

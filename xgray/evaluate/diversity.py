@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgray.config import Protocol
+from xgray.config import Switch
 from xgray.evaluate.bootstrap import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ ORDERS = (1, 2, 3)
 
 
 def diversity(
-    groups: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, protocol: Protocol = "corrected"
+    groups: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, protocol: Switch = "corrected"
 ) -> FloatArray:
     """Dist-1, Dist-2 and Dist-3 of each group of completions, ``(num_groups, 3)``; NaN where it has no token."""
     texts = list(chain.from_iterable(groups))

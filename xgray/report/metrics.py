@@ -8,7 +8,7 @@ from typing import Any
 MISSING = "–"
 MINUS = "−"
 
-DIVERSITY = "Diversity: distinct n-grams over all n-grams of a prompt's k completions, averaged over prompts."
+DIVERSITY = "Diversity: distinct n-grams over all tokens of a prompt's k completions, averaged over prompts."
 
 
 @dataclass(frozen=True)

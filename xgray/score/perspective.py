@@ -78,7 +78,7 @@ class PerspectiveScorer:
             raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
         self._section = section
         self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
-        self._quota = Quota(section.requests_per_second)
+        self._quota = Quota(section.execution.requests_per_second)
         self._in_flight = asyncio.Semaphore(section.execution.concurrency)
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=section.execution.max_attempts, timeout=None, wait_initial=0.5, wait_max=30.0, wait_jitter=1.0

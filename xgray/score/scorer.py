@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from xgray.config import Protocol as Switch
+from xgray.config import Switch
 from xgray.rows import AttributeScores
 
 EMPTY = "empty text"
