@@ -200,7 +200,7 @@ def test_folder_that_cannot_be_written_fails_in_one_line_and_keeps_what_is_done(
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("StageError: Not a directory")
+    assert err.splitlines()[-1].startswith("StageError: Not a directory: ")
     assert rows(tmp_path, "generate")
 
 

@@ -14,11 +14,14 @@ twice all the same (an actor that outlived its driver) is the same file.
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from xgray.config import Generate, Score
 from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
@@ -35,7 +38,7 @@ OnProgress = Callable[[str, int, int], None]
 SCORING_CALLS = 4
 """Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
 
-MAX_RESTARTS = 3
+RESTARTS = {"max_restarts": 3, "max_task_retries": 3}
 """Deaths of one actor, and tries of one block after them, before the stage fails; Ray Data would go on for ever."""
 
 
@@ -217,13 +220,15 @@ def _stream(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
+    # There is no other way to say RESTARTS before Ray 2.64.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning, module=re.escape(__name__))
     sources = []
     if new and generate and engine:
         made = dataset(new).map_batches(
             GenerateActor,
             fn_constructor_args=(engine, generate, seed, places),
             batch_size=1,
-            ray_remote_args_fn=_restarts,
+            **RESTARTS,
             **_engine_resources(generate),
         )
         sources.append(made)
@@ -235,7 +240,7 @@ def _stream(
             ScoreActor,
             fn_constructor_args=(score, places),
             batch_size=1,
-            ray_remote_args_fn=_restarts,
+            **RESTARTS,
             compute=ray.data.ActorPoolStrategy(
                 # One for a remote service: its quota is one number for the whole cluster.
                 size=1 if score.scorer == "perspective" else score.execution.num_actors,
@@ -250,10 +255,6 @@ def _stream(
             yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise death(error) from error
-
-
-def _restarts() -> dict[str, int]:
-    return {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
 
 
 def _cores() -> int:
