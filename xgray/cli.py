@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="xgray",
+    suppress_keyboard_interrupt=False,  # main() says what stays, and exits with 1
     version=__version__,
     help="Measure, reduce and explain toxicity in multilingual language models.",
     help_epilogue=(
@@ -198,17 +199,34 @@ def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
 
 def _run(arguments: tuple[str, ...], only: str | None, force: bool, address: str | None, as_json: bool) -> None:
     from xgray.display import print_summary
-    from xgray.experiment import check_stages, run_experiment
+    from xgray.experiment import run_experiment
     from xgray.progress import ProgressDisplay
 
     plan = _plan(arguments)
-    stages = check_stages(only)
+    stages = _stages(only)
     with ProgressDisplay() as progress:
         run_experiment(plan, stages, force, address, progress)
     if as_json:
         print(json.dumps(_result(plan, stages), ensure_ascii=False))
     else:
         print_summary(plan, stages)
+
+
+def _stages(names: str | None) -> tuple[str, ...]:
+    """``"train,generate"`` as stage names.
+
+    Raises:
+        InputError: one of them is no stage.
+    """
+    from xgray.experiment import STAGES
+
+    if names is None:
+        return STAGES
+    chosen = tuple(name.strip() for name in names.split(","))
+    for name in chosen:
+        if name not in STAGES:
+            raise InputError(f"--only: unknown stage {name!r}; stages are {', '.join(STAGES)}")
+    return tuple(stage for stage in STAGES if stage in chosen)
 
 
 def _plan(arguments: tuple[str, ...]) -> Plan:

@@ -294,21 +294,6 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
         on_progress(label, *read())
 
 
-def check_stages(names: str | None) -> tuple[str, ...]:
-    """``"train,generate"`` as stage names.
-
-    Raises:
-        InputError: one of them is no stage.
-    """
-    if names is None:
-        return STAGES
-    chosen = tuple(name.strip() for name in names.split(","))
-    for name in chosen:
-        if name not in STAGES:
-            raise InputError(f"--only: unknown stage {name!r}; stages are {', '.join(STAGES)}")
-    return tuple(stage for stage in STAGES if stage in chosen)
-
-
 def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
     from xgray.distributed.cluster import total
