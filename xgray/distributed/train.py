@@ -244,7 +244,7 @@ def _train_job(job: Job) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None or not _finished(Path(checkpoint.path)):
-        from xgray.train.deepspeed import start_deepspeed
+        from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
         from xgray.train.trainer import CheckpointReport, build_trainer
 
         if job.section.execution.strategy != "ddp":
@@ -258,6 +258,7 @@ def _train_job(job: Job) -> dict[str, Any]:
         counts["num_reference_reused"] = trainer.num_reference_reused
         trainer.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
         del trainer
+        leave_deepspeed()
     shutil.rmtree(work, ignore_errors=True)
     reported = ray.train.get_all_reported_checkpoints()
     if rank:

@@ -30,3 +30,13 @@ def start_deepspeed(cuda: bool) -> None:
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
+
+
+def leave_deepspeed() -> None:
+    """Let models load whole again: ZeRO-3 cuts up every model that transformers loads while its settings are alive.
+
+    They live as long as the trainer does, and what still refers to that is for the garbage collector to say.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
