@@ -154,6 +154,8 @@ def test_broken_override_is_refused(tokens: list[str], expected: str) -> None:
         (b"", "a mapping with at least 'name' and 'model'"),
         (b"- name\n", "a mapping with at least 'name' and 'model'"),
         (b"name: a\nmodel: {id: [\n", "mine.yaml:3: no valid YAML"),
+        (b"name: a\nmodel: {id: b}\nname: c\n", "mine.yaml:3: no valid YAML: key 'name' is given twice"),
+        (b"name: a\nmodel: {id: b, id: c}\n", "mine.yaml:2: no valid YAML: key 'id' is given twice"),
         (b"name: caf\xe9\n", "not UTF-8 (byte 10)"),
     ],
 )

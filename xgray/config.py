@@ -335,6 +335,20 @@ def _number(value: Any) -> Any:
     return [_number(one) for one in value] if isinstance(value, list) else value
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
     """Read an experiment file, with ``overrides`` laid over it.
 
@@ -348,7 +362,7 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: the experiment file is not UTF-8 (byte {error.start + 1})") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

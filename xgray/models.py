@@ -112,6 +112,7 @@ def _package_file(uri: str) -> Path:
     target = cache_folder() / "gguf" / name
     if not target.is_file():
         working = target.with_name(f"{name}.tmp-{uuid.uuid4().hex[:8]}")
+        working.parent.mkdir(parents=True, exist_ok=True)
         try:
             assemble(working)
             working.rename(target)
@@ -185,12 +186,18 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: str | None = None) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on ``device`` (by default CUDA where there is one)."""
+    """A causal language model in evaluation mode, on ``device`` (by default CUDA where there is one).
+
+    Raises:
+        InputError: the weights are missing, torn, or those of another kind of model.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
-    except OSError as error:
+    # Files that are missing, an architecture that writes no text, a file that is torn.
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

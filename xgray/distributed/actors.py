@@ -181,7 +181,7 @@ class ScoreActor:
             "start_seconds": 0.0,
             "began": began,
             "ended": time.time(),
-            "device": "",
+            "device": self._scorer.device,
             "measured": {"scorer": self._scorer.provenance()},
         }
         return {"parts": [*block["parts"], part]}

@@ -105,7 +105,9 @@ class EmbeddingScorer:
         if section.attributes != ["toxicity"]:
             raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
         self._empty_text = section.empty_text
-        self._embedder = Embedder(available_threads())
+        num_threads = available_threads()
+        self.device = f"cpu ({num_threads} threads)"
+        self._embedder = Embedder(num_threads)
         fitted = fitted_scorer(section.labelled, self._embedder)
         self._head = Head(np.array(fitted["weights"]), fitted["intercept"])
         self._facts = fitted["facts"]

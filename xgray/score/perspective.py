@@ -67,6 +67,7 @@ class PerspectiveScorer:
         url = URL(section.perspective_url)
         if url.scheme not in ("http", "https") or not url.host:
             raise InputError(f"score.perspective_url: {section.perspective_url!r} is no http(s) address")
+        self.device = url.host
         if unknown := [name for name in section.attributes if name not in ATTRIBUTES]:
             raise InputError(f"score.attributes: unknown: {', '.join(unknown)}; known: {', '.join(ATTRIBUTES)}")
         if not section.attributes:

