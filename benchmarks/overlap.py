@@ -111,8 +111,8 @@ def main() -> None:
     print(f"{'':<20}{'sampling':>10}{'scoring':>10}{'both':>8}{'both / larger':>15}{'both / sum':>12}")
     for name in scorers:
         sampling, scoring, both = (medians[key] for key in ("sampling alone", f"{name} alone", f"sampling and {name}"))
-        ratio, of_sum = both / max(sampling, scoring), both / (sampling + scoring)
-        print(f"{name:<20}{sampling:>10.1f}{scoring:>10.1f}{both:>8.1f}{ratio:>15.2f}{of_sum:>12.2f}")
+        ratios = f"{both / max(sampling, scoring):>15.2f}{both / (sampling + scoring):>12.2f}"
+        print(f"{name:<20}{sampling:>10.1f}{scoring:>10.1f}{both:>8.1f}{ratios}")
 
 
 if __name__ == "__main__":
