@@ -110,9 +110,11 @@ def main() -> None:
     print(f"\n{len(prompts)} prompts x {given.k}; medians of {given.rounds} rounds, seconds")
     print(f"{'':<20}{'sampling':>10}{'scoring':>10}{'both':>8}{'both / larger':>15}{'both / sum':>12}")
     for name in scorers:
-        sampling, scoring, both = (medians[key] for key in ("sampling alone", f"{name} alone", f"sampling and {name}"))
-        ratios = f"{both / max(sampling, scoring):>15.2f}{both / (sampling + scoring):>12.2f}"
-        print(f"{name:<20}{sampling:>10.1f}{scoring:>10.1f}{both:>8.1f}{ratios}")
+        sampling, scoring, together = (
+            medians[key] for key in ("sampling alone", f"{name} alone", f"sampling and {name}")
+        )
+        ratios = f"{together / max(sampling, scoring):>15.2f}{together / (sampling + scoring):>12.2f}"
+        print(f"{name:<20}{sampling:>10.1f}{scoring:>10.1f}{together:>8.1f}{ratios}")
 
 
 if __name__ == "__main__":
