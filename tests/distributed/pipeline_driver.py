@@ -50,12 +50,18 @@ def run(root, models, generate=None, score=None, on_progress=lambda label, done,
     )
 
 
-if __name__ == "__main__":
+def told(root, models, **settings):
+    """What a run says: its tallies by stage and model, and its progress."""
     progress = []
+    tallies = run(str(root), models, **settings, on_progress=lambda *said: progress.append(said))
+    by_name = {f"{stage}/{model}": asdict(tally) for (stage, model), tally in tallies.items()}
+    return {"tallies": by_name, "progress": progress}
+
+
+if __name__ == "__main__":
     try:
         with connect():
-            tallies = run(**json.loads(sys.argv[1]), on_progress=lambda *said: progress.append(said))
+            result = told(**json.loads(sys.argv[1]))
     except XgrayError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    result = {f"{stage}/{model}": asdict(tally) for (stage, model), tally in tallies.items()}
-    print(json.dumps({"tallies": result, "progress": progress}))
+    print(json.dumps(result))
