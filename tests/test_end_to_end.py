@@ -32,7 +32,15 @@ evaluate: {resamples: 200}
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "xgray.cli", *arguments]
     log = (folder / "log.txt").open("a")
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        preexec_fn=heed_interrupts,
+    )  # fmt: skip
+
+
+def heed_interrupts() -> None:
+    """A shell has what it starts in the background ignore them, and the children of that inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(folder: Path, *arguments: str) -> str:

@@ -37,7 +37,15 @@ def models(tiny_model, tiny_adapter):
 
 def start(root, models, **settings):
     command = [sys.executable, DRIVER, json.dumps({"root": str(root), "models": models} | settings)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=heed_interrupts,
+    )  # fmt: skip
+
+
+def heed_interrupts():
+    """A shell has what it starts in the background ignore them, and the children of that inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process):
