@@ -19,7 +19,7 @@ install: .venv/installed-$(EXTRA)
 .venv/installed-$(EXTRA): pyproject.toml overrides.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	DS_BUILD_OPS=0 $(BIN)/uv pip install --python $(BIN)/python --overrides overrides.txt $(PINS) $(TORCH) \
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --overrides overrides.txt $(PINS) $(TORCH) \
 		--editable '.[$(EXTRA),dev]'
 	touch $@
 
