@@ -335,7 +335,7 @@ def _number(value: Any) -> Any:
     return [_number(one) for one in value] if isinstance(value, list) else value
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
