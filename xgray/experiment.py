@@ -145,7 +145,7 @@ def _plan_models(
     experiment: Experiment, planned: Callable[..., Planned]
 ) -> tuple[dict[str, Planned], dict[str, Planned]]:
     from xgray.data.pairs import pairs_fingerprint
-    from xgray.generate.engine import engine_name
+    from xgray.generate.build import engine_name
     from xgray.models import model_fingerprint, pinned
 
     base = model_fingerprint(experiment.model)
@@ -329,7 +329,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
 def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress) -> None:
     """Both stages of all models in one stream, so that a scorer works while the engine goes on."""
     from xgray.distributed.pipeline import run_pipeline
-    from xgray.generate.engine import engine_name
+    from xgray.generate.build import engine_name
 
     experiment = plan.experiment
     sampled = [one for one in todo if one.place.stage == "generate"]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
 from xgray.distributed.failures import Failure
-from xgray.generate.engine import Engine, EngineName, Weights, build_engine, complete
+from xgray.generate.build import build_engine
+from xgray.generate.engine import Engine, EngineName, Weights, complete
 from xgray.rows import Completions, Prompt, Scores, to_table
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
