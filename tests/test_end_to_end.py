@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -34,13 +35,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     log = (folder / "log.txt").open("a")
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-        preexec_fn=heed_interrupts,
+        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-
-
-def heed_interrupts() -> None:
-    """A shell has what it starts in the background ignore them, and the children of that inherit it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(folder: Path, *arguments: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -39,13 +40,9 @@ def start(root, models, **settings):
     command = [sys.executable, DRIVER, json.dumps({"root": str(root), "models": models} | settings)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=heed_interrupts,
+        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-
-
-def heed_interrupts():
-    """A shell has what it starts in the background ignore them, and the children of that inherit it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process):
