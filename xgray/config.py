@@ -141,23 +141,56 @@ class Generate(Section):
 
 class ScoreExecution(Section):
     num_actors: int = Field(1, ge=1)
+    store: str | None = None
+    """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
     requests_per_second: float = Field(1.0, gt=0)
-    """Perspective: the key's quota, never exceeded."""
+    """Perspective: the key's quota, one number for the whole cluster, never exceeded."""
     concurrency: int = Field(100, ge=1)
-    """Perspective: requests under way at once."""
+    """Services: requests under way at once, of each actor."""
     timeout_seconds: float = Field(20.0, gt=0)
     max_attempts: int = Field(8, ge=1)
-    """Perspective: tries of one request before its score is recorded as missing."""
+    """Services: tries of one request before its score is recorded as missing."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Classifier: tokens in one forward pass, padding included."""
+
+
+class Classifier(Section):
+    model: Model | None = None
+    """A sequence classifier; the scorers ``classifier`` and ``vllm`` need one."""
+    labels: dict[str, str] = {}
+    """Which of the model's labels each attribute is: ``{toxicity: toxic}``."""
+    languages: list[str] = []
+    """The languages that the model's quality is known in."""
+
+
+class OpenAI(Section):
+    url: str = "https://api.openai.com/v1"
+    """An OpenAI-compatible service; its key, where it wants one, comes from the environment (OPENAI_API_KEY)."""
+    model: str | None = None
+    """The service's name for its model."""
+    endpoint: Literal["judge", "moderation"] = "judge"
+    """A chat model that grades each text by a fixed rubric, or a moderation endpoint."""
+    languages: list[str] = []
+    """The languages that the model's quality is known in."""
 
 
 class Score(Section):
-    scorer: Literal["embedding", "perspective"] = "embedding"
-    """The local scorer (all 17 languages, offline) or Google's Perspective API."""
+    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai"] = "embedding"
+    """The local scorer (all 17 languages, offline), Google's Perspective API or what speaks its protocol, a sequence
+    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service."""
     labelled: str = "embedded"
     """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""
+    head: str | None = None
+    """Embedding: a file that ``xgray scorer fit`` wrote, in the place of a head for the labelled texts."""
+    classifier: Classifier = Classifier()
+    openai: OpenAI = OpenAI()
     perspective_url: str = "https://commentanalyzer.googleapis.com"
     """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
+    calibration: str | None = None
+    """A file that ``xgray scorer calibrate`` wrote: scores are mapped by it onto those of its target."""
     attributes: list[str] = ["toxicity"]
+    unvalidated_languages: bool = False
+    """Score languages that the scorer was not validated on all the same; every table marks them."""
     empty_text: Switch = "corrected"
     """An empty completion has no score and is counted as such; ``released`` scores one space instead."""
     execution: ScoreExecution = ScoreExecution()

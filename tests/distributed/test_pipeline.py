@@ -21,6 +21,7 @@ from xgray.distributed.cluster import connect
 from xgray.errors import InputError, StageError
 from xgray.rows import Prompt
 from xgray.score.build import build_scorer
+from xgray.score.scorer import score_texts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_driver import MODELS, PROMPTS, run, told
@@ -127,7 +128,8 @@ def test_scoring_runs_while_sampling_goes_on(uninterrupted):
 def test_scores_are_the_scorers_own(uninterrupted):
     generated, scored = rows(uninterrupted[1], "generate"), rows(uninterrupted[1], "score")
     key = "base", "de/3"
-    alone = asyncio.run(build_scorer(Score.model_validate(SCORE)).score(generated[key]["completions"], "de"))
+    scorer = build_scorer(Score.model_validate(SCORE))
+    alone = asyncio.run(score_texts(scorer, generated[key]["completions"], "de", "corrected"))
     assert [one["toxicity"] for one in scored[key]["scores"]] == [
         one.scores["toxicity"] if one.scores else None for one in alone
     ]

@@ -18,7 +18,7 @@ from xgray.score.build import build_scorer
 from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer
 from xgray.score.head import Head
 from xgray.score.rows import score_rows
-from xgray.score.scorer import EMPTY
+from xgray.score.scorer import EMPTY, score_texts
 
 TEXTS = [
     "You are such an idiot.",
@@ -42,12 +42,12 @@ def embedder():
     embedder.close()
 
 
-def score(scorer, texts, language="en"):
-    return asyncio.run(scorer.score(texts, language))
+def score(scorer, texts, language="en", empty_text="corrected"):
+    return asyncio.run(score_texts(scorer, texts, language, empty_text))
 
 
-def toxicity(scorer, texts):
-    return [one.scores["toxicity"] for one in score(scorer, texts)]
+def toxicity(scorer, texts, empty_text="corrected"):
+    return [one.scores["toxicity"] for one in score(scorer, texts, empty_text=empty_text)]
 
 
 def small_folder(folder):
@@ -135,9 +135,8 @@ def test_a_text_without_content_has_no_score(scorer):
     assert score(scorer, []) == []
 
 
-def test_the_released_protocol_scores_a_space_for_an_empty_text():
-    released = build_scorer(Score(empty_text="released"))
-    empty, space = toxicity(released, ["", " "])
+def test_the_released_protocol_scores_a_space_for_an_empty_text(scorer):
+    empty, space = toxicity(scorer, ["", " "], "released")
     assert empty == space
 
 
@@ -188,8 +187,9 @@ def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp
         "logging.basicConfig(level='INFO', stream=sys.stderr)\n"
         "from xgray.config import Score\n"
         "from xgray.score.build import build_scorer\n"
+        "from xgray.score.scorer import score_texts\n"
         f"scorer = build_scorer(Score(labelled={str(folder)!r}))\n"
-        f"results = asyncio.run(scorer.score({TEXTS!r}, 'en'))\n"
+        f"results = asyncio.run(score_texts(scorer, {TEXTS!r}, 'en', 'corrected'))\n"
         "print(json.dumps([scorer.version, [one.scores for one in results], scorer.provenance()]))\n"
     )
 
@@ -232,7 +232,9 @@ def test_wrong_labelled_texts_are_refused(tmp_path):
 def test_rows_of_completions_become_rows_of_scores(scorer):
     german = Completions("de/3", "de", "base", "Hallo", ["du Idiot", "", "danke"], [2, 0, 1], ["stop"] * 3)
     english = Completions("en/1", "en", "base", "Hello", ["thank you"], [2], ["stop"])
-    first, second, third = asyncio.run(score_rows(scorer, [german, english, replace(german, prompt_id="de/4")]))
+    first, second, third = asyncio.run(
+        score_rows(scorer, [german, english, replace(german, prompt_id="de/4")], "corrected")
+    )
     assert (first.prompt_id, first.language, first.model) == ("de/3", "de", "base")
     assert (first.scorer, first.scorer_version) == ("embedding", scorer.version)
     assert first.errors == [None, EMPTY, None]

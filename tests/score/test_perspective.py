@@ -9,7 +9,7 @@ from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.score.build import build_scorer
 from xgray.score.perspective import _seconds
-from xgray.score.scorer import EMPTY
+from xgray.score.scorer import EMPTY, score_texts
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,8 @@ def key(monkeypatch):
 def score_all(service, texts, language="en", **settings):
     async def main():
         async with running(service, **settings) as scorer:
-            return await scorer.score(texts, language), scorer.provenance()
+            empty_text = settings.get("empty_text", "corrected")
+            return await score_texts(scorer, texts, language, empty_text), scorer.provenance()
 
     return asyncio.run(main())
 
@@ -91,10 +92,10 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
 
     first, second = service.tries("429 once")
     assert second.time - first.time >= 2, "Retry-After is honoured"
-    assert provenance["num_texts"] == len(texts)
+    assert provenance["num_texts"] == len(set(texts)) - 1
     assert provenance["num_requests"] == len(service.received)
     assert provenance["num_retries"] == sum(map(len, PASSING.values())) + 3
-    assert provenance["num_missing"] == len(REFUSED) + 3
+    assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 
     assert not any(KEY in one.query for one in service.received)

@@ -170,7 +170,7 @@ class ScoreActor:
         if not completions:
             return {"parts": block["parts"]}
         began = time.time()
-        rows = await score_rows(self._scorer, completions)
+        rows = await score_rows(self._scorer, completions, self._section.empty_text)
         self._places[block["model"]].scores.write_parquet(file_name(rows), to_table(rows, Scores))
         part = {
             "stage": "score",

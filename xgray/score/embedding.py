@@ -27,7 +27,7 @@ from xgray.errors import InputError
 from xgray.models import cache_folder
 from xgray.runs import file_fingerprint, fingerprint
 from xgray.score.head import INVERSE_STRENGTH, Head, fit_head, measured
-from xgray.score.scorer import EMPTY, Scored, text_to_score
+from xgray.score.scorer import EMPTY, Scored
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ class EmbeddingScorer:
         """
         if section.attributes != ["toxicity"]:
             raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
-        self._empty_text = section.empty_text
         num_threads = available_threads()
         self.device = f"cpu ({num_threads} threads)"
         self._embedder = Embedder(num_threads)
@@ -112,13 +111,14 @@ class EmbeddingScorer:
         self._head = Head(np.array(fitted["weights"]), fitted["intercept"])
         self._facts = fitted["facts"]
         self.version = fitted["version"]
+        self.attributes: tuple[str, ...] = ("toxicity",)
+        self.validated = tuple(fitted["facts"]["auc"])
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """One result for each text; equal texts are embedded once. The language changes nothing: the head is shared."""
-        prepared = [text_to_score(text, self._empty_text) for text in texts]
-        cleaned = [None if text is None else engine_text(text) for text in prepared]
+        """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: the head is shared."""
+        cleaned = [engine_text(text) for text in texts]
         distinct = list(dict.fromkeys(text for text in cleaned if text))
-        results: dict[str | None, Scored] = {}
+        results: dict[str, Scored] = {}
         if distinct:
             embeddings = await asyncio.to_thread(self._embedder.embed, distinct)
             for text, probability in zip(distinct, self._head.probabilities(embeddings), strict=True):

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -23,10 +24,11 @@ from yarl import URL
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
+from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import ATTRIBUTES, AttributeScores
 from xgray.score.quota import Quota, spend_when_written
-from xgray.score.scorer import EMPTY, Scored, text_to_score
+from xgray.score.scorer import Scored
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
@@ -77,6 +79,8 @@ class PerspectiveScorer:
             raise InputError(f"score.scorer: perspective needs a key in the environment variable {KEY_VARIABLE}")
         if not (self._key.isascii() and self._key.isprintable()):
             raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
+        self.attributes = tuple(section.attributes)
+        self.validated = tuple(LANGUAGES)
         self._section = section
         self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
         self._quota = Quota(section.execution.requests_per_second)
@@ -88,27 +92,23 @@ class PerspectiveScorer:
         self._num_texts = self._num_sent = self._num_requests = self._num_missing = 0
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """One result for each text; equal texts are sent once.
+        """See :class:`~xgray.score.scorer.Scorer`.
 
         Raises:
             StageError: the service refuses the key, asks for a long wait, or does not analyze comments.
         """
         short = language_of(language).short
-        distinct = list(dict.fromkeys(texts))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._score_one(text, short)) for text in distinct]
+                tasks = [group.create_task(self._score_one(text, short)) for text in texts]
         except* StageError as failed:
             raise failed.exceptions[0] from None
-        results = {text: task.result() for text, task in zip(distinct, tasks, strict=True)}
+        results = [task.result() for task in tasks]
         self._num_texts += len(texts)
-        self._num_missing += sum(results[text].error is not None for text in texts)
-        return [results[text] for text in texts]
+        self._num_missing += sum(one.error is not None for one in results)
+        return results
 
-    async def _score_one(self, completion: str, language: str) -> Scored:
-        text = text_to_score(completion, self._section.empty_text)
-        if text is None:
-            return Scored(None, EMPTY)
+    async def _score_one(self, text: str, language: str) -> Scored:
         if (num_bytes := len(text.encode())) > MAX_BYTES:
             return Scored(None, f"too long: {num_bytes} bytes; the service takes {MAX_BYTES}")
         request = {
@@ -121,7 +121,8 @@ class PerspectiveScorer:
         try:
             return await self._retrying(self._try, json.dumps(request).encode())
         except Retriable as error:
-            return Scored(None, f"{error} (tried {self._section.execution.max_attempts} times)")
+            attempts = self._section.execution.max_attempts
+            return Scored(None, f"{error} (tried {attempts} times)", lasting=False)
 
     async def _try(self, body: bytes) -> Scored:
         if self._session is None:
@@ -134,6 +135,7 @@ class PerspectiveScorer:
             )
         async with self._in_flight, self._quota.turn() as turn:
             self._num_requests += 1
+            began = time.monotonic()
             try:
                 # A redirect is not followed: it would carry the key to another address.
                 async with self._session.post(
@@ -145,7 +147,8 @@ class PerspectiveScorer:
                 raise Retriable(f"no answer within {seconds:g} s") from None
             except aiohttp.ClientError as error:
                 raise Retriable(f"connection failed: {type(error).__name__}") from None
-        return self._answered(response.status, response.headers.get("Retry-After"), content)
+        scored = self._answered(response.status, response.headers.get("Retry-After"), content)
+        return replace(scored, seconds=round(time.monotonic() - began, 4))
 
     def _answered(self, status: int, retry_after: str | None, content: bytes) -> Scored:
         """What one answer means for its text."""
@@ -171,12 +174,12 @@ class PerspectiveScorer:
         if not isinstance(answer, dict):
             raise Retriable("status 200 with a body that is no JSON object")
         if "error" in answer:
-            return Scored(None, line)
+            return Scored(None, line, lasting=False)
         scores: AttributeScores = {}
         for name in self._section.attributes:
             value = _summary_score(answer, name.upper())
             if value is None:
-                return Scored(None, f"the answer has no score in [0, 1] for {name}")
+                return Scored(None, f"the answer has no score in [0, 1] for {name}", lasting=False)
             scores[name] = value
         return Scored(scores)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xgray.config import Switch
 from xgray.rows import ATTRIBUTES, Completions, Scores
-from xgray.score.scorer import Scorer
+from xgray.score.scorer import Scorer, score_texts
 
 
-async def score_rows(scorer: Scorer, completions: Sequence[Completions]) -> list[Scores]:
+async def score_rows(scorer: Scorer, completions: Sequence[Completions], empty_text: Switch) -> list[Scores]:
     """One row of scores for each row of completions; all texts of a language go to the scorer together."""
     by_language: dict[str, list[Completions]] = {}
     for row in completions:
         by_language.setdefault(row.language, []).append(row)
     scored: dict[str, Scores] = {}
     for language, rows in by_language.items():
-        results = iter(await scorer.score([text for row in rows for text in row.completions], language))
+        texts = [text for row in rows for text in row.completions]
+        results = iter(await score_texts(scorer, texts, language, empty_text))
         for row in rows:
             own = [next(results) for _ in row.completions]
             scored[row.prompt_id] = Scores(

@@ -19,6 +19,10 @@ class Scored:
 
     scores: AttributeScores | None
     error: str | None = None
+    lasting: bool = True
+    """Whether the same would be said of this text another time; not so of a service that did not answer."""
+    seconds: float | None = None
+    """The time that a service took to answer, where the text had a request of its own."""
 
 
 class Scorer(Protocol):
@@ -27,9 +31,18 @@ class Scorer(Protocol):
     """Changes whenever the same text could get another score."""
     device: str
     """Where the texts are scored: this machine's cores, or the service's host."""
+    attributes: tuple[str, ...]
+    """What it measures, of :data:`xgray.rows.ATTRIBUTES`."""
+    validated: tuple[str, ...]
+    """Codes of the languages that its quality is known in; others are refused unless the user insists."""
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """One result for each text, in order. ``language`` is a code of :data:`xgray.languages.LANGUAGES`."""
+        """One result for each text, in order.
+
+        Args:
+            texts: at least one, all distinct, as :func:`text_to_score` gives them.
+            language: a code of :data:`xgray.languages.LANGUAGES`.
+        """
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -39,6 +52,15 @@ class Scorer(Protocol):
     async def close(self) -> None:
         """Release connections; the scorer is not used again."""
         ...
+
+
+async def score_texts(scorer: Scorer, texts: Sequence[str], language: str, empty_text: Switch) -> list[Scored]:
+    """One result for each text as a model wrote it, in order; equal texts go to the scorer once."""
+    prepared = [text_to_score(text, empty_text) for text in texts]
+    distinct = list(dict.fromkeys(text for text in prepared if text is not None))
+    results = await scorer.score(distinct, language) if distinct else []
+    by_text: dict[str | None, Scored] = dict(zip(distinct, results, strict=True))
+    return [by_text.get(text, Scored(None, EMPTY)) for text in prepared]
 
 
 def text_to_score(completion: str, empty_text: Switch) -> str | None:
