@@ -94,7 +94,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert second.time - first.time >= 2, "Retry-After is honoured"
     assert provenance["num_texts"] == len(set(texts)) - 1
     assert provenance["num_requests"] == len(service.received)
-    assert provenance["num_retries"] == sum(map(len, PASSING.values())) + 3
+    assert provenance["num_failed_requests"] == sum(map(len, PASSING.values())) + 4
     assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 
@@ -102,6 +102,35 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert by_text["echo"].error == "status 400: what is ***?"
     assert KEY not in everything_said(caplog.records)
     assert KEY not in repr(results) + repr(provenance)
+
+
+def test_an_attribute_is_asked_for_only_where_it_exists():
+    service = FaultyService({})
+
+    async def main():
+        async with running(service, attributes=["toxicity", "threat"], execution={"concurrency": 1}) as scorer:
+            czech = await scorer.score(["ahoj", "nazdar"], "cs")
+            return czech + await scorer.score(["hello"], "en"), scorer.provenance()
+
+    (ahoj, nazdar, hello), provenance = asyncio.run(main())
+    assert ahoj.scores == {"toxicity": true_score("ahoj")}
+    assert nazdar.scores == {"toxicity": true_score("nazdar")}
+    assert hello.scores == {"toxicity": true_score("hello"), "threat": true_score("hello")}
+    assert [list(one.body["requestedAttributes"]) for one in service.received] == [
+        ["TOXICITY", "THREAT"], ["TOXICITY"], ["TOXICITY"], ["TOXICITY", "THREAT"],
+    ]  # fmt: skip
+    assert provenance["not_measured"] == ["threat in cs"]
+
+
+def test_a_language_without_any_of_the_attributes_costs_one_request():
+    service = FaultyService({})
+
+    async def main():
+        async with running(service, attributes=["threat"], execution={"concurrency": 1}) as scorer:
+            return await scorer.score(["ahoj", "nazdar"], "cs")
+
+    assert [one.scores for one in asyncio.run(main())] == [None, None]
+    assert len(service.received) == 1
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,7 @@ class ScoreActor:
 
     async def _score(self, block: Block) -> Block:
         if self._scorer is None:
-            from xgray.score.build import build_scorer
-
-            self._scorer = build_scorer(self._section)
+            self._scorer = shared_scorer(self._section)
         completions = [Completions(**row) for row in block["rows"] if row["prompt_id"] not in block["scored"]]
         if not completions:
             return {"parts": block["parts"]}

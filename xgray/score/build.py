@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from xgray.config import Score
+from xgray.score.quota import Pacer
 from xgray.score.scorer import Scorer
 
 
-def build_scorer(section: Score) -> Scorer:
+def build_scorer(section: Score, pacer: Pacer | None = None) -> Scorer:
     """The scorer of the section, ready to score; fitting or loading what it needs happens here.
+
+    Args:
+        pacer: for a remote scorer, the quota that it shares with others; by default one of its own.
 
     Raises:
         InputError: an attribute is not one that the scorer measures, the labelled data is wrong, or the key is missing.
@@ -15,7 +19,7 @@ def build_scorer(section: Score) -> Scorer:
     if section.scorer == "perspective":
         from xgray.score.perspective import PerspectiveScorer
 
-        return PerspectiveScorer(section)
+        return PerspectiveScorer(section, pacer)
     from xgray.score.embedding import EmbeddingScorer
 
     return EmbeddingScorer(section)

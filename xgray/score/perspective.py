@@ -12,9 +12,10 @@ import asyncio
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -27,12 +28,13 @@ from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import ATTRIBUTES, AttributeScores
-from xgray.score.quota import Quota, spend_when_written
+from xgray.score.quota import Pacer, Quota, spend_when_written
 from xgray.score.scorer import Scored
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
 """Longest comment that the service takes, in UTF-8."""
+UNSUPPORTED = "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
 MAX_REASON = 300
 """Characters of a service's message that are kept."""
 MAX_WAIT_SECONDS = 600.0
@@ -48,6 +50,13 @@ class Retriable(Exception):
         """Seconds, where the service names a time."""
 
 
+@dataclass(frozen=True)
+class Unsupported:
+    """An answer that says of attributes that the service does not measure them in the text's language."""
+
+    attributes: tuple[str, ...]
+
+
 def backoff(error: Exception) -> bool | float:
     """Stamina's hook: whether to try again; a number is the wait in seconds instead of the exponential one."""
     if not isinstance(error, Retriable):
@@ -56,13 +65,16 @@ def backoff(error: Exception) -> bool | float:
 
 
 class PerspectiveScorer:
-    """The async client. It belongs to one event loop, and its quota is the key's: one instance for a whole cluster."""
+    """The async client. It belongs to one event loop."""
 
     name = "perspective"
     version = "perspective/v1alpha1"
 
-    def __init__(self, section: Score) -> None:
+    def __init__(self, section: Score, pacer: Pacer | None = None) -> None:
         """
+        Args:
+            pacer: the quota that all who send with the same key share; by default one of this scorer's own.
+
         Raises:
             InputError: the key is missing or unfit for a header, the URL is none, or an attribute is unknown.
         """
@@ -83,13 +95,15 @@ class PerspectiveScorer:
         self.validated = tuple(LANGUAGES)
         self._section = section
         self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
-        self._quota = Quota(section.execution.requests_per_second)
+        self._pacer = pacer or Quota(section.execution.requests_per_second)
         self._in_flight = asyncio.Semaphore(section.execution.concurrency)
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=section.execution.max_attempts, timeout=None, wait_initial=0.5, wait_max=30.0, wait_jitter=1.0
         ).on(backoff)
         self._session: aiohttp.ClientSession | None = None
-        self._num_texts = self._num_sent = self._num_requests = self._num_missing = 0
+        self._unsupported: set[tuple[str, str]] = set()
+        """Language and attribute, as the service said; it is asked for them no more."""
+        self._num_texts = self._num_requests = self._num_failed = self._num_missing = 0
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`.
@@ -111,20 +125,23 @@ class PerspectiveScorer:
     async def _score_one(self, text: str, language: str) -> Scored:
         if (num_bytes := len(text.encode())) > MAX_BYTES:
             return Scored(None, f"too long: {num_bytes} bytes; the service takes {MAX_BYTES}")
-        request = {
-            "comment": {"text": text},
-            "languages": [language],
-            "requestedAttributes": {name.upper(): {} for name in self._section.attributes},
-            "doNotStore": True,
-        }
-        self._num_sent += 1
         try:
-            return await self._retrying(self._try, json.dumps(request).encode())
+            while True:
+                scored = await self._retrying(self._try, text, language)
+                if isinstance(scored, Scored):
+                    return scored
         except Retriable as error:
             attempts = self._section.execution.max_attempts
             return Scored(None, f"{error} (tried {attempts} times)", lasting=False)
 
-    async def _try(self, body: bytes) -> Scored:
+    async def _try(self, text: str, language: str) -> Scored | Unsupported:
+        try:
+            return await self._send(text, language)
+        except Retriable:
+            self._num_failed += 1
+            raise
+
+    async def _send(self, text: str, language: str) -> Scored | Unsupported:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers={"x-goog-api-key": self._key, "Content-Type": "application/json"},
@@ -133,13 +150,23 @@ class PerspectiveScorer:
                 trace_configs=[spend_when_written()],
                 trust_env=True,
             )
-        async with self._in_flight, self._quota.turn() as turn:
+        async with self._in_flight, self._pacer.turn() as turn:
+            # Chosen as late as this: the answers to texts before it may have said what is not measured.
+            attributes = [one for one in self.attributes if (language, one) not in self._unsupported]
+            if not attributes:
+                return Scored(None, f"{self.device} measures none of {', '.join(self.attributes)} in {language}")
+            request = {
+                "comment": {"text": text},
+                "languages": [language],
+                "requestedAttributes": {name.upper(): {} for name in attributes},
+                "doNotStore": True,
+            }
             self._num_requests += 1
             began = time.monotonic()
             try:
                 # A redirect is not followed: it would carry the key to another address.
                 async with self._session.post(
-                    self._url, data=body, allow_redirects=False, trace_request_ctx=turn
+                    self._url, data=json.dumps(request), allow_redirects=False, trace_request_ctx=turn
                 ) as response:
                     content = await response.read()
             except TimeoutError:
@@ -147,11 +174,16 @@ class PerspectiveScorer:
                 raise Retriable(f"no answer within {seconds:g} s") from None
             except aiohttp.ClientError as error:
                 raise Retriable(f"connection failed: {type(error).__name__}") from None
-        scored = self._answered(response.status, response.headers.get("Retry-After"), content)
+        scored = self._answered(response.status, response.headers.get("Retry-After"), content, attributes)
+        if isinstance(scored, Unsupported):
+            self._unsupported |= {(language, one) for one in scored.attributes}
+            return scored
         return replace(scored, seconds=round(time.monotonic() - began, 4))
 
-    def _answered(self, status: int, retry_after: str | None, content: bytes) -> Scored:
-        """What one answer means for its text."""
+    def _answered(
+        self, status: int, retry_after: str | None, content: bytes, attributes: Sequence[str]
+    ) -> Scored | Unsupported:
+        """What one answer means for its text, or for these attributes of all texts in its language."""
         if status in (408, 429) or status >= 500:
             wait = _seconds(retry_after)
             if wait is not None and wait > MAX_WAIT_SECONDS:
@@ -167,7 +199,8 @@ class PerspectiveScorer:
         # Google refuses a key that it does not know with a 400, as it does an unfit text.
         wrong_key = status in (401, 403) or any(kind.startswith("API_KEY") for kind in kinds)
         if status in (400, 413) and not wrong_key:
-            return Scored(None, line)
+            refused = tuple(one for one in attributes if re.search(rf"\b{one.upper()}\b", line))
+            return Unsupported(refused) if UNSUPPORTED in kinds and refused else Scored(None, line)
         if status != 200:
             hint = KEY_VARIABLE if wrong_key else "score.perspective_url"
             raise StageError(f"{self._url.host} answered {line}; check {hint}, then resume")
@@ -176,7 +209,7 @@ class PerspectiveScorer:
         if "error" in answer:
             return Scored(None, line, lasting=False)
         scores: AttributeScores = {}
-        for name in self._section.attributes:
+        for name in attributes:
             value = _summary_score(answer, name.upper())
             if value is None:
                 return Scored(None, f"the answer has no score in [0, 1] for {name}", lasting=False)
@@ -200,13 +233,14 @@ class PerspectiveScorer:
             "scorer": self.name,
             "version": self.version,
             "service": self._url.host,
-            "attributes": list(self._section.attributes),
+            "attributes": list(self.attributes),
+            "not_measured": sorted(f"{attribute} in {language}" for language, attribute in self._unsupported),
             "note": "Google never published versions of its model; scores of different dates may differ.",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "num_texts": self._num_texts,
             "num_missing": self._num_missing,
             "num_requests": self._num_requests,
-            "num_retries": self._num_requests - self._num_sent,
+            "num_failed_requests": self._num_failed,
         }
 
     async def close(self) -> None:

@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
+from typing import Protocol
 
 import aiohttp
 from aiolimiter import AsyncLimiter
 
 MARGIN = 1.015
 CATCH_UP_SECONDS = 0.1
+
+
+class Pacer(Protocol):
+    """Who says when a request may leave: a :class:`Quota` of this event loop, or one that a cluster shares."""
+
+    def turn(self) -> AbstractAsyncContextManager[Turn]:
+        """Wait until one request may leave; the session that sends it knows it by its ``trace_request_ctx``."""
+        ...
 
 
 class Quota:
@@ -34,12 +43,15 @@ class Quota:
         self._pace = AsyncLimiter(burst, MARGIN * burst / per_second)
         self._window = MARGIN * num_slots / per_second
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Wait until one request may leave; the session that sends it knows it by its ``trace_request_ctx``."""
+    async def acquire(self) -> Turn:
+        """Wait for a place, which stays taken until a window after its turn is spent."""
         await self._pace.acquire()
         await self._slots.acquire()
-        turn = Turn(self._free_later)
+        return Turn(self._free_later)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        turn = await self.acquire()
         try:
             yield turn
         finally:

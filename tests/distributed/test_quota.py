@@ -1,0 +1,116 @@
+"""Several actors send with one key to a real service: its account says whether the quota held."""
+
+import asyncio
+import threading
+
+import pytest
+import ray
+from aiohttp import web
+from faulty_service import KEY, FaultyService
+
+from xgray.config import Score
+from xgray.distributed.cluster import connect
+from xgray.distributed.quota import NAMESPACE, shared_quota
+from xgray.errors import InputError
+from xgray.score.build import build_scorer
+
+PER_SECOND = 20
+FAULTS = {f"text {index}": [["429"], ["503"]][index % 2] for index in range(0, 120, 15)}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSPECTIVE_API_KEY", KEY)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        with connect():
+            yield
+
+
+@pytest.fixture
+def service():
+    """The service in a thread of its own, and the section that names it."""
+    faulty, started = FaultyService(FAULTS), threading.Event()
+    loop, port = asyncio.new_event_loop(), []
+
+    async def run():
+        app = web.Application()
+        app.router.add_post("/v1alpha1/comments:analyze", faulty.analyze)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port.append(runner.addresses[0][1])
+        started.set()
+
+    def forever():
+        loop.create_task(run())
+        loop.run_forever()
+
+    thread = threading.Thread(target=forever, daemon=True)
+    thread.start()
+    started.wait()
+    yield faulty, section(f"http://127.0.0.1:{port[0]}")
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def section(url, per_second=PER_SECOND):
+    return Score.model_validate(
+        {"scorer": "perspective", "perspective_url": url, "execution": {"requests_per_second": per_second}}
+    )
+
+
+def workers(number):
+    class Worker:  # in here, so that it travels by value: a worker cannot import this file
+        async def score(self, given, texts):
+            scorer = build_scorer(given, shared_quota(given))
+            scored = await scorer.score(texts, "en")
+            await scorer.close()
+            return [one.scores is not None for one in scored]
+
+    make = ray.remote(num_cpus=0)(Worker)
+    return [make.remote() for _ in range(number)]
+
+
+def test_four_workers_keep_one_quota_and_use_it(service):
+    faulty, given = service
+    texts = [f"text {index}" for index in range(120)]
+    calls = [worker.score.remote(given, texts[start::4]) for start, worker in enumerate(workers(4))]
+    assert all(all(done) for done in ray.get(calls))
+    assert len(faulty.received) == len(texts) + len(FAULTS)
+    assert faulty.most_in_a_second() <= PER_SECOND
+    # Four clients with a quarter each, or one after the other, would be at most a quarter as quick.
+    times = sorted(one.time for one in faulty.received)
+    assert times[99] - times[0] < 3 * 100 / PER_SECOND
+
+
+def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
+    faulty, given = service
+    first, second = workers(2)
+    lost = first.score.remote(given, [f"lost {index}" for index in range(60)])
+    kept = second.score.remote(given, [f"kept {index}" for index in range(80)])
+    while len(faulty.received) < 20:
+        threading.Event().wait(0.05)
+    ray.kill(first)
+    (name,) = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
+    while len(faulty.received) < 60:
+        threading.Event().wait(0.05)
+    ray.kill(ray.get_actor(name, NAMESPACE), no_restart=False)
+    assert all(ray.get(kept, timeout=120))
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(lost)
+    assert faulty.most_in_a_second() <= PER_SECOND
+
+
+def test_another_rate_for_the_same_key_is_refused_while_it_is_used(service):
+    _, given = service
+    shared_quota(given)
+    with pytest.raises(InputError, match=r"another run sends with this key at 20 a second"):
+        shared_quota(section("http://127.0.0.1:1", 50))
+
+
+def test_the_key_is_in_no_name(service):
+    shared_quota(service[1])
+    assert KEY not in str(ray.util.list_named_actors(all_namespaces=True))
