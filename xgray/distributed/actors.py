@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
 from xgray.distributed.failures import Failure
+from xgray.distributed.quota import shared_scorer
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights, complete
 from xgray.rows import Completions, Prompt, Scores, to_table
@@ -150,6 +152,7 @@ class ScoreActor:
         self._section = section
         self._places = places
         self._scorer: Scorer | None = None
+        self._building = asyncio.Lock()
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         block = _decode(batch)
@@ -162,8 +165,9 @@ class ScoreActor:
         yield _encode(block)
 
     async def _score(self, block: Block) -> Block:
-        if self._scorer is None:
-            self._scorer = shared_scorer(self._section)
+        async with self._building:
+            if self._scorer is None:
+                self._scorer = await asyncio.to_thread(shared_scorer, self._section)
         completions = [Completions(**row) for row in block["rows"] if row["prompt_id"] not in block["scored"]]
         if not completions:
             return {"parts": block["parts"]}

@@ -242,8 +242,7 @@ def _stream(
             batch_size=1,
             **RESTARTS,
             compute=ray.data.ActorPoolStrategy(
-                # One for a remote service: its quota is one number for the whole cluster.
-                size=1 if score.scorer == "perspective" else score.execution.num_actors,
+                size=score.execution.num_actors,
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),

@@ -14,8 +14,10 @@ import ray
 
 from xgray.config import Score
 from xgray.errors import InputError
+from xgray.score.build import build_scorer
 from xgray.score.perspective import KEY_VARIABLE
 from xgray.score.quota import Quota, Turn
+from xgray.score.scorer import Scorer
 
 NAMESPACE = "xgray"
 MAX_WAITING = 100_000
@@ -80,6 +82,11 @@ class SharedQuota:
             yield turn
         finally:
             turn.spend()
+
+
+def shared_scorer(section: Score) -> Scorer:
+    """The section's scorer, for one of the actors of a cluster."""
+    return build_scorer(section, shared_quota(section) if section.scorer == "perspective" else None)
 
 
 def shared_quota(section: Score) -> SharedQuota:

@@ -1,0 +1,123 @@
+"""What is left to score before a service closes, in the order that is worth most if it does not come to an end.
+
+A prompt's scores are of use when all its completions have one, and a comparison when those of all models have. So the
+unit is a prompt of a run with the completions of all models. Units go round by round over the languages, in each the
+one that takes the fewest new texts first: wherever it stops, every language has about as many prompts, and the most
+that could be had for the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, zip_longest
+
+from xgray.config import Switch
+from xgray.rows import Completions
+from xgray.score.scorer import Scored, Scorer, text_to_score
+
+CLOSES = datetime(2027, 1, 1, tzinfo=UTC)
+"""The Perspective API answers until the end of 31 December 2026."""
+
+
+Prompts = dict[tuple[str, str, str], list[str]]
+"""The distinct texts of prompts, by run, language and prompt id."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A prompt of a run."""
+
+    run: str
+    prompt_id: str
+    language: str
+    texts: tuple[str, ...]
+    """Those of its texts that are still to be scored, of all models; distinct."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to score, by language."""
+
+    num_prompts: dict[str, int]
+    num_texts: dict[str, int]
+    """Distinct: each is one request, and one more for every try that fails."""
+    in_time: dict[str, int]
+    """Prompts that will have all their scores when the service closes."""
+    seconds: float
+    """For all of it, at the quota and without failures."""
+
+
+def prompts_of(run: str, rows: Iterable[Completions], empty_text: Switch) -> Prompts:
+    """The texts of a run's completions of all models, as a scorer gets them."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    for row in rows:
+        prepared = (text_to_score(text, empty_text) for text in row.completions)
+        key = run, row.language, row.prompt_id
+        found.setdefault(key, {}).update(dict.fromkeys(text for text in prepared if text is not None))
+    return {key: list(texts) for key, texts in found.items()}
+
+
+def in_order(prompts: Prompts, known: Callable[[Sequence[str], str], Sequence[bool]]) -> list[Unit]:
+    """The prompts that have something to score, the most useful first.
+
+    Args:
+        known: says of texts of one language which have a score already.
+    """
+    by_language: list[list[Unit]] = []
+    for language in dict.fromkeys(language for _, language, _ in prompts):
+        own = {key: texts for key, texts in prompts.items() if key[1] == language}
+        distinct = list(dict.fromkeys(chain.from_iterable(own.values())))
+        new = {text for text, is_known in zip(distinct, known(distinct, language), strict=True) if not is_known}
+        units = [
+            Unit(run, prompt_id, language, tuple(text for text in texts if text in new))
+            for (run, _, prompt_id), texts in own.items()
+        ]
+        by_language.append(sorted((unit for unit in units if unit.texts), key=lambda unit: len(unit.texts)))
+    return [unit for around in zip_longest(*by_language) for unit in around if unit is not None]
+
+
+def estimate(units: Sequence[Unit], per_second: float, now: datetime) -> Estimate:
+    """What the units take at a quota of requests a second, from ``now`` on."""
+    left = (CLOSES - now).total_seconds() * per_second
+    asked: set[tuple[str, str]] = set()
+    num_prompts: Counter[str] = Counter()
+    num_texts: Counter[str] = Counter()
+    in_time: Counter[str] = Counter()
+    for unit in units:
+        new = {(unit.language, text) for text in unit.texts} - asked
+        asked |= new
+        num_prompts[unit.language] += 1
+        num_texts[unit.language] += len(new)
+        in_time[unit.language] += len(asked) <= left
+    return Estimate(dict(num_prompts), dict(num_texts), dict(in_time), len(asked) / per_second)
+
+
+async def score_units(
+    scorer: Scorer, units: Sequence[Unit], at_once: int, on_progress: Callable[[int, int], None]
+) -> list[Scored]:
+    """Score the units in order, ``at_once`` under way together; the scorer keeps what it is answered.
+
+    Returns the results of the texts that have no score.
+    """
+    waiting, num_done = iter(units), 0
+    missing: list[Scored] = []
+
+    async def work() -> None:
+        nonlocal num_done
+        for unit in waiting:
+            results = await scorer.score(unit.texts, unit.language)
+            missing.extend(one for one in results if one.scores is None)
+            num_done += 1
+            on_progress(num_done, len(units))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(work())
+    except* Exception as failed:
+        raise failed.exceptions[0] from None
+    return missing
