@@ -92,6 +92,17 @@ class Estimate:
         return None if self.distribution is None else percentile_interval(self.distribution, confidence)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A value with its interval, as tables and files hold it."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    """Why there is no value, or no interval."""
+
+
 def percentile_interval(distribution: FloatArray, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(distribution, [tail, 1 - tail])
