@@ -172,8 +172,8 @@ def swap_effect(
             for code, (num, one) in compared(first, metric).items() if common else ():
                 two = other[code][1]
                 moved = difference(one) if one else NOTHING, difference(two) if two else NOTHING
-                says = [_conclusion(change) for change in moved]
-                changes.append(ChangeRow(model, code, metric, num, *moved, *says, survives=says[0] == says[1]))
+                says = _conclusion(moved[0]), _conclusion(moved[1])
+                changes.append(ChangeRow(model, code, metric, num, *moved, *says, says[0] == says[1]))
     return SwapEffect(values, changes)
 
 
