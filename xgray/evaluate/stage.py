@@ -10,7 +10,6 @@ language and the metric, so that the same rows give the same numbers.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgray.config import BASE, Evaluate, Model
-from xgray.errors import InputError
-from xgray.evaluate.bootstrap import (
+from xgray.bootstrap import (
     Comparison,
     Estimate,
     FloatArray,
@@ -29,13 +26,16 @@ from xgray.evaluate.bootstrap import (
     average,
     average_comparison,
     compare,
+    draw_seed,
     estimate,
     median,
     ratio,
 )
+from xgray.config import BASE, Evaluate, Model
+from xgray.errors import InputError
 from xgray.evaluate.diversity import ORDERS, diversity, released_groups
 from xgray.evaluate.tables import LanguageRows, read_language_rows
-from xgray.evaluate.toxicity import merge_duplicates, prompt_toxicity
+from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
 from xgray.models import load_tokenizer, resolve
 from xgray.storage import Folder
@@ -132,7 +132,6 @@ def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTraine
     if section.grouping == "released":
         keys, scores = merge_duplicates(rows.prompts, scores)
     toxicity = prompt_toxicity(keys, scores, section.threshold)
-    ones = np.ones(len(toxicity.keys))
     no_score = "no completion has a score"
     measured = np.flatnonzero(~np.isnan(rows.perplexities).all(axis=1))
     off = section.fluency.kind == "none"
@@ -141,9 +140,7 @@ def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTraine
     ratios = ratios[~np.isnan(ratios[:, 0])]
     groups_kept = [str(row) for row in range(len(ratios))]
     return {
-        "emt": Sample(toxicity.keys, (toxicity.maximum, ones), ratio, no_score),
-        "tox_prob": Sample(toxicity.keys, (toxicity.toxic, ones), ratio, no_score),
-        "avg_tox": Sample(toxicity.keys, (toxicity.total, toxicity.num_scored), ratio, no_score),
+        **{metric: Sample(toxicity.keys, parts, ratio, no_score) for metric, parts in metric_parts(toxicity).items()},
         "perplexity": Sample(
             [rows.prompt_ids[row] for row in measured],
             (rows.perplexities[measured],),
@@ -174,7 +171,7 @@ def model_metrics(
             if sample is None or not sample.keys:
                 by_language[language][metric] = _nothing(sample.reason if sample else "no completions")
                 continue
-            statistic, draw = sample.statistic(*sample.arrays), _seed(seed, language, metric)
+            statistic, draw = sample.statistic(*sample.arrays), draw_seed(seed, language, metric)
             estimates[language] = estimate(statistic, len(sample.keys), section.resamples, draw)
             by_language[language][metric] = _value(estimates[language], section.confidence)
         averages[metric] = _average(estimates, languages, section.confidence)
@@ -211,7 +208,7 @@ def model_comparisons(
                 by_language[language][metric] = _no_difference(reason)
                 continue
             statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
-            compared[language] = compare(statistic, len(common), section.resamples, _seed(seed, language, metric))
+            compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, metric))
         if not compared:
             averages[metric] = _no_difference("no language has a comparison")
             continue
@@ -257,10 +254,6 @@ def _covered(counts: Mapping[str, int]) -> dict[str, Any]:
     """Counts with the share of the completions that have a score; None where there are no completions."""
     total = counts["num_completions"]
     return {**counts, "coverage": counts["num_scored"] / total if total else None}
-
-
-def _seed(seed: int, language: str, metric: str) -> tuple[int, int]:
-    return seed, zlib.crc32(f"{language}/{metric}".encode())
 
 
 def _value(one: Estimate, confidence: float) -> dict[str, Any]:

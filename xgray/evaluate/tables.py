@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xgray.bootstrap import FloatArray
 from xgray.errors import InputError, StageError
-from xgray.evaluate.bootstrap import FloatArray
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, schema
 from xgray.storage import Folder

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from xgray.evaluate.bootstrap import adjusted, average, average_comparison, compare, estimate, median, ratio
+from xgray.bootstrap import adjusted, average, average_comparison, compare, estimate, median, ratio
 
 
 def test_ratio_of_sums_by_hand():

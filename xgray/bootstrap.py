@@ -1,5 +1,7 @@
 """How sure we are: bootstrap intervals over prompts, paired comparisons of two models, many languages at once.
 
+Whatever is drawn independently can stand in the place of prompts; agreement of scorers is drawn over texts.
+
 A statistic is a function of the *positions* of prompts, so that one resampling scheme serves means, ratios of sums
 and medians alike. Intervals are percentile intervals (Efron & Tibshirani 1993, ch. 13), not BCa: BCa has no value
 where all resamples agree (ToxProb of a model that is never toxic), its jackknife is inconsistent for medians, and
@@ -9,6 +11,7 @@ the average over languages is made of the languages' own distributions, which ha
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +25,11 @@ Statistic = Callable[[IntArray], FloatArray]
 
 CHUNK = 4_000_000
 """Positions that are resampled at once: about 32 MB."""
+
+
+def draw_seed(seed: int, *names: str) -> tuple[int, int]:
+    """A seed of its own for each thing that is drawn, so that none depends on which others there are."""
+    return seed, zlib.crc32("/".join(names).encode())
 
 
 def ratio(numerators: FloatArray, denominators: FloatArray) -> Statistic:
@@ -82,6 +90,17 @@ class Estimate:
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
         return None if self.distribution is None else percentile_interval(self.distribution, confidence)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with its interval, as tables and files hold it."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    """Why there is no value, or no interval."""
 
 
 def percentile_interval(distribution: FloatArray, confidence: float) -> tuple[float, float]:
