@@ -10,12 +10,23 @@ def build_scorer(section: Score) -> Scorer:
     """The scorer of the section, ready to score; fitting or loading what it needs happens here.
 
     Raises:
-        InputError: an attribute is not one that the scorer measures, the labelled data is wrong, or the key is missing.
+        InputError: an attribute is not one that the scorer measures, the labelled data, the head or the model is
+            wrong, or the key is missing.
     """
-    if section.scorer == "perspective":
-        from xgray.score.perspective import PerspectiveScorer
+    match section.scorer:
+        case "perspective":
+            from xgray.score.perspective import PerspectiveScorer
 
-        return PerspectiveScorer(section)
-    from xgray.score.embedding import EmbeddingScorer
+            return PerspectiveScorer(section)
+        case "classifier" | "vllm":
+            from xgray.score.classifier import ClassifierScorer
 
-    return EmbeddingScorer(section)
+            return ClassifierScorer(section)
+        case "openai":
+            from xgray.score.openai_compatible import OpenAIScorer
+
+            return OpenAIScorer(section)
+        case "embedding":
+            from xgray.score.embedding import EmbeddingScorer
+
+            return EmbeddingScorer(section)
