@@ -25,7 +25,7 @@ from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
 from xgray.score.quota import Quota, spend_when_written
 from xgray.score.scorer import Scored, known_attributes
-from xgray.score.service import key_in, retry_after_seconds, score_each, service_url, without_key
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, service_url, without_key
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
@@ -200,5 +200,4 @@ def _summary_score(answer: dict[str, Any], attribute: str) -> float | None:
     value: Any = answer
     for key in ("attributeScores", attribute, "summaryScore", "value"):
         value = value.get(key) if isinstance(value, dict) else None
-    is_score = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return float(value) if is_score else None
+    return as_score(value)

@@ -62,6 +62,13 @@ def retry_after_seconds(header: str | None) -> float | None:
     return max(wait, 0.0) if math.isfinite(wait) else None
 
 
+def as_score(value: object) -> float | None:
+    """The number in [0, 1] that a service's answer holds; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    return None
+
+
 async def score_each(texts: Sequence[str], score_one: Callable[[str], Coroutine[Any, Any, Scored]]) -> list[Scored]:
     """The results of all texts, which are under way together; the first :class:`StageError` ends them all."""
     try:
