@@ -15,7 +15,10 @@ def tokenizer(max_length, kind):
     made.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=1000,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator((one.text for one in read_labelled("embedded")), trainer)
     if kind != "llama":

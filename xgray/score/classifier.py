@@ -96,7 +96,9 @@ class ClassifierScorer:
             sequences = self._sequences(texts)
             present = [sequence for sequence in sequences if len(sequence) > self._num_special]
             rows = iter(self._probabilities(present) if present else ())
-            return [self._scored(next(rows)) if len(one) > self._num_special else Scored(None, EMPTY) for one in sequences]
+            return [
+                self._scored(next(rows)) if len(one) > self._num_special else Scored(None, EMPTY) for one in sequences
+            ]
 
     def _sequences(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text, at most as many as the model takes."""
