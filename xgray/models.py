@@ -230,7 +230,9 @@ def _loaded(
     """The model, and what transformers says of the weights that it found."""
     import torch
     from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model, info = kind.from_pretrained(
             path, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options

@@ -1,5 +1,6 @@
 """Tiny sequence classifiers with random weights and a tokenizer of their own, as folders that from_pretrained takes."""
 
+from xgray.config import Score
 from xgray.data.labelled import read_labelled
 
 LABELS = ["harmless", "toxic", "insulting"]
@@ -59,3 +60,10 @@ def tiny_classifier(folder, kind="xlm-roberta", max_length=64, labels=LABELS, **
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return str(folder)
+
+
+def classifier_section(folder, scorer="classifier", labels=None, execution=None, **settings):
+    """The ``score`` section for a tiny classifier."""
+    model = {"id": folder, "dtype": settings.pop("dtype", "float32")}
+    declared = {"model": model, "labels": labels or {"toxicity": "toxic"}, "languages": ["en", "zh"]}
+    return Score.model_validate({"scorer": scorer, "classifier": declared, "execution": execution or {}, **settings})

@@ -45,7 +45,7 @@ class ClassifierScorer:
         Raises:
             InputError: there is no such model, it is no classifier, or the labels do not fit it or the attributes.
         """
-        self.name = section.scorer
+        self.name: str = section.scorer
         self.attributes = known_attributes(section.attributes)
         declared = section.classifier
         self.validated = declared_languages(declared.languages, "score.classifier.languages")
@@ -94,11 +94,12 @@ class ClassifierScorer:
     def _score(self, texts: list[str]) -> list[Scored]:
         with self._turn:
             sequences = self._sequences(texts)
-            present = [sequence for sequence in sequences if len(sequence) > self._num_special]
-            rows = iter(self._probabilities(present) if present else ())
-            return [
-                self._scored(next(rows)) if len(one) > self._num_special else Scored(None, EMPTY) for one in sequences
-            ]
+            present = [index for index, sequence in enumerate(sequences) if len(sequence) > self._num_special]
+            results = [Scored(None, EMPTY)] * len(texts)
+            rows = self._probabilities([sequences[index] for index in present]) if present else ()
+            for index, row in zip(present, rows, strict=True):
+                results[index] = self._scored(row)
+            return results
 
     def _sequences(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text, at most as many as the model takes."""
@@ -119,10 +120,9 @@ class ClassifierScorer:
         return np.asarray(expit(logits) if self._sigmoid else softmax(logits, axis=1))
 
     def _scored(self, probabilities: np.ndarray) -> Scored:
-        values = {name: float(probabilities[column]) for name, column in self._columns.items()}
         if not np.isfinite(probabilities).all():
             return Scored(None, "the model's output is not finite; a wider dtype may help")
-        return Scored(dict(values))
+        return Scored({name: float(probabilities[column]) for name, column in self._columns.items()})
 
     def provenance(self) -> dict[str, Any]:
         counts = {"num_texts": self._num_texts, "num_cut": self._num_cut}
