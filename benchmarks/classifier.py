@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     texts = read_texts(options.texts, options.limit)
-    tokenizer = load_tokenizer(options.tokenizer or resolve(SMOLLM2), padding_side="right")
+    tokenizer = load_tokenizer(options.tokenizer or resolve(SMOLLM2))
     tokenizer.model_max_length = MAX_LENGTH
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder, tokenizer, options.layers)

@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError
@@ -187,13 +187,11 @@ def context_length(config: Any) -> int:
     )
 
 
-def load_tokenizer(
-    path: str, revision: str | None = None, padding_side: Literal["left", "right"] = "left"
-) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a padding token (the end-of-text token where it has none)."""
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, padding on the left, with a padding token (the end-of-text token where it has none)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -59,7 +59,7 @@ class ClassifierScorer:
         config = _configuration(path, model.revision)
         self._columns = label_columns(declared.labels, self.attributes, config.id2label)
         self._sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
-        self._tokenizer = load_tokenizer(path, model.revision, padding_side="right")
+        self._tokenizer = load_tokenizer(path, model.revision)
         self._num_special = self._tokenizer.num_special_tokens_to_add()
         self._max_length = _max_length(config, self._tokenizer.model_max_length)
         self._engine: Engine
