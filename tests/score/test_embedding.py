@@ -283,8 +283,13 @@ def test_a_file_that_holds_no_head_for_this_embedding_is_refused(head_file, tmp_
 
 def test_a_head_that_is_no_json_or_not_there_is_refused(tmp_path):
     (tmp_path / "head.json").write_bytes(b"\x80\x04pickle")
-    for path in (tmp_path / "head.json", tmp_path / "other.json", tmp_path):
-        with pytest.raises(InputError, match=r"score\.head: .*xgray scorer fit DATA --output FILE"):
+    for path, said in (
+        (tmp_path / "head.json", r"is no JSON; fit it anew: xgray scorer fit DATA --output FILE"),
+        (tmp_path / "other.json", "no such file: .*other.json; fit it anew"),
+        (tmp_path, r"score\.head: cannot read"),
+        ("nothing://there/head.json", "cannot read"),
+    ):
+        with pytest.raises(InputError, match=said):
             build_scorer(Score(head=str(path)))
 
 

@@ -6,6 +6,7 @@ language: the area under the ROC curve with its interval, and the share of right
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,9 +82,13 @@ def read_head(path: str, embedding: Embedding, dim: int) -> FittedHead:
     again = "fit it anew: xgray scorer fit DATA --output FILE"
     folder, name = Folder.of(path)
     try:
-        values = folder.read_json(name)
-    except OSError as error:
-        raise InputError(f"score.head: cannot read {path}: {error.strerror or 'no such file'}; {again}") from None
+        content = folder.read_bytes(name) if folder.exists(name) else None
+    except (OSError, ValueError) as error:  # a folder, a disk that fails, a URI of no known kind
+        raise InputError(f"score.head: cannot read {path}: {str(error).splitlines()[0]}") from None
+    if content is None:
+        raise InputError(f"score.head: no such file: {path}; {again}")
+    try:
+        values = json.loads(content)
     except ValueError:
         raise InputError(f"score.head: {path} is no JSON; {again}") from None
     if not isinstance(values, dict):
