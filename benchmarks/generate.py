@@ -39,8 +39,8 @@ def embedded_prompts(number: int) -> list[Any]:
 
 def vllm_alone(number: int, k: int) -> dict[str, float]:
     """What somebody would write with vLLM."""
-    from xgray.generate.vllm_engine import CPU_ENVIRONMENT
     from xgray.models import resolve
+    from xgray.vllm_environment import CPU_ENVIRONMENT
 
     os.environ.update(CPU_ENVIRONMENT)
     began = time.perf_counter()

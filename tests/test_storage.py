@@ -31,6 +31,15 @@ def test_files_are_written_read_listed_and_deleted(tmp_path: Path) -> None:
     folder.delete()
 
 
+def test_a_files_path_is_its_folder_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.json", "./a.json", str(tmp_path / "a.json"), f"file://{tmp_path}/a.json"):
+        folder, name = Folder.of(path)
+        assert name == "a.json"
+        assert folder.local == tmp_path
+    assert Folder.of("s3://bucket/b/a.json")[0].uri == "s3://bucket/b"
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_bytes("a", b"a longer first content")

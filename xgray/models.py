@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError
@@ -179,6 +179,14 @@ def _adds_bos(gguf: Path) -> bool:
         return start >= len(key) and content[start : start + 5] == b"\x07\0\0\0\x01"
 
 
+def context_length(config: Any) -> int:
+    """The longest sequence that a model of this Hugging Face configuration takes; 2**31 where it names none (BLOOM)."""
+    text_config = config.get_text_config()
+    return int(
+        getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 2**31
+    )
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left, with a padding token (the end-of-text token where it has none)."""
     from transformers import AutoTokenizer
@@ -195,13 +203,39 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: s
     Raises:
         InputError: the weights are missing, torn, or those of another kind of model.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    return _loaded(AutoModelForCausalLM, path, dtype, revision, device)[0]
+
+
+def load_sequence_classifier(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
+    """A sequence classifier in evaluation mode, on CUDA where there is one; its weights are safetensors.
+
+    Raises:
+        InputError: the weights are missing, in part or all, torn, or those of another kind of model.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = _loaded(AutoModelForSequenceClassification, path, dtype, revision, use_safetensors=True)
+    if missing := sorted(info["missing_keys"]):  # transformers makes them up at random
+        raise InputError(f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}: no classifier")
+    return model
+
+
+def _loaded(
+    kind: Any, path: str, dtype: str, revision: str | None, device: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of the weights that it found."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
-    # Files that are missing, an architecture that writes no text, a file that is torn.
+        model, info = kind.from_pretrained(
+            path, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+    # Files that are missing, an architecture of another kind, a file that is torn.
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
-    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info

@@ -28,6 +28,15 @@ class Folder:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
 
+    @classmethod
+    def of(cls, path: str) -> tuple[Folder, str]:
+        """The folder that a file given by local path or URI lies in, and the file's name in it."""
+        if "://" in path:
+            folder, _, name = path.rpartition("/")
+            return cls(folder), name
+        local = Path(path).expanduser()
+        return cls(str(local.parent)), local.name
+
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
 

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.build import build_engine
-from xgray.generate.engine import Weights, check_prompts, complete, context_length, serves_adapter
-from xgray.models import load_tokenizer
+from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
+from xgray.models import context_length, load_tokenizer
 from xgray.rows import Prompt
 
 PROMPTS = [

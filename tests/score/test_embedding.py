@@ -15,10 +15,16 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, to_table
 from xgray.score.build import build_scorer
-from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer
-from xgray.score.head import Head
+from xgray.score.embedding import (
+    Embedder,
+    available_threads,
+    engine_text,
+    fit_scorer,
+    fit_to_file,
+    present_embedding,
+)
 from xgray.score.rows import score_rows
-from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.scorer import EMPTY, check_languages, score_texts
 
 TEXTS = [
     "You are such an idiot.",
@@ -82,14 +88,12 @@ def test_the_packages_head_is_that_of_the_embedded_texts_and_says_its_worth(scor
 
 @pytest.mark.slow
 def test_the_packages_head_is_what_a_fit_gives(scorer, embedder):
-    names = {"engine": "0", "model": "", "labelled": ""}
-    fitted = fit_scorer(read_labelled("embedded"), embedder, names)
-    head = Head(np.array(fitted["weights"]), fitted["intercept"])
-    again = head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
+    fitted = fit_scorer(read_labelled("embedded"), embedder, present_embedding())
+    again = fitted.head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
     # Another kind of processor may round embeddings otherwise.
     assert toxicity(scorer, TEXTS) == pytest.approx(list(again), abs=0.02)
     for code, worth in scorer.provenance()["auc"].items():
-        assert fitted["facts"]["auc"][code]["auc"] == pytest.approx(worth["auc"], abs=0.02), code
+        assert fitted.facts["auc"][code]["auc"] == pytest.approx(worth["auc"], abs=0.02), code
 
 
 def test_the_stated_worth_is_that_of_the_scores(scorer):
@@ -216,6 +220,77 @@ def test_other_texts_make_another_version(tmp_path, monkeypatch, scorer):
     fitted = build_scorer(Score(labelled=str(folder)))
     assert fitted.version != scorer.version
     assert toxicity(fitted, TEXTS[:1]) != toxicity(scorer, TEXTS[:1])
+
+
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory):
+    """A fitted head's file, and the labelled texts that it was fitted on."""
+    folder = tmp_path_factory.mktemp("head")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XGRAY_CACHE", str(folder / "cache"))
+        labelled = small_folder(folder / "labelled")
+        fit_to_file(str(labelled), str(folder / "made" / "head.json"))
+    return folder / "made" / "head.json", labelled
+
+
+def test_a_head_from_a_file_is_the_one_that_was_fitted(head_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
+    path, labelled = head_file
+    from_file = build_scorer(Score(head=str(path)))
+    assert not list(tmp_path.iterdir())
+    fitted = build_scorer(Score(labelled=str(labelled)))
+    assert toxicity(from_file, TEXTS) == toxicity(fitted, TEXTS)
+    assert from_file.provenance() == fitted.provenance()
+    assert from_file.validated == ("de", "en")
+    check_languages(from_file, ["de"], False)
+    check_languages(from_file, ["de", "cs"], True)
+    with pytest.raises(
+        InputError, match=r"not validated on cs, sv \(it was on: de, en\).*score.unvalidated_languages: true"
+    ):
+        check_languages(from_file, ["en", "cs", "sv"], False)
+
+
+def changed(**fields):
+    return lambda head: {**head, **fields}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda head: [head], "holds no JSON object"),
+        (lambda head: {key: head[key] for key in head if key != "intercept"}, "intercept: Field required"),
+        (changed(pickle="x"), "unknown key 'pickle'"),
+        (changed(weights=["much"] * 384), "weights.0"),
+        (changed(intercept=float("nan")), "intercept"),
+        (
+            changed(embedding={"engine": "0.1", "model": "f" * 64}),
+            r"another embedding \(engine 0.1, model ffffffffffff\)",
+        ),
+        (lambda head: {**head, "weights": head["weights"][:-1]}, "383 weights for 384 dimensions"),
+        (lambda head: {**head, "weights": [0.5, *head["weights"][1:]]}, "was changed since it was written"),
+        (changed(facts={}), r"facts\.auc"),
+        (changed(facts={"auc": {"tlh": {}}}), r"facts\.auc"),
+    ],
+)
+def test_a_file_that_holds_no_head_for_this_embedding_is_refused(head_file, tmp_path, change, said):
+    head = json.loads(head_file[0].read_text())
+    (tmp_path / "head.json").write_text(json.dumps(change(head)))
+    with pytest.raises(InputError, match=said) as raised:
+        build_scorer(Score(head=str(tmp_path / "head.json")))
+    assert "score.head: " in str(raised.value)
+    assert str(tmp_path / "head.json") in str(raised.value)
+
+
+def test_a_head_that_is_no_json_or_not_there_is_refused(tmp_path):
+    (tmp_path / "head.json").write_bytes(b"\x80\x04pickle")
+    for path, said in (
+        (tmp_path / "head.json", r"is no JSON; fit it anew: xgray scorer fit DATA --output FILE"),
+        (tmp_path / "other.json", "no such file: .*other.json; fit it anew"),
+        (tmp_path, r"score\.head: cannot read"),
+        ("nothing://there/head.json", "cannot read"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build_scorer(Score(head=str(path)))
 
 
 def test_attributes_that_it_does_not_measure_are_refused():

@@ -8,8 +8,8 @@ from faulty_service import KEY, FaultyService, everything_said, running, true_sc
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.score.build import build_scorer
-from xgray.score.perspective import _seconds
 from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.service import retry_after_seconds
 
 
 @pytest.fixture(autouse=True)
@@ -240,8 +240,8 @@ def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings
 
 
 def test_retry_after_is_read_in_all_its_forms():
-    assert _seconds("7") == 7
-    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert _seconds("soon") is None
-    assert _seconds("inf") is None
-    assert _seconds(None) is None
+    assert retry_after_seconds("7") == 7
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after_seconds("soon") is None
+    assert retry_after_seconds("inf") is None
+    assert retry_after_seconds(None) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,11 @@ def read_labelled(path: str) -> list[LabelledText]:
 
 def labelled_fingerprint(path: str) -> str:
     """SHA-256 of the texts that :func:`read_labelled` gives, whatever files they lie in."""
-    return fingerprint({"labelled": [asdict(one) for one in read_labelled(path)]})
+    return texts_fingerprint(read_labelled(path))
+
+
+def texts_fingerprint(texts: Sequence[LabelledText]) -> str:
+    return fingerprint({"labelled": [asdict(one) for one in texts]})
 
 
 def _read_file(file: Path, code: str) -> list[LabelledText]:

@@ -28,7 +28,7 @@ from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreA
 from xgray.distributed.cluster import thread_environment, total
 from xgray.distributed.failures import death
 from xgray.errors import InputError, StageError
-from xgray.generate.engine import EngineName, Weights, check_prompts, context_length
+from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.rows import Completions, Prompt, from_table, schema
 from xgray.runs import StageResult
 from xgray.storage import Folder
@@ -186,7 +186,7 @@ def _ids(folder: Folder) -> list[str]:
 def _check(path: str, revision: str | None, prompts: Sequence[Prompt], generate: Generate) -> None:
     from transformers import AutoConfig
 
-    from xgray.models import load_tokenizer
+    from xgray.models import context_length, load_tokenizer
 
     context = context_length(AutoConfig.from_pretrained(path, revision=revision))
     check_prompts(prompts, load_tokenizer(path, revision), generate, context)

@@ -90,14 +90,6 @@ def check_prompts(
         )
 
 
-def context_length(config: Any) -> int:
-    """The longest sequence that a model of this Hugging Face configuration takes; 2**31 where it names none (BLOOM)."""
-    text_config = config.get_text_config()
-    return int(
-        getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 2**31
-    )
-
-
 def adapter_config(adapter: str) -> dict[str, Any]:
     """The configuration of a PEFT adapter."""
     config: dict[str, Any] = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from xgray.config import Generate
 from xgray.errors import InputError
-from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config, context_length
+from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
+from xgray.models import context_length
+from xgray.vllm_environment import cpu_options, prepare_environment
 
-CPU_ENVIRONMENT = {
-    # Ray counts the cores; vLLM must neither bind threads by itself nor keep one for a scheduler process.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-}
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM takes for the largest rank."""
-CPU_STEP_TOKENS = 1024
-"""Prompt tokens in one step on a CPU: more are no faster, and the engine's trial step at its start takes them all."""
 
 
 class VllmEngine:
@@ -33,22 +24,15 @@ class VllmEngine:
         Raises:
             InputError: vLLM does not take the model.
         """
-        import torch
+        prepare_environment(weights.path)
         from transformers import AutoConfig
-
-        cuda = torch.cuda.is_available()
-        for name, value in {} if cuda else CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if Path(weights.path).is_dir():
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         from vllm import LLM
 
         self._section = section
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(AutoConfig.from_pretrained(weights.path, revision=weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
-        options = _lora_options(weights) | ({} if cuda else _cpu_options(length))
+        options = _lora_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
                 model=weights.path,
@@ -97,16 +81,3 @@ def _lora_options(weights: Weights) -> dict[str, Any]:
     rank = max(int(adapter_config(adapter)["r"]) for adapter in weights.adapters)
     largest = next(one for one in LORA_RANKS if one >= rank)
     return {"enable_lora": True, "max_lora_rank": largest, "max_loras": 1}  # a call samples from one model
-
-
-def _cpu_options(length: int) -> dict[str, Any]:
-    """What makes vLLM quick on a CPU, and keeps a text independent of the ones beside it."""
-    return {
-        "enforce_eager": True,  # compiling takes more than a minute, and gains less in the time that a run has
-        "max_num_batched_tokens": max(length, CPU_STEP_TOKENS),
-        "block_size": 32,  # sequences are short: with the default of 128 the cache would hold few of them
-        # A prompt cut in two fails: vLLM then winds the request's generator back, which CPU generators cannot do.
-        "enable_chunked_prefill": False,
-        # What a prompt shares with others depends on which were there before it; here it is too short to gain.
-        "enable_prefix_caching": False,
-    }

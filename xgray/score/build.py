@@ -14,12 +14,23 @@ def build_scorer(section: Score, pacer: Pacer | None = None) -> Scorer:
         pacer: for a remote scorer, the quota that it shares with others; by default one of its own.
 
     Raises:
-        InputError: an attribute is not one that the scorer measures, the labelled data is wrong, or the key is missing.
+        InputError: an attribute is not one that the scorer measures, the labelled data, the head or the model is
+            wrong, or the key is missing.
     """
-    if section.scorer == "perspective":
-        from xgray.score.perspective import PerspectiveScorer
+    match section.scorer:
+        case "perspective":
+            from xgray.score.perspective import PerspectiveScorer
 
-        return PerspectiveScorer(section, pacer)
-    from xgray.score.embedding import EmbeddingScorer
+            return PerspectiveScorer(section, pacer)
+        case "classifier" | "vllm":
+            from xgray.score.classifier import ClassifierScorer
 
-    return EmbeddingScorer(section)
+            return ClassifierScorer(section)
+        case "openai":
+            from xgray.score.openai_compatible import OpenAIScorer
+
+            return OpenAIScorer(section)
+        case "embedding":
+            from xgray.score.embedding import EmbeddingScorer
+
+            return EmbeddingScorer(section)

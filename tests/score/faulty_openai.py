@@ -1,0 +1,134 @@
+"""A service that speaks OpenAI's protocol, fails as it is told, and keeps an account of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from faulty_service import KEY, Received
+
+from xgray.config import Score
+from xgray.score.build import build_scorer
+
+CATEGORIES = ("harassment", "harassment/threatening", "hate", "hate/threatening", "violence", "sexual", "self-harm")
+
+
+def true_grade(text: str) -> int:
+    """The grade that the service's judge has for a text."""
+    return len(text) % 5
+
+
+def true_category(text: str, category: str) -> float:
+    return (len(text) * (CATEGORIES.index(category) + 3) % 101) / 100
+
+
+def refusal(status: int, message: str, code: str | None = None) -> web.Response:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return web.json_response({"error": error}, status=status)
+
+
+class FaultyOpenAI:
+    """``faults[text]`` are the answers to the tries of that text, in order; after them it is scored."""
+
+    def __init__(self, faults: dict[str, list[str]], seconds: float = 0.0) -> None:
+        self.faults = {text: list(listed) for text, listed in faults.items()}
+        self.seconds = seconds
+        self.received: list[Received] = []
+        self.under_way = self.most_under_way = 0
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, json.loads(body["messages"][1]["content"]), _judged)
+
+    async def moderations(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, body["input"], _moderated)
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], text: str, scored: Any) -> web.StreamResponse:
+        self.received.append(Received(time.monotonic(), text, body, request.query_string, dict(request.headers)))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.seconds)
+            fault = self.faults[text].pop(0) if self.faults.get(text) else ""
+            if fault == "reset":
+                request.transport.abort()
+            if fault == "half a body":
+                response = web.StreamResponse(headers={"Content-Length": "500", "Content-Type": "application/json"})
+                await response.prepare(request)
+                await response.write(b'{"choices": [{"mess')
+                request.transport.abort()
+                return response
+            if fault == "timeout":
+                await asyncio.sleep(30)
+            return scored(text) if not fault else answers().get(fault) or web.Response(status=int(fault))
+        finally:
+            self.under_way -= 1
+
+    def tries(self, text: str) -> list[Received]:
+        return [one for one in self.received if one.text == text]
+
+
+def says(content: Any, finish_reason: str = "stop", **message: Any) -> web.Response:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}}
+    return web.json_response({"id": "1", "choices": [{**choice, "finish_reason": finish_reason}]})
+
+
+def _judged(text: str) -> web.Response:
+    return says(f" {true_grade(text)}\n")
+
+
+def _moderated(text: str) -> web.Response:
+    scores = {name: true_category(text, name) for name in CATEGORIES}
+    return web.json_response({"id": "1", "model": "m", "results": [{"flagged": True, "category_scores": scores}]})
+
+
+def answers() -> dict[str, web.Response]:
+    return {
+        "429 wait": web.Response(status=429, headers={"Retry-After": "2"}),
+        "429 wait a day": web.Response(status=429, headers={"Retry-After": "86400"}),
+        "no quota": refusal(429, "You exceeded your current quota", "insufficient_quota"),
+        "no JSON": web.Response(text="<html>upstream</html>"),
+        "a list": web.json_response([]),
+        "200 with an error": web.json_response({"error": {"message": "model is away", "code": 500}}),
+        "200 with an error text": web.json_response({"error": "model is away"}),
+        "too long": refusal(400, "This model's maximum context length is 512 tokens", "context_length_exceeded"),
+        "unsupported": refusal(400, "Unsupported parameter: 'max_tokens'", "unsupported_parameter"),
+        "wrong key": refusal(401, f"Incorrect API key provided: {KEY}"),
+        "echo": refusal(400, f"what is {KEY}?"),
+        "no model": refusal(404, "The model `m` does not exist", "model_not_found"),
+        "moved": web.Response(status=308, headers={"Location": "http://127.0.0.1:1/"}),
+        "a sentence": says("I would say 3."),
+        "five": says("5"),
+        "two digits": says("12"),
+        "another digit": says("²"),
+        "nothing": says(None),
+        "refused": says(None, refusal="I cannot help with that."),
+        "filtered": says("", "content_filter"),
+        "no choices": web.json_response({"id": "1", "choices": []}),
+        "no categories": web.json_response({"results": [{"flagged": False}]}),
+        "a word": web.json_response({"results": [{"category_scores": dict.fromkeys(CATEGORIES, "high")}]}),
+        "one missing": web.json_response({"results": [{"category_scores": {"hate": 0.5}}]}),
+    }
+
+
+@asynccontextmanager
+async def running(service: FaultyOpenAI, endpoint: str = "judge", **settings: Any):
+    """The scorer of a service that runs for the time of the block."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", service.chat)
+    app.router.add_post("/v1/moderations", service.moderations)
+    execution = {"timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
+    async with TestServer(app) as server:
+        given = {"url": f"http://127.0.0.1:{server.port}/v1", "model": "m", "endpoint": endpoint, "languages": ["en"]}
+        values = {"scorer": "openai", "openai": given, "execution": execution} | settings
+        scorer = build_scorer(Score.model_validate(values))
+        try:
+            yield scorer
+        finally:
+            await scorer.close()

@@ -1,0 +1,211 @@
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_classifier import classifier_section, tiny_classifier
+
+from xgray.data.labelled import read_labelled
+from xgray.errors import InputError
+from xgray.models import load_sequence_classifier
+from xgray.score.build import build_scorer
+from xgray.score.classifier import FLOAT32_TOLERANCE, batches, label_columns
+from xgray.score.scorer import EMPTY, score_texts
+
+TEXTS = [one.text for one in read_labelled("embedded")[::16]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_classifier(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return build_scorer(classifier_section(folder))
+
+
+def scores(scorer, texts, attribute="toxicity"):
+    return [one.scores[attribute] for one in asyncio.run(score_texts(scorer, texts, "en", "corrected"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("xlm-roberta", {}),
+        ("bert", {"problem_type": "multi_label_classification"}),
+        ("xlm-roberta", {"labels": ["toxic"]}),
+        ("llama", {}),
+    ],
+)
+def test_scores_are_those_of_transformers_pipeline(tmp_path, kind, changes):
+    from transformers import pipeline
+
+    path = tiny_classifier(tmp_path, kind, **changes)
+    plain = pipeline("text-classification", path, top_k=None, truncation=True)
+    answers = plain(TEXTS, batch_size=1)
+    expected = [next(one["score"] for one in answer if one["label"] == "toxic") for answer in answers]
+    found = scores(build_scorer(classifier_section(path)), TEXTS)
+    assert found == pytest.approx(expected, abs=FLOAT32_TOLERANCE)
+    assert max(found) - min(found) > 0.05
+
+
+def test_batches_and_order_change_a_score_by_rounding_alone(folder, scorer):
+    together = scores(scorer, TEXTS)
+    assert scores(scorer, TEXTS[::-1]) == pytest.approx(together[::-1], abs=FLOAT32_TOLERANCE)
+    for batch_tokens in (1, 100):
+        other = build_scorer(classifier_section(folder, execution={"batch_tokens": batch_tokens}))
+        assert other.version == scorer.version
+        assert scores(other, TEXTS) == pytest.approx(together, abs=FLOAT32_TOLERANCE)
+
+    async def at_once():
+        return await asyncio.gather(*(scorer.score([text], "en") for text in TEXTS))
+
+    alone = [one.scores["toxicity"] for (one,) in asyncio.run(at_once())]
+    assert alone == pytest.approx(together, abs=FLOAT32_TOLERANCE)
+
+
+def test_a_batch_holds_like_lengths_within_its_tokens():
+    lengths = [3, 9, 1, 4, 20, 2, 8, 1]
+    found = list(batches(lengths, 12))
+    assert [[lengths[index] for index in batch] for batch in found] == [[20], [9], [8], [4, 3, 2], [1, 1]]
+    assert sorted(index for batch in found for index in batch) == list(range(8))
+
+
+def test_any_text_gets_a_probability_and_cut_ones_are_counted(folder):
+    scorer = build_scorer(classifier_section(folder))
+    odd = [
+        "half \ud83d pair",
+        "bell\x07 nul\x00",
+        "a\u2028b",
+        "\u200f\u202eשלום",
+        "👩‍👩‍👧" * 9,
+        "été 你好 हिन्दी",
+        "x",
+        "y" * 30_000,
+    ]
+    results = asyncio.run(score_texts(scorer, [*odd, "", " \n"], "en", "corrected"))
+    assert all(0 < one.scores["toxicity"] < 1 for one in results[:-2])
+    assert [one.error for one in results[-2:]] == [EMPTY, EMPTY]
+    facts = scorer.provenance()
+    assert facts["max_length"] == 64
+    assert facts["num_texts"] == len(odd)
+    assert facts["num_cut"] == 2
+    assert scores(scorer, ["word " * 500]) == pytest.approx(scores(scorer, ["word " * 700]), abs=FLOAT32_TOLERANCE)
+
+
+def test_a_model_takes_as_many_tokens_as_it_has_positions(tmp_path):
+    path = tiny_classifier(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 10**30}))
+    scorer = build_scorer(classifier_section(path))
+    assert scorer.provenance()["max_length"] == 64
+    assert scores(scorer, ["word " * 500])
+
+
+def test_what_stands_beside_the_scores(folder, scorer):
+    facts = scorer.provenance()
+    assert facts["scorer"] == "classifier"
+    assert facts["labels"] == {"toxicity": "toxic"}
+    assert facts["activation"] == "softmax"
+    assert scorer.validated == ("en", "zh-hans")
+    json.dumps(facts)
+    others = [
+        classifier_section(folder, labels={"toxicity": "insulting"}),
+        classifier_section(folder, dtype="bfloat16"),
+    ]
+    assert len({scorer.version, *(build_scorer(one).version for one in others)}) == 3
+
+
+def test_several_attributes_are_columns_of_one_output(folder):
+    labels = {"toxicity": "toxic", "insult": "insulting"}
+    scorer = build_scorer(classifier_section(folder, labels=labels, attributes=["toxicity", "insult"]))
+    both = [sum(pair) for pair in zip(scores(scorer, TEXTS), scores(scorer, TEXTS, "insult"), strict=True)]
+    harmless = build_scorer(classifier_section(folder, labels={"toxicity": "harmless"}))
+    assert both == pytest.approx([1 - one for one in scores(harmless, TEXTS)], abs=FLOAT32_TOLERANCE)
+
+
+def test_an_output_that_is_no_number_is_no_score(tmp_path):
+    import torch
+
+    path = tiny_classifier(tmp_path)
+    model = load_sequence_classifier(path, "float32")
+    model.classifier.out_proj.weight.data.fill_(torch.inf)
+    model.save_pretrained(path)
+    (result,) = asyncio.run(build_scorer(classifier_section(path)).score(["word"], "en"))
+    assert result.scores is None
+    assert "not finite" in result.error
+
+
+@pytest.mark.parametrize(
+    ("labels", "attributes", "said"),
+    [
+        ({"toxicity": "Toxic"}, ["toxicity"], r"labels.toxicity: .*no label 'Toxic'; did you mean 'toxic'\?"),
+        ({"toxicity": "LABEL_1"}, ["toxicity"], "It has: harmless, toxic, insulting"),
+        ({"rudeness": "toxic"}, ["toxicity"], "labels: 'rudeness' is no attribute; known: toxicity"),
+        ({"toxicity": "toxic"}, ["toxicity", "insult"], "labels: no label for insult; the model has: harmless"),
+        ({}, ["toxicity"], "no label for toxicity"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(labels, attributes, said):
+    with pytest.raises(InputError, match=said):
+        label_columns(labels, attributes, {0: "harmless", 1: "toxic", 2: "insulting"})
+
+
+def with_config(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def as_pickle(folder):
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def without_head(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: one for name, one in weights.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def torn(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_config(architectures=["XLMRobertaForMaskedLM"]), "no sequence classifier: .* XLMRobertaForMaskedLM"),
+        (with_config(problem_type="regression"), "is a regression"),
+        (with_config(model_type="nonsense"), "score.classifier.model: cannot read .*nonsense"),
+        (without_head, "it has no weights classifier.dense.bias, .*: no classifier"),
+        (as_pickle, "cannot load the model .*safetensors"),
+        (torn, "cannot load the model"),
+        (shutil.rmtree, r"score\.classifier\.model\.id: no such folder"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(folder, tmp_path, change, said):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    change(copy)
+    with pytest.raises(InputError, match=said):
+        build_scorer(classifier_section(str(copy)))
+
+
+def test_a_scorer_without_a_model_or_with_unknown_languages_is_refused(folder):
+    section = classifier_section(folder)
+    unknown = section.classifier.model_copy(update={"languages": ["tlh"]})
+    nothing = section.classifier.model_copy(update={"model": None})
+    with pytest.raises(InputError, match=r"score\.classifier\.languages: unknown language 'tlh'"):
+        build_scorer(section.model_copy(update={"classifier": unknown}))
+    with pytest.raises(InputError, match=r"score\.classifier\.model: the scorer classifier needs one"):
+        build_scorer(section.model_copy(update={"classifier": nothing}))

@@ -1,0 +1,44 @@
+"""vLLM gives the classifier's scores: the same tokens, the same activation, other kernels."""
+
+import asyncio
+
+import pytest
+from tiny_classifier import classifier_section, tiny_classifier
+
+from xgray.data.labelled import read_labelled
+from xgray.errors import InputError
+from xgray.score.build import build_scorer
+from xgray.score.classifier import FLOAT32_TOLERANCE
+from xgray.score.scorer import EMPTY, score_texts
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [one.text for one in read_labelled("embedded")[::32]] + ["x", "y" * 30_000, "half \ud83d pair", "a\u2028b", ""]
+
+
+def scores(scorer, texts):
+    results = asyncio.run(score_texts(scorer, texts, "en", "corrected"))
+    return [one.scores["toxicity"] if one.scores else one.error for one in results]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("xlm-roberta", {}), ("bert", {"problem_type": "multi_label_classification"}), ("llama", {})],
+)
+def test_scores_are_those_of_transformers_whatever_the_batch(tmp_path, kind, changes):
+    path = tiny_classifier(tmp_path, kind, **changes)
+    expected = scores(build_scorer(classifier_section(path)), TEXTS)
+    scorer = build_scorer(classifier_section(path, "vllm"))
+    found = scores(scorer, TEXTS)
+    assert found[-1] == EMPTY
+    assert found[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
+    assert [scores(scorer, [text])[0] for text in TEXTS[:-1]] == pytest.approx(found[:-1], abs=FLOAT32_TOLERANCE)
+    assert scorer.provenance()["scorer"] == "vllm"
+    assert scorer.provenance()["num_cut"] == 2
+
+
+def test_a_model_that_vllm_does_not_serve_is_refused(tmp_path):
+    path = tiny_classifier(tmp_path, "deberta-v2", position_buckets=32, pos_att_type=["p2c", "c2p"])
+    assert scores(build_scorer(classifier_section(path)), ["word"])
+    with pytest.raises(InputError, match=r"score\.classifier\.model: vLLM does not take"):
+        build_scorer(classifier_section(path, "vllm"))

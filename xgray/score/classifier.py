@@ -1,0 +1,228 @@
+"""Sequence classifiers of Hugging Face: the probabilities of those of a model's labels that are attributes.
+
+The model runs in transformers, or in vLLM where it serves the architecture (:mod:`xgray.score.vllm_classifier`); the
+tokens and what becomes of the logits are the same. As in the text-classification pipeline of transformers, the
+activation is a sigmoid for models of several labels at once and of a single label, otherwise a softmax.
+
+A text's score depends on the texts beside it by rounding alone: in float32 on a CPU by less than ``FLOAT32_TOLERANCE``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import numpy as np
+
+from xgray.config import Score
+from xgray.errors import InputError
+from xgray.models import context_length, load_sequence_classifier, load_tokenizer, model_fingerprint, pinned, resolve
+from xgray.rows import ATTRIBUTES
+from xgray.runs import fingerprint
+from xgray.score.scorer import EMPTY, Scored, declared_languages, known_attributes
+
+FLOAT32_TOLERANCE = 1e-5
+"""The most that batching changes a probability; measured: 1e-6 with the weights of a 12-layer XLM-R at random."""
+
+
+class Engine(Protocol):
+    device: str
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """``(n, num_labels)`` logits of ``n >= 1`` sequences of token ids, in order."""
+        ...
+
+
+class ClassifierScorer:
+    """A classifier's probabilities as scores. Safe to call from several tasks at once: they take turns."""
+
+    def __init__(self, section: Score) -> None:
+        """Load the model.
+
+        Raises:
+            InputError: there is no such model, it is no classifier, or the labels do not fit it or the attributes.
+        """
+        self.name: str = section.scorer
+        self.attributes = known_attributes(section.attributes)
+        declared = section.classifier
+        self.validated = declared_languages(declared.languages, "score.classifier.languages")
+        if declared.model is None:
+            raise InputError(f"score.classifier.model: the scorer {self.name} needs one: {{id: FOLDER_OR_HUB_ID}}")
+        try:
+            model = pinned(declared.model)
+        except InputError as error:
+            raise InputError(f"score.classifier.{error}") from None
+        path = resolve(model)
+        config = _configuration(path, model.revision)
+        self._columns = label_columns(declared.labels, self.attributes, config.id2label)
+        self._sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
+        self._tokenizer = load_tokenizer(path, model.revision)
+        self._num_special = self._tokenizer.num_special_tokens_to_add()
+        self._max_length = _max_length(config, self._tokenizer.model_max_length)
+        self._engine: Engine
+        if section.scorer == "vllm":
+            from xgray.score.vllm_classifier import VllmEngine
+
+            self._engine = VllmEngine(path, model, self._max_length)
+        else:
+            pad = self._tokenizer.pad_token_id
+            self._engine = TransformersEngine(path, model.dtype, model.revision, pad, section.execution.batch_tokens)
+        self.device = self._engine.device
+        made_of = {"model": model_fingerprint(model), "labels": declared.labels, "dtype": model.dtype}
+        self.version = fingerprint(made_of)[:12]
+        self._facts = {
+            "model": model.id,
+            "revision": model.revision,
+            "fingerprint": made_of["model"],
+            "dtype": model.dtype,
+            "labels": {name: declared.labels[name] for name in self.attributes},
+            "activation": "sigmoid" if self._sigmoid else "softmax",
+            "max_length": self._max_length,
+            "validated": list(self.validated),
+            "note": "Texts of more than max_length tokens lose their end; num_cut says how many did.",
+        }
+        self._num_texts = self._num_cut = 0
+        self._turn = threading.Lock()
+
+    async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
+        """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: a model is told the text alone."""
+        return await asyncio.to_thread(self._score, list(texts))
+
+    def _score(self, texts: list[str]) -> list[Scored]:
+        with self._turn:
+            sequences = self._sequences(texts)
+            present = [index for index, sequence in enumerate(sequences) if len(sequence) > self._num_special]
+            results = [Scored(None, EMPTY)] * len(texts)
+            rows = self._probabilities([sequences[index] for index in present]) if present else ()
+            for index, row in zip(present, rows, strict=True):
+                results[index] = self._scored(row)
+            return results
+
+    def _sequences(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each text, at most as many as the model takes."""
+        sequences: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
+        too_long = [index for index, one in enumerate(sequences) if len(one) > self._max_length]
+        for index in too_long:
+            cut = self._tokenizer(texts[index], truncation=True, max_length=self._max_length)
+            sequences[index] = cut["input_ids"]
+        self._num_texts += len(texts)
+        self._num_cut += len(too_long)
+        return sequences
+
+    def _probabilities(self, sequences: list[list[int]]) -> np.ndarray:
+        """``(n, num_labels)`` float64."""
+        from scipy.special import expit, softmax
+
+        logits = self._engine.logits(sequences).astype(np.float64)
+        return np.asarray(expit(logits) if self._sigmoid else softmax(logits, axis=1))
+
+    def _scored(self, probabilities: np.ndarray) -> Scored:
+        if not np.isfinite(probabilities).all():
+            return Scored(None, "the model's output is not finite; a wider dtype may help")
+        return Scored({name: float(probabilities[column]) for name, column in self._columns.items()})
+
+    def provenance(self) -> dict[str, Any]:
+        counts = {"num_texts": self._num_texts, "num_cut": self._num_cut}
+        return {"scorer": self.name, "version": self.version, **self._facts, **counts}
+
+    async def close(self) -> None:
+        del self._engine
+
+
+class TransformersEngine:
+    """The model in transformers, on CUDA where there is one; sequences of like length share a batch."""
+
+    def __init__(self, path: str, dtype: str, revision: str | None, pad_token_id: int, batch_tokens: int) -> None:
+        self._model = load_sequence_classifier(path, dtype, revision)
+        if self._model.config.pad_token_id is None:  # a decoder finds a text's last token by it
+            self._model.config.pad_token_id = pad_token_id
+        self._batch_tokens = batch_tokens
+        self.device = _device_name(self._model.device)
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        found = np.empty((len(sequences), self._model.config.num_labels), np.float32)
+        for batch in batches([len(one) for one in sequences], self._batch_tokens):
+            rows = [torch.tensor(sequences[index]) for index in batch]
+            tokens = pad_sequence(rows, batch_first=True, padding_value=self._model.config.pad_token_id)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            with torch.inference_mode():
+                output = self._model(
+                    input_ids=tokens.to(self._model.device), attention_mask=mask.to(self._model.device)
+                )
+            found[batch] = output.logits.float().cpu().numpy()
+        return found
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences of these lengths, the longest first, in batches of like length.
+
+    A batch takes ``batch_tokens`` at most, padding included, or it is one sequence.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
+
+
+def label_columns(labels: dict[str, str], attributes: Sequence[str], id2label: dict[int, str]) -> dict[str, int]:
+    """The column of the model's output that each attribute is.
+
+    Raises:
+        InputError: the mapping names no attribute or no label, or leaves an attribute out.
+    """
+    where = "score.classifier.labels"
+    if unknown := [name for name in labels if name not in ATTRIBUTES]:
+        raise InputError(f"{where}: {unknown[0]!r} is no attribute; known: {', '.join(ATTRIBUTES)}")
+    columns = {label: column for column, label in id2label.items()}
+    for name, label in labels.items():
+        if label not in columns:
+            near = get_close_matches(label, columns, n=1, cutoff=0) or [""]
+            told = f"did you mean {near[0]!r}? It has: {', '.join(columns)}"
+            raise InputError(f"{where}.{name}: the model has no label {label!r}; {told}")
+    if missing := [name for name in attributes if name not in labels]:
+        raise InputError(f"{where}: no label for {', '.join(missing)}; the model has: {', '.join(columns)}")
+    return {name: columns[labels[name]] for name in attributes}
+
+
+def _configuration(path: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"score.classifier.model: cannot read {path!r}: {str(error).splitlines()[0]}") from None
+    named = config.architectures or ["of no name"]
+    if not any(name.endswith("ForSequenceClassification") for name in named):
+        raise InputError(f"score.classifier.model: {path!r} is no sequence classifier: its architecture is {named[0]}")
+    if config.problem_type == "regression":
+        raise InputError(f"score.classifier.model: {path!r} is a regression; its output is no probability")
+    return config
+
+
+def _max_length(config: Any, tokenizer_limit: int) -> int:
+    """Tokens of the longest sequence, special ones included."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        skeleton = AutoModelForSequenceClassification.from_config(config)
+    # RoBERTa and its kin count positions from after the padding token's.
+    embeddings = [one for name, one in skeleton.named_modules() if name.endswith("position_embeddings")]
+    starts = [one.padding_idx + 1 for one in embeddings if getattr(one, "padding_idx", None) is not None]
+    return int(min(tokenizer_limit, context_length(config) - max(starts, default=0)))
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu ({torch.get_num_threads()} threads)"

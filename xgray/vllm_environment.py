@@ -1,0 +1,49 @@
+"""What vLLM wants in the environment and among its options before it is imported and started in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+CPU_ENVIRONMENT = {
+    # Ray counts the cores; vLLM must neither bind threads by itself nor keep one for a scheduler process.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+CPU_STEP_TOKENS = 1024
+"""Prompt tokens in one step on a CPU: more are no faster, and the engine's trial step at its start takes them all."""
+
+
+def prepare_environment(path: str) -> None:
+    """Set what the user has not set, for a model that lies at ``path``; to be called before ``import vllm``."""
+    import torch
+
+    for name, value in {} if torch.cuda.is_available() else CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if Path(path).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def cpu_options(length: int) -> dict[str, Any]:
+    """What makes vLLM quick on a CPU, and keeps a text independent of the ones beside it; none of it on CUDA.
+
+    Args:
+        length: tokens of the longest sequence.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return {}
+    return {
+        "enforce_eager": True,  # compiling takes more than a minute, and gains less in the time that a run has
+        "max_num_batched_tokens": max(length, CPU_STEP_TOKENS),
+        "block_size": 32,  # sequences are short: with the default of 128 the cache would hold few of them
+        # A prompt cut in two fails: vLLM then winds the request's generator back, which CPU generators cannot do.
+        "enable_chunked_prefill": False,
+        # What a prompt shares with others depends on which were there before it; here it is too short to gain.
+        "enable_prefix_caching": False,
+    }
