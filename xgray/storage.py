@@ -66,7 +66,9 @@ class Folder:
         from pyarrow.fs import FileSelector
 
         filesystem, path = self._resolve("")
-        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        infos = []
+        with suppress(FileNotFoundError):  # Raised all the same where the folder is being made this moment.
+            infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
         return sorted(
             info.base_name for info in infos if info.base_name.endswith(suffix) and TEMPORARY_MARK not in info.base_name
         )

@@ -122,7 +122,7 @@ def read_parquet(file: Path) -> Iterator[ScoreEntry]:
                 for fields in pa.table(batch).select(wanted.names).cast(wanted).to_pylist():
                     row_number += 1
                     yield _entry(f"{file}: row {row_number}", fields)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{file}: no readable Parquet file of scores: {str(error).splitlines()[0]}") from None
 
 
