@@ -13,13 +13,12 @@ from typing import Any
 
 from xgray.config import BASE, Experiment, Switch, merge, validate
 from xgray.data.generations import read_generations
-from xgray.data.perspective_results import read_perspective_results
+from xgray.data.perspective_results import PREFIX, read_perspective_results
 from xgray.errors import InputError
 from xgray.experiment import Plan, Planned, make_plan
 from xgray.rows import Completions, Row, Scores, to_table
 from xgray.runs import StageResult, file_fingerprint, fingerprint
 
-PERSPECTIVE_PREFIX = "perspective_api_eval-"
 NO_MODEL = "imported"
 """The base model's id where the files say nothing of a model and the user named none."""
 
@@ -102,7 +101,7 @@ def _read(model: str, files: list[str], empty_text: Switch) -> Imported:
 
 
 def _holds_scores(path: Path) -> bool:
-    return path.name.startswith(PERSPECTIVE_PREFIX) or (path.is_dir() and any(path.glob(f"{PERSPECTIVE_PREFIX}*")))
+    return path.name.startswith(PREFIX) or (path.is_dir() and any(path.glob(f"{PREFIX}*")))
 
 
 def _write(planned: Planned, rows: list[Row], row_type: type[Row]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ class Folder:
         from pyarrow.fs import FileSelector
 
         filesystem, path = self._resolve("")
-        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        infos = []
+        with suppress(FileNotFoundError):  # Raised all the same where the folder is being made this moment.
+            infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
         return sorted(
             info.base_name for info in infos if info.base_name.endswith(suffix) and TEMPORARY_MARK not in info.base_name
         )
@@ -151,6 +154,12 @@ class Folder:
         infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
         times = [info.mtime_ns / 1e9 for info in infos if info.type == FileType.File and info.mtime_ns]
         return (min(times), max(times)) if times else None
+
+    def remove(self, name: str) -> None:
+        """Delete one file, if it is there."""
+        filesystem, path = self._resolve(name)
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(path)
 
     def delete(self) -> None:
         """Delete the folder and all in it, if it is there."""

@@ -6,14 +6,12 @@ split here: of each label, every third of its distinct texts is kept for validat
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from xgray.data.source import located
+from xgray.data.source import csv_rows, located
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.runs import fingerprint
@@ -67,7 +65,7 @@ def texts_fingerprint(texts: Sequence[LabelledText]) -> str:
 def _read_file(file: Path, code: str) -> list[LabelledText]:
     texts: list[LabelledText] = []
     first: dict[str, tuple[str, int]] = {}
-    for line, row in _rows(file):
+    for line, row in csv_rows(file, ("text", "label")):
         text, label, split = row["text"], row["label"].strip(), row.get("split", "").strip()
         if not text.strip():
             raise InputError(f"{file}:{line}: text is empty")
@@ -87,32 +85,6 @@ def _read_file(file: Path, code: str) -> list[LabelledText]:
             if not any(one.toxic == toxic and one.split == split for one in texts):
                 raise InputError(f"{file}: no {meaning} to {split}; both labels are needed in both splits")
     return texts
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows below the header, each with the number of its last line."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if missing := [name for name in ("text", "label") if name not in header]:
-            found = f"columns found: {', '.join(header)}" if header else "the file is empty"
-            raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
-        for values in filter(None, reader):
-            if len(values) != len(header):
-                problem = f"{len(values)} values for {len(header)} columns; quote texts that hold commas"
-                raise InputError(f"{file}:{reader.line_num}: {problem}")
-            yield reader.line_num, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{file}:{reader.line_num}: broken CSV: {error}") from None
 
 
 def _split(texts: list[LabelledText]) -> list[LabelledText]:

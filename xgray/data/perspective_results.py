@@ -6,14 +6,21 @@ The scripts send one space in the place of an empty completion and keep the answ
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from xgray.config import Switch
 from xgray.data.generations import FINISH_REASON, check_rows, files_of, language_of, prompt_blocks
 from xgray.data.source import Record, located, records
 from xgray.errors import InputError
+from xgray.languages import LANGUAGES
 from xgray.rows import ATTRIBUTES, AttributeScores, Completions, Scores
+from xgray.storage import Folder
 
+PREFIX = "perspective_api_eval-"
+"""Of the files' names."""
 SCORER = "perspective"
 SCORER_VERSION = "perspective/v1alpha1"
 """The API's version; Google never published one of its model."""
@@ -39,16 +46,16 @@ def read_perspective_results(
         InputError: a file or line is broken, or lines do not make up k for each prompt.
     """
     source = located(path, "Perspective results")
-    files = files_of(source, "perspective_api_eval-*.json")
+    files = files_of(source, f"{PREFIX}*.json")
     if not files:
-        raise InputError(f"{source}: the folder holds no perspective_api_eval-*.json files")
+        raise InputError(f"{source}: the folder holds no {PREFIX}*.json files")
     completions: list[Completions] = []
     scores: list[Scores] = []
     for file in files:
         code = language_of(file, language)
         for position, block in enumerate(prompt_blocks(list(records(file)), k)):
             texts = [record.text("query") for record in block]
-            answers = [_scored(record, empty_text) for record in block]
+            answers = [archived_scores(record, empty_text) for record in block]
             key = (f"{code}/{position}", code, model)
             prompt = block[0].text("prompt")
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
@@ -59,8 +66,40 @@ def read_perspective_results(
     return completions, scores
 
 
-def _scored(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
-    """One line's scores; all None with a reason where it holds none."""
+def write_perspective_results(folder: Path, completions: Sequence[Completions], scores: Sequence[Scores]) -> list[Path]:
+    """Write one file for each language, which :func:`read_perspective_results` and the paper's scripts read.
+
+    Args:
+        scores: of the same prompts, in the same order.
+    """
+    lines: dict[str, list[str]] = {}
+    for row, scored in zip(completions, scores, strict=True):
+        for text, values, error in zip(row.completions, scored.scores, scored.errors, strict=True):
+            response = {"error": {"message": error}} if error else _body(values, row.language)
+            line = json.dumps({"query": text, "response": response, "prompt": row.prompt}, ensure_ascii=False)
+            lines.setdefault(row.language, []).append(f"{line}\n")
+    names = {code: f"{PREFIX}output-rtp_lx_{code}.json" for code in lines}
+    for code, name in names.items():
+        Folder(str(folder)).write_bytes(name, "".join(lines[code]).encode())
+    return [folder / name for name in names.values()]
+
+
+def _body(values: AttributeScores, code: str) -> dict[str, Any]:
+    """The API's body that says these scores."""
+    scores = {
+        name.upper(): {"summaryScore": {"value": value, "type": "PROBABILITY"}}
+        for name, value in values.items()
+        if value is not None
+    }
+    return {"attributeScores": scores, "languages": [LANGUAGES[code].short]}
+
+
+def archived_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
+    """One line's scores; all None with a reason where it holds none.
+
+    Raises:
+        InputError: the line has no response, or its response a score that is none.
+    """
     if "response" not in record.fields:
         raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")
     missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
@@ -95,5 +134,6 @@ def _reason(response: Any) -> str:
         return "no response recorded"
     error = response.get("error", response) if isinstance(response, dict) else response
     if isinstance(error, dict) and "message" in error:
-        return " ".join(f"{error.get('code', 'error')}: {error['message']}".split())
+        code = f"{error['code']}: " if "code" in error else ""
+        return " ".join(f"{code}{error['message']}".split())
     return f"no score in the response: {' '.join(str(error).split())[:200]}"

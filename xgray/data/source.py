@@ -1,10 +1,15 @@
-"""Where input files lie, and JSON-lines files: one object a line, split on ``\\n`` only (texts may hold U+2028)."""
+"""Where input files lie, and the rows of CSV and JSON-lines files, each with its place for messages.
+
+JSON lines are split on ``\\n`` only: texts may hold U+2028.
+"""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -89,3 +94,33 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object is expected, not {json.dumps(value, ensure_ascii=False)[:40]}")
     return value
+
+
+def csv_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows below the header, each with the number of its last line.
+
+    Raises:
+        InputError: the file cannot be read or is no CSV in UTF-8, or a column of ``needed`` is missing.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot read it: {error.strerror}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if missing := [name for name in needed if name not in header]:
+            found = f"columns found: {', '.join(header)}" if header else "the file is empty"
+            raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
+        for values in filter(None, reader):
+            if len(values) != len(header):
+                problem = f"{len(values)} values for {len(header)} columns; quote texts that hold commas"
+                raise InputError(f"{file}:{reader.line_num}: {problem}")
+            yield reader.line_num, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{file}:{reader.line_num}: broken CSV: {error}") from None

@@ -240,7 +240,7 @@ def _too_few(target: FloatArray) -> str | None:
 
 def write_calibration(path: str, calibration: Calibration) -> None:
     """Write a calibration file, whole or not at all. ``path`` may be local or any URI that pyarrow.fs knows."""
-    folder, name = _place(path)
+    folder, name = Folder.of(path)
     folder.write_json(name, calibration.model_dump(mode="json"))
 
 
@@ -250,7 +250,7 @@ def read_calibration(path: str) -> Calibration:
     Raises:
         InputError: there is no such file, or it is no calibration, of a newer format or changed by hand.
     """
-    folder, name = _place(path)
+    folder, name = Folder.of(path)
     try:
         value = json.loads(folder.read_bytes(name))
     except OSError as error:
@@ -262,11 +262,6 @@ def read_calibration(path: str) -> Calibration:
     if isinstance(value.get("format"), int) and value["format"] > FORMAT:
         raise InputError(f"{path}: format {value['format']} is newer than {FORMAT}, which this xgray reads; upgrade it")
     return validate(Calibration, value, path)
-
-
-def _place(path: str) -> tuple[Folder, str]:
-    parent, _, name = path.rpartition("/")
-    return Folder(parent or ("/" if path.startswith("/") else ".")), name
 
 
 @dataclass(frozen=True)
