@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from xgray.config import Experiment, Train, load_experiment, merge, parse_overrides
+from xgray.config import Experiment, Train, merge
 from xgray.errors import InputError
+from xgray.experiment_file import load_experiment, parse_overrides
 from xgray.languages import LANGUAGES
 
 MINIMAL = "name: mine\nmodel: {id: some/model}\n"

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from xgray.config import Experiment, Train, load_experiment
+from xgray.config import Experiment, Train
+from xgray.experiment_file import load_experiment
 from xgray.languages import LANGUAGES
 
 JOBS = Path(__file__).parents[1] / "jobs"

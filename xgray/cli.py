@@ -230,8 +230,9 @@ def _stages(names: str | None) -> tuple[str, ...]:
 
 
 def _plan(arguments: tuple[str, ...]) -> Plan:
-    from xgray.config import Experiment, load_experiment, merge, parse_overrides, validate
+    from xgray.config import Experiment, merge, validate
     from xgray.experiment import make_plan
+    from xgray.experiment_file import load_experiment, parse_overrides
     from xgray.imports import import_files
     from xgray.status import load_run
     from xgray.storage import Folder

@@ -7,12 +7,9 @@ field is a switch between ``corrected`` (the default) and ``released`` (what the
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from xgray.errors import InputError
@@ -22,6 +19,10 @@ Switch = Literal["corrected", "released"]
 
 BASE = "base"
 """The name of the model before tuning, among the models of an experiment."""
+
+
+STORE = "scores"
+"""The score store's folder, beside the runs that share it."""
 
 
 class Section(BaseModel):
@@ -186,6 +187,8 @@ class Score(Section):
     openai: OpenAI = OpenAI()
     perspective_url: str = "https://commentanalyzer.googleapis.com"
     """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
+    archived: bool = False
+    """Perspective: take scores from the store alone and ask nobody; a text that it lacks has no score."""
     calibration: str | None = None
     """A file that ``xgray scorer calibrate`` wrote: scores are mapped by it onto those of its target."""
     attributes: list[str] = ["toxicity"]
@@ -236,7 +239,7 @@ class Report(Section):
 
 class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The run's folder below ``runs``."""
+    """The run's folder below ``runs``; not ``scores``, where the score store of all of them lies."""
     runs: str = "runs"
     """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -251,6 +254,13 @@ class Experiment(Section):
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name == STORE:
+            raise ValueError(f"{STORE!r} is the score store's folder; take another name")
+        return name
 
     @field_validator("languages")
     @classmethod
@@ -328,78 +338,3 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
                 given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
                 lines.append(f"{where}: {path + ': ' if path else ''}{message}{given}")
         raise InputError("\n".join(lines)) from None
-
-
-def parse_overrides(tokens: list[str]) -> dict[str, Any]:
-    """``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is read as YAML.
-
-    Raises:
-        InputError: a token is not of that form.
-    """
-    values: dict[str, Any] = {}
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        match = re.fullmatch(r"--([a-zA-Z][\w.-]*)(?:=(.*))?", token, re.DOTALL)
-        if not match:
-            raise InputError(f"cannot read {token!r}: overrides are written --section.field VALUE")
-        if match[2] is None and not rest:
-            raise InputError(f"{token} needs a value: {token} VALUE")
-        text = rest.pop(0) if match[2] is None else match[2]
-        path = match[1].replace("-", "_").split(".")
-        try:
-            value: Any = _number(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
-        if path == ["languages"] and isinstance(value, str):
-            value = value.split(",")
-        for key in reversed(path):
-            value = {key: value}
-        values = merge(values, value)
-    return values
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-6`` as text; everybody means the number."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    if isinstance(value, dict):
-        return {key: _number(one) for key, one in value.items()}
-    return [_number(one) for one in value] if isinstance(value, list) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read an experiment file, with ``overrides`` laid over it.
-
-    Raises:
-        InputError: the file is missing, empty or no YAML, or a field is wrong.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the experiment file: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the experiment file is not UTF-8 (byte {error.start + 1})") from None
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: no valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
-    return validate(Experiment, merge(_number(values), overrides or {}), str(path))

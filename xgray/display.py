@@ -57,6 +57,8 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     for model, figures in metrics["models"].items():
         table.add_row(model, *(interval(figures["average"][key]) for key in METRICS))
     console.print(table)
+    if metrics["unvalidated"]:
+        console.print(f"the scorer was not validated on: {' '.join(metrics['unvalidated'])}", highlight=False)
     for model, comparison in metrics["comparisons"].items():
         languages = comparison["languages"]
         changes = {code: one["emt"] for code, one in languages.items() if one["emt"].get("difference") is not None}

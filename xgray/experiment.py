@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xgray.config import BASE, Experiment, Model, Variant
+from xgray.config import BASE, STORE, Experiment, Model, Score, Variant
 from xgray.errors import InputError
 from xgray.runs import StageFolder, fingerprint, section_payload
 from xgray.storage import Folder
@@ -95,6 +95,8 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
     Raises:
         InputError: an input file is missing or wrong.
     """
+    from xgray.score.build import scorer_inputs
+
     if generations is None:
         experiment = _pinned(experiment)
     run = run_folder(experiment)
@@ -108,7 +110,7 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
         train, generate = _plan_models(experiment, planned)
     else:
         generate = {model: planned("generate", model, {"imported": value}) for model, value in generations.items()}
-    scorer = _scorer_inputs(experiment)
+    scorer = scorer_inputs(experiment.score)
     score = {
         model: planned(
             "score",
@@ -191,12 +193,11 @@ def read_prompts(experiment: Experiment) -> list[Any]:
     return read(experiment.prompts, experiment.languages)
 
 
-def _scorer_inputs(experiment: Experiment) -> dict[str, Any]:
-    if experiment.score.scorer != "embedding":
-        return {}
-    from xgray.data.labelled import labelled_fingerprint
-
-    return {"labelled": labelled_fingerprint(experiment.score.labelled)}
+def scoring(experiment: Experiment) -> Score:
+    """The experiment's ``score`` section, with the store that all runs beside it share."""
+    section = experiment.score
+    store = section.execution.store or f"{experiment.runs.rstrip('/')}/{STORE}"
+    return section.model_copy(update={"execution": section.execution.model_copy(update={"store": Folder(store).uri})})
 
 
 def write_resolved(plan: Plan) -> None:
@@ -225,8 +226,11 @@ def run_experiment(
         return
     if any(one.place.stage == "score" for one in todo):
         from xgray.score.build import build_scorer
+        from xgray.score.scorer import check_languages
 
-        build_scorer(plan.experiment.score)  # refuses a missing key, and fits a local scorer once for all workers
+        # Refuses a missing key and the like, and fits a local scorer once for all workers.
+        section = scoring(plan.experiment)
+        check_languages(build_scorer(section), plan.experiment.languages, section.unvalidated_languages)
     write_resolved(plan)
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
@@ -350,7 +354,7 @@ def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress
         [] if imported else read_prompts(experiment),
         engine,
         experiment.generate if sampled else None,
-        experiment.score if scored else None,
+        scoring(experiment) if scored else None,
         experiment.seed,
         on_progress,
     )
@@ -383,6 +387,14 @@ def _evaluate(plan: Plan, on_progress: OnProgress) -> None:
         seed=experiment.seed,
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
+    metrics["unvalidated"] = _unvalidated(plan)
     plan.evaluate.place.folder.write_json("metrics.json", metrics)
     measured.seconds = time.perf_counter() - began
     plan.evaluate.place.finish(plan.evaluate.payload, measured)
+
+
+def _unvalidated(plan: Plan) -> list[str]:
+    """The languages that the scores' scorer was not validated on; none where scores came from the user's files."""
+    told = [(one.place.manifest() or {}).get("measured", {}).get("scorer", {}) for one in plan.score.values()]
+    validated = [set(one["validated"]) for one in told if "validated" in one]
+    return [code for code in plan.experiment.languages if any(code not in known for known in validated)]

@@ -97,6 +97,7 @@ def made_metrics(changes, variants, num_prompts):
         "languages": list(changes),
         "models": models,
         "comparisons": comparisons,
+        "unvalidated": [],
     }
 
 

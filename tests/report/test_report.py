@@ -97,6 +97,15 @@ def test_weak_scorer_is_flagged(page, html):
     assert not re.search(r'<td class="weak"[^>]*>\.960', html)
 
 
+def test_a_language_that_the_scorer_was_not_validated_on_is_marked_in_every_table(page_of):
+    html = page_of(edit=lambda metrics: metrics.update(unvalidated=["ar"]))
+    assert "The scorer was not validated on Arabic (marked † in the tables)" in Page(html).text
+    tables = re.findall(r"<table.*?</table>", html, flags=re.S)
+    marked = [table for table in tables if "Arabic" in table]
+    assert len(marked) > 3
+    assert all("Arabic †" in table and "English †" not in table for table in marked)
+
+
 def test_completions_are_escaped_masked_and_isolated(page, html):
     assert page.tags.count("script") == 1
     assert "i•••• <script>alert(1)</script> & more" in page.text
@@ -146,7 +155,7 @@ def test_same_run_gives_the_same_bytes_in_another_process(tmp_path):
     build_report(run, experiment)
     first = files()
     code = (
-        "import sys; from pathlib import Path; from xgray.config import load_experiment; "
+        "import sys; from pathlib import Path; from xgray.experiment_file import load_experiment; "
         "from xgray.report.build import build_report; from xgray.storage import Folder; "
         "build_report(Folder(sys.argv[1]), load_experiment(Path(sys.argv[1], 'experiment.yaml')))"
     )

@@ -153,6 +153,7 @@ class ScoreActor:
         self._places = places
         self._scorer: Scorer | None = None
         self._building = asyncio.Lock()
+        self._counted: dict[str, int] = {}
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         block = _decode(batch)
@@ -174,6 +175,7 @@ class ScoreActor:
         began = time.time()
         rows = await score_rows(self._scorer, completions, self._section.empty_text)
         self._places[block["model"]].scores.write_parquet(file_name(rows), to_table(rows, Scores))
+        facts, counts = self._told(self._scorer)
         part = {
             "stage": "score",
             "model": block["model"],
@@ -185,6 +187,15 @@ class ScoreActor:
             "began": began,
             "ended": time.time(),
             "device": self._scorer.device,
-            "measured": {"scorer": self._scorer.provenance()},
+            "measured": {"scorer": facts},
+            "scorer_counts": counts,
         }
         return {"parts": [*block["parts"], part]}
+
+    def _told(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, int]]:
+        """What the scorer is, and what it has counted since this was last asked."""
+        told = scorer.provenance() | {"validated": list(scorer.validated)}
+        total = {name: value for name, value in told.items() if name.startswith("num_")}
+        new = {name: value - self._counted.get(name, 0) for name, value in total.items()}
+        self._counted = total
+        return {name: value for name, value in told.items() if name not in total}, new

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -72,6 +73,8 @@ class Tally:
     """Of all engines that this model was the first to need."""
     device: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
+    scorer_counts: Counter[str] = field(default_factory=Counter)
+    """What the scorers of all actors counted while they were at this model's blocks."""
     began: float | None = None
     ended: float | None = None
 
@@ -84,6 +87,7 @@ class Tally:
         self.engine_start_seconds += part["start_seconds"]
         self.device = part["device"]
         self.measured |= part["measured"]
+        self.scorer_counts.update(part.get("scorer_counts", {}))
         self.began = part["began"] if self.began is None else min(self.began, part["began"])
         self.ended = part["ended"] if self.ended is None else max(self.ended, part["ended"])
 
@@ -96,6 +100,8 @@ class Tally:
         counts |= {"num_tokens": self.num_tokens} if stage == "generate" else {"num_errors": self.num_errors}
         seconds = self.ended - self.began if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
+        if "scorer" in measured:
+            measured["scorer"] = {**measured["scorer"], **self.scorer_counts}
         if stage == "generate":
             measured["num_engine_starts"] = self.num_engine_starts
             measured["engine_start_seconds"] = round(self.engine_start_seconds, 1)

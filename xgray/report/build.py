@@ -140,9 +140,25 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
         *((variant.name, _changes(variant.checkpoint, variant.train)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
+        *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.num_languages(files)}"),
         ("Completions", f"k = {files.k} of each prompt, {how}"),
         ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
+    ]
+
+
+def _calibration(files: RunFiles) -> list[tuple[str, str]]:
+    """What the scores were mapped onto, where they were."""
+    told = files.scorer.get("calibration")
+    if told is None:
+        return []
+    data = told["data"]
+    return [
+        (
+            "Calibration",
+            f"{told['version']}: onto {told['target']} ({told['target_version']}), {data['num_pairs']:,} pairs of "
+            f"scores ({data['fingerprint'][:12]}), {data['date'][:10]}",
+        )
     ]
 
 

@@ -101,6 +101,11 @@ def cautions(files: RunFiles) -> list[str]:
             f"The scorer is weak (AUC below {METRICS['emt'].text(WEAK_AUC)} between toxic and benign texts) "
             f"in {_names(weak)}: numbers there may be the scorer's doing."
         )
+    if unvalidated := files.metrics["unvalidated"]:
+        found.append(
+            f"The scorer was not validated on {_names(unvalidated)} (marked † in the tables): nobody has said what its "
+            "numbers are worth there, and averages over languages hold them too."
+        )
     if not files.auc:
         found.append("The scorer does not say how well it separates toxic from benign texts in each language.")
     incomplete = [

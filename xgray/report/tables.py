@@ -11,6 +11,8 @@ from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, MISSING, TOXICITY, Metric, p_value, percent
 from xgray.report.summary import WEAK_AUC, verdict
 
+UNVALIDATED = "†"
+"""Marks a language that the scorer was not validated on."""
 VERDICTS = {"better": "▼ improved", "worse": "▲ worse", "unchanged": "not significant", "untested": "not tested"}
 
 
@@ -111,7 +113,7 @@ def _metric_table(files: RunFiles, metric: Metric) -> Table:
             figures = [
                 files.metrics["models"][model]["languages"][language] for model in (files.models[0], variant) if model
             ]
-            row = [Cell(language_name(language), sort=language_name(language))]
+            row = [language_cell(files, language)]
             row += [auc_cell(files, language)] if of_scores else []
             row += [Cell(variant, sort=variant)] if variant and several else []
             row += [value_cell(metric, one[metric.key]) for one in figures]
@@ -138,6 +140,14 @@ def _comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
         Cell(p_value(adjusted), sort=adjusted, note=unadjusted),
         Cell(VERDICTS[found], sort=found, tone=found),
     ]
+
+
+def language_cell(files: RunFiles, language: str) -> Cell:
+    """A language's name, marked where the scorer was not validated on it."""
+    name = language_name(language)
+    if language in files.metrics["unvalidated"]:
+        return Cell(f"{name} {UNVALIDATED}", sort=name, note="the scorer was not validated here", tone="weak")
+    return Cell(name, sort=name)
 
 
 def auc_cell(files: RunFiles, language: str) -> Cell:
@@ -174,9 +184,10 @@ def _count_table(files: RunFiles) -> Table:
     for language in files.languages:
         for model in files.models:
             figures = files.metrics["models"][model]["languages"][language]
-            name = language_name(language)
             numbers = [Cell(f"{figures[key]:,}", sort=figures[key]) for key in counts]
-            table.rows.append([Cell(name, sort=name), Cell(model, sort=model), *numbers, _coverage_cell([figures])])
+            table.rows.append(
+                [language_cell(files, language), Cell(model, sort=model), *numbers, _coverage_cell([figures])]
+            )
     return table
 
 
@@ -193,7 +204,7 @@ def auc_table(files: RunFiles) -> Table:
         told = files.auc.get(language, {})
         accuracy = told.get("accuracy")
         counts = [told.get(key) for key in ("num_toxic", "num_benign")]
-        name, right = language_name(language), Cell(percent(accuracy), sort=accuracy)
+        right = Cell(percent(accuracy), sort=accuracy)
         numbers = [Cell(MISSING if one is None else f"{one:,}", sort=one) for one in counts]
-        table.rows.append([Cell(name, sort=name), auc_cell(files, language), right, *numbers])
+        table.rows.append([language_cell(files, language), auc_cell(files, language), right, *numbers])
     return table

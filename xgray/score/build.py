@@ -2,21 +2,89 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 from xgray.config import Score
+from xgray.errors import InputError
 from xgray.score.quota import Pacer
-from xgray.score.scorer import Scorer
+from xgray.score.scorer import Scorer, known_attributes
+from xgray.storage import Folder
+
+SERVICES = ("perspective", "openai")
+TEXTS_PER_CALL = 256
+"""Of a local scorer, which batches them; a service gets each text in a call of its own."""
 
 
 def build_scorer(section: Score, pacer: Pacer | None = None) -> Scorer:
     """The scorer of the section, ready to score; fitting or loading what it needs happens here.
 
+    The store, where the section names one, keeps the scores as they come; a calibration maps them after that.
+
     Args:
         pacer: for a remote scorer, the quota that it shares with others; by default one of its own.
 
     Raises:
-        InputError: an attribute is not one that the scorer measures, the labelled data, the head or the model is
-            wrong, or the key is missing.
+        InputError: an attribute is not one that the scorer measures, the labelled data, the head, the model, the store
+            or the calibration is wrong, or the key is missing.
     """
+    scorer = _stored(section, pacer)
+    if section.calibration is None:
+        return scorer
+    from xgray.score.calibrated import CalibratedScorer
+    from xgray.score.calibration import read_calibration
+
+    return CalibratedScorer(scorer, read_calibration(section.calibration))
+
+
+def scorer_inputs(section: Score) -> dict[str, Any]:
+    """Fingerprints of the files that the section's scores depend on.
+
+    Raises:
+        InputError: one of them is missing or wrong.
+    """
+    inputs: dict[str, Any] = {}
+    if section.scorer == "embedding":
+        if section.head is None:
+            from xgray.data.labelled import labelled_fingerprint
+
+            inputs["labelled"] = labelled_fingerprint(section.labelled)
+        else:
+            folder, name = Folder.of(section.head)
+            if not folder.exists(name):
+                raise InputError(f"score.head: {section.head}: no such file; xgray scorer fit writes one")
+            inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
+    elif section.classifier.model is not None:
+        from xgray.models import model_fingerprint, pinned
+
+        inputs["classifier"] = model_fingerprint(pinned(section.classifier.model))
+    if section.calibration is not None:
+        from xgray.score.calibration import read_calibration
+
+        inputs["calibration"] = read_calibration(section.calibration).version
+    return inputs
+
+
+def _stored(section: Score, pacer: Pacer | None) -> Scorer:
+    uri = section.execution.store
+    if section.archived and (section.scorer != "perspective" or uri is None):
+        raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")
+    if uri is None:
+        return _alone(section, pacer)
+    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.score.store import ScoreStore
+    from xgray.score.stored import ArchivedScorer, StoredScorer
+
+    store = ScoreStore(uri)
+    if section.archived:
+        return ArchivedScorer(store, SCORER, SCORER_VERSION, known_attributes(section.attributes))
+    scorer = _alone(section, pacer)
+    if section.scorer in SERVICES:
+        return StoredScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
+    return StoredScorer(scorer, store, slice_size=TEXTS_PER_CALL, num_slices=1)
+
+
+def _alone(section: Score, pacer: Pacer | None) -> Scorer:
     match section.scorer:
         case "perspective":
             from xgray.score.perspective import PerspectiveScorer

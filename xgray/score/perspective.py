@@ -20,6 +20,7 @@ import aiohttp
 import stamina
 
 from xgray.config import Score
+from xgray.data.perspective_results import SCORER, SCORER_VERSION
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
@@ -62,8 +63,8 @@ def backoff(error: Exception) -> bool | float:
 class PerspectiveScorer:
     """The async client. It belongs to one event loop."""
 
-    name = "perspective"
-    version = "perspective/v1alpha1"
+    name = SCORER
+    version = SCORER_VERSION
 
     def __init__(self, section: Score, pacer: Pacer | None = None) -> None:
         """

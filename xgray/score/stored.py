@@ -9,9 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 from xgray.data.score_entry import ScoreEntry
+from xgray.languages import LANGUAGES
 from xgray.score.scorer import Scored, Scorer
 from xgray.score.store import ScoreStore
 
+NOT_ARCHIVED = "not in the score store"
 COMMIT_TEXTS = 50
 COMMIT_SECONDS = 1.0
 """Answers are committed when there are so many of them or this time has passed: what a killed process loses."""
@@ -134,3 +136,26 @@ class StoredScorer:
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+class ArchivedScorer:
+    """A scorer whose service cannot be asked any more: the store alone answers for it."""
+
+    def __init__(self, store: ScoreStore, name: str, version: str, attributes: tuple[str, ...]) -> None:
+        self.name = name
+        self.version = version
+        self.device = store.folder.uri
+        self.attributes = attributes
+        self.validated = tuple(LANGUAGES)
+        self._store = store
+
+    async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
+        """See :class:`~xgray.score.scorer.Scorer`."""
+        known = await asyncio.to_thread(self._store.get, texts, language, self.name, self.version, self.attributes)
+        return [one or Scored(None, NOT_ARCHIVED, lasting=False) for one in known]
+
+    def provenance(self) -> dict[str, Any]:
+        return {"scorer": self.name, "version": self.version, "archive": self._store.folder.uri}
+
+    async def close(self) -> None:
+        pass
