@@ -51,7 +51,7 @@ def threshold_image(
 
     A resample that stays below the level counts as 1, one that is never below it as 0. The isotonic estimate at a
     point converges at the cube root of n, for which the bootstrap has no general proof (Kosorok 2008); by simulation
-    the 95 % percentile interval covered the true crossing in 91 to 96 % of samples of 200 and of 1,000 texts.
+    the 95 % percentile interval covered the true crossing in 91 to 95 % of samples of 200 and of 1,000 texts.
     """
     x, y = fit_knots(raw, target)
     value = crossing(x, y, level)
