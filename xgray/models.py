@@ -182,9 +182,8 @@ def _adds_bos(gguf: Path) -> bool:
 def context_length(config: Any) -> int:
     """The longest sequence that a model of this Hugging Face configuration takes; 2**31 where it names none (BLOOM)."""
     text_config = config.get_text_config()
-    return int(
-        getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 2**31
-    )
+    named = (getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(one) for one in named if one is not None and one > 0), 2**31)  # XLNet says -1
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -4,7 +4,8 @@ The model runs in transformers, or in vLLM where it serves the architecture (:mo
 tokens and what becomes of the logits are the same. As in the text-classification pipeline of transformers, the
 activation is a sigmoid for models of several labels at once and of a single label, otherwise a softmax.
 
-A text's score depends on the texts beside it by rounding alone: in float32 on a CPU by less than ``FLOAT32_TOLERANCE``.
+A text's score depends on the texts beside it by rounding alone: with tiny models of three architectures on a CPU, by
+2e-6 at most in float32, 1e-3 in float16 and 6e-3 in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xgray.runs import fingerprint
 from xgray.score.scorer import EMPTY, Scored, declared_languages, known_attributes
 
 FLOAT32_TOLERANCE = 1e-5
-"""The most that batching changes a probability; measured: 1e-6 with the weights of a 12-layer XLM-R at random."""
+"""No batching changes a probability in float32 by more."""
 
 
 class Engine(Protocol):
