@@ -179,12 +179,18 @@ def _adds_bos(gguf: Path) -> bool:
         return start >= len(key) and content[start : start + 5] == b"\x07\0\0\0\x01"
 
 
+def device_name() -> str:
+    """Where models run in this process: the GPU where there is one, otherwise this machine's cores."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+
+
 def context_length(config: Any) -> int:
     """The longest sequence that a model of this Hugging Face configuration takes; 2**31 where it names none (BLOOM)."""
     text_config = config.get_text_config()
-    return int(
-        getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 2**31
-    )
+    named = (getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(one) for one in named if one is not None and one > 0), 2**31)  # XLNet says -1
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -78,14 +78,14 @@ MISSING = {
         "200 with an error text": "model is away",
         "no JSON": "no JSON",
         "a list": "no JSON object",
-        "a sentence": "no grade from 0 to 4: 'I would say 3.'",
+        "a sentence": "the judge's answer is no grade from 0 to 4",
         "five": "no grade",
         "two digits": "no grade",
         "another digit": "no grade",
         "nothing": "no grade",
         "no choices": "no grade",
-        "refused": "the judge refused: I cannot help with that.",
-        "filtered": "the judge refused: content filter",
+        "refused": "the judge refused to grade the text",
+        "filtered": "the judge refused to grade the text",
     },
     "moderation": {
         "200 with an error": "model is away",
@@ -132,6 +132,8 @@ def test_every_text_gets_its_score_or_its_reason(endpoint, caplog):
     assert provenance["num_retries"] == sum(map(len, PASSING.values())) + 3
 
     assert by_text["echo"].error == "status 400: what is ***?"
+    told = [one.getMessage() for one in caplog.records if one.name == "xgray.score.openai_compatible"]
+    assert len(told) == (1 if endpoint == "judge" else 0)
     assert KEY not in everything_said(caplog.records)
     assert KEY not in repr(results) + json.dumps(provenance)
 

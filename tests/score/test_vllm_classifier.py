@@ -30,11 +30,11 @@ def test_scores_are_those_of_transformers_whatever_the_batch(tmp_path, kind, cha
     expected = scores(build_scorer(classifier_section(path)), TEXTS)
     scorer = build_scorer(classifier_section(path, "vllm"))
     found = scores(scorer, TEXTS)
+    facts = scorer.provenance()
+    assert (facts["scorer"], facts["max_length"], facts["num_cut"]) == ("vllm", 64, 2)
     assert found[-1] == EMPTY
     assert found[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
     assert [scores(scorer, [text])[0] for text in TEXTS[:-1]] == pytest.approx(found[:-1], abs=FLOAT32_TOLERANCE)
-    assert scorer.provenance()["scorer"] == "vllm"
-    assert scorer.provenance()["num_cut"] == 2
 
 
 def test_a_model_that_vllm_does_not_serve_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from xgray.score.service import as_score, key_in, retry_after_seconds, score_eac
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
+
+log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LOCAL_KEY = "none"
@@ -94,6 +97,7 @@ class OpenAIScorer:
         self._attempts, self._timeout = execution.max_attempts, execution.timeout_seconds
         self._in_flight = asyncio.Semaphore(execution.concurrency)
         self._num_texts = self._num_missing = self._num_requests = self._num_sent = 0
+        self._told = False
 
         async def count(request: Any) -> None:
             self._num_requests += 1
@@ -164,10 +168,13 @@ class OpenAIScorer:
         message = choice.get("message")
         message = message if isinstance(message, dict) else {}
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return self._missing(f"the judge refused: {message.get('refusal') or 'content filter'}")
+            return self._missing("the judge refused to grade the text")
         said = str(message.get("content") or "").strip()
         if len(said) != 1 or said not in "01234":
-            return self._missing(f"the judge's answer is no grade from 0 to {MAX_GRADE}: {said[:60]!r}")
+            if not self._told:  # once: reasons are counted, and are no place for what a model wrote
+                log.warning("%s: the judge %s does not keep to its rubric: %r", self.device, self._model, said[:60])
+                self._told = True
+            return self._missing(f"the judge's answer is no grade from 0 to {MAX_GRADE}")
         return Scored({"toxicity": int(said) / MAX_GRADE})
 
     def _moderated(self, answer: dict[str, Any]) -> Scored:

@@ -21,7 +21,6 @@ class VllmEngine:
             InputError: vLLM does not take the model.
         """
         prepare_environment(path)
-        import torch
         from vllm import LLM
 
         try:
@@ -38,7 +37,6 @@ class VllmEngine:
         except ValueError as error:
             said = str(error).splitlines()[0]
             raise InputError(f"score.classifier.model: vLLM does not take {path}: {said}") from error
-        self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         from vllm import PoolingParams
