@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray import __version__
+from xgray.cli_scores import scorer, scores
 from xgray.errors import InputError, XgrayError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ app = App(
         "The fields and what they mean stand in xgray/config.py; jobs/ holds experiment files to start from."
     ),
 )
+
+app.command(scores)
+app.command(scorer)
 
 Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """EXPERIMENT.yaml and any ``--section.field VALUE``."""
@@ -232,12 +236,12 @@ def _stages(names: str | None) -> tuple[str, ...]:
 def _plan(arguments: tuple[str, ...]) -> Plan:
     from xgray.config import Experiment, merge, validate
     from xgray.experiment import make_plan
-    from xgray.experiment_file import load_experiment, parse_overrides
+    from xgray.experiment_file import load_experiment, parse_overrides, split
     from xgray.imports import import_files
     from xgray.status import load_run
     from xgray.storage import Folder
 
-    positional, options = _split(arguments)
+    positional, options = split(arguments)
     overrides = parse_overrides(options)
     if len(positional) == 1 and Path(positional[0]).suffix in (".yaml", ".yml"):
         return make_plan(load_experiment(Path(positional[0]), overrides))
@@ -249,20 +253,6 @@ def _plan(arguments: tuple[str, ...]) -> Plan:
     if not overrides:
         raise InputError("an experiment file is missing: xgray run EXPERIMENT.yaml (jobs/ holds some)")
     return make_plan(validate(Experiment, overrides, "options"))
-
-
-def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Positional arguments, and options with their values."""
-    positional, options, rest = [], [], list(arguments)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            positional.append(token)
-            continue
-        options.append(token)
-        if "=" not in token and rest:
-            options.append(rest.pop(0))
-    return positional, options
 
 
 def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,20 @@ import yaml
 
 from xgray.config import Experiment, merge, validate
 from xgray.errors import InputError
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments, and options with their values."""
+    positional, options, rest = [], [], list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            positional.append(token)
+            continue
+        options.append(token)
+        if "=" not in token and rest:
+            options.append(rest.pop(0))
+    return positional, options
 
 
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:

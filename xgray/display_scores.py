@@ -1,0 +1,141 @@
+"""What the commands of scores and scorers print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from xgray.bootstrap import Measured
+    from xgray.evaluate.swap import SwapEffect
+    from xgray.score.agreement import LabelRow
+    from xgray.score.calibration import Calibration
+    from xgray.scoring import Archiving
+
+CONSOLE = Console()
+METRICS = {"emt": "EMT", "tox_prob": "ToxProb", "avg_tox": "AvgTox"}
+
+
+def shown(measured: Measured | None) -> str:
+    """``.512 [.480, .541]``, or a dash where there is no value."""
+    if measured is None or measured.value is None:
+        return "–"
+    ends = (
+        "" if measured.low is None or measured.high is None else f" [{_short(measured.low)}, {_short(measured.high)}]"
+    )
+    return f"{_short(measured.value)}{ends}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for at, name in enumerate(columns):
+        table.add_column(name, justify="left" if at == 0 else "right")
+    return table
+
+
+def print_estimate(plan: Archiving) -> None:
+    """What is left to archive, and whether there is time for it."""
+    from xgray.score.archive import CLOSES
+
+    told, rate = plan.estimate, plan.section.execution.requests_per_second
+    table = _table(
+        f"To be scored by {plan.section.scorer} at {rate:g} requests a second",
+        "language", "prompts", "texts", "prompts in time",
+    )  # fmt: skip
+    for code, number in told.num_prompts.items():
+        table.add_row(code, f"{number:,}", f"{told.num_texts[code]:,}", f"{told.in_time[code]:,}")
+    totals = (sum(one.values()) for one in (told.num_prompts, told.num_texts, told.in_time))
+    table.add_row("all", *(f"{number:,}" for number in totals), end_section=True)
+    CONSOLE.print(table)
+    ends = datetime.now(UTC) + timedelta(seconds=told.seconds)
+    late = " That is too late." if ends > CLOSES else ""
+    CONSOLE.print(
+        f"{plan.num_known:,} texts are in the store already. The rest takes {told.seconds / 3600:,.1f} hours, until "
+        f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {CLOSES - timedelta(days=1):%Y-%m-%d}.{late}",
+        highlight=False,
+    )
+
+
+def print_archive(plan: Archiving, missing: Counter[str]) -> None:
+    total = sum(plan.estimate.num_texts.values())
+    CONSOLE.print(
+        f"{total - missing.total():,} of {total:,} texts scored; the store is {plan.section.execution.store}",
+        highlight=False,
+    )
+    for reason, number in missing.most_common():
+        CONSOLE.print(f"  without a score: {number:,}  {reason}", highlight=False, markup=False)
+
+
+def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
+    table = _table(f"Head {version}, on held-out texts", "language", "AUC", "right at .5", "toxic", "benign")
+    for code, one in facts["auc"].items():
+        interval = f"{_short(one['auc'])} [{_short(one['low'])}, {_short(one['high'])}]"
+        table.add_row(code, interval, f"{one['accuracy']:.0%}", f"{one['num_toxic']:,}", f"{one['num_benign']:,}")
+    CONSOLE.print(table)
+    CONSOLE.print(f"{output}: score.head takes it", highlight=False)
+
+
+def print_labels(scorer: str, rows: list[LabelRow]) -> None:
+    own = any(row.threshold is not None for row in rows)
+    columns = ["language", "texts", "toxic", "without score", "AUC", "kappa at .5"]
+    table = _table(f"{scorer} against human labels", *columns, *(["threshold", "kappa there"] if own else []))
+    for row in rows:
+        cells = [row.language, f"{row.num:,}", f"{row.num_toxic:,}", f"{row.num_missing:,}", shown(row.auc)]
+        cells.append(shown(row.kappa))
+        if own:
+            cells += ["–" if row.threshold is None else _short(row.threshold), shown(row.kappa_at_threshold)]
+        table.add_row(*cells)
+    CONSOLE.print(table)
+
+
+def print_calibration(calibration: Calibration, swaps: Mapping[str, SwapEffect], output: str) -> None:
+    from xgray.score.calibration import calibration_rows
+
+    one = calibration
+    table = _table(
+        f"{one.scorer} {one.scorer_version} onto {one.target} {one.target_version}; calibrated figures cross-validated",
+        "language", "pairs", ".5 lies at", "Spearman", "Kendall", "kappa raw", "kappa calibrated", "error calibrated",
+    )  # fmt: skip
+    for row in calibration_rows(calibration):
+        if row.raw is None or row.calibrated is None:
+            table.add_row(row.language, row.reason or "")
+            continue
+        several = f" {row.attribute}" if len(one.attributes) > 1 else ""
+        table.add_row(
+            f"{row.language}{several}", f"{row.num_pairs:,}", shown(row.threshold), shown(row.raw.spearman),
+            shown(row.raw.kendall), shown(row.raw.kappa), shown(row.calibrated.kappa),
+            shown(row.calibrated.mean_absolute_difference),
+        )  # fmt: skip
+    CONSOLE.print(table)
+    for name, effect in swaps.items():
+        print_swap(f"{name}: {one.target} against {one.scorer}", effect)
+    CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", highlight=False)
+
+
+def print_swap(title: str, effect: SwapEffect) -> None:
+    """How a run's toxicity changes with the scorer, and whether what was found of a tuned model survives."""
+    from xgray.evaluate.swap import AVERAGE
+
+    table = _table(title, "model", "metric", "first", "second", "difference")
+    for row in effect.values:
+        if row.language == AVERAGE:
+            cells = (shown(row.first), shown(row.second), shown(row.difference))
+            table.add_row(row.model, METRICS[row.metric], *cells)
+    CONSOLE.print(table)
+    for model in dict.fromkeys(row.model for row in effect.changes):
+        own = [row for row in effect.changes if row.model == model and row.metric == "emt" and row.language != AVERAGE]
+        lost = [f"{row.language} ({row.first_says}, then {row.second_says})" for row in own if not row.survives]
+        CONSOLE.print(
+            f"{model}: what is said of EMT's change is the same in {len(own) - len(lost)} of {len(own)} languages"
+            f"{'; not in ' + ', '.join(lost) if lost else ''}",
+            highlight=False,
+        )
