@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,32 @@ def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
         "echo": refusal(400, f"what is {KEY}?"),
         "moved": web.Response(status=308, headers={"Location": "http://127.0.0.1:1/"}),
     }
+
+
+@contextmanager
+def serving(service: FaultyService):
+    """The service's address; it runs in a thread for the time of the block."""
+    loop, started, ports = asyncio.new_event_loop(), threading.Event(), []
+
+    async def start():
+        app = web.Application()
+        app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ports.append(runner.addresses[0][1])
+        started.set()
+
+    def forever():
+        loop.create_task(start())
+        loop.run_forever()
+
+    thread = threading.Thread(target=forever, daemon=True)
+    thread.start()
+    started.wait()
+    yield f"http://127.0.0.1:{ports[0]}"
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
 
 
 @asynccontextmanager

@@ -41,7 +41,8 @@ def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
         manifest = one.place.manifest()
         if manifest and one.place.stage in stages:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
-            console.print(f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}", highlight=False)
+            line = f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
+            console.print(line, highlight=False, soft_wrap=True)
     if plan.report.done and "report" in stages:
         console.print(f"report: {plan.report.place.folder.uri}/index.html", highlight=False, soft_wrap=True)
     else:
@@ -58,7 +59,8 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
         table.add_row(model, *(interval(figures["average"][key]) for key in METRICS))
     console.print(table)
     if metrics["unvalidated"]:
-        console.print(f"the scorer was not validated on: {' '.join(metrics['unvalidated'])}", highlight=False)
+        unvalidated = " ".join(metrics["unvalidated"])
+        console.print(f"the scorer was not validated on: {unvalidated}", highlight=False, soft_wrap=True)
     for model, comparison in metrics["comparisons"].items():
         languages = comparison["languages"]
         changes = {code: one["emt"] for code, one in languages.items() if one["emt"].get("difference") is not None}
@@ -69,6 +71,7 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
             f"{model}: EMT fell in {len(less)} of {len(languages)} languages (false discovery rate 5 %); "
             f"rose in: {' '.join(more) or 'none'}; no significant change in: {' '.join(rest) or 'none'}",
             highlight=False,
+            soft_wrap=True,
         )
 
 

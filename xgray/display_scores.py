@@ -35,8 +35,13 @@ def _short(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1)
 
 
+def _long(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
+
+
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    CONSOLE.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     for at, name in enumerate(columns):
         table.add_column(name, justify="left" if at == 0 else "right")
     return table
@@ -59,9 +64,10 @@ def print_estimate(plan: Archiving) -> None:
     ends = datetime.now(UTC) + timedelta(seconds=told.seconds)
     late = " That is too late." if ends > CLOSES else ""
     CONSOLE.print(
-        f"{plan.num_known:,} texts are in the store already. The rest takes {told.seconds / 3600:,.1f} hours, until "
+        f"{plan.num_known:,} texts are in the store already. The rest takes {_long(told.seconds)}, until "
         f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {CLOSES - timedelta(days=1):%Y-%m-%d}.{late}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -70,6 +76,7 @@ def print_archive(plan: Archiving, missing: Counter[str]) -> None:
     CONSOLE.print(
         f"{total - missing.total():,} of {total:,} texts scored; the store is {plan.section.execution.store}",
         highlight=False,
+        soft_wrap=True,
     )
     for reason, number in missing.most_common():
         CONSOLE.print(f"  without a score: {number:,}  {reason}", highlight=False, markup=False)

@@ -222,9 +222,12 @@ def measure(section: Score, labelled: str, on_progress: OnProgress) -> list[Labe
     scores = {code: _column([scored[code][text] for text in texts[code]], section.attributes[0]) for code in languages}
     thresholds: dict[str, float] = {}
     if section.calibration is not None:
+        from xgray.score.calibrated import CalibratedScorer
         from xgray.score.calibration import read_calibration
 
-        curves = read_calibration(section.calibration).languages
+        calibration = read_calibration(section.calibration)
+        CalibratedScorer(scorer, calibration)  # refuses another scorer's
+        curves = calibration.languages
         images = {code: curves[code][section.attributes[0]].threshold.value for code in languages if code in curves}
         thresholds = {code: value for code, value in images.items() if value is not None}
     return label_rows(scores, labels, thresholds)

@@ -1,12 +1,10 @@
 """Several actors send with one key to a real service: its account says whether the quota held."""
 
-import asyncio
-import threading
+import time
 
 import pytest
 import ray
-from aiohttp import web
-from faulty_service import KEY, FaultyService
+from faulty_service import KEY, FaultyService, serving
 
 from xgray.config import Score
 from xgray.distributed.cluster import connect
@@ -31,29 +29,10 @@ def cluster():
 
 @pytest.fixture
 def service():
-    """The service in a thread of its own, and the section that names it."""
-    faulty, started = FaultyService(FAULTS), threading.Event()
-    loop, port = asyncio.new_event_loop(), []
-
-    async def run():
-        app = web.Application()
-        app.router.add_post("/v1alpha1/comments:analyze", faulty.analyze)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port.append(runner.addresses[0][1])
-        started.set()
-
-    def forever():
-        loop.create_task(run())
-        loop.run_forever()
-
-    thread = threading.Thread(target=forever, daemon=True)
-    thread.start()
-    started.wait()
-    yield faulty, section(f"http://127.0.0.1:{port[0]}")
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    """The service, and the section that names it."""
+    faulty = FaultyService(FAULTS)
+    with serving(faulty) as url:
+        yield faulty, section(url)
 
 
 def section(url, per_second=PER_SECOND):
@@ -92,11 +71,11 @@ def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
     lost = first.score.remote(given, [f"lost {index}" for index in range(60)])
     kept = second.score.remote(given, [f"kept {index}" for index in range(80)])
     while len(faulty.received) < 20:
-        threading.Event().wait(0.05)
+        time.sleep(0.05)
     ray.kill(first)
     (name,) = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
     while len(faulty.received) < 60:
-        threading.Event().wait(0.05)
+        time.sleep(0.05)
     ray.kill(ray.get_actor(name, NAMESPACE), no_restart=False)
     assert all(ray.get(kept, timeout=120))
     with pytest.raises(ray.exceptions.RayActorError):
