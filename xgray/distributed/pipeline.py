@@ -26,12 +26,13 @@ from ray.util.annotations import RayDeprecationWarning
 
 from xgray.config import Generate, Score
 from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
-from xgray.distributed.cluster import thread_environment, total
+from xgray.distributed.cluster import cores, thread_environment, total
 from xgray.distributed.failures import death
 from xgray.errors import InputError, StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.rows import Completions, Prompt, from_table, schema
 from xgray.runs import StageResult
+from xgray.score.build import GPU_SCORERS
 from xgray.storage import Folder
 
 OnProgress = Callable[[str, int, int], None]
@@ -235,7 +236,7 @@ def _stream(
             fn_constructor_args=(engine, generate, seed, places),
             batch_size=1,
             **RESTARTS,
-            **_engine_resources(generate),
+            **_engine_resources(generate, score),
         )
         sources.append(made)
     if unscored:
@@ -252,8 +253,7 @@ def _stream(
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
-            num_cpus=0,
-            runtime_env=thread_environment(1 if new else _cores()),
+            **_scorer_resources(score, generate if new else None),
         )
     try:
         for row in flow.iter_rows():
@@ -262,14 +262,29 @@ def _stream(
         raise death(error) from error
 
 
-def _cores() -> int:
-    return max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+def _scorer_gpus(score: Score | None, generate: Generate | None) -> int:
+    """A GPU for each scoring actor that uses one, where that leaves enough for the engines."""
+    if score is None or score.scorer not in GPU_SCORERS:
+        return 0
+    least = (generate.execution.num_actors or 1) * generate.execution.tensor_parallel if generate else 0
+    wanted = score.execution.num_actors
+    return wanted if total("GPU") - wanted >= least else 0
 
 
-def _engine_resources(generate: Generate) -> dict[str, Any]:
+def _scorer_resources(score: Score, generate: Generate | None) -> dict[str, Any]:
+    """Where scoring actors go: each on a GPU of its own, or on cores that none of them reserves."""
+    if _scorer_gpus(score, generate):
+        return {"num_cpus": 0, "num_gpus": 1}
+    environment = thread_environment(1 if generate else cores())
+    # Ray leaves the GPUs in sight of those that have none.
+    environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
+    return {"num_cpus": 0, "runtime_env": environment}
+
+
+def _engine_resources(generate: Generate, score: Score | None) -> dict[str, Any]:
     """Where engine actors go: on GPUs where the cluster has any, else one on all cores of a node."""
     execution = generate.execution
-    gpus, cpus = total("GPU"), total("CPU")
+    gpus, cpus = total("GPU") - _scorer_gpus(score, generate), total("CPU")
     if gpus:
         if execution.tensor_parallel > gpus:
             raise InputError(
@@ -279,7 +294,7 @@ def _engine_resources(generate: Generate) -> dict[str, Any]:
         options: dict[str, Any] = {"num_gpus": execution.tensor_parallel, "num_cpus": execution.cpus_per_actor or 1}
     else:
         size = execution.num_actors or 1
-        threads = execution.cpus_per_actor or max(1, _cores() // size)
+        threads = execution.cpus_per_actor or max(1, cores() // size)
         # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
         options = {
             "num_cpus": max(1, threads - 1),
