@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from weakref import WeakSet
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -142,7 +141,7 @@ class Service:
         self._metrics = Metrics()
         self._batches = Batches(score_batch, section.batch_size, num_concurrent, self._metrics)
         self._num_under_way = 0
-        self._silent: WeakSet[asyncio.BaseProtocol] = WeakSet()
+        self._silent: set[asyncio.BaseProtocol] = set()
         """Connections that have not sent a request yet."""
 
     @asynccontextmanager
@@ -178,6 +177,7 @@ class Service:
 
     def _hang_up_if_silent(self, protocol: web.RequestHandler) -> None:
         if protocol in self._silent:
+            self._silent.remove(protocol)
             protocol.force_close()
 
     @web.middleware
