@@ -1,6 +1,6 @@
 """A scorer as a service: replicas of it under Ray Serve, and the HTTP side of it in this process.
 
-    clients ──HTTP──▶ xgray.score.service ──batches──▶ replicas of the scorer
+    clients ──HTTP──▶ xgray.score.server ──batches──▶ replicas of the scorer
 
 Serve routes the batches, starts replicas for the load, and again where one dies. Its own HTTP proxy is left out: it and
 the hop behind it take 6 ms of a core for each request, a quarter of what scoring one takes, where a whole batch costs
@@ -32,7 +32,7 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, score_texts
-from xgray.score.service import Item, Offer, Service, Unavailable
+from xgray.score.server import Item, Offer, Service, Unavailable
 
 log = logging.getLogger(__name__)
 

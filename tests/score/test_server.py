@@ -12,7 +12,7 @@ import pytest
 from xgray.config import Score, Serve
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
-from xgray.score.service import Offer, Service, Unavailable
+from xgray.score.server import Offer, Service, Unavailable
 
 KEY = "serve-key-17"
 OFFER = Offer("embedding", ("toxicity",), ("en", "de"))
