@@ -199,6 +199,31 @@ class Score(Section):
     execution: ScoreExecution = ScoreExecution()
 
 
+class Serve(Section):
+    """How ``xgray serve`` answers; no part of an experiment."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    """Copies of the scorer, as many as the load asks for; they share a machine's cores evenly."""
+    batch_size: int = Field(32, ge=1)
+    """Texts that a scorer takes at most at once. No text waits for a batch to fill."""
+    max_requests: int = Field(2000, ge=1)
+    """Requests for scores under way at once; one more is refused (429)."""
+    max_body_bytes: int = Field(256 * 1024, ge=1024)
+    read_timeout_seconds: float = Field(10.0, gt=0)
+    """Within which a client has to send its request, header and body."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Within which a text is scored, or the request fails (503)."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Serve:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is less than min_replicas ({self.min_replicas})")
+        return self
+
+
 class Fluency(Section):
     kind: Literal["causal", "seq2seq", "none"] = "causal"
     """Perplexity of the completion given the prompt under a causal model, or as the paper has it under mT5."""

@@ -1,0 +1,249 @@
+"""The service as its users meet it: a process of its own, Ray Serve behind it, Google's client and ours before it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from xgray.config import Score, Serve
+from xgray.distributed.serve import run_service
+from xgray.errors import InputError, StageError
+from xgray.score.build import build_scorer
+from xgray.score.scorer import score_texts
+
+DRIVER = str(Path(__file__).with_name("serve_driver.py"))
+KEY = "serve-key-17"
+TEXTS = [f"{text} number {index}" for index in range(3) for text in ("Good morning", "You idiot", "Nobody likes you,")]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(score=None, **serve):
+    settings = json.dumps({"score": score or {}, "serve": {"port": free_port()} | serve})
+    return subprocess.Popen(
+        [sys.executable, DRIVER, settings], env=os.environ | {"XGRAY_SERVE_KEY": KEY},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def ready(url):
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=20) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+@contextmanager
+def running(**serve):
+    """The process and its address, ready."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start(port=port, **serve)
+    try:
+        while not ready(url):
+            assert process.poll() is None, process.stdout.read()[-3000:]
+            time.sleep(0.2)
+        yield process, url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def service():
+    with running() as (process, url):
+        yield process, url
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The scores that the scorer has in process, by text."""
+    scorer = build_scorer(Score())
+    results = asyncio.run(score_texts(scorer, TEXTS, "en", "corrected"))
+    return {text: one.scores["toxicity"] for text, one in zip(TEXTS, results, strict=True)}
+
+
+def request(text):
+    return {"comment": {"text": text}, "languages": ["en"], "requestedAttributes": {"TOXICITY": {}}}
+
+
+def value(answer):
+    return answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"]
+
+
+async def analyze(session, text):
+    async with session.post("/v1alpha1/comments:analyze", json=request(text), params={"key": KEY}) as response:
+        return text, response.status, await response.json()
+
+
+def session_of(url):
+    timeout = aiohttp.ClientTimeout(total=120)
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=timeout)
+
+
+def right(answers, expected):
+    """How many are answered; each with its own text's score, or refused in so many words."""
+    num_right = 0
+    for text, status, answer in answers:
+        if status == 200:
+            assert value(answer) == expected[text]
+            num_right += 1
+        else:
+            assert status in (429, 503)
+            assert answer["error"]["code"] == status
+    return num_right
+
+
+@pytest.mark.slow
+def test_our_perspective_client_gets_the_numbers_of_the_scorer_in_process(service, monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
+    settings = {"scorer": "perspective", "perspective_url": service[1], "execution": {"requests_per_second": 200}}
+    texts = [*TEXTS, "line\u2028separator", "nul\x00", "🙂", "half \ud83d pair", "", "x" * 30_000]
+
+    async def main(section):
+        scorer = build_scorer(Score.model_validate(section))
+        try:
+            return {code: await score_texts(scorer, texts, code, "corrected") for code in ("en", "zh-hans")}
+        finally:
+            await scorer.close()
+
+    served, own = asyncio.run(main(settings)), asyncio.run(main({}))
+    for code, results in served.items():
+        assert [one.scores for one in results[:-1]] == [one.scores for one in own[code][:-1]]
+        assert results[-1].error.startswith("too long")
+
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "another-key")
+    with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
+        asyncio.run(main(settings))
+
+
+@pytest.mark.slow
+def test_googles_client_is_built_from_our_document_and_gets_scores_and_errors(service, expected):
+    from googleapiclient.discovery import build
+    from googleapiclient.errors import HttpError
+
+    # As Perspective's own examples have it, but for the address.
+    client = build(
+        "commentanalyzer",
+        "v1alpha1",
+        developerKey=KEY,
+        discoveryServiceUrl=f"{service[1]}/$discovery/rest?version=v1alpha1",
+        static_discovery=False,
+    )
+    for text in TEXTS[:3]:
+        answer = client.comments().analyze(body=request(text)).execute()
+        assert value(answer) == expected[text]
+        assert answer["languages"] == ["en"]
+    with pytest.raises(HttpError) as raised:
+        client.comments().analyze(body=request("")).execute()
+    assert raised.value.status_code == 400
+    assert raised.value.reason == "Comment must be non-empty."
+    assert raised.value.error_details[0]["errorType"] == "COMMENT_EMPTY"
+
+
+@pytest.mark.slow
+def test_a_thousand_connections_at_once(service, expected):
+    async def main():
+        async with session_of(service[1]) as session:
+            return await asyncio.gather(*(analyze(session, TEXTS[index % len(TEXTS)]) for index in range(1000)))
+
+    assert right(asyncio.run(main()), expected) == 1000
+
+
+@pytest.mark.slow
+def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
+    process, url = service
+
+    def replica():
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [one for one in children if "ServeReplica" in "".join(one.cmdline())]
+
+    async def main():
+        stop = asyncio.Event()
+
+        async def ask(session, offset):
+            answers = []
+            while not stop.is_set():
+                answers.append(await analyze(session, TEXTS[(offset + len(answers)) % len(TEXTS)]))
+            return answers
+
+        async with session_of(url) as session:
+            asking = [asyncio.create_task(ask(session, offset)) for offset in range(16)]
+            await asyncio.sleep(2)
+            (victim,) = replica()
+            victim.kill()
+            while not (new := [one for one in replica() if one.pid != victim.pid]):
+                await asyncio.sleep(0.2)
+            num_before = int(
+                (await (await session.get("/metrics")).text()).split("xgray_score_seconds_count ")[1].split(".")[0]
+            )
+            while not await asyncio.to_thread(ready, url):
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(1)
+            stop.set()
+            return [one for answers in await asyncio.gather(*asking) for one in answers], num_before, new
+
+    answers, num_before, new = asyncio.run(main())
+    num_right = right(answers, expected)
+    assert num_right > num_before > 0, "it answers before and after"
+    assert len(new) == 1
+
+
+@pytest.mark.slow
+def test_an_interrupt_answers_what_is_under_way_and_leaves_no_process(expected):
+    async def main():
+        async with session_of(url) as session:
+            asking = [asyncio.create_task(analyze(session, TEXTS[index % len(TEXTS)])) for index in range(40)]
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            process.send_signal(signal.SIGINT)
+            return await asyncio.gather(*asking)
+
+    with running() as (process, url):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert right(asyncio.run(main()), expected) == 40
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output[-3000:]
+        assert not ready(url)
+        assert KEY not in output
+        assert "Traceback" not in output
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+
+
+@pytest.mark.slow
+def test_a_scorer_that_cannot_be_built_is_said_in_one_line(tmp_path):
+    output, _ = (process := start({"labelled": str(tmp_path / "absent")})).communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("InputError")]
+    assert "no such file or folder" in line
+
+
+def test_what_cannot_be_served_is_refused_before_anything_is_started():
+    with pytest.raises(InputError, match="perspective is a service already"):
+        run_service(Score(scorer="perspective"), Serve())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=r"serve\.port: cannot listen at 127\.0\.0\.1"):
+            run_service(Score(), Serve(port=taken.getsockname()[1]))
+    with pytest.raises(InputError, match="max_replicas"):
+        Serve(min_replicas=3, max_replicas=2)
