@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray import __version__
-from xgray.cli_scores import scorer, scores
+from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app = App(
 
 app.command(scores)
 app.command(scorer)
+app.command(serve)
 
 Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """EXPERIMENT.yaml and any ``--section.field VALUE``."""
