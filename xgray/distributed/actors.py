@@ -17,6 +17,7 @@ from xgray.distributed.failures import Failure
 from xgray.distributed.quota import shared_scorer
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights, complete
+from xgray.models import device_name
 from xgray.rows import Completions, Prompt, Scores, to_table
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
@@ -93,16 +94,13 @@ class GenerateActor:
     """
 
     def __init__(self, engine: EngineName, section: Generate, seed: int, places: Places) -> None:
-        import torch
-
         self._name = engine
         self._section = section
         self._seed = seed
         self._places = places
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
-        cuda = torch.cuda.is_available()
-        self._device = torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)"
+        self._device = device_name()
 
     def _engine_of(self, weights: Weights) -> tuple[Engine, float]:
         """The engine with these weights, and the seconds that it took to start now."""

@@ -32,7 +32,7 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, score_texts
-from xgray.score.server import Item, Offer, Service, Unavailable
+from xgray.score.server import PROBE, Item, Offer, Service, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,11 @@ class ScorerReplica:
         scorer = self._scorer
         if isinstance(scorer, Failure):
             return scorer
+        try:
+            await score_texts(scorer, [PROBE], next(iter(scorer.validated), "en"), self._section.empty_text)  # loads a model
+        except Exception as error:
+            traceback.print_exc()
+            return Failure.of(error)
         languages = tuple(LANGUAGES) if self._section.unvalidated_languages else scorer.validated
         return Offer(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
 

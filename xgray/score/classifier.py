@@ -14,11 +14,12 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from xgray.config import Score
+from xgray.config import Model, Score
 from xgray.errors import InputError
 from xgray.models import (
     context_length,
@@ -47,7 +48,7 @@ class ClassifierScorer:
     """A classifier's probabilities as scores. Safe to call from several tasks at once: they take turns."""
 
     def __init__(self, section: Score) -> None:
-        """Load the model.
+        """Read the model's configuration; its weights are loaded with the first texts.
 
         Raises:
             InputError: there is no such model, it is no classifier, or the labels do not fit it or the attributes.
@@ -69,14 +70,8 @@ class ClassifierScorer:
         self._tokenizer = load_tokenizer(path, model.revision)
         self._num_special = self._tokenizer.num_special_tokens_to_add()
         self._max_length = _max_length(config, self._tokenizer.model_max_length)
-        self._engine: Engine
-        if section.scorer == "vllm":
-            from xgray.score.vllm_classifier import VllmEngine
-
-            self._engine = VllmEngine(path, model, self._max_length)
-        else:
-            pad = self._tokenizer.pad_token_id
-            self._engine = TransformersEngine(path, model.dtype, model.revision, pad, section.execution.batch_tokens)
+        self._start = partial(self._load, section, path, model)
+        self._engine: Engine | None = None
         self.device = device_name()
         made_of = {"model": model_fingerprint(model), "labels": declared.labels, "dtype": model.dtype}
         self.version = fingerprint(made_of)[:12]
@@ -94,6 +89,14 @@ class ClassifierScorer:
         self._num_texts = self._num_cut = 0
         self._turn = threading.Lock()
 
+    def _load(self, section: Score, path: str, model: Model) -> Engine:
+        if section.scorer == "vllm":
+            from xgray.score.vllm_classifier import VllmEngine
+
+            return VllmEngine(path, model, self._max_length)
+        pad = self._tokenizer.pad_token_id
+        return TransformersEngine(path, model.dtype, model.revision, pad, section.execution.batch_tokens)
+
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: a model is told the text alone."""
         return await asyncio.to_thread(self._score, list(texts))
@@ -103,7 +106,11 @@ class ClassifierScorer:
             sequences = self._sequences(texts)
             present = [index for index, sequence in enumerate(sequences) if len(sequence) > self._num_special]
             results = [Scored(None, EMPTY)] * len(texts)
-            rows = self._probabilities([sequences[index] for index in present]) if present else ()
+            if not present:
+                return results
+            if self._engine is None:
+                self._engine = self._start()
+            rows = self._probabilities(self._engine, [sequences[index] for index in present])
             for index, row in zip(present, rows, strict=True):
                 results[index] = self._scored(row)
             return results
@@ -119,11 +126,11 @@ class ClassifierScorer:
         self._num_cut += len(too_long)
         return sequences
 
-    def _probabilities(self, sequences: list[list[int]]) -> np.ndarray:
+    def _probabilities(self, engine: Engine, sequences: list[list[int]]) -> np.ndarray:
         """``(n, num_labels)`` float64."""
         from scipy.special import expit, softmax
 
-        logits = self._engine.logits(sequences).astype(np.float64)
+        logits = engine.logits(sequences).astype(np.float64)
         return np.asarray(expit(logits) if self._sigmoid else softmax(logits, axis=1))
 
     def _scored(self, probabilities: np.ndarray) -> Scored:
@@ -136,7 +143,7 @@ class ClassifierScorer:
         return {"scorer": self.name, "version": self.version, **self._facts, **counts}
 
     async def close(self) -> None:
-        del self._engine
+        self._engine = None
 
 
 class TransformersEngine:
