@@ -5,6 +5,8 @@
 
 Everything is the same to the bit for the same pairs, in whatever order they come: texts are ordered, and so put into
 folds and drawn, by the SHA-256 of their keys.
+
+A map holds for texts of the kind that it was fitted on: one from long texts may be far off on short completions.
 """
 
 from __future__ import annotations
