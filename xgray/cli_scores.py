@@ -253,6 +253,8 @@ def calibrate(
 ) -> None:
     """Map a scorer onto archived scores of another, in each language; score.calibration takes the file.
 
+    The archived texts should be of the kind that is scored with it: a map fitted on long texts misplaces short ones.
+
     Parameters
     ----------
     arguments

@@ -230,7 +230,9 @@ def run_experiment(
 
         # Refuses a missing key and the like, and fits a local scorer once for all workers.
         section = scoring(plan.experiment)
-        check_languages(build_scorer(section), plan.experiment.languages, section.unvalidated_languages)
+        # A language without a calibration cannot be scored, even unvalidated.
+        unvalidated = section.unvalidated_languages and section.calibration is None
+        check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
     write_resolved(plan)
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]

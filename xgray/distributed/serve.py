@@ -95,7 +95,9 @@ class ScorerReplica:
         if isinstance(scorer, Failure):
             return scorer
         try:
-            await score_texts(scorer, [PROBE], next(iter(scorer.validated), "en"), self._section.empty_text)  # loads a model
+            await score_texts(
+                scorer, [PROBE], next(iter(scorer.validated), "en"), self._section.empty_text
+            )  # loads a model
         except Exception as error:
             traceback.print_exc()
             return Failure.of(error)
