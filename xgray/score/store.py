@@ -148,17 +148,23 @@ class ScoreStore:
         if not distinct:
             return
         with self._lock:
-            self._own.append(self._write(distinct))
+            self._own += self._write(distinct)[1]
             while parts := full_tier(self._own):
                 self._replace(parts)
 
-    def _write(self, rows: Collection[bytes]) -> Segment:
+    def _write(self, rows: Collection[bytes]) -> tuple[str, list[Segment]]:
+        """The new segment's name, and itself unless another process has merged it already."""
         if not self._has_format:
             self.folder.write_json(FORMAT, {"version": FORMAT_VERSION})
             self._has_format = True
-        segment = Segment(self._files, write_segment(self._files, rows), self._report)
-        self._segments = {**self._segments, segment.name: segment}
-        return segment
+        name = write_segment(self._files, rows)
+        try:
+            segment = Segment(self._files, name, self._report)
+        except FileNotFoundError:
+            self.refresh()
+            return name, []
+        self._segments = {**self._segments, name: segment}
+        return name, [segment]
 
     def _replace(self, parts: Sequence[Segment]) -> None:
         """One segment in the place of several, which are deleted when it is finished.
@@ -167,13 +173,13 @@ class ScoreStore:
         leaves its rows in a finished one, and the worst is that a row lies in two.
         """
         rows = {row for part in parts for row in part.rows()}
-        merged = self._write(rows) if rows else None
-        gone = [part.name for part in parts if merged is None or part.name != merged.name]
-        for name in gone:
-            self._files.remove(name)
+        name, merged = self._write(rows) if rows else ("", [])
+        gone = [part.name for part in parts if part.name != name]
+        for one in gone:
+            self._files.remove(one)
         self._drop(gone)
         if any(part in self._own for part in parts):
-            self._own = [one for one in self._own if one not in parts] + ([merged] if merged else [])
+            self._own = [one for one in self._own if one not in parts] + merged
 
     def _drop(self, names: Collection[str]) -> None:
         self._segments = {name: one for name, one in self._segments.items() if name not in names}
