@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 import pytest
 
-from xgray.config import Score, Serve
+from xgray.config import Score, Serve, validate
 from xgray.distributed.serve import run_service
 from xgray.errors import InputError, StageError
 from xgray.score.build import build_scorer
@@ -117,7 +117,7 @@ def right(answers, expected):
 def test_our_perspective_client_gets_the_numbers_of_the_scorer_in_process(service, monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     settings = {"scorer": "perspective", "perspective_url": service[1], "execution": {"requests_per_second": 200}}
-    texts = [*TEXTS, "line\u2028separator", "nul\x00", "🙂", "half \ud83d pair", "", "x" * 30_000]
+    texts = [*TEXTS, "line\u2028separator", "nul\x00", "🙂", "half \ud83d pair", ""]
 
     async def main(section):
         scorer = build_scorer(Score.model_validate(section))
@@ -128,8 +128,7 @@ def test_our_perspective_client_gets_the_numbers_of_the_scorer_in_process(servic
 
     served, own = asyncio.run(main(settings)), asyncio.run(main({}))
     for code, results in served.items():
-        assert [one.scores for one in results[:-1]] == [one.scores for one in own[code][:-1]]
-        assert results[-1].error.startswith("too long")
+        assert [(one.scores, one.error) for one in results] == [(one.scores, one.error) for one in own[code]]
 
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "another-key")
     with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
@@ -179,33 +178,32 @@ def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
 
     async def main():
         stop = asyncio.Event()
+        answers = []
 
         async def ask(session, offset):
-            answers = []
             while not stop.is_set():
                 answers.append(await analyze(session, TEXTS[(offset + len(answers)) % len(TEXTS)]))
-            return answers
 
         async with session_of(url) as session:
             asking = [asyncio.create_task(ask(session, offset)) for offset in range(16)]
             await asyncio.sleep(2)
             (victim,) = replica()
+            num_before = len(answers)
             victim.kill()
-            while not (new := [one for one in replica() if one.pid != victim.pid]):
+            while not [one for one in replica() if one.pid != victim.pid]:
                 await asyncio.sleep(0.2)
-            num_before = int(
-                (await (await session.get("/metrics")).text()).split("xgray_score_seconds_count ")[1].split(".")[0]
-            )
             while not await asyncio.to_thread(ready, url):
                 await asyncio.sleep(0.5)
-            await asyncio.sleep(1)
+            num_again = len(answers)
+            await asyncio.sleep(2)
             stop.set()
-            return [one for answers in await asyncio.gather(*asking) for one in answers], num_before, new
+            await asyncio.gather(*asking)
+        return answers[:num_before], answers[num_before:num_again], answers[num_again:]
 
-    answers, num_before, new = asyncio.run(main())
-    num_right = right(answers, expected)
-    assert num_right > num_before > 0, "it answers before and after"
-    assert len(new) == 1
+    before, meanwhile, after = asyncio.run(main())
+    assert right(before, expected) == len(before) > 0
+    right(meanwhile, expected)
+    assert right(after, expected) == len(after) > 0
 
 
 @pytest.mark.slow
@@ -246,4 +244,4 @@ def test_what_cannot_be_served_is_refused_before_anything_is_started():
         with pytest.raises(InputError, match=r"serve\.port: cannot listen at 127\.0\.0\.1"):
             run_service(Score(), Serve(port=taken.getsockname()[1]))
     with pytest.raises(InputError, match="max_replicas"):
-        Serve(min_replicas=3, max_replicas=2)
+        validate(Serve, {"min_replicas": 3, "max_replicas": 2}, "serve")
