@@ -21,7 +21,7 @@ from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
 
 if TYPE_CHECKING:
-    from xgray.experiment import Plan
+    from xgray.plan import Plan
 
 app = App(
     name="xgray",
@@ -162,7 +162,7 @@ def status(run_directory: str, *, as_json: Annotated[bool, Parameter("--json")] 
     from dataclasses import asdict
 
     from xgray.display import print_states
-    from xgray.experiment import read_prompts
+    from xgray.plan import read_prompts
     from xgray.status import load_run, run_states
     from xgray.storage import Folder
 
@@ -223,7 +223,7 @@ def _stages(names: str | None) -> tuple[str, ...]:
     Raises:
         InputError: one of them is no stage.
     """
-    from xgray.experiment import STAGES
+    from xgray.plan import STAGES
 
     if names is None:
         return STAGES
@@ -236,9 +236,9 @@ def _stages(names: str | None) -> tuple[str, ...]:
 
 def _plan(arguments: tuple[str, ...]) -> Plan:
     from xgray.config import Experiment, merge, validate
-    from xgray.experiment import make_plan
     from xgray.experiment_file import load_experiment, parse_overrides, split
     from xgray.imports import import_files
+    from xgray.plan import make_plan
     from xgray.status import load_run
     from xgray.storage import Folder
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from xgray.doctor import Check
-    from xgray.experiment import Plan
+    from xgray.plan import Plan
     from xgray.status import StageState
     from xgray.storage import Folder
 

@@ -15,7 +15,7 @@ from xgray.config import BASE, Experiment, Switch, merge, validate
 from xgray.data.generations import read_generations
 from xgray.data.perspective_results import PREFIX, read_perspective_results
 from xgray.errors import InputError
-from xgray.experiment import Plan, Planned, make_plan
+from xgray.plan import Plan, Planned, make_plan
 from xgray.rows import Completions, Row, Scores, to_table
 from xgray.runs import StageResult, file_fingerprint, fingerprint
 

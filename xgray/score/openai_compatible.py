@@ -85,8 +85,7 @@ class OpenAIScorer:
             raise InputError(f"score.scorer: {self._url.host} needs a key in the environment variable {KEY_VARIABLE}")
         self._model = given.model
         rule: dict[str, Any] = {"rubric": RUBRIC} if self._judge else {"categories": MODERATION}
-        made_of = {"service": given.url, "endpoint": given.endpoint, "model": given.model, **rule}
-        self.version = fingerprint(made_of)[:12]
+        self.version = fingerprint({"endpoint": given.endpoint, "model": given.model, **rule})[:12]
         self._facts = {
             "service": self.device,
             "endpoint": given.endpoint,

@@ -1,0 +1,188 @@
+"""What every stage of an experiment is made of.
+
+    train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
+
+Every stage's fingerprint follows from the experiment file and the input files alone, so that a run of another
+configuration is refused before anything is spent, and a finished one costs no more than hashing its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xgray.config import BASE, STORE, Experiment, Model, Score, Variant
+from xgray.errors import InputError
+from xgray.runs import StageFolder, fingerprint, section_payload
+from xgray.storage import Folder
+
+STAGES = ("train", "generate", "score", "evaluate", "report")
+
+VERSIONS = {"train": 1, "generate": 1, "score": 1, "evaluate": 1, "report": 1}
+"""Raised by hand when a stage's code would give other results for the same payload."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage's folder, and all that its results depend on."""
+
+    place: StageFolder
+    payload: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.payload)
+
+    @property
+    def done(self) -> bool:
+        manifest = self.place.manifest()
+        return manifest is not None and manifest["fingerprint"] == self.fingerprint
+
+    def require(self) -> None:
+        """Raise unless this stage is finished as planned."""
+        if not self.done:
+            raise InputError(f"stage {self.place.label} is not finished in {self.place.folder.uri}; run it first")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of an experiment, in the order in which they run."""
+
+    experiment: Experiment
+    run: Folder
+    train: dict[str, Planned]
+    generate: dict[str, Planned]
+    score: dict[str, Planned]
+    evaluate: Planned
+    report: Planned
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.generate)
+
+    def stages(self) -> Iterator[Planned]:
+        yield from self.train.values()
+        yield from self.generate.values()
+        yield from self.score.values()
+        yield self.evaluate
+        yield self.report
+
+
+def run_folder(experiment: Experiment) -> Folder:
+    return Folder(experiment.runs) / experiment.name
+
+
+def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = None) -> Plan:
+    """What every stage is made of.
+
+    Args:
+        generations: fingerprints of completions by model name, where they came from the user's files; the models
+            are then these, and neither training nor generating is planned.
+
+    Raises:
+        InputError: an input file is missing or wrong.
+    """
+    from xgray.score.build import scorer_inputs
+
+    if generations is None:
+        experiment = _pinned(experiment)
+    run = run_folder(experiment)
+
+    def planned(stage: str, model: str | None, inputs: dict[str, Any], **rest: Any) -> Planned:
+        folder = run / stage / model if model else run / stage
+        return Planned(StageFolder(folder, stage, model), {"version": VERSIONS[stage], "inputs": inputs, **rest})
+
+    train: dict[str, Planned] = {}
+    if generations is None:
+        train, generate = _plan_models(experiment, planned)
+    else:
+        generate = {model: planned("generate", model, {"imported": value}) for model, value in generations.items()}
+    scorer = scorer_inputs(experiment.score)
+    score = {
+        model: planned(
+            "score",
+            model,
+            {"completions": made.fingerprint, **scorer},
+            section=section_payload(experiment.score),
+        )
+        for model, made in generate.items()
+    }
+    evaluate = planned(
+        "evaluate",
+        None,
+        {model: one.fingerprint for model, one in score.items()},
+        section=section_payload(experiment.evaluate),
+        base_model=experiment.model.model_dump(mode="json"),
+        seed=experiment.seed,
+    )
+    report = planned("report", None, {"evaluate": evaluate.fingerprint}, section=section_payload(experiment.report))
+    return Plan(experiment, run, train, generate, score, evaluate, report)
+
+
+def _pinned(experiment: Experiment) -> Experiment:
+    """The experiment with the hub's commits as its models' revisions."""
+    from xgray.models import pinned
+
+    fluency = experiment.evaluate.fluency
+    if fluency.model is not None and fluency.kind != "none":
+        fluency = fluency.model_copy(update={"model": pinned(fluency.model)})
+    evaluate = experiment.evaluate.model_copy(update={"fluency": fluency})
+    return experiment.model_copy(update={"model": pinned(experiment.model), "evaluate": evaluate})
+
+
+def _plan_models(
+    experiment: Experiment, planned: Callable[..., Planned]
+) -> tuple[dict[str, Planned], dict[str, Planned]]:
+    from xgray.data.pairs import pairs_fingerprint
+    from xgray.generate.build import engine_name
+    from xgray.models import model_fingerprint, pinned
+
+    base = model_fingerprint(experiment.model)
+    prompts = fingerprint({"prompts": [[p.prompt_id, p.text] for p in read_prompts(experiment)]})
+    train: dict[str, Planned] = {}
+    tuned: dict[str, str | None] = {BASE: None}
+    for variant in experiment.variants:
+        if variant.checkpoint is not None:
+            tuned[variant.name] = model_fingerprint(pinned(Model(id=variant.checkpoint)))
+            continue
+        section = experiment.train_section(variant)
+        pairs = pairs_fingerprint(section.pairs, section.limit)
+        train[variant.name] = planned(
+            "train",
+            variant.name,
+            {"model": base, "pairs": pairs},
+            section={**section_payload(section), "seed": training_seed(experiment, variant)},
+        )
+        tuned[variant.name] = train[variant.name].fingerprint
+    generate = {
+        model: planned(
+            "generate",
+            model,
+            {"model": base, "tuned": made, "prompts": prompts},
+            section=section_payload(experiment.generate),
+            dtype=experiment.model.dtype,
+            engine=engine_name(experiment.generate),
+            seed=experiment.seed,
+        )
+        for model, made in tuned.items()
+    }
+    return train, generate
+
+
+def training_seed(experiment: Experiment, variant: Variant) -> int:
+    seed = experiment.train_section(variant).seed
+    return experiment.seed if seed is None else seed
+
+
+def read_prompts(experiment: Experiment) -> list[Any]:
+    from xgray.data.rtp_lx import read_prompts as read
+
+    return read(experiment.prompts, experiment.languages)
+
+
+def resolved_score(experiment: Experiment) -> Score:
+    """The experiment's ``score`` section, with the store that all runs beside it share."""
+    section = experiment.score
+    store = section.execution.store or f"{experiment.runs.rstrip('/')}/{STORE}"
+    return section.model_copy(update={"execution": section.execution.model_copy(update={"store": Folder(store).uri})})
