@@ -41,4 +41,4 @@ def test_a_model_that_vllm_does_not_serve_is_refused(tmp_path):
     path = tiny_classifier(tmp_path, "deberta-v2", position_buckets=32, pos_att_type=["p2c", "c2p"])
     assert scores(build_scorer(classifier_section(path)), ["word"])
     with pytest.raises(InputError, match=r"score\.classifier\.model: vLLM does not take"):
-        build_scorer(classifier_section(path, "vllm"))
+        scores(build_scorer(classifier_section(path, "vllm")), ["word"])
