@@ -3,9 +3,9 @@
     python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 32]
 
 All sample 20 tokens from SmolLM2-135M in bfloat16 for prompts in the 17 embedded languages, each run in a process of
-its own, on all cores. Start-up is reported apart. Ray Data's engine finishes one block before the next, so that what is sampled
-together depends on the block alone; small blocks pay for it. The last lines are for two models, the second a LoRA adapter or,
-where vLLM is better given it so, its merged weights.
+its own, on all cores. Start-up is reported apart. Ray Data's engine finishes one block before the next, so that what is
+sampled together depends on the block alone; small blocks pay for it. The last lines are for two models, the second a
+LoRA adapter or, where vLLM is better given it so, its merged weights.
 """
 
 from __future__ import annotations
