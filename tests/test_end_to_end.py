@@ -129,10 +129,11 @@ def test_killed_in_generation_and_in_scoring_gives_the_same_rows(finished, tmp_p
     variants = f"variants: [{{name: dpo, checkpoint: '{adapter}'}}]\n"
     (tmp_path / "e.yaml").write_text("name: killed\n" + SETTINGS + variants)
     run = tmp_path / "runs" / "killed"
-    kill_when(tmp_path, "runs/killed/generate/base/rows/*.parquet", "run", "e.yaml")
+    command = "run", "e.yaml", "--only", "generate,score"
+    kill_when(tmp_path, "runs/killed/generate/base/rows/*.parquet", *command)
     first = {path: path.stat().st_mtime_ns for path in run.glob("*/*/rows/*.parquet")}
-    kill_when(tmp_path, "runs/killed/score/dpo/rows/*.parquet", "run", "e.yaml")
-    finish(tmp_path, "run", "e.yaml")
+    kill_when(tmp_path, "runs/killed/score/dpo/rows/*.parquet", *command)
+    finish(tmp_path, *command)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     for model in ("base", "dpo"):
         for stage, row_type in (("generate", Completions), ("score", Scores)):
