@@ -49,7 +49,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def print_estimate(plan: Archiving) -> None:
     """What is left to archive, and whether there is time for it."""
-    from xgray.score.archive import CLOSES
+    from xgray.score.archive import CLOSES, LAST_DAY
 
     told, rate = plan.estimate, plan.section.execution.requests_per_second
     table = _table(
@@ -65,7 +65,7 @@ def print_estimate(plan: Archiving) -> None:
     late = " That is too late." if ends > CLOSES else ""
     CONSOLE.print(
         f"{plan.num_known:,} texts are in the store already. The rest takes {_long(told.seconds)}, until "
-        f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {CLOSES - timedelta(days=1):%Y-%m-%d}.{late}",
+        f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}",
         highlight=False,
         soft_wrap=True,
     )

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from xgray.score.archive import LAST_DAY
+
 GIB = 1024**3
 QUICKSTART = "run quickstart"
 """The name of the check whose status ``missing`` means that not even the quickstart runs here."""
-PERSPECTIVE_CLOSES = datetime.date(2026, 12, 31)
 TRAINING_GIB = 22
 """What a GPU of 24 GB leaves: enough for 1.3B parameters in float32 with gradients and optimizer state, and for an
 engine with 7B in bfloat16."""
@@ -298,11 +299,14 @@ def check_model(package: str, file: str, distribution: str) -> Check:
 
 def check_perspective(environment: Mapping[str, str], today: datetime.date) -> Check:
     """Whether the key is set; its value is never looked at."""
-    closes = f"the API closes after {PERSPECTIVE_CLOSES}"
-    if today > PERSPECTIVE_CLOSES:
-        return Check("perspective", "missing", f"the API closed after {PERSPECTIVE_CLOSES}", "score.scorer: embedding")
+    closes = f"the API closes after {LAST_DAY}"
+    if today > LAST_DAY:
+        remedy = "score.scorer: embedding; or score.archived: true, for what xgray scores archive kept"
+        return Check("perspective", "missing", f"the API closed after {LAST_DAY}", remedy)
     if environment.get("PERSPECTIVE_API_KEY"):
-        return Check("perspective", "ok", f"PERSPECTIVE_API_KEY is set; {closes}")
+        return Check(
+            "perspective", "ok", f"PERSPECTIVE_API_KEY is set; {closes}: xgray scores archive keeps its scores"
+        )
     remedy = "export PERSPECTIVE_API_KEY, if you have one; no new ones are given out. The embedding scorer needs none"
     return Check("perspective", "missing", f"PERSPECTIVE_API_KEY is not set; {closes}", remedy)
 

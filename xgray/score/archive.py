@@ -12,15 +12,16 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import chain, zip_longest
 
 from xgray.config import Switch
 from xgray.rows import Completions
 from xgray.score.scorer import Scored, Scorer, text_to_score
 
-CLOSES = datetime(2027, 1, 1, tzinfo=UTC)
-"""The Perspective API answers until the end of 31 December 2026."""
+LAST_DAY = date(2026, 12, 31)
+"""On which the Perspective API answers."""
+CLOSES = datetime.combine(LAST_DAY + timedelta(days=1), time(), UTC)
 
 
 Prompts = dict[tuple[str, str, str], list[str]]
