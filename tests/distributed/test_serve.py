@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +80,15 @@ def expected():
     scorer = build_scorer(Score())
     results = asyncio.run(score_texts(scorer, TEXTS, "en", "corrected"))
     return {text: one.scores["toxicity"] for text, one in zip(TEXTS, results, strict=True)}
+
+
+def replicas(process):
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if one.name().startswith("ray::ServeRepli"):
+                found.append(one)
+    return found
 
 
 def request(text):
@@ -172,10 +181,6 @@ def test_a_thousand_connections_at_once(service, expected):
 def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
     process, url = service
 
-    def replica():
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in children if "ServeReplica" in "".join(one.cmdline())]
-
     async def main():
         stop = asyncio.Event()
         answers = []
@@ -187,10 +192,10 @@ def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
         async with session_of(url) as session:
             asking = [asyncio.create_task(ask(session, offset)) for offset in range(16)]
             await asyncio.sleep(2)
-            (victim,) = replica()
+            (victim,) = replicas(process)
             num_before = len(answers)
             victim.kill()
-            while not [one for one in replica() if one.pid != victim.pid]:
+            while not [one for one in replicas(process) if one.pid != victim.pid]:
                 await asyncio.sleep(0.2)
             while not await asyncio.to_thread(ready, url):
                 await asyncio.sleep(0.5)
@@ -204,6 +209,24 @@ def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
     assert right(before, expected) == len(before) > 0
     right(meanwhile, expected)
     assert right(after, expected) == len(after) > 0
+
+
+@pytest.mark.slow
+def test_another_replica_comes_with_the_load(expected):
+    async def main():
+        async def ask(session):
+            answers = []
+            while len(replicas(process)) < 2:
+                answers.append(await analyze(session, TEXTS[len(answers) % len(TEXTS)]))
+            return answers + [await analyze(session, text) for text in TEXTS]
+
+        async with session_of(url) as session, asyncio.timeout(120):
+            return [one for answers in await asyncio.gather(*(ask(session) for _ in range(32))) for one in answers]
+
+    with running(max_replicas=2, batch_size=8) as (process, url):
+        assert len(replicas(process)) == 1
+        answers = asyncio.run(main())
+    assert right(answers, expected) == len(answers)
 
 
 @pytest.mark.slow
