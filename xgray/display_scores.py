@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from xgray.display import METRICS, interval
 
 if TYPE_CHECKING:
     from xgray.bootstrap import Measured
@@ -18,21 +21,11 @@ if TYPE_CHECKING:
     from xgray.scoring import Archiving
 
 CONSOLE = Console()
-METRICS = {"emt": "EMT", "tox_prob": "ToxProb", "avg_tox": "AvgTox"}
 
 
 def shown(measured: Measured | None) -> str:
-    """``.512 [.480, .541]``, or a dash where there is no value."""
-    if measured is None or measured.value is None:
-        return "–"
-    ends = (
-        "" if measured.low is None or measured.high is None else f" [{_short(measured.low)}, {_short(measured.high)}]"
-    )
-    return f"{_short(measured.value)}{ends}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
+    """A value with its interval, or a dash where there is none."""
+    return interval(asdict(measured)) if measured else "–"
 
 
 def _long(seconds: float) -> str:
@@ -85,8 +78,8 @@ def print_archive(plan: Archiving, missing: Counter[str]) -> None:
 def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
     table = _table(f"Head {version}, on held-out texts", "language", "AUC", "right at .5", "toxic", "benign")
     for code, one in facts["auc"].items():
-        interval = f"{_short(one['auc'])} [{_short(one['low'])}, {_short(one['high'])}]"
-        table.add_row(code, interval, f"{one['accuracy']:.0%}", f"{one['num_toxic']:,}", f"{one['num_benign']:,}")
+        auc = interval({"value": one["auc"], **one})
+        table.add_row(code, auc, f"{one['accuracy']:.0%}", f"{one['num_toxic']:,}", f"{one['num_benign']:,}")
     CONSOLE.print(table)
     CONSOLE.print(f"{output}: score.head takes it", highlight=False)
 
@@ -99,7 +92,7 @@ def print_labels(scorer: str, rows: list[LabelRow]) -> None:
         cells = [row.language, f"{row.num:,}", f"{row.num_toxic:,}", f"{row.num_missing:,}", shown(row.auc)]
         cells.append(shown(row.kappa))
         if own:
-            cells += ["–" if row.threshold is None else _short(row.threshold), shown(row.kappa_at_threshold)]
+            cells += ["–" if row.threshold is None else f"{row.threshold:.3f}", shown(row.kappa_at_threshold)]
         table.add_row(*cells)
     CONSOLE.print(table)
 
