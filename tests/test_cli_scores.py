@@ -50,6 +50,15 @@ def run(tmp_path):
     return folder
 
 
+def write_generations(folder, code, prompts):
+    lines = [
+        json.dumps({"prompt": f"So {index},", "generated_text": text})
+        for index, texts in enumerate(prompts)
+        for text in texts
+    ]
+    (folder / f"output-rtp_lx_{code}.json").write_text("\n".join(lines) + "\n")
+
+
 def distinct(run):
     rows = [
         row
@@ -122,12 +131,7 @@ def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
         assert archive(run, url).returncode == 0
     rows = from_table((run / "generate" / "base" / "rows").read_parquet(schema(Completions)), Completions)
     german = [row for row in rows if row.language == "de"]
-    lines = [
-        json.dumps({"prompt": row.prompt, "generated_text": text})
-        for row in german
-        for text in [*row.completions, " neu"]
-    ]
-    (tmp_path / "output-rtp_lx_de.json").write_text("\n".join(lines) + "\n")
+    write_generations(tmp_path, "de", [[*row.completions, " neu"] for row in german])
     scored = xgray(
         tmp_path, "score", "output-rtp_lx_de.json", "--name", "again", "--score.scorer", "perspective",
         "--score.archived", "true",
@@ -163,6 +167,17 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
     rows = {row["language"]: row for row in json.loads(measured.stdout)}
     assert set(rows) == {"en", "de"}
     assert rows["en"]["auc"]["low"] < rows["en"]["auc"]["value"] <= 1
+
+    write_generations(tmp_path, "fr", [[" bonjour", " merci", " idiot"]])
+    given = ["score", "output-rtp_lx_fr.json", "--name", "french", "--score.head", "head.json"]
+    outside = xgray(tmp_path, *given)
+    assert outside.returncode == 2
+    assert "was not validated on fr (it was on: de, en)" in outside.stderr
+    forced = xgray(tmp_path, *given, "--score.unvalidated-languages", "true", "--json")
+    assert forced.returncode == 0, forced.stderr
+    scored = json.loads(forced.stdout)["stages"]["score/base"]
+    assert scored["measured"]["scorer"]["validated"] == ["de", "en"]
+    assert scored["counts"]["num_errors"] == 0
 
     with serving(FaultyService({})) as url:
         assert archive(run, url).returncode == 0
