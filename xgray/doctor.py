@@ -77,8 +77,10 @@ def examine(runs: str = "runs") -> list[Check]:
     Args:
         runs: where run folders are to lie, for the free space.
     """
+    from packaging.utils import canonicalize_name
+
     torch_process, engine_process = start_probe(TORCH_PROBE), start_probe(ENGINE_PROBE)
-    versions = {dist.name.lower(): dist.version for dist in metadata.distributions() if dist.name}
+    versions = {canonicalize_name(dist.name): dist.version for dist in metadata.distributions() if dist.name}
     memory = memory_bytes()
     engine = check_embedding(finish_probe(engine_process))
     torch = finish_probe(torch_process)
@@ -269,10 +271,11 @@ def check_packages(required: list[str], versions: Mapping[str, str]) -> Check:
 def unmet(required: list[str], versions: Mapping[str, str]) -> list[str]:
     """The requirements that apply here and that no installed version meets, in words."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     wrong = []
     for one in (Requirement(text) for text in required):
-        version = versions.get(one.name.lower())
+        version = versions.get(canonicalize_name(one.name))
         applies = one.marker is None or one.marker.evaluate()
         if applies and (version is None or not one.specifier.contains(version, prereleases=True)):
             wrong.append(f"{one.name} {version or 'is not installed'} (wanted {one.specifier})")
