@@ -80,7 +80,7 @@ def examine(runs: str = "runs") -> list[Check]:
     from packaging.utils import canonicalize_name
 
     torch_process, engine_process = start_probe(TORCH_PROBE), start_probe(ENGINE_PROBE)
-    versions = {canonicalize_name(dist.name): dist.version for dist in metadata.distributions() if dist.name}
+    versions = {str(canonicalize_name(one.name)): one.version for one in metadata.distributions() if one.name}
     memory = memory_bytes()
     engine = check_embedding(finish_probe(engine_process))
     torch = finish_probe(torch_process)
