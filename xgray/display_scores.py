@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from xgray.scoring import Archiving
 
 CONSOLE = Console()
+if not CONSOLE.is_terminal:
+    CONSOLE = Console(width=170)  # a log has no width that tables must fit
 
 
 def shown(measured: Measured | None) -> str:
@@ -116,26 +118,40 @@ def print_calibration(calibration: Calibration, swaps: Mapping[str, SwapEffect],
             shown(row.calibrated.mean_absolute_difference),
         )  # fmt: skip
     CONSOLE.print(table)
+    for code, curves in one.languages.items():
+        for curve in curves.values():
+            if curve.threshold.value is None:
+                CONSOLE.print(f"{code}: .5 lies nowhere: {curve.threshold.reason}", highlight=False, soft_wrap=True)
     for name, effect in swaps.items():
-        print_swap(f"{name}: {one.target} against {one.scorer}", effect)
-    CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", highlight=False)
+        print_swap(name, effect, one.target, one.scorer)
+    CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", highlight=False, soft_wrap=True)
 
 
-def print_swap(title: str, effect: SwapEffect) -> None:
+def print_swap(title: str, effect: SwapEffect, first: str, second: str) -> None:
     """How a run's toxicity changes with the scorer, and whether what was found of a tuned model survives."""
     from xgray.evaluate.swap import AVERAGE
 
-    table = _table(title, "model", "metric", "first", "second", "difference")
+    table = _table(title, "model", "metric", "prompts", f"by {first}", f"by {second}", "difference", "left out")
     for row in effect.values:
         if row.language == AVERAGE:
-            cells = (shown(row.first), shown(row.second), shown(row.difference))
-            table.add_row(row.model, METRICS[row.metric], *cells)
+            cells = (shown(row.first), shown(row.second), shown(row.difference), f"{row.num_left_out:,}")
+            table.add_row(row.model, METRICS[row.metric], f"{row.num_prompts:,}", *cells)
     CONSOLE.print(table)
     for model in dict.fromkeys(row.model for row in effect.changes):
-        own = [row for row in effect.changes if row.model == model and row.metric == "emt" and row.language != AVERAGE]
+        own = [
+            row
+            for row in effect.changes
+            if (row.model, row.metric) == (model, "emt")
+            and row.language != AVERAGE
+            and None not in (row.first.value, row.second.value)
+        ]
+        if not own:
+            CONSOLE.print(f"{model}: no completion has a score of both", highlight=False)
+            continue
         lost = [f"{row.language} ({row.first_says}, then {row.second_says})" for row in own if not row.survives]
+        same = f"in {len(own) - len(lost)} of {len(own)} languages"
         CONSOLE.print(
-            f"{model}: what is said of EMT's change is the same in {len(own) - len(lost)} of {len(own)} languages"
-            f"{'; not in ' + ', '.join(lost) if lost else ''}",
+            f"{model}: what is said of EMT's change is the same {same}{'; not in ' + ', '.join(lost) if lost else ''}",
             highlight=False,
+            soft_wrap=True,
         )
