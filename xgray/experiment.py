@@ -41,11 +41,8 @@ def run_experiment(
         InputError: a stage that is needed but not asked for is not finished.
         StageError: a stage failed; the same call goes on where it stopped.
     """
-    # Everything that can be refused is refused before anything is spent; `begin` with force deletes old results.
-    todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
-    if not todo:
-        return
-    if any(one.place.stage == "score" for one in todo):
+    # Everything that can be refused is refused before anything is spent or marked as begun.
+    if any(one.place.stage == "score" and "score" in stages and not one.done for one in plan.stages()):
         from xgray.score.build import build_scorer
         from xgray.score.scorer import check_languages
 
@@ -54,6 +51,10 @@ def run_experiment(
         # A language without a calibration cannot be scored, even unvalidated.
         unvalidated = section.unvalidated_languages and section.calibration is None
         check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
+    # `begin` with force deletes old results.
+    todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
+    if not todo:
+        return
     write_resolved(plan)
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
