@@ -115,15 +115,15 @@ def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     service = FaultyService({})
     with serving(service) as url:
         process = archive(run, url, per_second=40, start=subprocess.Popen)
-        while len(service.received) < 60:
+        while len(service.received) < 120:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert archive(run, url).returncode == 0
     wanted = distinct(run)
     assert {(one.body["languages"][0], one.text) for one in service.received} == wanted
-    assert len(service.received) <= len(wanted) + 100, "what two commits and the requests under way hold"
-    assert len(service.received) < len(wanted) + 60, "some of what was paid for was kept"
+    # A commit follows after a second, which is 40 answers, or after 50 of them.
+    assert len(service.received) < len(wanted) + 100, "most of what was paid for was kept"
 
 
 def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
