@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from xgray.config import BASE, Model, Variant
-from xgray.plan import STAGES, Plan, Planned, read_prompts, resolved_score, training_seed
+from xgray.plan import STAGES, Plan, Planned, read_prompts, resolved_score, store_of, training_seed
 
 if TYPE_CHECKING:
     from xgray.distributed.pipeline import Target
@@ -185,7 +185,7 @@ def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress
     if scored:
         from xgray.score.store import ScoreStore
 
-        ScoreStore(resolved_score(experiment).execution.store or "").compact()
+        ScoreStore(store_of(experiment.score, experiment.runs)).compact()
     for one in todo:
         stage, model = one.place.stage, one.place.model or ""
         one.place.finish(one.payload, tallies[stage, model].result(stage))

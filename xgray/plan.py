@@ -181,8 +181,13 @@ def read_prompts(experiment: Experiment) -> list[Any]:
     return read(experiment.prompts, experiment.languages)
 
 
+def store_of(section: Score, runs: str) -> str:
+    """The section's score store; where it names none, the one that all runs in the folder ``runs`` share."""
+    return Folder(section.execution.store or f"{runs.rstrip('/')}/{STORE}").uri
+
+
 def resolved_score(experiment: Experiment) -> Score:
-    """The experiment's ``score`` section, with the store that all runs beside it share."""
+    """The experiment's ``score`` section, with its store."""
     section = experiment.score
-    store = section.execution.store or f"{experiment.runs.rstrip('/')}/{STORE}"
-    return section.model_copy(update={"execution": section.execution.model_copy(update={"store": Folder(store).uri})})
+    execution = section.execution.model_copy(update={"store": store_of(section, experiment.runs)})
+    return section.model_copy(update={"execution": execution})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import STORE, Score, merge, validate
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
+from xgray.plan import store_of
 from xgray.rows import Completions, Scores, from_table, schema
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, check_languages, score_texts
@@ -52,9 +53,8 @@ def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any)
 
 
 def store_beside(run: Folder) -> str:
-    """The score store that the run shares with those beside it, unless its experiment names another."""
-    named = load_run(run).score.execution.store
-    return named or f"{run.uri.rsplit('/', 1)[0]}/{STORE}"
+    """The score store of a run, wherever its folder lies by now."""
+    return store_of(load_run(run).score, run.uri.rsplit("/", 1)[0])
 
 
 def completions_of(run: Folder) -> list[Completions]:
