@@ -7,8 +7,8 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,34 +169,35 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
     if (scorer.name, scorer.version) == (name, version):
         raise InputError(f"--target: {target} is the scorer that is to be calibrated; name another")
     texts = {language: list(own) for language, own in targets.items()}
-    local = _scored(scorer, texts, "score", on_progress)
-    pairs = _pairs(local, targets, section.attributes)
-    on_progress("calibrate", 0, 1)
-    calibration = fit_calibration(
-        pairs,
-        scorer=scorer.name,
-        scorer_version=scorer.version,
-        target=name,
-        target_version=version,
-        date=time.strftime("%Y-%m-%d", time.gmtime()),
-        attributes=section.attributes,
-    )
-    on_progress("calibrate", 1, 1)
-    archived = ArchivedScorer(store, name, version, tuple(section.attributes))
-    swaps = {}
-    for run in runs:
-        rows = [row for row in completions_of(run) if row.language in calibration.languages]
-        switch = load_run(run).score.empty_text
-        sides = [
-            _rows(one, rows, switch, f"{run.name} by {label}", on_progress)
-            for label, one in (
-                (name, archived),
-                (scorer.name, scorer),
-                ("calibrated", CalibratedScorer(scorer, calibration)),
-            )
-        ]
-        for label, side in (("raw", sides[1]), ("calibrated", sides[2])):
-            swaps[f"{run.name}, {label}"] = _swap(sides[0], side, section.attributes[0])
+    with _running(scorer) as runner:
+        local = _scored(runner, scorer, texts, on_progress)
+        pairs = _pairs(local, targets, section.attributes)
+        on_progress("calibrate", 0, 1)
+        calibration = fit_calibration(
+            pairs,
+            scorer=scorer.name,
+            scorer_version=scorer.version,
+            target=name,
+            target_version=version,
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            attributes=section.attributes,
+        )
+        on_progress("calibrate", 1, 1)
+        archived = ArchivedScorer(store, name, version, tuple(section.attributes))
+        swaps = {}
+        for run in runs:
+            rows = [row for row in completions_of(run) if row.language in calibration.languages]
+            switch = load_run(run).score.empty_text
+            sides = [
+                _rows(runner, one, rows, switch, f"{run.name} by {label}", on_progress)
+                for label, one in (
+                    (name, archived),
+                    (scorer.name, scorer),
+                    ("calibrated", CalibratedScorer(scorer, calibration)),
+                )
+            ]
+            for label, side in (("raw", sides[1]), ("calibrated", sides[2])):
+                swaps[f"{run.name}, {label}"] = _swap(sides[0], side, section.attributes[0])
     return Calibrated(calibration, swaps)
 
 
@@ -218,7 +219,8 @@ def measure(section: Score, labelled: str, on_progress: OnProgress) -> list[Labe
     check_languages(scorer, languages, section.unvalidated_languages)
     texts = {code: [one.text for one in found if one.language == code] for code in languages}
     labels = {code: np.array([one.toxic for one in found if one.language == code]) for code in languages}
-    scored = _scored(scorer, texts, "score", on_progress)
+    with _running(scorer) as runner:
+        scored = _scored(runner, scorer, texts, on_progress)
     scores = {code: _column([scored[code][text] for text in texts[code]], section.attributes[0]) for code in languages}
     thresholds: dict[str, float] = {}
     if section.calibration is not None:
@@ -249,10 +251,21 @@ def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
     section = load_run(run).score
     archived = ArchivedScorer(ScoreStore(store), SCORER, SCORER_VERSION, tuple(section.attributes))
     written: list[Path] = []
-    for rows in _by_model(completions_of(run)):
-        scores = _rows(archived, rows, section.empty_text, "export", lambda *_: None)
-        written += write_perspective_results(folder / rows[0].model, rows, scores)
+    with _running(archived) as runner:
+        for rows in _by_model(completions_of(run)):
+            scores = _rows(runner, archived, rows, section.empty_text, "export", lambda *_: None)
+            written += write_perspective_results(folder / rows[0].model, rows, scores)
     return written
+
+
+@contextmanager
+def _running(scorer: Scorer) -> Iterator[asyncio.Runner]:
+    """One event loop for all that is asked of a scorer, whose connections belong to it; the scorer is closed after."""
+    with asyncio.Runner() as runner:
+        try:
+            yield runner
+        finally:
+            runner.run(scorer.close())
 
 
 def _store_of(section: Score) -> str:
@@ -283,23 +296,23 @@ def _targets(
 
 
 def _scored(
-    scorer: Scorer, texts: dict[str, list[str]], label: str, on_progress: OnProgress
+    runner: asyncio.Runner, scorer: Scorer, texts: dict[str, list[str]], on_progress: OnProgress
 ) -> dict[str, dict[str, Scored]]:
     """The scores of texts, by language and text."""
     total, found = sum(len(own) for own in texts.values()), {code: dict[str, Scored]() for code in texts}
 
     async def work() -> None:
         done = 0
-        on_progress(label, done, total)
+        on_progress("score", done, total)
         for code, own in texts.items():
             for start in range(0, len(own), TEXTS_AT_ONCE):
                 part = own[start : start + TEXTS_AT_ONCE]
                 results = await score_texts(scorer, part, code, "corrected")
                 found[code] |= dict(zip(part, results, strict=True))
                 done += len(part)
-                on_progress(label, done, total)
+                on_progress("score", done, total)
 
-    asyncio.run(work())
+    runner.run(work())
     return found
 
 
@@ -329,7 +342,12 @@ def _column(results: Sequence[Scored], attribute: str) -> np.ndarray:
 
 
 def _rows(
-    scorer: Scorer, rows: Sequence[Completions], switch: Any, label: str, on_progress: OnProgress
+    runner: asyncio.Runner,
+    scorer: Scorer,
+    rows: Sequence[Completions],
+    switch: Any,
+    label: str,
+    on_progress: OnProgress,
 ) -> list[Scores]:
     from xgray.score.rows import score_rows
 
@@ -342,7 +360,7 @@ def _rows(
             on_progress(label, len(found), len(rows))
         return found
 
-    return asyncio.run(work())
+    return runner.run(work())
 
 
 def _by_model(rows: Sequence[Completions]) -> list[list[Completions]]:
