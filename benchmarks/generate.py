@@ -35,7 +35,7 @@ def section(k: int, batch_size: int = 32) -> Generate:
 def embedded_prompts(number: int) -> list[Any]:
     from xgray.data.rtp_lx import read_prompts
 
-    return read_prompts(Prompts(limit=number), list(LANGUAGES))
+    return list(read_prompts(Prompts(limit=number), list(LANGUAGES)))
 
 
 def vllm_alone(number: int, k: int) -> dict[str, float]:
@@ -76,6 +76,7 @@ def through_ray(number: int, k: int, batch_size: int, output: str, models: int =
     from xgray.distributed.pipeline import Target, run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models import resolve
+    from xgray.prompt_file import PROMPTS, prompt_file
     from xgray.storage import Folder
 
     began = time.perf_counter()
@@ -91,7 +92,8 @@ def through_ray(number: int, k: int, batch_size: int, output: str, models: int =
             Target(model, weights, loaded, Folder(f"{output}/{model}/generate"), Folder(f"{output}/{model}/score"))
             for model, weights, loaded in served
         ]
-        tallies = run_pipeline(targets, embedded_prompts(number), "vllm", section(k, batch_size), None, 0)
+        Folder(output).write_bytes(PROMPTS, prompt_file(embedded_prompts(number), ""))
+        tallies = run_pipeline(targets, Folder(output), "vllm", section(k, batch_size), None, 0)
         wall = time.perf_counter() - began
     results = [tallies["generate", model].result("generate") for model, _, _ in served]
     seconds = sum(one.seconds for one in results)

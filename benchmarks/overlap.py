@@ -57,12 +57,14 @@ def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: S
     from xgray.distributed.pipeline import Target, run_pipeline
     from xgray.generate.engine import Weights
     from xgray.models import resolve
+    from xgray.prompt_file import PROMPTS, prompt_file
     from xgray.storage import Folder
 
     scores = Folder(folder) / (score.scorer if score and not generate else "score")
     target = Target("base", Weights(resolve(MODEL), None, MODEL.dtype), None, Folder(folder) / "generate", scores)
     began = time.perf_counter()
-    run_pipeline([target], prompts if generate else [], "vllm" if generate else None, generate, score, 0)
+    Folder(folder).write_bytes(PROMPTS, prompt_file(prompts, ""))
+    run_pipeline([target], Folder(folder), "vllm" if generate else None, generate, score, 0)
     return time.perf_counter() - began
 
 
@@ -88,7 +90,7 @@ def main() -> None:
     os.environ["PERSPECTIVE_API_KEY"] = "none is needed here"
     scorers = {"local scorer": Score(), "Perspective client": Score.model_validate(remote)}
     generate = Generate.model_validate({"k": given.k, "execution": {"batch_size": 16}})
-    prompts = read_prompts(Prompts(limit=given.prompts), list(LANGUAGES))
+    prompts = list(read_prompts(Prompts(limit=given.prompts), list(LANGUAGES)))
     times: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:

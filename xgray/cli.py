@@ -162,18 +162,11 @@ def status(run_directory: str, *, as_json: Annotated[bool, Parameter("--json")] 
     from dataclasses import asdict
 
     from xgray.display import print_states
-    from xgray.plan import read_prompts
-    from xgray.status import load_run, run_states
+    from xgray.status import run_states
     from xgray.storage import Folder
 
     folder = Folder(run_directory)
-    try:
-        num_prompts = len(read_prompts(load_run(folder)))
-    except InputError:
-        if not folder.exists("experiment.yaml"):
-            raise
-        num_prompts = None  # the prompts lie on another machine
-    states = run_states(folder, num_prompts)
+    states = run_states(folder)
     if as_json:
         print(json.dumps([asdict(state) for state in states]))
     else:

@@ -117,11 +117,26 @@ class Variant(Section):
         return name
 
 
+class Null(Section):
+    """The null engine's ways: sleep, and faults to see what survives them."""
+
+    seconds: float = Field(0.0, ge=0)
+    """Sleep for each prompt."""
+    raises_on: str | None = None
+    """Prompts that hold this text make it fail."""
+    dies_on: str | None = None
+    """Prompts that hold this text kill its process."""
+
+
 class GenerateExecution(Section):
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """``auto`` takes vLLM where it is installed."""
+    engine: Literal["auto", "vllm", "transformers", "null"] = "auto"
+    """``auto`` takes vLLM where it is installed. ``null`` asks no model: it drives the rest, at any size."""
+    null: Null = Null()
+    use_gpu: bool | None = None
+    """Whether each engine takes GPUs; by default, if the cluster has any."""
     num_actors: int | None = Field(None, ge=1)
-    """Engines side by side; by default one for each GPU, or one on a machine without."""
+    """Engines side by side; by default as many as the cluster's GPUs serve, or one on a machine without. Those that
+    find no room yet start when nodes join."""
     cpus_per_actor: int | None = Field(None, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     """GPUs of each engine."""
@@ -176,9 +191,10 @@ class OpenAI(Section):
 
 
 class Score(Section):
-    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai"] = "embedding"
+    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "null"] = "embedding"
     """The local scorer (all 17 languages, offline), Google's Perspective API or what speaks its protocol, a sequence
-    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service."""
+    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service. ``null`` measures
+    nothing."""
     labelled: str = "embedded"
     """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""
     head: str | None = None

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from xgray.config import BASE, Model, Variant
-from xgray.plan import STAGES, Plan, Planned, read_prompts, resolved_score, store_of, training_seed
+from xgray.plan import STAGES, Plan, Planned, resolved_score, store_of, training_seed
+from xgray.prompt_file import PROMPTS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import EngineName
 
@@ -51,22 +54,27 @@ def run_experiment(
         # A language without a calibration cannot be scored, even unvalidated.
         unvalidated = section.unvalidated_languages and section.calibration is None
         check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
+    sampling = "generate" in stages and any(not one.done for one in plan.generate.values())
+    prompts = _new_prompts(plan) if sampling else None
     # `begin` with force deletes old results.
     todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
     if not todo:
         return
     write_resolved(plan)
+    if prompts is not None:
+        plan.run.write_bytes(PROMPTS, prompts)
+        del prompts
     training = [one for one in todo if one.place.stage == "train"]
-    sampling = [one for one in todo if one.place.stage in ("generate", "score")]
+    rows = [one for one in todo if one.place.stage in ("generate", "score")]
     with contextlib.ExitStack() as stack:
-        if training or sampling or plan.evaluate in todo:
+        if training or rows or plan.evaluate in todo:
             from xgray.distributed.cluster import connect
 
             stack.enter_context(connect(address))
         for one in training:
             _train(plan, one, on_progress)
-        if sampling:
-            _generate_and_score(plan, sampling, on_progress)
+        if rows:
+            _generate_and_score(plan, rows, on_progress)
         if plan.evaluate in todo:
             _evaluate(plan, on_progress)
     if plan.report in todo:
@@ -76,6 +84,17 @@ def run_experiment(
         on_progress("report", 0, 1)
         plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
         on_progress("report", 1, 1)
+
+
+def _new_prompts(plan: Plan) -> pa.Buffer | None:
+    """The content of the run's prompt file; None where it is there."""
+    from xgray.data.rtp_lx import read_prompts
+    from xgray.prompt_file import PromptFile, prompt_file
+
+    (wanted,) = {one.payload["inputs"]["prompts"] for one in plan.generate.values()}
+    if plan.run.exists(PROMPTS) and PromptFile(plan.run).fingerprint == wanted:
+        return None
+    return prompt_file(read_prompts(plan.experiment.prompts, plan.experiment.languages), wanted)
 
 
 def _variant(plan: Plan, name: str) -> Variant:
@@ -175,7 +194,7 @@ def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress
     targets = [target for target in _targets(plan, engine) if target.model in names]
     tallies = run_pipeline(
         targets,
-        [] if imported else read_prompts(experiment),
+        plan.run,
         engine,
         experiment.generate if sampled else None,
         resolved_score(experiment) if scored else None,

@@ -19,7 +19,7 @@ from xgray.storage import Folder
 
 STAGES = ("train", "generate", "score", "evaluate", "report")
 
-VERSIONS = {"train": 1, "generate": 1, "score": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"train": 1, "generate": 2, "score": 1, "evaluate": 1, "report": 1}
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 
@@ -135,11 +135,12 @@ def _plan_models(
     experiment: Experiment, planned: Callable[..., Planned]
 ) -> tuple[dict[str, Planned], dict[str, Planned]]:
     from xgray.data.pairs import pairs_fingerprint
+    from xgray.data.rtp_lx import prompts_fingerprint
     from xgray.generate.build import engine_name
     from xgray.models import model_fingerprint, pinned
 
     base = model_fingerprint(experiment.model)
-    prompts = fingerprint({"prompts": [[p.prompt_id, p.text] for p in read_prompts(experiment)]})
+    prompts = prompts_fingerprint(experiment.prompts, experiment.languages)
     train: dict[str, Planned] = {}
     tuned: dict[str, str | None] = {BASE: None}
     for variant in experiment.variants:
@@ -173,12 +174,6 @@ def _plan_models(
 def training_seed(experiment: Experiment, variant: Variant) -> int:
     seed = experiment.train_section(variant).seed
     return experiment.seed if seed is None else seed
-
-
-def read_prompts(experiment: Experiment) -> list[Any]:
-    from xgray.data.rtp_lx import read_prompts as read
-
-    return read(experiment.prompts, experiment.languages)
 
 
 def store_of(section: Score, runs: str) -> str:

@@ -7,7 +7,7 @@ committed together. So nothing on disk is ever half a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Completions:
     """Of each completion; no entries for texts that came from a file."""
     finish_reasons: list[str]
     """``length`` or ``stop``, as the engine said it; ``imported`` for texts that came from a file."""
+    error: str | None = None
+    """Why there are no completions, where the engine failed on this prompt every time."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def schema(row_type: type[Row]) -> pa.Schema:
                 ("completions", pa.list_(pa.string())),
                 ("token_counts", pa.list_(pa.int32())),
                 ("finish_reasons", pa.list_(pa.string())),
+                ("error", pa.string()),
             ]
         )
     return pa.schema(
@@ -98,7 +101,9 @@ def to_table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
     """Rows as an Arrow table; attributes that a scorer does not measure become null."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
+    wanted = schema(row_type)
+    columns = {name: [getattr(row, name) for row in rows] for name in wanted.names}
+    return pa.Table.from_pydict(columns, schema=wanted)
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from xgray.config import BASE, Experiment, validate
 from xgray.errors import InputError
+from xgray.prompt_file import PROMPTS, PromptFile
 from xgray.runs import PENDING, StageFolder
 from xgray.storage import Folder
 
@@ -44,9 +45,14 @@ def load_run(run: Folder) -> Experiment:
     return experiment
 
 
-def run_states(run: Folder, num_prompts: int | None) -> list[StageState]:
-    """The state of every stage of the run, in the order in which they run."""
+def run_states(run: Folder) -> list[StageState]:
+    """The state of every stage of the run, in the order in which they run.
+
+    Raises:
+        InputError: there is no run here.
+    """
     experiment = load_run(run)
+    num_prompts = len(PromptFile(run)) if run.exists(PROMPTS) else None
     states = []
     for variant in experiment.variants:
         if variant.checkpoint is None:

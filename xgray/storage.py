@@ -17,6 +17,7 @@ from xgray.errors import StageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from pyarrow.fs import FileSystem
 
 TEMPORARY_MARK = ".tmp-"
@@ -122,29 +123,44 @@ class Folder:
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
+    def open_parquet(self, name: str) -> pq.ParquetFile:
+        """One Parquet file, to be read in parts."""
+        import pyarrow.parquet as pq
+
+        filesystem, path = self._resolve(name)
+        return pq.ParquetFile(filesystem.open_input_file(path))
+
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """All finished Parquet files of this folder as one table; an empty table where there are none.
 
         Raises:
-            StageError: a file is damaged; ours are written whole, so something else has cut it.
+            StageError: a file is damaged.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        tables = []
-        for name in self.names(".parquet"):
-            filesystem, path = self._resolve(name)
-            try:
-                tables.append(pq.read_table(path, filesystem=filesystem, columns=columns))
-            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-                reason = str(error).splitlines()[0]
-                raise StageError(
-                    f"{self.uri}/{name} is damaged ({reason}); delete it, and the same command makes its rows again"
-                ) from None
+        tables = [self.read_table(name, columns) for name in self.names(".parquet")]
         if tables:
             return pa.concat_tables(tables)
         fields = [schema.field(column) for column in columns] if columns else schema
         return pa.schema(fields).empty_table()
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file.
+
+        Raises:
+            StageError: it is damaged; ours are written whole, so something else has cut it.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        filesystem, path = self._resolve(name)
+        try:
+            return pq.read_table(path, filesystem=filesystem, columns=columns)
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise StageError(
+                f"{self.uri}/{name} is damaged ({reason}); delete it, and the same command makes its rows again"
+            ) from None
 
     def modified(self) -> tuple[float, float] | None:
         """When the oldest and the newest file below this folder was written, in seconds since the epoch."""

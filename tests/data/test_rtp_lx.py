@@ -17,7 +17,7 @@ def write(path: Path, *records: object) -> Path:
 
 def refused(section: Prompts, *languages: str) -> str:
     with pytest.raises(InputError) as caught:
-        read_prompts(section, languages)
+        list(read_prompts(section, languages))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -25,7 +25,7 @@ def refused(section: Prompts, *languages: str) -> str:
 def test_folder_is_read_language_by_language_with_ids_from_text_and_number(tmp_path: Path) -> None:
     write(tmp_path / "RTP_LX_DE.json", {"Prompt": "Du bist", "Index": "204"}, {"Prompt": "Er ist", "Index": "7"})
     write(tmp_path / "RTP_LX_EN.json", {"Prompt": "You are", "Index": 204})
-    prompts = read_prompts(Prompts(path=str(tmp_path)), ["en", "de"])
+    prompts = list(read_prompts(Prompts(path=str(tmp_path)), ["en", "de"]))
     assert [(one.prompt_id, one.language, one.text) for one in prompts] == [
         ("en/204", "en", "You are"),
         ("de/204", "de", "Du bist"),
@@ -47,7 +47,7 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_tolerated(tmp_path
 
 def test_chinese_file_is_found_under_its_own_code(tmp_path: Path) -> None:
     write(tmp_path / "RTP_LX_ZH-Hans.json", {"Prompt": "你", "Index": 3})
-    assert read_prompts(Prompts(path=str(tmp_path)), ["zh"])[0].prompt_id == "zh-hans/3"
+    assert next(read_prompts(Prompts(path=str(tmp_path)), ["zh"])).prompt_id == "zh-hans/3"
 
 
 def test_texts_may_repeat_but_ids_may_not(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_texts_may_repeat_but_ids_may_not(tmp_path: Path) -> None:
 def test_limit_takes_the_first_of_each_language(tmp_path: Path) -> None:
     for code in ("EN", "DE"):
         write(tmp_path / f"RTP_LX_{code}.json", *({"Prompt": f"{code}{i}", "Index": i} for i in range(5)))
-    prompts = read_prompts(Prompts(path=str(tmp_path), limit=2), ["de", "en"])
+    prompts = list(read_prompts(Prompts(path=str(tmp_path), limit=2), ["de", "en"]))
     assert [one.text for one in prompts] == ["DE0", "DE1", "EN0", "EN1"]
 
 
@@ -133,7 +133,7 @@ def test_single_file_of_several_or_unknown_languages_is_refused(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def embedded() -> Callable[[str], list[str]]:
-    prompts = read_prompts(Prompts(), list(LANGUAGES))
+    prompts = list(read_prompts(Prompts(), list(LANGUAGES)))
     return lambda code: [one.text for one in prompts if one.language == code]
 
 

@@ -9,6 +9,8 @@ from xgray.distributed.cluster import connect
 from xgray.distributed.pipeline import Target, run_pipeline
 from xgray.errors import XgrayError
 from xgray.generate.engine import Weights
+from xgray.prompt_file import PROMPTS as FILE
+from xgray.prompt_file import prompt_file
 from xgray.rows import Prompt
 from xgray.storage import Folder
 
@@ -39,10 +41,11 @@ def run(root, models, generate=None, score=None, on_progress=lambda label, done,
     section = None
     if generate is not None:
         section = Generate.model_validate({"k": 2, "max_new_tokens": 8, "execution": generate})
+    Folder(str(root)).write_bytes(FILE, prompt_file(prompts, ""))
     return run_pipeline(
         targets(root, **models),
-        prompts if generate is not None else [],
-        "transformers" if generate is not None else None,
+        Folder(str(root)),
+        section.execution.engine if section else None,
         section,
         None if score is None else Score.model_validate(score),
         7,

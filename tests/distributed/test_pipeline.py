@@ -234,7 +234,7 @@ def test_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):
     prompts = [*PROMPTS, Prompt("en/77", "en", "word " * 200)]
     with pytest.raises(InputError, match=r"en/77 \(\d+\)"):
         run(str(tmp_path), models, GENERATE, SCORE, prompts=prompts)
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path, "generate") == []
 
 
 def test_damaged_file_is_named(models, tmp_path):

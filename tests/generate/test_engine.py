@@ -74,8 +74,8 @@ def test_long_prompt_is_refused_by_name(tiny_model):
     context = context_length(AutoConfig.from_pretrained(tiny_model))
     assert context == 128
     with pytest.raises(InputError, match=r"longer than 122 tokens.*de/77 \(\d+\)"):
-        check_prompts(prompts, load_tokenizer(tiny_model), GENERATE, context)
-    check_prompts(PROMPTS, load_tokenizer(tiny_model), GENERATE, context)
+        check_prompts([prompts], load_tokenizer(tiny_model), GENERATE, context)
+    check_prompts([PROMPTS], load_tokenizer(tiny_model), GENERATE, context)
 
 
 def test_greedy_samples_are_the_same_text(tiny_model):

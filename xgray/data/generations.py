@@ -145,6 +145,8 @@ def _parquet(path: Path, model: str) -> list[Completions]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+    if "error" not in table.column_names:
+        table = table.append_column("error", pa.nulls(table.num_rows, pa.string()))
     missing = [name for name in wanted.names if name not in table.column_names]
     if missing:
         raise InputError(f"{path}: no column {', '.join(missing)}; completions have {', '.join(wanted.names)}")

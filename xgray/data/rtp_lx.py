@@ -8,7 +8,7 @@ may not.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,30 +17,54 @@ from xgray.data.source import Record, located, records
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Prompt
+from xgray.runs import file_fingerprint, fingerprint
 
 
-def read_prompts(section: Prompts, languages: Sequence[str]) -> list[Prompt]:
+def read_prompts(section: Prompts, languages: Sequence[str]) -> Iterator[Prompt]:
     """The prompts of ``languages``, in their order and each file's; the first ``section.limit`` of each language.
 
     Raises:
         InputError: a language has no prompts there, an id repeats, or a file or line is broken.
     """
     codes = [language(code).code for code in languages]
+    files = prompt_files(section, languages)
+    if not located(section.path, "prompts").is_dir():
+        codes = [_language_of(files[0], codes)]
+    for code, path in zip(codes, files, strict=True):
+        yield from _prompts(path, code, section.limit)
+
+
+def prompt_files(section: Prompts, languages: Sequence[str]) -> list[Path]:
+    """The files that hold the prompts: one for each language in order, or a single one for the one language.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     source = located(section.path, "prompts")
     if not source.is_dir():
-        return _prompts(source, _language_of(source, codes), section.limit)
+        return [source]
+    codes = [language(code).code for code in languages]
     files = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
     present = [code for code, file in files.items() if file.is_file()]
     for code in codes:
         if code not in present:
             there = " ".join(present) or "none"
             raise InputError(f"{files[code]}: no such file, for the {code} prompts; languages present: {there}")
-    return [prompt for code in codes for prompt in _prompts(files[code], code, section.limit)]
+    return [files[code] for code in codes]
 
 
-def _prompts(path: Path, code: str, limit: int | None) -> list[Prompt]:
-    prompts = []
-    seen: dict[str, Record] = {}
+def prompts_fingerprint(section: Prompts, languages: Sequence[str]) -> str:
+    """What identifies the prompts: the files, their languages and the limit.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    files = [file_fingerprint(path) for path in prompt_files(section, languages)]
+    return fingerprint({"files": files, "languages": list(languages), "limit": section.limit})
+
+
+def _prompts(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:
+    seen: set[int] = set()  # hashes: a million ids would take ten times the room
     numbered = False
     for position, record in enumerate(islice(records(path), limit)):
         if position == 0:
@@ -48,12 +72,20 @@ def _prompts(path: Path, code: str, limit: int | None) -> list[Prompt]:
         elif numbered != ("Index" in record.fields):
             raise InputError(f"{record.where}: either all prompts of a file have an Index or none")
         index = _index(record) if numbered else str(position)
-        if index in seen:
-            first = seen[index].where.rpartition(":")[2]
+        if numbered and hash(index) in seen:
+            _check_taken(path, index, record)
+        seen.add(hash(index))
+        yield Prompt(f"{code}/{index}", code, record.filled("Prompt"))
+
+
+def _check_taken(path: Path, index: str, record: Record) -> None:
+    """Raise where a line before this one has its index, and not just the same hash."""
+    for earlier in records(path):
+        if earlier.where == record.where:
+            return
+        if _index(earlier) == index:
+            first = earlier.where.rpartition(":")[2]
             raise InputError(f"{record.where}: Index {index!r} is taken by line {first}; a prompt's id must be unique")
-        seen[index] = record
-        prompts.append(Prompt(f"{code}/{index}", code, record.filled("Prompt")))
-    return prompts
 
 
 def _index(record: Record) -> str:

@@ -71,15 +71,18 @@ def records(path: Path) -> Iterator[Record]:
     Raises:
         InputError: the file cannot be read or is empty, or a line is no JSON object in UTF-8.
     """
+    empty = True
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    empty = False
+                    yield Record(f"{path}:{number}", _parsed(text.rstrip(b"\n"), f"{path}:{number}"))
     except OSError as error:
         raise InputError(f"{path}: cannot read it: {error.strerror}") from None
-    if not content.removeprefix(codecs.BOM_UTF8).strip():
+    if empty:
         raise InputError(f"{path}: the file is empty; one JSON object a line is expected")
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if line.strip():
-            yield Record(f"{path}:{number}", _parsed(line, f"{path}:{number}"))
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

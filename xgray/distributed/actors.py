@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import json
 import time
 import traceback
@@ -12,13 +11,18 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from xgray.blocks import MadeBlock, NewBlock, file_name
 from xgray.config import Generate, Score
 from xgray.distributed.failures import Failure
+from xgray.distributed.ledger import MAX_DEATHS, LedgerClient
 from xgray.distributed.quota import shared_scorer
+from xgray.errors import StageError
 from xgray.generate.build import build_engine
-from xgray.generate.engine import Engine, EngineName, Weights, complete
+from xgray.generate.engine import Engine, EngineName, Weights
+from xgray.generate.isolate import complete_isolated, failed
 from xgray.models import device_name
-from xgray.rows import Completions, Prompt, Scores, to_table
+from xgray.prompt_file import PromptFile
+from xgray.rows import Completions, Prompt, Scores, from_table, to_table
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
 from xgray.storage import Folder
@@ -29,9 +33,13 @@ if TYPE_CHECKING:
 
     Batch = dict[str, np.ndarray]
 
-Block = dict[str, Any]
-"""Some prompts of one model: ``model``, ``rows`` (prompts, then their completions), ``scored`` (the ids of those that
-have scores already) and ``parts`` (what each actor has to say of its work). Or a ``failure``, which is passed on."""
+MAX_TASKS = 4096
+"""Ray's tasks in one flow, each of which costs the driver memory; above it, several blocks go in one, one by one."""
+
+Item = dict[str, Any]
+"""What passes through the pipeline for a block: ``new`` or ``made`` (the block itself) and ``parts`` (what each actor
+has to say of its work). Or a ``failure``, which is passed on. Rows pass on disk alone, so that a node that vanishes
+takes none with it."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,12 @@ Places = dict[str, Place]
 """By model."""
 
 
-def dataset(blocks: Sequence[Block]) -> Dataset:
-    """Blocks as rows of a Ray dataset: one JSON text each, so that no column type depends on what a block holds."""
+def dataset(items: Sequence[Item]) -> Dataset:
+    """Items as rows of a Ray dataset: one JSON text each, so that no column type depends on what one holds."""
     import ray
 
-    texts = [{"block": json.dumps(block)} for block in blocks]
-    return ray.data.from_items(texts, override_num_blocks=len(texts))
+    texts = [{"item": json.dumps(item)} for item in items]
+    return ray.data.from_items(texts, override_num_blocks=min(len(texts), MAX_TASKS))
 
 
 def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,29 +70,23 @@ def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         XgrayError: one of them failed.
     """
-    block: Block = json.loads(row["block"])
-    if "failure" in block:
-        raise Failure(**block["failure"]).error()
-    parts: list[dict[str, Any]] = block["parts"]
+    item: Item = json.loads(row["item"])
+    if "failure" in item:
+        raise Failure(**item["failure"]).error()
+    parts: list[dict[str, Any]] = item["parts"]
     return parts
 
 
-def file_name(rows: Sequence[Completions] | Sequence[Scores]) -> str:
-    """The name of the file that holds these rows: the same prompts of a model always make the same file."""
-    ids = "\n".join([rows[0].model, *(row.prompt_id for row in rows)])
-    return f"{hashlib.sha256(ids.encode()).hexdigest()[:24]}.parquet"
+def _decode(batch: Batch) -> Item:
+    (text,) = batch["item"].tolist()
+    item: Item = json.loads(text)
+    return item
 
 
-def _decode(batch: Batch) -> Block:
-    (text,) = batch["block"].tolist()
-    block: Block = json.loads(text)
-    return block
-
-
-def _encode(block: Block) -> Batch:
+def _encode(item: Item) -> Batch:
     import numpy as np
 
-    return {"block": np.array([json.dumps(block)], dtype=object)}
+    return {"item": np.array([json.dumps(item)], dtype=object)}
 
 
 class GenerateActor:
@@ -93,90 +95,141 @@ class GenerateActor:
     The engine starts with the first block; models of other weights follow each other in it.
     """
 
-    def __init__(self, engine: EngineName, section: Generate, seed: int, places: Places) -> None:
+    def __init__(
+        self, engine: EngineName, section: Generate, seed: int, run: Folder, places: Places, ledger: LedgerClient
+    ) -> None:
         self._name = engine
         self._section = section
         self._seed = seed
+        self._prompts = PromptFile(run)
         self._places = places
+        self._ledger = ledger
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
-        self._device = device_name()
+        self._start_seconds = 0.0
+        self._device = "none" if engine == "null" else device_name()
 
-    def _engine_of(self, weights: Weights) -> tuple[Engine, float]:
-        """The engine with these weights, and the seconds that it took to start now."""
-        if self._engine is not None and self._loaded == weights:
-            return self._engine, 0.0
+    def _engine_of(self, weights: Weights, anew: bool) -> Engine:
+        """The engine with these weights; a new one where ``anew``."""
+        if self._engine is not None and self._loaded == weights and not anew:
+            return self._engine
+        import ray
+
+        work = f"start {ray.get_runtime_context().get_actor_id()}"
+        deaths, _ = self._ledger.begin(work)
+        if deaths >= MAX_DEATHS:
+            raise StageError(f"generate: the engine's process died {deaths} times as it started with {weights.path}")
         began = time.perf_counter()
         self._engine = None
         gc.collect()  # two engines need not find room together
         self._engine = build_engine(self._name, weights, self._section)
         self._loaded = weights
-        return self._engine, time.perf_counter() - began
+        self._start_seconds += time.perf_counter() - began
+        self._ledger.end(work)
+        return self._engine
 
     def __call__(self, batch: Batch) -> Batch:
+        item = _decode(batch)
         try:
-            return _encode(self._sample(_decode(batch)))
+            return _encode(self._sample(NewBlock(**item["new"])))
         except Exception as error:
             traceback.print_exc()
             return _encode({"failure": asdict(Failure.of(error))})
 
-    def _sample(self, block: Block) -> Block:
-        place = self._places[block["model"]]
-        engine, start_seconds = self._engine_of(place.weights)
-        began = time.time()
-        prompts = [Prompt(**row) for row in block["rows"]]
-        rows = complete(engine, prompts, block["model"], place.adapter, self._seed)
-        place.completions.write_parquet(file_name(rows), to_table(rows, Completions))
+    def _sample(self, block: NewBlock) -> Item:
+        place = self._places[block.model]
+        self._start_seconds = 0.0
+        self._engine_of(place.weights, False)
+        start_seconds, began = self._start_seconds, time.time()
+        skipped = set(block.skip)
+        prompts = [one for one in self._prompts.read(block.start, block.stop) if one.prompt_id not in skipped]
+        name = file_name(block.model, [prompt.prompt_id for prompt in prompts])
+        work = f"generate/{block.model}/{name}"
+        deaths, ended = self._ledger.begin(work)
+        if (deaths or ended) and place.completions.exists(name):
+            rows = from_table(place.completions.read_table(name), Completions)
+        else:
+            rows = self._rows(block.model, prompts, place, work if deaths else None)
+            place.completions.write_parquet(name, to_table(rows, Completions))
+        self._ledger.end(work)
         part = {
             "stage": "generate",
-            "model": block["model"],
+            "model": block.model,
             "num_prompts": len(rows),
             "num_completions": sum(len(row.completions) for row in rows),
             "num_tokens": sum(sum(row.token_counts) for row in rows),
-            "num_errors": 0,
+            "num_errors": sum(row.error is not None for row in rows),
             "start_seconds": start_seconds,
             "began": began,
             "ended": time.time(),
             "device": self._device,
             "measured": {"engine": self._name},
         }
-        return block | {"rows": [asdict(row) for row in rows], "parts": [part]}
+        made = MadeBlock(block.model, name, 0, len(rows), block.scored)
+        return {"made": asdict(made), "parts": [part]}
+
+    def _rows(self, model: str, prompts: list[Prompt], place: Place, suspect: str | None) -> list[Completions]:
+        """The rows of the prompts; one prompt at a time where a process has died with them (``suspect``)."""
+
+        def engine(anew: bool) -> Engine:
+            return self._engine_of(place.weights, anew)
+
+        if suspect is None:
+            return complete_isolated(engine, prompts, model, place.adapter, self._seed)
+        rows = []
+        for prompt in prompts:
+            work = f"{suspect} {prompt.prompt_id}"
+            deaths, _ = self._ledger.begin(work)
+            if deaths >= 2:
+                rows.append(failed(prompt, model, f"the engine's process died {deaths} times with it alone"))
+            else:
+                rows += complete_isolated(engine, [prompt], model, place.adapter, self._seed)
+            self._ledger.end(work)
+        return rows
 
 
 class ScoreActor:
     """Holds one scorer, built with the first block; several blocks are under way at once."""
 
-    def __init__(self, section: Score, places: Places) -> None:
+    def __init__(self, section: Score, places: Places, ledger: LedgerClient) -> None:
         self._section = section
         self._places = places
+        self._ledger = ledger
         self._scorer: Scorer | None = None
         self._building = asyncio.Lock()
         self._counted: dict[str, int] = {}
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
-        block = _decode(batch)
-        if "failure" not in block:
+        item = _decode(batch)
+        if "failure" not in item:
             try:
-                block = await self._score(block)
+                item = {"parts": [*item["parts"], *await self._score(MadeBlock(**item["made"]))]}
             except Exception as error:
                 traceback.print_exc()
-                block = {"failure": asdict(Failure.of(error))}
-        yield _encode(block)
+                item = {"failure": asdict(Failure.of(error))}
+        yield _encode(item)
 
-    async def _score(self, block: Block) -> Block:
+    async def _score(self, block: MadeBlock) -> list[dict[str, Any]]:
         async with self._building:
             if self._scorer is None:
                 self._scorer = await asyncio.to_thread(shared_scorer, self._section)
-        completions = [Completions(**row) for row in block["rows"] if row["prompt_id"] not in block["scored"]]
+        place = self._places[block.model]
+        completions = await asyncio.to_thread(_unscored, block, place.completions)
         if not completions:
-            return {"parts": block["parts"]}
+            return []
         began = time.time()
+        name = file_name(block.model, [row.prompt_id for row in completions])
+        work = f"score/{block.model}/{name}"
+        deaths, _ = await asyncio.to_thread(self._ledger.begin, work)
+        if deaths >= MAX_DEATHS:
+            raise StageError(f"score: the scorer's process died {deaths} times with the texts of {name}")
         rows = await score_rows(self._scorer, completions, self._section.empty_text)
-        self._places[block["model"]].scores.write_parquet(file_name(rows), to_table(rows, Scores))
+        await asyncio.to_thread(place.scores.write_parquet, name, to_table(rows, Scores))
+        self._ledger.end(work)
         facts, counts = self._told(self._scorer)
         part = {
             "stage": "score",
-            "model": block["model"],
+            "model": block.model,
             "num_prompts": len(rows),
             "num_completions": sum(len(row.scores) for row in rows),
             "num_tokens": 0,
@@ -188,7 +241,7 @@ class ScoreActor:
             "measured": {"scorer": facts},
             "scorer_counts": counts,
         }
-        return {"parts": [*block["parts"], part]}
+        return [part]
 
     def _told(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, int]]:
         """What the scorer is, and what it has counted since this was last asked."""
@@ -197,3 +250,10 @@ class ScoreActor:
         new = {name: value - self._counted.get(name, 0) for name, value in total.items()}
         self._counted = total
         return {name: value for name, value in told.items() if name not in total}, new
+
+
+def _unscored(block: MadeBlock, completions: Folder) -> list[Completions]:
+    """The completions of the block that have no scores yet."""
+    scored = set(block.scored)
+    table = completions.read_table(block.file).slice(block.start, block.stop - block.start)
+    return [row for row in from_table(table, Completions) if row.prompt_id not in scored]

@@ -5,10 +5,8 @@
                             ▼                ▼
                     generate/{model}/    score/{model}/
 
-A block is some prompts of one model: sampled together, scored together, and each time committed as one file by the
-actor that made it, before it is passed on. What is on disk is never made again; killing anything costs at most the
-blocks in flight. Blocks are cut from the whole list of prompts, not from what is missing, so that one that is made
-twice all the same (an actor that outlived its driver) is the same file.
+A block (:mod:`xgray.blocks`) is committed as one file by the actor that made it, before it is passed on; what is passed
+on is the file's name. What is on disk is never made again; killing anything costs at most the blocks in flight.
 """
 
 from __future__ import annotations
@@ -17,22 +15,23 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
+from xgray.blocks import Missing, check_once, find_missing
 from xgray.config import Generate, Score
-from xgray.distributed.actors import Block, GenerateActor, Place, Places, ScoreActor, dataset, parts_of
-from xgray.distributed.cluster import cores, thread_environment, total
+from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
 from xgray.distributed.failures import death
-from xgray.errors import InputError, StageError
+from xgray.distributed.ledger import LedgerClient
+from xgray.distributed.placement import place_engines, place_scorers
+from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
-from xgray.rows import Completions, Prompt, from_table, schema
+from xgray.prompt_file import PromptFile
 from xgray.runs import StageResult
-from xgray.score.build import GPU_SCORERS
 from xgray.storage import Folder
 
 OnProgress = Callable[[str, int, int], None]
@@ -40,8 +39,8 @@ OnProgress = Callable[[str, int, int], None]
 SCORING_CALLS = 4
 """Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
 
-RESTARTS = {"max_restarts": 3, "max_task_retries": 3}
-"""Deaths of one actor, and tries of one block after them, before the stage fails; Ray Data would go on for ever."""
+RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
+"""An actor that dies is started again, wherever there is room; what dies again and again the ledger knows."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,9 @@ class Tally:
             "num_reused": self.num_reused,
             "num_completions": self.num_completions,
         }
-        counts |= {"num_tokens": self.num_tokens} if stage == "generate" else {"num_errors": self.num_errors}
+        counts["num_errors"] = self.num_errors
+        if stage == "generate":
+            counts["num_tokens"] = self.num_tokens
         seconds = self.ended - self.began if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
         if "scorer" in measured:
@@ -117,7 +118,7 @@ Tallies = dict[tuple[str, str], Tally]
 
 def run_pipeline(
     targets: Sequence[Target],
-    prompts: Sequence[Prompt],
+    run: Folder,
     engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
@@ -127,6 +128,7 @@ def run_pipeline(
     """Make the rows that are missing; either stage may be None, and is then left as it is on disk.
 
     Args:
+        run: the run, whose prompt file says what is sampled.
         engine: what samples; None where nothing is sampled.
 
     Raises:
@@ -134,38 +136,35 @@ def run_pipeline(
         StageError: actors failed; calling again goes on from the last committed block.
     """
     places = _places(targets)
-    tallies: Tallies = {}
-    wanted: dict[str, list[str]] = {}
-    new: list[Block] = []
-    unscored: list[Block] = []
+    prompts = PromptFile(run) if generate else None
     size = (generate or Generate()).execution.batch_size
-    for model, place in places.items():
-        table = place.completions.read_parquet(schema(Completions))
-        made = {row.prompt_id: row for row in from_table(table, Completions)}
-        wanted[model] = [prompt.prompt_id for prompt in prompts] if generate else list(made)
-        scored = set(_ids(place.scores)) if score else set()
+    missing = {
+        model: find_missing(model, prompts, size, place.completions, place.scores if score else None)
+        for model, place in places.items()
+    }
+    tallies: Tallies = {}
+    for model, one in missing.items():
         if generate:
-            tallies["generate", model] = Tally(len(wanted[model]), num_reused=len(made))
-            for chunk in _chunks(prompts, size):
-                new += _blocks(model, [prompt for prompt in chunk if prompt.prompt_id not in made], scored)
+            tallies["generate", model] = Tally(one.num_prompts, num_reused=one.num_made)
         if score:
-            tallies["score", model] = Tally(len(wanted[model]), num_reused=len(scored))
-            for ids in _chunks(wanted[model], size):
-                unscored += _blocks(model, [made[one] for one in ids if one in made and one not in scored], scored)
-    for path, revision in {(place.weights.path, place.weights.revision) for place in places.values()}:
-        if generate and new:
-            _check(path, revision, prompts, generate)
+            tallies["score", model] = Tally(one.num_prompts, num_reused=one.num_scored)
+    if prompts and generate and engine != "null":
+        _check(places, missing, prompts, generate)
     done = {key: tally.num_reused for key, tally in tallies.items()}
-    for (stage, model), reused in done.items():
-        on_progress(f"{stage}/{model}", reused, len(wanted[model]))
-    for part in _stream(new, unscored, places, engine, generate, score, seed):
+    for (stage, model), tally in tallies.items():
+        on_progress(f"{stage}/{model}", tally.num_reused, tally.num_prompts)
+    new = [{"new": asdict(block)} for one in missing.values() for block in one.new]
+    unscored = [{"made": asdict(block), "parts": []} for one in missing.values() for block in one.unscored]
+    del missing
+    for part in _stream(new, unscored, places, run, engine, generate, score, seed):
         stage, model = part["stage"], part["model"]
         tallies[stage, model].add(part)
         done[stage, model] += part["num_prompts"]
-        on_progress(f"{stage}/{model}", done[stage, model], len(wanted[model]))
+        on_progress(f"{stage}/{model}", done[stage, model], tallies[stage, model].num_prompts)
     for stage, model in tallies:
-        folder = places[model].completions if stage == "generate" else places[model].scores
-        if sorted(_ids(folder)) != sorted(wanted[model]):
+        place = places[model]
+        folder = place.completions if stage == "generate" else place.scores
+        if not check_once(model, prompts, size, place.completions, folder):
             raise StageError(
                 f"{folder.uri}: not every prompt is there, and once; delete this folder and run the same command again"
             )
@@ -184,37 +183,29 @@ def _places(targets: Sequence[Target]) -> Places:
     }
 
 
-def _ids(folder: Folder) -> list[str]:
-    """The prompts whose rows, of either kind, are in the folder."""
-    ids: list[str] = folder.read_parquet(schema(Completions), ["prompt_id"])["prompt_id"].to_pylist()
-    return ids
-
-
-def _check(path: str, revision: str | None, prompts: Sequence[Prompt], generate: Generate) -> None:
+def _check(places: Places, missing: dict[str, Missing], prompts: PromptFile, generate: Generate) -> None:
+    """Refuse prompts that are too long for one of the models that are to continue them."""
     from transformers import AutoConfig
 
     from xgray.models import context_length, load_tokenizer
 
-    context = context_length(AutoConfig.from_pretrained(path, revision=revision))
-    check_prompts(prompts, load_tokenizer(path, revision), generate, context)
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _blocks(model: str, rows: Sequence[Prompt] | Sequence[Completions], scored: Collection[str]) -> list[Block]:
-    """One block; none where there are no rows."""
-    if not rows:
-        return []
-    known = [row.prompt_id for row in rows if row.prompt_id in scored]
-    return [{"model": model, "rows": [asdict(row) for row in rows], "scored": known, "parts": []}]
+    checked: dict[tuple[str, str | None], set[int]] = {}
+    for model, place in places.items():
+        path, revision = place.weights.path, place.weights.revision
+        todo = [block for block in missing[model].new if block.start not in checked.setdefault((path, revision), set())]
+        if not todo:
+            continue
+        context = context_length(AutoConfig.from_pretrained(path, revision=revision))
+        tokenizer = load_tokenizer(path, revision)
+        check_prompts((prompts.read(block.start, block.stop) for block in todo), tokenizer, generate, context)
+        checked[path, revision].update(block.start for block in todo)
 
 
 def _stream(
-    new: list[Block],
-    unscored: list[Block],
+    new: list[Item],
+    unscored: list[Item],
     places: Places,
+    run: Folder,
     engine: EngineName | None,
     generate: Generate | None,
     score: Score | None,
@@ -229,14 +220,17 @@ def _stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
     # There is no other way to say RESTARTS before Ray 2.64.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning, module=re.escape(__name__))
+    ledger = LedgerClient()
     sources = []
     if new and generate and engine:
+        size, options = place_engines(generate, score)
         made = dataset(new).map_batches(
             GenerateActor,
-            fn_constructor_args=(engine, generate, seed, places),
+            fn_constructor_args=(engine, generate, seed, run, places, ledger),
             batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
             **RESTARTS,
-            **_engine_resources(generate, score),
+            **options,
         )
         sources.append(made)
     if unscored:
@@ -245,7 +239,7 @@ def _stream(
     if score:
         flow = flow.map_batches(
             ScoreActor,
-            fn_constructor_args=(score, places),
+            fn_constructor_args=(score, places, ledger),
             batch_size=1,
             **RESTARTS,
             compute=ray.data.ActorPoolStrategy(
@@ -253,56 +247,10 @@ def _stream(
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
-            **_scorer_resources(score, generate if new else None),
+            **place_scorers(score, generate if new else None),
         )
     try:
         for row in flow.iter_rows():
             yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise death(error) from error
-
-
-def _scorer_gpus(score: Score | None, generate: Generate | None) -> int:
-    """A GPU for each scoring actor that uses one, where that leaves enough for the engines."""
-    if score is None or score.scorer not in GPU_SCORERS:
-        return 0
-    least = (generate.execution.num_actors or 1) * generate.execution.tensor_parallel if generate else 0
-    wanted = score.execution.num_actors
-    return wanted if total("GPU") - wanted >= least else 0
-
-
-def _scorer_resources(score: Score, generate: Generate | None) -> dict[str, Any]:
-    """Where scoring actors go: each on a GPU of its own, or on cores that none of them reserves."""
-    if _scorer_gpus(score, generate):
-        return {"num_cpus": 0, "num_gpus": 1}
-    environment = thread_environment(1 if generate else cores())
-    # Ray leaves the GPUs in sight of those that have none.
-    environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
-    return {"num_cpus": 0, "runtime_env": environment}
-
-
-def _engine_resources(generate: Generate, score: Score | None) -> dict[str, Any]:
-    """Where engine actors go: on GPUs where the cluster has any, else one on all cores of a node."""
-    execution = generate.execution
-    gpus, cpus = total("GPU") - _scorer_gpus(score, generate), total("CPU")
-    if gpus:
-        if execution.tensor_parallel > gpus:
-            raise InputError(
-                f"generate.execution.tensor_parallel: {execution.tensor_parallel} GPUs are asked for, {gpus} are there"
-            )
-        size = execution.num_actors or gpus // execution.tensor_parallel
-        options: dict[str, Any] = {"num_gpus": execution.tensor_parallel, "num_cpus": execution.cpus_per_actor or 1}
-    else:
-        size = execution.num_actors or 1
-        threads = execution.cpus_per_actor or max(1, cores() // size)
-        # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
-        options = {
-            "num_cpus": max(1, threads - 1),
-            "runtime_env": thread_environment(threads),
-        }
-    needed = size * options["num_cpus"]
-    if needed > cpus:
-        raise InputError(
-            f"generate.execution: {size} engines of {options['num_cpus']} CPUs need {needed}, {cpus} are there"
-        )
-    return {"compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2), **options}

@@ -6,7 +6,7 @@ An engine holds one set of base weights and serves them with any LoRA adapter th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,7 +19,7 @@ from xgray.rows import Completions, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EngineName = Literal["vllm", "transformers"]
+EngineName = Literal["vllm", "transformers", "null"]
 
 MAX_LORA_RANK = 512
 """The largest that vLLM takes."""
@@ -72,7 +72,7 @@ def complete(
 
 
 def check_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, section: Generate, context: int
+    blocks: Iterable[Sequence[Prompt]], tokenizer: PreTrainedTokenizerBase, section: Generate, context: int
 ) -> None:
     """Refuse prompts that do not fit, before anything is generated.
 
@@ -80,8 +80,10 @@ def check_prompts(
         InputError: names the prompts that are longer than the section or the model's context allows.
     """
     limit = min(section.max_prompt_tokens, context - section.max_new_tokens)
-    lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts])["input_ids"]]
-    long = [f"{p.prompt_id} ({n})" for p, n in zip(prompts, lengths, strict=True) if n > limit]
+    long: list[str] = []
+    for prompts in blocks:
+        lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts])["input_ids"]]
+        long += [f"{p.prompt_id} ({n})" for p, n in zip(prompts, lengths, strict=True) if n > limit]
     if long:
         more = f" and {len(long) - 5} more" if len(long) > 5 else ""
         raise InputError(

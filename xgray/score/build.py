@@ -67,6 +67,10 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
 
 
 def _stored(section: Score, pacer: Pacer | None) -> Scorer:
+    if section.scorer == "null":
+        from xgray.score.null import NullScorer
+
+        return NullScorer(known_attributes(section.attributes))
     uri = section.execution.store
     if section.archived and (section.scorer != "perspective" or uri is None):
         raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")
@@ -99,7 +103,7 @@ def _alone(section: Score, pacer: Pacer | None) -> Scorer:
             from xgray.score.openai_compatible import OpenAIScorer
 
             return OpenAIScorer(section)
-        case "embedding":
+        case _:
             from xgray.score.embedding import EmbeddingScorer
 
             return EmbeddingScorer(section)

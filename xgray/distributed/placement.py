@@ -1,0 +1,112 @@
+"""What a cluster has room for: on the nodes that are there, and on those that its autoscaler may add."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.state import state
+
+from xgray.config import Generate, Score
+from xgray.distributed.cluster import thread_environment
+from xgray.errors import InputError
+from xgray.score.build import GPU_SCORERS
+
+log = logging.getLogger(__name__)
+
+UNLIMITED = 1000
+"""Nodes of a group that has no upper limit."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Resources of nodes of one kind, and how many of them there are or may come to be."""
+
+    resources: dict[str, float]
+    number: int
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many workers of this size they hold together."""
+        wanted = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
+        return self.number * min(int(self.resources.get(name, 0) // size) for name, size in wanted)
+
+
+def all_nodes() -> list[list[Nodes]]:
+    """The nodes that are alive; and, where the cluster grows by itself, those that it may consist of."""
+    alive = [Nodes(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    growing = [
+        Nodes(dict(one.resources), UNLIMITED if one.max_count < 0 else one.max_count) for one in groups if one.max_count
+    ]
+    return [alive, growing] if growing else [alive]
+
+
+def room(cpus: float, gpus: float = 0) -> int:
+    """How many workers of ``cpus`` cores and ``gpus`` GPUs find room on the cluster at once, none of them divided."""
+    return max(sum(one.room(cpus, gpus) for one in nodes) for nodes in all_nodes())
+
+
+def most(resource: str) -> int:
+    """How much of a resource the node has that has the most of it."""
+    return int(max(one.resources.get(resource, 0) for nodes in all_nodes() for one in nodes))
+
+
+def scorer_gpus(score: Score | None, generate: Generate | None) -> int:
+    """A GPU for each scoring actor that uses one, where that leaves enough for the engines."""
+    if score is None or score.scorer not in GPU_SCORERS:
+        return 0
+    wanted = score.execution.num_actors
+    least = 0
+    if generate and engines_use_gpu(generate):
+        least = (generate.execution.num_actors or 1) * generate.execution.tensor_parallel
+    return wanted if room(0, 1) - wanted >= least else 0
+
+
+def engines_use_gpu(generate: Generate) -> bool:
+    asked = generate.execution.use_gpu
+    return room(0, 1) > 0 and generate.execution.engine != "null" if asked is None else asked
+
+
+def place_scorers(score: Score, generate: Generate | None) -> dict[str, Any]:
+    """Ray's options for scoring actors: each on a GPU of its own, or on cores that none of them reserves."""
+    if scorer_gpus(score, generate):
+        return {"num_cpus": 0, "num_gpus": 1}
+    environment = thread_environment(1 if generate else most("CPU"))
+    # Ray leaves the GPUs in sight of those that have none.
+    environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
+    return {"num_cpus": 0, "runtime_env": environment}
+
+
+def place_engines(generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
+    """How many engines, and Ray's options for them: on GPUs where there are any, else one on all cores of a node.
+
+    Raises:
+        InputError: the cluster can never hold one of them.
+    """
+    execution = generate.execution
+    options: dict[str, Any]
+    if engines_use_gpu(generate):
+        options = {"num_cpus": execution.cpus_per_actor or 1, "num_gpus": execution.tensor_parallel}
+        held = room(options["num_cpus"], options["num_gpus"])
+        size = execution.num_actors or held - scorer_gpus(score, generate) // execution.tensor_parallel
+    else:
+        size = execution.num_actors or 1
+        threads = execution.cpus_per_actor or max(1, most("CPU") * len(ray.nodes()) // size)
+        threads = min(threads, most("CPU"))
+        # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
+        options = {"num_cpus": max(1, threads - 1), "runtime_env": thread_environment(threads)}
+        held = room(options["num_cpus"])
+    kind = f"{options['num_cpus']} CPUs" + (f" and {options['num_gpus']} GPUs" if "num_gpus" in options else "")
+    if not held:
+        raise InputError(
+            f"generate.execution: an engine of {kind} is asked for, and no node of the cluster has more than "
+            f"{most('CPU')} CPUs and {most('GPU')} GPUs"
+        )
+    if size > held:
+        log.warning(
+            "%d engines of %s are asked for, and there is room for %d: the others wait for it", size, kind, held
+        )
+    return size, options

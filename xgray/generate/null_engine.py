@@ -1,0 +1,34 @@
+"""No engine at all: words made of the seeds, for driving all that is around an engine at size and through faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+from xgray.config import Generate
+from xgray.generate.engine import Sample
+
+FINISH_REASON = "null"
+
+
+class NullEngine:
+    """Sleeps and fails as its section says. What it writes says that it is nobody's."""
+
+    def __init__(self, section: Generate) -> None:
+        self._section = section
+        self._null = section.execution.null
+
+    def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
+        for text in texts:
+            if self._null.dies_on and self._null.dies_on in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._null.raises_on and self._null.raises_on in text:
+                raise RuntimeError("the null engine raises on this text")
+        time.sleep(self._null.seconds * len(texts))
+        length = self._section.max_new_tokens
+        return [
+            [Sample(f" null {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
+            for seed in seeds
+        ]
