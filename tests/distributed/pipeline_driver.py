@@ -37,13 +37,21 @@ def targets(root, model, adapter, merged):
     ]
 
 
-def run(root, models, generate=None, score=None, on_progress=lambda label, done, total: None, prompts=PROMPTS):
+def run(
+    root,
+    models,
+    generate=None,
+    score=None,
+    on_progress=lambda label, done, total: None,
+    prompts=PROMPTS,
+    names=MODELS,
+):
     section = None
     if generate is not None:
         section = Generate.model_validate({"k": 2, "max_new_tokens": 8, "execution": generate})
     Folder(str(root)).write_bytes(FILE, prompt_file(prompts, ""))
     return run_pipeline(
-        targets(root, **models),
+        [target for target in targets(root, **models) if target.model in names],
         Folder(str(root)),
         section.execution.engine if section else None,
         section,

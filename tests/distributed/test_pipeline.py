@@ -204,6 +204,34 @@ def test_missing_files_are_made_again_and_the_others_left_alone(models, uninterr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raises_on", "dies_on"])
+def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_path, fault):
+    null = {"engine": "null", "batch_size": 8}
+    score = {"scorer": "null", "unvalidated_languages": True}
+    run(str(tmp_path / "sound"), models, null, score, names=["base"])
+    poisoned = null | {"null": {fault: "number 7"}}
+    tallies = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
+    expected, found = rows(tmp_path / "sound", "generate"), rows(tmp_path / "poisoned", "generate")
+    bad = {("base", "en/7"), ("base", "de/7")}
+    assert {key for key, row in found.items() if row["error"]} == bad
+    assert {key: row for key, row in found.items() if key not in bad} == {
+        key: row for key, row in expected.items() if key not in bad
+    }
+    assert all(found[key]["completions"] == [] for key in bad)
+    scored = rows(tmp_path / "poisoned", "score")
+    assert scored.keys() == found.keys()
+    assert all(scored[key]["scores"] == [] for key in bad)
+    assert tallies["generate", "base"].num_errors == 2
+    assert tallies["generate", "base"].result("generate").counts["num_errors"] == 2
+
+
+@pytest.mark.slow
+def test_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, tmp_path):
+    with pytest.raises(StageError, match=r"process died"):
+        run(str(tmp_path), models, {"engine": "null", "null": {"dies_on": "e"}}, None, names=["base"])
+
+
+@pytest.mark.slow
 def test_interrupt_ends_it_and_leaves_no_process(models, tmp_path):
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_for_files(process, tmp_path, "generate", 2)

@@ -19,7 +19,7 @@ from xgray.distributed.quota import shared_scorer
 from xgray.errors import StageError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights
-from xgray.generate.isolate import complete_isolated, failed
+from xgray.generate.isolate import PROBE, complete_isolated, failed
 from xgray.models import device_name
 from xgray.prompt_file import PromptFile
 from xgray.rows import Completions, Prompt, Scores, from_table, to_table
@@ -113,12 +113,7 @@ class GenerateActor:
         """The engine with these weights; a new one where ``anew``."""
         if self._engine is not None and self._loaded == weights and not anew:
             return self._engine
-        import ray
-
-        work = f"start {ray.get_runtime_context().get_actor_id()}"
-        deaths, _ = self._ledger.begin(work)
-        if deaths >= MAX_DEATHS:
-            raise StageError(f"generate: the engine's process died {deaths} times as it started with {weights.path}")
+        work = self._begin("start", f"as it started with {weights.path}")
         began = time.perf_counter()
         self._engine = None
         gc.collect()  # two engines need not find room together
@@ -127,6 +122,16 @@ class GenerateActor:
         self._start_seconds += time.perf_counter() - began
         self._ledger.end(work)
         return self._engine
+
+    def _begin(self, what: str, said: str) -> str:
+        """Note work that is this actor's own, and give up where its process died of it before, again and again."""
+        import ray
+
+        work = f"{what} {ray.get_runtime_context().get_actor_id()}"
+        deaths, _ = self._ledger.begin(work)
+        if deaths >= MAX_DEATHS:
+            raise StageError(f"generate: the engine's process died {deaths} times {said}")
+        return work
 
     def __call__(self, batch: Batch) -> Batch:
         item = _decode(batch)
@@ -181,6 +186,9 @@ class GenerateActor:
             work = f"{suspect} {prompt.prompt_id}"
             deaths, _ = self._ledger.begin(work)
             if deaths >= 2:
+                probing = self._begin("probe", f"with {PROBE!r} as with {prompt.prompt_id}: it is the engine's fault")
+                engine(False).sample([PROBE], [self._seed], place.adapter)
+                self._ledger.end(probing)
                 rows.append(failed(prompt, model, f"the engine's process died {deaths} times with it alone"))
             else:
                 rows += complete_isolated(engine, [prompt], model, place.adapter, self._seed)
