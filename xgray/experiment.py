@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from xgray import stop
+from xgray.attempts import attempt
 from xgray.config import BASE, Model, Variant
+from xgray.lease import Lease
 from xgray.plan import STAGES, Plan, Planned, read_prompts, resolved_score, store_of, training_seed
+from xgray.rates import Meter, OnProgress
 
 if TYPE_CHECKING:
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import EngineName
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with a stage's label, how much of it is done and how much there is."""
 
 
 def write_resolved(plan: Plan) -> None:
@@ -32,30 +33,49 @@ def run_experiment(
     stages: tuple[str, ...] = STAGES,
     force: bool = False,
     address: str | None = None,
-    on_progress: OnProgress = lambda label, done, total: None,
+    on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> None:
     """Run those of ``stages`` that are not finished, in order; finished ones are passed over.
 
     Raises:
+        BusyError: another driver is at work in the run's folder.
         ConflictError: a stage's folder holds results of another configuration, and ``force`` is off.
         InputError: a stage that is needed but not asked for is not finished.
         StageError: a stage failed; the same call goes on where it stopped.
     """
-    # Everything that can be refused is refused before anything is spent or marked as begun.
-    if any(one.place.stage == "score" and "score" in stages and not one.done for one in plan.stages()):
-        from xgray.score.build import build_scorer
-        from xgray.score.scorer import check_languages
-
-        # Refuses a missing key and the like, and fits a local scorer once for all workers.
-        section = resolved_score(plan.experiment)
-        # A language without a calibration cannot be scored, even unvalidated.
-        unvalidated = section.unvalidated_languages and section.calibration is None
-        check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
-    # `begin` with force deletes old results.
-    todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
-    if not todo:
+    asked = [one for one in plan.stages() if one.place.stage in stages]
+    # A finished run is left as it is, lease and all.
+    if all(one.place.found(one.payload, force) == "finished" for one in asked):
         return
-    write_resolved(plan)
+    meter = Meter()
+
+    def report(label: str, done: int, total: int, errors: int = 0) -> None:
+        meter(label, done, total, errors)
+        on_progress(label, done, total, errors)
+
+    with Lease(plan.run, meter.progress), stop.interruptible():
+        _check_scorer(plan, asked, force)
+        # `begin` with force deletes old results.
+        todo = [one for one in asked if one.place.begin(one.payload, force)]
+        write_resolved(plan)
+        _run_stages(plan, todo, address, report, meter)
+
+
+def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
+    """Refuse what no scorer can do before anything is spent or marked as begun."""
+    if all(one.place.found(one.payload, force) == "finished" for one in asked if one.place.stage == "score"):
+        return
+    from xgray.score.build import build_scorer
+    from xgray.score.scorer import check_languages
+
+    # Refuses a missing key and the like, and fits a local scorer once for all workers.
+    section = resolved_score(plan.experiment)
+    # A language without a calibration cannot be scored, even unvalidated.
+    unvalidated = section.unvalidated_languages and section.calibration is None
+    check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
+
+
+def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
     with contextlib.ExitStack() as stack:
@@ -63,19 +83,28 @@ def run_experiment(
             from xgray.distributed.cluster import connect
 
             stack.enter_context(connect(address))
+            stop.listen()  # Ray has taken SIGTERM
         for one in training:
-            _train(plan, one, on_progress)
+            with attempt([one.place], meter):
+                _train(plan, one, on_progress)
         if sampling:
-            _generate_and_score(plan, sampling, on_progress)
+            with attempt([one.place for one in sampling], meter), stop.grace():
+                _generate_and_score(plan, sampling, on_progress)
         if plan.evaluate in todo:
-            _evaluate(plan, on_progress)
+            with attempt([plan.evaluate.place], meter):
+                _evaluate(plan, on_progress)
     if plan.report in todo:
-        plan.evaluate.require()
-        from xgray.report.build import build_report
+        with attempt([plan.report.place], meter):
+            _report(plan, on_progress)
 
-        on_progress("report", 0, 1)
-        plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
-        on_progress("report", 1, 1)
+
+def _report(plan: Plan, on_progress: OnProgress) -> None:
+    from xgray.report.build import build_report
+
+    plan.evaluate.require()
+    on_progress("report", 0, 1)
+    plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
+    on_progress("report", 1, 1)
 
 
 def _variant(plan: Plan, name: str) -> Variant:

@@ -6,15 +6,9 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from xgray.rates import Meter, duration
 
 LINE_SECONDS = 15.0
 """Between two lines of one stage, where the output is no terminal."""
@@ -30,9 +24,10 @@ class ProgressDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             console=self._console,
         )
+        self._meter = Meter()
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
 
@@ -47,11 +42,12 @@ class ProgressDisplay:
         if self._console.is_terminal:
             self._bars.stop()
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
+        self._meter(label, done, total, errors)
         if self._console.is_terminal:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total or None)
-            self._bars.update(self._tasks[label], completed=done, total=total or None)
+                self._tasks[label] = self._bars.add_task(label, pace="")
+            self._bars.update(self._tasks[label], completed=done, total=total or None, pace=self._pace(label))
             return
         now = time.monotonic()
         finished = total > 0 and done >= total
@@ -59,4 +55,17 @@ class ProgressDisplay:
             return
         if finished or now - self._printed.get(label, -LINE_SECONDS) >= LINE_SECONDS:
             self._printed[label] = float("inf") if finished else now
-            self._console.print(f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'}", highlight=False)
+            line = f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'} {self._pace(label)}"
+            self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def _pace(self, label: str) -> str:
+        """Rate, time left and errors, as far as there are any: ``3.20/s, 12 min left, 1 error``."""
+        now = self._meter.progress()[label]
+        parts = []
+        if now.rate:
+            parts.append(f"{now.rate:.2f}/s")
+        if now.eta_seconds:
+            parts.append(f"{duration(now.eta_seconds)} left")
+        if now.errors:
+            parts.append(f"{now.errors} error{'s' if now.errors > 1 else ''}")
+        return ", ".join(parts)
