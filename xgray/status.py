@@ -167,10 +167,7 @@ def _unit(place: StageFolder) -> int | None:
 
 def _finished(place: StageFolder, manifest: dict[str, Any], tries: int) -> StageState:
     counts = manifest["counts"]
-    if place.model is None:
-        done = 1
-    else:
-        done = training_steps(place)[0] if place.stage == "train" else counts["num_prompts"]
+    done = training_steps(place)[0] if place.stage == "train" else counts.get("num_prompts", 1)
     return StageState(place.label, "done", done, done, counts.get("num_errors", 0), None, None, tries, None)
 
 
