@@ -6,7 +6,7 @@ import time
 from xgray import stop
 from xgray.errors import BusyError
 from xgray.lease import Lease
-from xgray.rates import Meter
+from xgray.meter import Meter
 from xgray.storage import Folder
 
 if __name__ == "__main__":

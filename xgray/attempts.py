@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from xgray import stop
 from xgray.errors import XgrayError
-from xgray.rates import Meter
+from xgray.meter import Meter
 from xgray.runs import StageFolder, provenance, without_secrets
 from xgray.storage import Folder
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from xgray.rates import duration
+from xgray.meter import duration
 
 if TYPE_CHECKING:
     from xgray.doctor import Check

@@ -14,8 +14,8 @@ from xgray import stop
 from xgray.attempts import attempt
 from xgray.config import BASE, Model, Variant
 from xgray.lease import Lease
+from xgray.meter import Meter, OnProgress
 from xgray.plan import STAGES, Plan, Planned, read_prompts, resolved_score, store_of, training_seed
-from xgray.rates import Meter, OnProgress
 
 if TYPE_CHECKING:
     from xgray.distributed.pipeline import Target
@@ -78,24 +78,37 @@ def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
 def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
+    shown = on_progress
     with contextlib.ExitStack() as stack:
         if training or sampling or plan.evaluate in todo:
             from xgray.distributed.cluster import connect
 
             stack.enter_context(connect(address))
             stop.listen()  # Ray has taken SIGTERM
+            shown = _shown(plan.experiment.name, on_progress)
         for one in training:
             with attempt([one.place], meter):
-                _train(plan, one, on_progress)
+                _train(plan, one, shown)
         if sampling:
             with attempt([one.place for one in sampling], meter), stop.grace():
-                _generate_and_score(plan, sampling, on_progress)
+                _generate_and_score(plan, sampling, shown)
         if plan.evaluate in todo:
             with attempt([plan.evaluate.place], meter):
-                _evaluate(plan, on_progress)
+                _evaluate(plan, shown)
     if plan.report in todo:
         with attempt([plan.report.place], meter):
             _report(plan, on_progress)
+
+
+def _shown(run: str, on_progress: OnProgress) -> OnProgress:
+    """As ``on_progress``, and for Prometheus."""
+    from xgray.distributed.metrics import show_progress
+
+    def report(label: str, done: int, total: int, errors: int = 0) -> None:
+        on_progress(label, done, total, errors)
+        show_progress(run, label, done, total)
+
+    return report
 
 
 def _report(plan: Plan, on_progress: OnProgress) -> None:
@@ -134,11 +147,12 @@ def _train(plan: Plan, one: Planned, on_progress: OnProgress) -> None:
 @contextlib.contextmanager
 def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnProgress) -> Iterator[None]:
     """Report what ``read`` says every second while the block runs; its work goes on in other processes."""
-    stop = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(1.0):
-            on_progress(label, *read())
+        while not ended.wait(1.0):
+            with contextlib.suppress(OSError):  # of the storage, which the next second may do better
+                on_progress(label, *read())
 
     on_progress(label, *read())
     thread = threading.Thread(target=watch, daemon=True)
@@ -146,7 +160,7 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
     try:
         yield
     finally:
-        stop.set()
+        ended.set()
         thread.join()
         on_progress(label, *read())
 

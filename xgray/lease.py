@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from xgray import stop
 from xgray.errors import BusyError
-from xgray.rates import Progress
+from xgray.meter import Progress
 from xgray.runs import clean_argv
 from xgray.storage import Folder
 

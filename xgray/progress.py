@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from xgray.rates import Meter, duration
+from xgray.meter import Meter, duration
 
 LINE_SECONDS = 15.0
 """Between two lines of one stage, where the output is no terminal."""

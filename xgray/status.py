@@ -15,7 +15,7 @@ from xgray.attempts import Attempt, last_attempt
 from xgray.config import BASE, Experiment, validate
 from xgray.errors import InputError, XgrayError
 from xgray.lease import Holder, driver
-from xgray.rates import Progress
+from xgray.meter import Progress
 from xgray.runs import PENDING, StageFolder
 from xgray.storage import Folder
 

@@ -95,6 +95,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert provenance["num_texts"] == len(set(texts)) - 1
     assert provenance["num_requests"] == len(service.received)
     assert provenance["num_failed_requests"] == sum(map(len, PASSING.values())) + 4
+    assert provenance["num_retries"] == provenance["num_failed_requests"] - 1, "the last try of one text"
     assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 

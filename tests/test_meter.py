@@ -1,4 +1,4 @@
-from xgray.rates import Meter, duration
+from xgray.meter import Meter, duration
 
 
 class Clock:
