@@ -72,7 +72,8 @@ def load_run(run: Folder) -> Experiment:
     try:
         experiment: Experiment = validate(Experiment, values, file)
     except InputError as error:
-        raise InputError(f"{error}; where another version wrote it, {remedy}") from None
+        what = "; ".join(str(error).splitlines())
+        raise InputError(f"{what}; where another version wrote it, {remedy}") from None
     return experiment
 
 

@@ -192,10 +192,14 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
         async with running(service, execution={"requests_per_second": 20}) as scorer:
             # Several calls at once share one quota.
             await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
+            return scorer.provenance()
 
-    asyncio.run(main())
+    provenance = asyncio.run(main())
     assert len(service.received) == 80
     assert service.most_in_a_second() <= 20
+    assert provenance["num_retries"] == 10
+    # All ask at once, and the request of place n waits for about n / 20 seconds.
+    assert 70 <= provenance["quota_wait_seconds"] <= 300
 
 
 def test_slots_hold_what_slow_connections_bunch_together():
