@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -25,7 +26,11 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def process():
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True,
+        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as one:  # fmt: skip
         assert one.stdout
         assert one.stdout.readline() == "ready\n"
         yield one

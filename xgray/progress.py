@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from types import TracebackType
 
@@ -34,6 +36,7 @@ class ProgressDisplay:
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._bars.start()
+            _log_to_stderr()
         return self
 
     def __exit__(
@@ -41,6 +44,7 @@ class ProgressDisplay:
     ) -> None:
         if self._console.is_terminal:
             self._bars.stop()
+            _log_to_stderr()
 
     def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
         self._meter(label, done, total, errors)
@@ -69,3 +73,10 @@ class ProgressDisplay:
         if now.errors:
             parts.append(f"{now.errors} error{'s' if now.errors > 1 else ''}")
         return ", ".join(parts)
+
+
+def _log_to_stderr() -> None:
+    """Logging has kept the stderr of its set-up; while there are bars it is another one, which prints above them."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)
