@@ -59,7 +59,7 @@ def sample_and_score(root: Path, number: int, k: int, execution: dict[str, Any],
     first: list[float] = []
     at_start: dict[str, int] = {}
 
-    def on_progress(label: str, done: int, total: int) -> None:
+    def on_progress(label: str, done: int, total: int, errors: int = 0) -> None:
         if done > at_start.setdefault(label, done) and not first:
             first.append(time.perf_counter() - began)
 

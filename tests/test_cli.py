@@ -133,6 +133,27 @@ def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
+def test_damaged_files_of_a_run_are_one_line(tmp_path):
+    write(tmp_path / "base" / "perspective_api_eval-x_en.json", perspective_line("p", "a", 0.6) + "\n")
+    command = "evaluate", "base=base", "--name", "mine"
+    assert xgray(*command, cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs" / "mine"
+    assert not (run / "driver.json").exists()
+    assert [path.name for path in (run / "evaluate" / "logs").iterdir()] == ["attempt-0001.log"]
+    (run / "evaluate" / "manifest.json").write_bytes(b'{"format": 1, "finger\xff')
+    told = xgray(*command, cwd=tmp_path)
+    assert told.returncode == 2
+    assert f"{run}/evaluate/manifest.json is damaged" in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1, told.stderr
+    status = xgray("status", str(run), cwd=tmp_path)
+    assert status.returncode == 0, status.stderr
+    assert f"{run}/evaluate/manifest.json is damaged" in status.stdout
+    (run / "experiment.yaml").write_bytes(b"name: [")
+    status = xgray("status", str(run), cwd=tmp_path)
+    assert status.returncode == 2
+    assert f"{run}/experiment.yaml:1 is damaged" in status.stderr
+
+
 def test_status_of_no_run(tmp_path):
     done = xgray("status", "nowhere", cwd=tmp_path)
     assert done.returncode == 2

@@ -151,7 +151,7 @@ def test_interrupt_leaves_a_run_that_resumes(tmp_path):
     os.kill(running.pid, signal.SIGINT)
     assert running.wait(timeout=60) == 1
     log = (tmp_path / "log.txt").read_text()
-    assert "interrupted; what is done stays" in log
+    assert "interrupted by Ctrl-C; what is done stays" in log
     assert "Traceback" not in log
     finish(tmp_path, "run", "e.yaml", "--only", "generate,score")
     assert len(rows(tmp_path / "runs" / "stopped", "score", "base", Scores)) == 18

@@ -96,6 +96,51 @@ def test_other_configuration_is_refused_with_what_changed(stage: StageFolder, fi
     assert stage.manifest() is None
 
 
+DAMAGED = {
+    "empty": b"",
+    "half": b'{"format": 1, "fingerprint": "ab',
+    "a list": b"[]",
+    "no text": b"\xff\xfe",
+    "without its format": b'{"fingerprint": "a", "payload": {}}',
+    "keys missing": b'{"format": 1, "payload": {}}',
+    "of a newer version": b'{"format": 99, "fingerprint": "a", "payload": {}}',
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pending.json"])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_what_another_version_or_a_bad_disk_left_is_named_and_can_be_forced(
+    stage: StageFolder, name: str, content: bytes
+) -> None:
+    stage.begin({"k": 4})
+    stage.rows.write_bytes("a.parquet", b"rows")
+    stage.folder.write_bytes(name, content)
+    with pytest.raises(InputError) as caught:
+        stage.begin({"k": 4})
+    message = str(caught.value)
+    assert f"{stage.folder.uri}/{name}" in message
+    assert "--force" in message
+    assert "\n" not in message
+    assert stage.rows.names() == ["a.parquet"], "a refusal deletes nothing"
+    stage.folder.remove(name)
+    assert stage.begin({"k": 4}), "the file alone is deleted: its rows are gone on from"
+    assert stage.rows.names() == ["a.parquet"]
+    stage.folder.write_bytes(name, content)
+    assert stage.begin({"k": 4}, force=True)
+    assert stage.rows.names() == []
+
+
+def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:
+    assert stage.found({"k": 4}) == "nothing"
+    assert not stage.folder.exists("")
+    stage.begin({"k": 4})
+    assert stage.found({"k": 4}) == "partial"
+    assert stage.found({"k": 5}, force=True) == "other"
+    stage.finish({"k": 4}, StageResult())
+    assert stage.found({"k": 4}) == "finished"
+    assert stage.folder.names() == ["manifest.json", "pending.json"]
+
+
 def test_rows_of_an_interrupted_stage_stay(stage: StageFolder) -> None:
     stage.begin({"k": 4})
     stage.rows.write_bytes("a.parquet", b"rows")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from xgray import __version__
+from xgray import __version__, stop
 from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
 
@@ -150,7 +148,7 @@ def report(*arguments: Arguments, as_json: Annotated[bool, Parameter("--json")] 
 
 @app.command
 def status(run_directory: str, *, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
-    """Show what of a run is done, running and missing.
+    """Show what of a run is done, running and missing, on any machine that sees its folder.
 
     Parameters
     ----------
@@ -161,16 +159,15 @@ def status(run_directory: str, *, as_json: Annotated[bool, Parameter("--json")] 
     """
     from dataclasses import asdict
 
-    from xgray.display import print_states
-    from xgray.status import run_states
+    from xgray.display import print_state
+    from xgray.status import run_state
     from xgray.storage import Folder
 
-    folder = Folder(run_directory)
-    states = run_states(folder)
+    state = run_state(Folder(run_directory))
     if as_json:
-        print(json.dumps([asdict(state) for state in states]))
+        print(json.dumps(asdict(state)))
     else:
-        print_states(folder, states)
+        print_state(state)
 
 
 @app.command
@@ -263,12 +260,11 @@ def main() -> None:
     for noisy in ("huggingface_hub", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("xgray").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop.listen()
     try:
         sys.exit(app())
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-        _fail("interrupted; what is done stays, and the same command goes on from there", 1)
+        _fail(f"{stop.reason()}; what is done stays, and the same command goes on from there", 1)
     except XgrayError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from xgray.meter import duration
+
 if TYPE_CHECKING:
     from xgray.doctor import Check
     from xgray.plan import Plan
-    from xgray.status import StageState
-    from xgray.storage import Folder
+    from xgray.status import RunState
 
 METRICS = {
     "emt": "EMT",
@@ -75,16 +76,24 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
         )
 
 
-def print_states(folder: Folder, states: list[StageState]) -> None:
-    table = Table(title=folder.uri, title_justify="left")
-    for name in ("stage", "state", "done", "rate", "time left"):
+def print_state(run: RunState) -> None:
+    table = Table(title=run.run, title_justify="left")
+    for name in ("stage", "state", "done", "errors", "rate", "time left", "attempts"):
         table.add_column(name, justify="left" if name in ("stage", "state") else "right")
-    for state in states:
-        total = "?" if state.num_total is None else state.num_total
-        rate = "" if state.rate is None else f"{state.rate:.2f}/s"
-        left = "" if state.eta_seconds is None else f"{state.eta_seconds / 60:.1f} min"
-        table.add_row(state.label, state.state, f"{state.num_done}/{total}", rate, left)
-    Console().print(table)
+    for one in run.stages:
+        total = "?" if one.num_total is None else one.num_total
+        rate = "" if one.rate is None else f"{one.rate:.2f}/s"
+        left = "" if one.eta_seconds is None else duration(one.eta_seconds)
+        errors = "" if one.num_errors is None else str(one.num_errors)
+        table.add_row(one.label, one.state, f"{one.num_done}/{total}", errors, rate, left, str(one.num_attempts or ""))
+    console = Console()
+    console.print(table)
+    if run.driver:
+        alive = "driver" if run.driver_alive else "no driver; the last one was killed"
+        console.print(f"{alive}: {run.driver}", highlight=False, soft_wrap=True, markup=False)
+    for one in run.stages:
+        if one.error:
+            console.print(f"{one.label}: {one.error}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_checks(checks: list[Check]) -> None:

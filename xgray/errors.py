@@ -3,6 +3,7 @@
 XgrayError              the base; never raised itself
 ├── InputError          wrong input or configuration: mend it and call again (exit code 2)
 │   └── ConflictError   the run directory holds results of another configuration
+├── BusyError           another driver is at work in the run directory; nothing was touched (exit code 1)
 └── StageError          a stage failed half-way: what is done stays, the same command resumes (exit code 1)
 
 A message says what happened, where (``file:line`` or ``section.field``) and what to do next.
@@ -25,6 +26,10 @@ class InputError(XgrayError):
 
 class ConflictError(InputError):
     """The run directory holds results of another configuration."""
+
+
+class BusyError(XgrayError):
+    """Another driver is at work in the run directory."""
 
 
 class StageError(XgrayError):

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from xgray import stop
+from xgray.attempts import attempt
 from xgray.config import BASE, Model, Variant
+from xgray.lease import Lease
+from xgray.meter import Meter, OnProgress
 from xgray.plan import STAGES, Plan, Planned, resolved_score, store_of, training_seed
 from xgray.prompt_file import PROMPTS
 
@@ -19,9 +23,6 @@ if TYPE_CHECKING:
 
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import EngineName
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with a stage's label, how much of it is done and how much there is."""
 
 
 def write_resolved(plan: Plan) -> None:
@@ -35,59 +36,105 @@ def run_experiment(
     stages: tuple[str, ...] = STAGES,
     force: bool = False,
     address: str | None = None,
-    on_progress: OnProgress = lambda label, done, total: None,
+    on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> None:
     """Run those of ``stages`` that are not finished, in order; finished ones are passed over.
 
     Raises:
+        BusyError: another driver is at work in the run's folder.
         ConflictError: a stage's folder holds results of another configuration, and ``force`` is off.
         InputError: a stage that is needed but not asked for is not finished.
         StageError: a stage failed; the same call goes on where it stopped.
     """
-    # Everything that can be refused is refused before anything is spent or marked as begun.
-    if any(one.place.stage == "score" and "score" in stages and not one.done for one in plan.stages()):
-        from xgray.score.build import build_scorer
-        from xgray.score.scorer import check_languages
-
-        # Refuses a missing key and the like, and fits a local scorer once for all workers.
-        section = resolved_score(plan.experiment)
-        # A language without a calibration cannot be scored, even unvalidated.
-        unvalidated = section.unvalidated_languages and section.calibration is None
-        check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
-    sampling = "generate" in stages and any(not one.done for one in plan.generate.values())
-    prompts = _new_prompts(plan) if sampling else None
-    # `begin` with force deletes old results.
-    todo = [one for one in plan.stages() if one.place.stage in stages and one.place.begin(one.payload, force)]
-    if not todo:
+    asked = [one for one in plan.stages() if one.place.stage in stages]
+    # A finished run is left as it is, lease and all.
+    if all(one.place.found(one.payload, force) == "finished" for one in asked):
         return
-    write_resolved(plan)
-    if prompts is not None:
-        plan.run.write_bytes(PROMPTS, prompts)
-        del prompts
+    meter = Meter()
+
+    def report(label: str, done: int, total: int, errors: int = 0) -> None:
+        meter(label, done, total, errors)
+        on_progress(label, done, total, errors)
+
+    with Lease(plan.run, meter.progress), stop.interruptible():
+        _check_scorer(plan, asked, force)
+        prompts = _new_prompts(plan, asked, force)
+        # `begin` with force deletes old results.
+        todo = [one for one in asked if one.place.begin(one.payload, force)]
+        write_resolved(plan)
+        if prompts is not None:
+            plan.run.write_bytes(PROMPTS, prompts)
+            del prompts
+        _run_stages(plan, todo, address, report, meter)
+
+
+def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
+    """Refuse what no scorer can do before anything is spent or marked as begun."""
+    if all(one.place.found(one.payload, force) == "finished" for one in asked if one.place.stage == "score"):
+        return
+    from xgray.score.build import build_scorer
+    from xgray.score.scorer import check_languages
+
+    # Refuses a missing key and the like, and fits a local scorer once for all workers.
+    section = resolved_score(plan.experiment)
+    # A language without a calibration cannot be scored, even unvalidated.
+    unvalidated = section.unvalidated_languages and section.calibration is None
+    check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
+
+
+def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
     training = [one for one in todo if one.place.stage == "train"]
-    rows = [one for one in todo if one.place.stage in ("generate", "score")]
+    sampling = [one for one in todo if one.place.stage in ("generate", "score")]
+    shown = on_progress
     with contextlib.ExitStack() as stack:
-        if training or rows or plan.evaluate in todo:
+        if training or sampling or plan.evaluate in todo:
             from xgray.distributed.cluster import connect
 
             stack.enter_context(connect(address))
+            stop.listen()  # Ray has taken SIGTERM
+            shown = _shown(plan.experiment.name, on_progress)
         for one in training:
-            _train(plan, one, on_progress)
-        if rows:
-            _generate_and_score(plan, rows, on_progress)
+            with attempt([one.place], meter):
+                _train(plan, one, shown)
+        if sampling:
+            with attempt([one.place for one in sampling], meter), stop.grace():
+                _generate_and_score(plan, sampling, shown)
         if plan.evaluate in todo:
-            _evaluate(plan, on_progress)
+            with attempt([plan.evaluate.place], meter):
+                _evaluate(plan, shown)
     if plan.report in todo:
-        plan.evaluate.require()
-        from xgray.report.build import build_report
-
-        on_progress("report", 0, 1)
-        plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
-        on_progress("report", 1, 1)
+        with attempt([plan.report.place], meter):
+            _report(plan, on_progress)
 
 
-def _new_prompts(plan: Plan) -> pa.Buffer | None:
-    """The content of the run's prompt file; None where it is there."""
+def _shown(run: str, on_progress: OnProgress) -> OnProgress:
+    """As ``on_progress``, and for Prometheus."""
+    from xgray.distributed.metrics import show_progress
+
+    def report(label: str, done: int, total: int, errors: int = 0) -> None:
+        on_progress(label, done, total, errors)
+        show_progress(run, label, done, total)
+
+    return report
+
+
+def _report(plan: Plan, on_progress: OnProgress) -> None:
+    from xgray.report.build import build_report
+
+    plan.evaluate.require()
+    on_progress("report", 0, 1)
+    plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
+    on_progress("report", 1, 1)
+
+
+def _new_prompts(plan: Plan, asked: list[Planned], force: bool) -> pa.Buffer | None:
+    """The content of the run's prompt file; None where it is there or not needed.
+
+    Raises:
+        InputError: a prompt is wrong.
+    """
+    if all(one.place.found(one.payload, force) == "finished" for one in asked if one.place.stage == "generate"):
+        return None
     from xgray.data.rtp_lx import read_prompts
     from xgray.prompt_file import PromptFile, prompt_file
 
@@ -124,11 +171,12 @@ def _train(plan: Plan, one: Planned, on_progress: OnProgress) -> None:
 @contextlib.contextmanager
 def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnProgress) -> Iterator[None]:
     """Report what ``read`` says every second while the block runs; its work goes on in other processes."""
-    stop = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(1.0):
-            on_progress(label, *read())
+        while not ended.wait(1.0):
+            with contextlib.suppress(OSError):  # of the storage, which the next second may do better
+                on_progress(label, *read())
 
     on_progress(label, *read())
     thread = threading.Thread(target=watch, daemon=True)
@@ -136,7 +184,7 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
     try:
         yield
     finally:
-        stop.set()
+        ended.set()
         thread.join()
         on_progress(label, *read())
 

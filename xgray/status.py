@@ -1,72 +1,112 @@
-"""What of a run is done, from its files alone: it can be asked on any machine that reads them, at any time."""
+"""What of a run is done, from its files alone: it can be asked on any machine that reads them, at any time.
+
+A driver that is alive tells in its lease how far it is and how fast; finished stages tell in their manifests. Only for
+what was begun and left are files counted. No file's time is looked at: clocks differ, and jump.
+"""
 
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from xgray.attempts import Attempt, last_attempt
 from xgray.config import BASE, Experiment, validate
-from xgray.errors import InputError
+from xgray.errors import InputError, XgrayError
+from xgray.lease import Holder, driver
+from xgray.meter import Progress
 from xgray.prompt_file import PROMPTS, PromptFile
 from xgray.runs import PENDING, StageFolder
 from xgray.storage import Folder
-
-RUNNING_SECONDS = 120.0
-"""A stage whose folder changed no longer ago than this counts as running."""
 
 
 @dataclass(frozen=True)
 class StageState:
     label: str
     state: str
-    """``done``, ``running``, ``stopped`` (begun, nothing written of late) or ``missing``."""
+    """``done``, ``running``, ``waiting`` (a driver will come to it), ``failed``, ``stopped`` (begun and left),
+    ``damaged`` or ``missing``."""
     num_done: int
     num_total: int | None
     """Prompts, or optimizer steps of a training; None where it is not known yet."""
+    num_errors: int | None
+    """Prompts recorded with an error and missing scores: of all where the stage is done, of this attempt where it is
+    running; None where nobody has counted."""
     rate: float | None
-    """Prompts or steps a second since the stage's first block, over what is on disk."""
+    """Prompts or steps a second of the attempt that is running."""
     eta_seconds: float | None
+    num_attempts: int
+    error: str | None
+    """How the last attempt ended, where it did not end well."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    run: str
+    driver: str | None
+    """Who drives it: host, process, since when, last sign of life."""
+    driver_alive: bool
+    stages: list[StageState]
 
 
 def load_run(run: Folder) -> Experiment:
     """The experiment of a run directory, as it was resolved.
 
     Raises:
-        InputError: there is no run here.
+        InputError: there is no run here, or its file is damaged or another version's.
     """
     import yaml
 
     if not run.exists("experiment.yaml"):
         raise InputError(f"{run.uri}: no run here (experiment.yaml is missing)")
-    values: dict[str, Any] = yaml.safe_load(run.read_bytes("experiment.yaml"))
-    experiment: Experiment = validate(Experiment, values, f"{run.uri}/experiment.yaml")
+    file = f"{run.uri}/experiment.yaml"
+    remedy = "delete it and run the experiment again: it is written anew, and finished stages stay"
+    try:
+        values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{file}{line} is damaged (no YAML); {remedy}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} is damaged (no mapping of sections); {remedy}")
+    try:
+        experiment: Experiment = validate(Experiment, values, file)
+    except InputError as error:
+        what = "; ".join(str(error).splitlines())
+        raise InputError(f"{what}; where another version wrote it, {remedy}") from None
     return experiment
 
 
-def run_states(run: Folder) -> list[StageState]:
+def run_state(run: Folder) -> RunState:
     """The state of every stage of the run, in the order in which they run.
 
     Raises:
         InputError: there is no run here.
     """
     experiment = load_run(run)
-    num_prompts = len(PromptFile(run)) if run.exists(PROMPTS) else None
-    states = []
-    for variant in experiment.variants:
-        if variant.checkpoint is None:
-            place = StageFolder(run / "train" / variant.name, "train", variant.name)
-            states.append(_state(place, *training_steps(place)))
+    found = driver(run)
+    holder, alive = found if found else (None, False)
+    places = [
+        StageFolder(run / "train" / variant.name, "train", variant.name)
+        for variant in experiment.variants
+        if variant.checkpoint is None
+    ]
     for stage in ("generate", "score"):
         for model in [BASE, *(variant.name for variant in experiment.variants)]:
-            place = StageFolder(run / stage / model, stage, model)
-            states.append(_state(place, count_rows(place.rows), num_prompts))
-    for stage in ("evaluate", "report"):
-        place = StageFolder(run / stage, stage)
-        done = int(place.manifest() is not None)
-        states.append(_state(place, done, 1))
-    return states
+            places.append(StageFolder(run / stage / model, stage, model))
+    places += [StageFolder(run / stage, stage) for stage in ("evaluate", "report")]
+    states = [_state(place, holder if alive else None) for place in places]
+    return RunState(run.uri, str(holder) if holder else None, alive, _with_totals(states, run))
+
+
+def _with_totals(states: list[StageState], run: Folder) -> list[StageState]:
+    """All models have the same prompts, those of the run's file where it has one."""
+    sampling = [one for one in states if one.label.startswith(("generate/", "score/"))]
+    if all(one.num_total is not None for one in sampling):
+        return states
+    known = [one.num_total for one in sampling if one.num_total is not None]
+    total = len(PromptFile(run)) if run.exists(PROMPTS) else max(known, default=None)
+    return [replace(one, num_total=total) if one in sampling and one.num_total is None else one for one in states]
 
 
 def training_steps(place: StageFolder) -> tuple[int, int]:
@@ -74,7 +114,7 @@ def training_steps(place: StageFolder) -> tuple[int, int]:
     if not place.folder.exists("metrics.jsonl"):
         return 0, 0
     done = total = 0
-    for line in place.folder.read_bytes("metrics.jsonl").decode().split("\n"):
+    for line in place.folder.read_bytes("metrics.jsonl").decode(errors="replace").split("\n"):
         try:
             record = json.loads(line) if line else {}
         except json.JSONDecodeError:
@@ -84,20 +124,62 @@ def training_steps(place: StageFolder) -> tuple[int, int]:
     return done, total
 
 
-def count_rows(rows: Folder) -> int:
-    """Rows in the finished Parquet files of a folder, from their footers."""
-    import pyarrow as pa
+def _state(place: StageFolder, holder: Holder | None) -> StageState:
+    """Of one stage; ``holder`` is the driver that is alive."""
+    last = last_attempt(place.folder)
+    tries = last.number if last else 0
+    try:
+        manifest = place.manifest()
+        if manifest is not None:
+            return _finished(place, manifest, tries)
+        if not place.folder.exists(PENDING):
+            return StageState(place.label, "missing", 0, _unit(place), None, None, None, tries, None)
+        if holder and (live := _live(place, holder)):
+            return StageState(
+                place.label,
+                "running",
+                live.done,
+                live.total or None,
+                live.errors,
+                live.rate,
+                live.eta_seconds,
+                tries,
+                None,
+            )
+        done, total = _counted(place, last)
+    except XgrayError as error:
+        return StageState(place.label, "damaged", 0, None, None, None, None, tries, str(error))
+    if holder:
+        return StageState(place.label, "waiting", done, total, None, None, None, tries, None)
+    failed = last is not None and last.end is not None and last.end.startswith("failed: ")
+    reason = None if last is None else last.end or "killed: the log of the last attempt has no end"
+    state = "failed" if failed else "stopped"
+    return StageState(
+        place.label, state, done, total, None, None, None, tries, reason if reason != "finished" else None
+    )
 
-    return rows.read_parquet(pa.schema([("prompt_id", pa.string())]), columns=["prompt_id"]).num_rows
+
+def _unit(place: StageFolder) -> int | None:
+    """A stage that is not counted in prompts or steps is one thing to do."""
+    return 1 if place.model is None else None
 
 
-def _state(place: StageFolder, done: int, total: int | None) -> StageState:
-    if place.manifest() is not None:
-        return StageState(place.label, "done", done, done if place.stage == "train" else total, None, None)
-    if not place.folder.exists(PENDING):
-        return StageState(place.label, "missing", 0, total or None, None, None)
-    first, last = place.folder.modified() or (0.0, 0.0)
-    running = time.time() - last < RUNNING_SECONDS
-    rate = done / (last - first) if done and last > first else None
-    eta = (total - done) / rate if running and rate and total else None
-    return StageState(place.label, "running" if running else "stopped", done, total or None, rate, eta)
+def _finished(place: StageFolder, manifest: dict[str, Any], tries: int) -> StageState:
+    counts = manifest["counts"]
+    done = training_steps(place)[0] if place.stage == "train" else counts.get("num_prompts", 1)
+    return StageState(place.label, "done", done, done, counts.get("num_errors", 0), None, None, tries, None)
+
+
+def _live(place: StageFolder, holder: Holder) -> Progress | None:
+    """What the driver says of the stage; of its last part where it has several."""
+    told = [one for label, one in holder.progress.items() if label.partition(":")[0] == place.label]
+    return told[-1] if told else None
+
+
+def _counted(place: StageFolder, last: Attempt | None) -> tuple[int, int | None]:
+    if place.stage == "train":
+        done, total = training_steps(place)
+        return done, total or None
+    if place.model is None:
+        return 0, 1
+    return place.rows.count_rows(), last.total if last else None

@@ -162,6 +162,26 @@ class Folder:
                 f"{self.uri}/{name} is damaged ({reason}); delete it, and the same command makes its rows again"
             ) from None
 
+    def count_rows(self) -> int:
+        """Rows in all finished Parquet files of this folder, from their footers.
+
+        Raises:
+            StageError: a file is damaged.
+        """
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        if not (names := self.names(".parquet")):
+            return 0
+        filesystem, path = self._resolve("")
+        try:
+            files = [f"{path}/{name}" for name in names]
+            return ds.FileSystemDataset.from_paths(
+                files, schema=pa.schema([]), format=ds.ParquetFileFormat(), filesystem=filesystem
+            ).count_rows()
+        except pa.ArrowInvalid as error:
+            raise StageError(f"{self.uri}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
+
     def modified(self) -> tuple[float, float] | None:
         """When the oldest and the newest file below this folder was written, in seconds since the epoch."""
         from pyarrow.fs import FileSelector, FileType

@@ -42,7 +42,7 @@ def run(
     models,
     generate=None,
     score=None,
-    on_progress=lambda label, done, total: None,
+    on_progress=lambda label, done, total, errors=0: None,
     prompts=PROMPTS,
     names=MODELS,
 ):
@@ -64,7 +64,7 @@ def run(
 def told(root, models, **settings):
     """What a run says: its tallies by stage and model, and its progress."""
     progress = []
-    tallies = run(str(root), models, **settings, on_progress=lambda *said: progress.append(said))
+    tallies = run(str(root), models, **settings, on_progress=lambda *said: progress.append(said[:3]))
     by_name = {f"{stage}/{model}": asdict(tally) for (stage, model), tally in tallies.items()}
     return {"tallies": by_name, "progress": progress}
 

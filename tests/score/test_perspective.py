@@ -95,6 +95,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert provenance["num_texts"] == len(set(texts)) - 1
     assert provenance["num_requests"] == len(service.received)
     assert provenance["num_failed_requests"] == sum(map(len, PASSING.values())) + 4
+    assert provenance["num_retries"] == provenance["num_failed_requests"] - 1, "the last try of one text"
     assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 
@@ -191,10 +192,14 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
         async with running(service, execution={"requests_per_second": 20}) as scorer:
             # Several calls at once share one quota.
             await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
+            return scorer.provenance()
 
-    asyncio.run(main())
+    provenance = asyncio.run(main())
     assert len(service.received) == 80
     assert service.most_in_a_second() <= 20
+    assert provenance["num_retries"] == 10
+    # All ask at once, and the request of place n waits for about n / 20 seconds.
+    assert 70 <= provenance["quota_wait_seconds"] <= 300
 
 
 def test_slots_hold_what_slow_connections_bunch_together():

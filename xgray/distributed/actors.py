@@ -15,6 +15,7 @@ from xgray.blocks import MadeBlock, NewBlock, file_name
 from xgray.config import Generate, Score
 from xgray.distributed.failures import Failure
 from xgray.distributed.ledger import MAX_DEATHS, LedgerClient
+from xgray.distributed.metrics import count_block
 from xgray.distributed.quota import shared_scorer
 from xgray.errors import StageError
 from xgray.generate.build import build_engine
@@ -101,6 +102,7 @@ class GenerateActor:
         self._name = engine
         self._section = section
         self._seed = seed
+        self._run = run.name
         self._prompts = PromptFile(run)
         self._places = places
         self._ledger = ledger
@@ -146,6 +148,7 @@ class GenerateActor:
         self._start_seconds = 0.0
         self._engine_of(place.weights, False)
         start_seconds, began = self._start_seconds, time.time()
+        clock = time.perf_counter()
         skipped = set(block.skip)
         prompts = [one for one in self._prompts.read(block.start, block.stop) if one.prompt_id not in skipped]
         name = file_name(block.model, [prompt.prompt_id for prompt in prompts])
@@ -167,9 +170,11 @@ class GenerateActor:
             "start_seconds": start_seconds,
             "began": began,
             "ended": time.time(),
+            "seconds": time.perf_counter() - clock,
             "device": self._device,
             "measured": {"engine": self._name},
         }
+        count_block(self._run, part)
         made = MadeBlock(block.model, name, 0, len(rows), block.scored)
         return {"made": asdict(made), "parts": [part]}
 
@@ -199,13 +204,14 @@ class GenerateActor:
 class ScoreActor:
     """Holds one scorer, built with the first block; several blocks are under way at once."""
 
-    def __init__(self, section: Score, places: Places, ledger: LedgerClient) -> None:
+    def __init__(self, section: Score, run: str, places: Places, ledger: LedgerClient) -> None:
         self._section = section
+        self._run = run
         self._places = places
         self._ledger = ledger
         self._scorer: Scorer | None = None
         self._building = asyncio.Lock()
-        self._counted: dict[str, int] = {}
+        self._counted: dict[str, float] = {}
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         item = _decode(batch)
@@ -225,7 +231,7 @@ class ScoreActor:
         completions = await asyncio.to_thread(_unscored, block, place.completions)
         if not completions:
             return []
-        began = time.time()
+        began, clock = time.time(), time.perf_counter()
         name = file_name(block.model, [row.prompt_id for row in completions])
         work = f"score/{block.model}/{name}"
         deaths, _ = await asyncio.to_thread(self._ledger.begin, work)
@@ -245,16 +251,18 @@ class ScoreActor:
             "start_seconds": 0.0,
             "began": began,
             "ended": time.time(),
+            "seconds": time.perf_counter() - clock,
             "device": self._scorer.device,
             "measured": {"scorer": facts},
             "scorer_counts": counts,
         }
+        count_block(self._run, part)
         return [part]
 
-    def _told(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, int]]:
+    def _told(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, float]]:
         """What the scorer is, and what it has counted since this was last asked."""
         told = scorer.provenance() | {"validated": list(scorer.validated)}
-        total = {name: value for name, value in told.items() if name.startswith("num_")}
+        total = {name: value for name, value in told.items() if name.startswith("num_") or name.endswith("_seconds")}
         new = {name: value - self._counted.get(name, 0) for name, value in total.items()}
         self._counted = total
         return {name: value for name, value in told.items() if name not in total}, new

@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,11 +29,10 @@ from xgray.distributed.ledger import LedgerClient
 from xgray.distributed.placement import place_engines, place_scorers
 from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
+from xgray.meter import OnProgress
 from xgray.prompt_file import PromptFile
 from xgray.runs import StageResult
 from xgray.storage import Folder
-
-OnProgress = Callable[[str, int, int], None]
 
 SCORING_CALLS = 4
 """Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
@@ -73,7 +71,7 @@ class Tally:
     """Of all engines that this model was the first to need."""
     device: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
-    scorer_counts: Counter[str] = field(default_factory=Counter)
+    scorer_counts: dict[str, float] = field(default_factory=dict)
     """What the scorers of all actors counted while they were at this model's blocks."""
     began: float | None = None
     ended: float | None = None
@@ -82,12 +80,13 @@ class Tally:
         self.num_completions += part["num_completions"]
         self.num_tokens += part["num_tokens"]
         self.num_errors += part["num_errors"]
-        self.busy_seconds += part["ended"] - part["began"]
+        self.busy_seconds += part["seconds"]
         self.num_engine_starts += part["start_seconds"] > 0
         self.engine_start_seconds += part["start_seconds"]
         self.device = part["device"]
         self.measured |= part["measured"]
-        self.scorer_counts.update(part.get("scorer_counts", {}))
+        for name, value in part.get("scorer_counts", {}).items():
+            self.scorer_counts[name] = self.scorer_counts.get(name, 0) + value
         self.began = part["began"] if self.began is None else min(self.began, part["began"])
         self.ended = part["ended"] if self.ended is None else max(self.ended, part["ended"])
 
@@ -100,7 +99,8 @@ class Tally:
         counts["num_errors"] = self.num_errors
         if stage == "generate":
             counts["num_tokens"] = self.num_tokens
-        seconds = self.ended - self.began if self.began is not None and self.ended is not None else 0.0
+        # Of the actors' clocks, which may be set back meanwhile.
+        seconds = max(self.ended - self.began, 0.0) if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
         if "scorer" in measured:
             measured["scorer"] = {**measured["scorer"], **self.scorer_counts}
@@ -123,7 +123,7 @@ def run_pipeline(
     generate: Generate | None,
     score: Score | None,
     seed: int,
-    on_progress: OnProgress = lambda label, done, total: None,
+    on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> Tallies:
     """Make the rows that are missing; either stage may be None, and is then left as it is on disk.
 
@@ -160,7 +160,8 @@ def run_pipeline(
         stage, model = part["stage"], part["model"]
         tallies[stage, model].add(part)
         done[stage, model] += part["num_prompts"]
-        on_progress(f"{stage}/{model}", done[stage, model], tallies[stage, model].num_prompts)
+        tally = tallies[stage, model]
+        on_progress(f"{stage}/{model}", done[stage, model], tally.num_prompts, tally.num_errors)
     for stage, model in tallies:
         place = places[model]
         folder = place.completions if stage == "generate" else place.scores
@@ -239,7 +240,7 @@ def _stream(
     if score:
         flow = flow.map_batches(
             ScoreActor,
-            fn_constructor_args=(score, places, ledger),
+            fn_constructor_args=(score, run.name, places, ledger),
             batch_size=1,
             **RESTARTS,
             compute=ray.data.ActorPoolStrategy(

@@ -12,7 +12,7 @@ from xgray.config import BASE
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
-from xgray.runs import MANIFEST
+from xgray.runs import MANIFEST, read_record
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class RunFiles:
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all finished stages, in the order of the stages."""
         return [
-            place.read_json(MANIFEST) for stage in STAGES for place in self._places(stage) if place.exists(MANIFEST)
+            read_record(place, MANIFEST) for stage in STAGES for place in self._places(stage) if place.exists(MANIFEST)
         ]
 
     def _places(self, stage: str) -> Iterator[Folder]:

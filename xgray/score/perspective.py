@@ -12,7 +12,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
-from xgray.score.quota import Pacer, Quota, spend_when_written
+from xgray.score.quota import Pacer, Quota, Turn, spend_when_written
 from xgray.score.scorer import Scored, known_attributes
 from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, service_url, without_key
 
@@ -91,7 +92,8 @@ class PerspectiveScorer:
         self._session: aiohttp.ClientSession | None = None
         self._unsupported: set[tuple[str, str]] = set()
         """Language and attribute, as the service said; it is asked for them no more."""
-        self._num_texts = self._num_requests = self._num_failed = self._num_missing = 0
+        self._num_texts = self._num_requests = self._num_failed = self._num_given_up = self._num_missing = 0
+        self._quota_wait_seconds = 0.0
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`.
@@ -114,8 +116,16 @@ class PerspectiveScorer:
                 if isinstance(scored, Scored):
                     return scored
         except Retriable as error:
+            self._num_given_up += 1
             attempts = self._section.execution.max_attempts
             return Scored(None, f"{error} (tried {attempts} times)", lasting=False)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Turn]:
+        began = time.monotonic()
+        async with self._pacer.turn() as turn:
+            self._quota_wait_seconds += time.monotonic() - began
+            yield turn
 
     async def _try(self, text: str, language: str) -> Scored | Unsupported:
         try:
@@ -133,7 +143,7 @@ class PerspectiveScorer:
                 trace_configs=[spend_when_written()],
                 trust_env=True,
             )
-        async with self._in_flight, self._pacer.turn() as turn:
+        async with self._in_flight, self._turn() as turn:
             # Chosen as late as this: the answers to texts before it may have said what is not measured.
             attributes = [one for one in self.attributes if (language, one) not in self._unsupported]
             if not attributes:
@@ -224,6 +234,8 @@ class PerspectiveScorer:
             "num_missing": self._num_missing,
             "num_requests": self._num_requests,
             "num_failed_requests": self._num_failed,
+            "num_retries": self._num_failed - self._num_given_up,
+            "quota_wait_seconds": round(self._quota_wait_seconds, 3),
         }
 
     async def close(self) -> None:
