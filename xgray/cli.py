@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray import __version__
+from xgray.cli_plan import plan
 from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
 
@@ -34,6 +35,7 @@ app = App(
     ),
 )
 
+app.command(plan)
 app.command(scores)
 app.command(scorer)
 app.command(serve)
