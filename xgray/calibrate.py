@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
 from xgray.distributed.cluster import connect, total
-from xgray.estimate import SERVICES, Work
+from xgray.estimate import Work
 from xgray.experiment import OnProgress, run_experiment
 from xgray.languages import LANGUAGES
 from xgray.plan import Plan, make_plan, read_prompts, run_folder
 from xgray.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
 from xgray.rows import Completions, Scores, from_table, schema, to_table
+from xgray.score.build import SERVICES
 from xgray.storage import TEMPORARY_MARK, Folder
 
 if TYPE_CHECKING:

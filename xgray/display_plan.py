@@ -41,10 +41,10 @@ def print_plan(name: str, told: Estimate) -> None:
         total[9] = f"{told.money:,.2f}"
     table.add_row(*total)
     CONSOLE.print(table)
-    stages: dict[str, list[str]] = {}
+    stages: dict[str, dict[str, None]] = {}
     for line in told.lines:
         if line.source:
-            stages.setdefault(line.source, []).append(line.stage)
+            stages.setdefault(line.source, {})[line.stage.partition("/")[0]] = None
     for source, own in stages.items():
         CONSOLE.print(f"{', '.join(own)}: {source}", highlight=False, markup=False, soft_wrap=True)
     for note in told.notes:
@@ -63,4 +63,4 @@ def _cells(line: Line) -> list[str]:
         duration(line.seconds) if line.num_left else "",
         f"{line.gpu_hours:,.2f}" if line.gpu_hours else "",
     ]
-    return cells if line.money is None else [*cells, f"{line.money:,.2f}"]
+    return cells if line.money is None else [*cells, f"{line.money:,.2f}" if line.money else ""]

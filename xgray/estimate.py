@@ -17,9 +17,7 @@ from typing import TypeVar
 from xgray.config import Experiment, Train
 from xgray.errors import InputError
 from xgray.rates import GenerateRates, Rates, StageRates
-
-SERVICES = ("perspective", "openai")
-"""Scorers that are asked over the network: one request for each text."""
+from xgray.score.build import GPU_SCORERS, SERVICES
 
 Own = TypeVar("Own", bound=StageRates)
 
@@ -118,8 +116,7 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     trainings = [_training(name, one, rates) for name, one in work.trainings.items()]
     generating = [_generate(experiment, model, work, rates) for model in work.models]
     scoring = [_score(experiment, model, work, rates) for model in work.models]
-    num_generating, num_scoring = (sum(one.num_left > 0 for one in own) for own in (generating, scoring))
-    starts = _starts(num_generating, num_scoring, rates)
+    starts = _starts(experiment, generating, scoring, rates)
     evaluating = [_fluency(experiment, work, rates), _metrics(work, rates), _report(work, rates)]
     lines = [*trainings, *starts, *generating, *scoring, *evaluating]
     if any(one.num_left for one in lines):
@@ -188,6 +185,16 @@ def num_engines(experiment: Experiment, rates: Rates) -> int:
     return execution.num_actors or max(1, rates.num_gpus // execution.tensor_parallel)
 
 
+def engine_gpus(experiment: Experiment, rates: Rates) -> int:
+    """Those that all engines hold."""
+    return num_engines(experiment, rates) * experiment.generate.execution.tensor_parallel if rates.num_gpus else 0
+
+
+def _scorer_gpus(experiment: Experiment, rates: Rates) -> int:
+    section = experiment.score
+    return section.execution.num_actors if rates.num_gpus and section.scorer in GPU_SCORERS else 0
+
+
 def _generate(experiment: Experiment, model: str, work: Work, rates: Rates) -> Line:
     done = work.models[model].num_generated
     left = work.num_prompts - done
@@ -196,13 +203,11 @@ def _generate(experiment: Experiment, model: str, work: Work, rates: Rates) -> L
     own = _needed(rates.generate, "generate.tokens_per_second", f"{model} has {left:,} prompts to complete")
     completions = left * experiment.generate.k
     tokens = round(completions * _new_tokens(experiment, own))
-    engines = num_engines(experiment, rates)
-    seconds = tokens / own.tokens_per_second / engines
-    gpus = engines * experiment.generate.execution.tensor_parallel if rates.num_gpus else 0
+    seconds = tokens / own.tokens_per_second / num_engines(experiment, rates)
     return Line(
         f"generate/{model}", "prompts", done, left, seconds, num_completions=completions,
         prompt_tokens=None if own.prompt_tokens is None else round(left * own.prompt_tokens),
-        new_tokens=tokens, gpu_hours=gpus * seconds / 3600, source=own.source,
+        new_tokens=tokens, gpu_hours=engine_gpus(experiment, rates) * seconds / 3600, source=own.source,
     )  # fmt: skip
 
 
@@ -223,19 +228,23 @@ def _score(experiment: Experiment, model: str, work: Work, rates: Rates) -> Line
         seconds, source = texts / own.texts_per_second / section.execution.num_actors, own.source
     return Line(
         f"score/{model}", "prompts", one.num_scored, left, seconds, num_completions=texts, num_requests=requests,
-        source=source,
+        gpu_hours=_scorer_gpus(experiment, rates) * seconds / 3600, source=source,
     )  # fmt: skip
 
 
-def _starts(num_generating: int, num_scoring: int, rates: Rates) -> Iterator[Line]:
+def _starts(experiment: Experiment, generating: list[Line], scoring: list[Line], rates: Rates) -> Iterator[Line]:
     """Of engines, one for each model unless it takes adapters as they are, and of the scoring actors."""
+    num_generating, num_scoring = (sum(one.num_left > 0 for one in own) for own in (generating, scoring))
     if num_generating and rates.generate:
         own = rates.generate
         again = own.start_seconds if own.restart_seconds is None else own.restart_seconds
         seconds = own.start_seconds + (num_generating - 1) * again
-        yield Line("generate: start", "models", 0, num_generating, seconds, source=own.source)
-    if num_scoring and rates.score:
-        yield Line("score: start", "models", 0, num_scoring, rates.score.start_seconds, source=rates.score.source)
+        hours = engine_gpus(experiment, rates) * seconds / 3600
+        yield Line("generate: start", "models", 0, num_generating, seconds, gpu_hours=hours, source=own.source)
+    if num_scoring and rates.score and rates.score.start_seconds:
+        seconds = rates.score.start_seconds
+        hours = _scorer_gpus(experiment, rates) * seconds / 3600
+        yield Line("score: start", "models", 0, num_scoring, seconds, gpu_hours=hours, source=rates.score.source)
 
 
 def _fluency(experiment: Experiment, work: Work, rates: Rates) -> Line:

@@ -101,7 +101,7 @@ def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, note
             section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps)
         )
         referenced |= missing
-    if variants and not with_model:
+    if not with_model and any(one.num_steps > one.num_steps_done for one in trainings.values()):
         notes.append("pairs are counted before the length filter (train.max_length), and none as cached")
     return trainings
 
