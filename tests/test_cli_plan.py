@@ -78,6 +78,7 @@ def test_wrong_calls_are_refused(tmp_path, rates):
         ([quickstart, "--rates", rates, "--write-rates", "x.yaml"], "nothing to write without --measure"),
         ([str(JOBS / "mgpt.yaml"), "--rates", rates], "data/rtp_lx: no such file"),
         (["--rates", rates], "name one experiment file"),
+        ([quickstart, "--measure", "--score.scorer", "openai"], "state score.texts_per_second"),
     ]:
         told = xgray(tmp_path, "plan", *arguments)
         assert told.returncode == 2, arguments

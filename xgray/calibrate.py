@@ -275,8 +275,11 @@ def _evaluation_rates(plan: Plan, heard: Timeline, began: float, num_workers: in
     new_tokens = sum(one["num_tokens"] for one in generated) / sum(one["num_completions"] for one in generated)
     manifest = plan.evaluate.place.manifest() or {}
     if fluency := heard.said.get("evaluate: fluency"):
-        (first, number), (last, whole) = fluency[num_workers], fluency[-1]
-        per_second = (whole - number) / (last - first) / num_workers
+        last, whole = fluency[-1]
+        num_units = len(fluency) - 1
+        # Of the first units, one for each worker, nobody knows how much was loading; of too few units it all counts.
+        first, number = fluency[num_workers] if num_units >= 2 * num_workers else (began, 0)
+        per_second = (whole - number) / (last - first) / min(num_workers, num_units)
         start = first - began - number / num_workers / per_second
         rates["fluency"] = FluencyRates(
             source=_source(f"{whole:,} completions", manifest["device"]),

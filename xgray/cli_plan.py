@@ -60,6 +60,8 @@ def plan(
         raise InputError("--address: no cluster is needed without --measure")
     stated = read_rates(rates) if rates else Rates()
     experiment = _experiment(arguments)
+    if measure and experiment.score.scorer == "openai" and stated.score is None:
+        raise InputError("--measure: it sends nothing to score.openai.url; state score.texts_per_second (--rates FILE)")
     work = count_work(experiment, with_model=False)
     known = stated
     if measure:
