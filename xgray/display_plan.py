@@ -52,10 +52,11 @@ def print_plan(name: str, told: Estimate) -> None:
 
 
 def _cells(line: Line) -> list[str]:
+    unit = line.unit.removesuffix("s") if line.num_left == 1 else line.unit
     cells = [
         line.stage,
         f"{line.num_done:,}" if line.num_done else "",
-        f"{line.num_left:,} {line.unit}" if line.num_left else "nothing",
+        f"{line.num_left:,} {unit}" if line.num_left else "nothing",
         f"{line.num_completions:,}" if line.num_completions else "",
         "" if line.prompt_tokens is None else f"{line.prompt_tokens:,}",
         f"{line.new_tokens:,}" if line.new_tokens else "",

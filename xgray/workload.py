@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from xgray.config import BASE, Experiment, Train, Variant
+from xgray.data.pairs import read_pairs
 from xgray.errors import InputError
 from xgray.estimate import Sampling, Training, Work, training_steps
 from xgray.plan import Plan, Planned, make_plan, read_prompts, run_folder, store_of, training_seed
@@ -13,9 +13,6 @@ from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
 from xgray.runs import PENDING
 from xgray.status import count_rows
 from xgray.status import training_steps as steps_on_disk
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def count_work(experiment: Experiment, with_model: bool) -> Work:
@@ -80,17 +77,13 @@ def _begun(one: Planned) -> bool:
 def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, notes: list[str]) -> dict[str, Training]:
     trainings: dict[str, Training] = {}
     referenced: set[object] = set()
-    tokenizer = None
     variants = [variant for variant in experiment.variants if variant.checkpoint is None]
-    if with_model and variants:
-        from xgray.models import load_tokenizer, resolve
-
-        tokenizer = load_tokenizer(resolve(experiment.model), experiment.model.revision)
+    prepare = _preparing(experiment) if with_model and variants else None
     for variant in variants:
         section = experiment.train_section(variant)
-        pairs = _read_pairs(section)
-        if tokenizer:
-            num_train, num_validation, missing = _prepared(experiment, variant, pairs, tokenizer)
+        pairs = read_pairs(section.pairs, section.limit)
+        if prepare:
+            num_train, num_validation, missing = prepare(section, pairs, training_seed(experiment, variant))
         else:
             num_validation = max(1, round(section.validation_share * len(pairs))) if section.validation_share else 0
             num_train = len(pairs) - num_validation
@@ -106,26 +99,25 @@ def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, note
     return trainings
 
 
-def _read_pairs(section: Train) -> list[PreferencePair]:
-    from xgray.data.pairs import read_pairs
-
-    return read_pairs(section.pairs, section.limit)
-
-
-def _prepared(
-    experiment: Experiment, variant: Variant, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, int, set[object]]:
-    """Pairs to train on, pairs to validate with, and the keys of those that the reference cache lacks."""
-    from xgray.models import cache_folder, model_fingerprint, pinned
+def _preparing(
+    experiment: Experiment,
+) -> Callable[[Train, Sequence[PreferencePair], int], tuple[int, int, set[object]]]:
+    """A function to the pairs trained on, those validated with, and the keys of those that the cache lacks."""
+    from xgray.models import cache_folder, load_tokenizer, model_fingerprint, pinned, resolve
     from xgray.train.pairs import prepare_pairs
     from xgray.train.reference import ReferenceCache
 
-    section = experiment.train_section(variant)
-    prepared = prepare_pairs(pairs, tokenizer, section, training_seed(experiment, variant))
-    cache = ReferenceCache.of(section, model_fingerprint(pinned(experiment.model)), str(cache_folder()))
-    known = cache.read()
-    keys: set[object] = {cache.key(pair) for pair in (*prepared.train, *prepared.validation)}
-    return len(prepared.train), len(prepared.validation), keys - known.keys()
+    base = pinned(experiment.model)
+    tokenizer = load_tokenizer(resolve(base), base.revision)
+    fingerprint = model_fingerprint(base)
+
+    def prepare(section: Train, pairs: Sequence[PreferencePair], seed: int) -> tuple[int, int, set[object]]:
+        prepared = prepare_pairs(pairs, tokenizer, section, seed)
+        cache = ReferenceCache.of(section, fingerprint, str(cache_folder()))
+        keys: set[object] = {cache.key(pair) for pair in (*prepared.train, *prepared.validation)}
+        return len(prepared.train), len(prepared.validation), keys - cache.read().keys()
+
+    return prepare
 
 
 def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
