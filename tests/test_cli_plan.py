@@ -86,7 +86,7 @@ def test_wrong_calls_are_refused(tmp_path, rates):
 
 
 @pytest.mark.slow
-def test_measured_rates_are_those_of_the_run(tmp_path, tiny_model):
+def test_the_experiment_is_measured(tmp_path, tiny_model):
     experiment = {
         "name": "mine", "model": {"id": tiny_model}, "languages": ["en", "de"], "prompts": {"limit": 6},
         "train": {"method": "lora", "lora_r": 4, "limit": 48, "epochs": 1, "batch_size": 4, "gradient_accumulation": 2,
@@ -108,12 +108,8 @@ def test_measured_rates_are_those_of_the_run(tmp_path, tiny_model):
     assert told["gpu_hours"] == 0
     assert not list((tmp_path / "runs").glob("*")), "the measurement leaves nothing behind"
 
-    trained = xgray(tmp_path, "train", "e.yaml", "--json")
-    assert trained.returncode == 0, trained.stderr
-    steps = json.loads(trained.stdout)["stages"]["train/dpo"]["measured"]["steps"]
-    assert lines["train/dpo"]["num_left"] == steps
-    again = xgray(tmp_path, "plan", "runs/mine", "--rates", "rates.yaml", "--json")
+    again = xgray(tmp_path, "plan", "e.yaml", "--rates", "rates.yaml", "--json")
     assert again.returncode == 0, again.stderr
-    left = {line["stage"]: line for line in json.loads(again.stdout)["lines"]}
-    assert (left["train/dpo"]["num_done"], left["train/dpo"]["num_left"]) == (steps, 0)
-    assert left["generate/base"]["seconds"] == sampled["seconds"]
+    read = {line["stage"]: line for line in json.loads(again.stdout)["lines"]}
+    assert read["generate/base"] == sampled, "the measured rates serve without the model"
+    assert read["train/dpo"]["seconds"] > lines["train/dpo"]["seconds"], "what of the reference is cached is not known"

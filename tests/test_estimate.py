@@ -146,8 +146,25 @@ def test_a_missing_rate_is_named(stage, key):
         estimate(experiment(), work(), rates)
 
 
-def test_steps_are_counted_as_the_trainer_counts_them():
-    assert training_steps(Train(batch_size=4, epochs=5), 302) == 380
-    assert training_steps(Train(batch_size=4, gradient_accumulation=2, epochs=1), 36) == 5
-    assert training_steps(Train(batch_size=4, epochs=0.5), 36) == 5
-    assert training_steps(Train(max_steps=7), 302) == 7
+@pytest.mark.parametrize(
+    ("num_pairs", "fields", "steps"),
+    [
+        (302, {"batch_size": 4, "epochs": 5}, 380),
+        (36, {"batch_size": 4, "gradient_accumulation": 2, "epochs": 1}, 5),
+        (35, {"batch_size": 4, "epochs": 0.5}, 5),
+        (3, {"batch_size": 1, "gradient_accumulation": 8, "epochs": 2.5}, 3),
+        (302, {"max_steps": 7}, 7),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(num_pairs, fields, steps, tmp_path):
+    import torch
+    from transformers import Trainer
+
+    from xgray.train.trainer import training_arguments
+
+    section = Train.model_validate(fields)
+    assert training_steps(section, num_pairs) == steps
+    arguments = training_arguments(section, 0, tmp_path, cuda=False, validate=False)
+    data = [{"x": torch.zeros(1)}] * num_pairs
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=data)
+    assert trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1] == steps
