@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray import __version__, stop
+from xgray.cli_plan import plan
 from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
 
@@ -32,6 +33,7 @@ app = App(
     ),
 )
 
+app.command(plan)
 app.command(scores)
 app.command(scorer)
 app.command(serve)

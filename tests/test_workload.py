@@ -1,0 +1,104 @@
+"""What is left of an experiment, counted from its files."""
+
+import pytest
+
+from xgray.config import Experiment
+from xgray.estimate import Sampling
+from xgray.plan import make_plan, store_of
+from xgray.rows import Completions, Scores, to_table
+from xgray.runs import StageResult
+from xgray.score.store import ScoreStore
+from xgray.workload import count_work
+
+
+@pytest.fixture
+def experiment(tiny_model, tmp_path):
+    return Experiment.model_validate(
+        {
+            "name": "mine", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en", "de"],
+            "prompts": {"limit": 4}, "generate": {"k": 3},
+            "train": {"limit": 40, "epochs": 1, "eval_steps": 2, "validation_share": 0.1},
+            "variants": [{"name": "one"}, {"name": "two", "train": {"seed": 1}}],
+            "score": {"scorer": "perspective"},
+        }
+    )  # fmt: skip
+
+
+def completions(model, prompt_id, texts):
+    return Completions(prompt_id, prompt_id[:2], model, "So", texts, [3] * len(texts), ["stop"] * len(texts))
+
+
+def test_nothing_is_done_before_a_run(experiment):
+    work = count_work(experiment, with_model=False)
+    assert work.num_prompts == 8
+    assert work.models == {"base": Sampling(), "one": Sampling(), "two": Sampling()}
+    one, two = work.trainings.values()
+    assert (one.num_pairs, one.num_validation, one.num_steps) == (36, 4, 9)
+    assert (one.num_reference, two.num_reference) == (40, 0), "the second training finds the first one's reference"
+    assert any("before the length filter" in note for note in work.notes)
+
+
+def test_the_model_tells_which_pairs_are_left(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    short = experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_length": 30})})
+    counted = count_work(short, with_model=True).trainings["one"]
+    assert 0 < counted.num_pairs + counted.num_validation < 40, "longer pairs are left out"
+    assert counted.num_reference == counted.num_pairs + counted.num_validation
+
+
+def test_what_is_on_disk_is_counted(experiment):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    plan.train["one"].place.begin(plan.train["one"].payload)
+    plan.train["one"].place.finish(plan.train["one"].payload, StageResult())
+    two = plan.train["two"].place
+    two.begin(plan.train["two"].payload)
+    two.folder.write_bytes("metrics.jsonl", b'{"total_steps": 9}\n{"step": 5, "loss": 0.7}\n')
+    made, scored = plan.generate["base"], plan.score["base"]
+    made.place.begin(made.payload)
+    scored.place.begin(scored.payload)
+    rows = [completions("base", "en/0", ["a", "b", ""]), completions("base", "de/0", ["c", "d", "d"])]
+    made.place.rows.write_parquet("rows.parquet", to_table(rows, Completions))
+    work = count_work(experiment, with_model=False)
+    assert work.models["base"] == Sampling(2, 0, 2), "an empty text and a repeated one take no request"
+
+    store = ScoreStore(store_of(experiment.score, experiment.runs))
+    store.put([entry("c", "de")])
+    score = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "perspective", "1")]
+    scored.place.rows.write_parquet("rows.parquet", to_table(score, Scores))
+    work = count_work(experiment, with_model=False)
+    assert work.models == {"base": Sampling(2, 1, 2), "one": Sampling(), "two": Sampling()}
+    done = {name: (one.num_steps_done, one.num_steps) for name, one in work.trainings.items()}
+    assert done == {"one": (9, 9), "two": (4, 9)}, "a training goes on from its last checkpoint"
+
+
+def entry(text, language):
+    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.data.score_entry import ScoreEntry
+
+    scores = {"toxicity": 0.2}
+    return ScoreEntry.of_text(
+        text, language, SCORER, SCORER_VERSION, ("toxicity",), scores, None, None, "2026-01-01T00:00:00Z"
+    )
+
+
+def test_another_configuration_counts_as_not_done(experiment):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    made = plan.generate["base"]
+    made.place.begin(made.payload)
+    made.place.finish(made.payload, StageResult())
+    assert count_work(experiment, with_model=False).models["base"].num_generated == 8
+    changed = experiment.model_copy(update={"seed": 1})
+    work = count_work(changed, with_model=False)
+    assert work.models["base"].num_generated == 0
+    assert any("generate/base of another configuration" in note for note in work.notes)
+
+
+def test_without_the_model_what_is_done_is_not_known(experiment, monkeypatch):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    elsewhere = experiment.model_copy(update={"model": experiment.model.model_copy(update={"id": "./not/here"})})
+    work = count_work(elsewhere, with_model=False)
+    assert work.num_prompts == 8
+    assert any("cannot be known here: model.id: no such folder" in note for note in work.notes)
