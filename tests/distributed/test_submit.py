@@ -262,3 +262,18 @@ def test_without_the_token_one_line_says_what_to_set(cluster, work, environment)
     assert "RAY_AUTH_MODE=token" in err
     assert "RAY_AUTH_TOKEN_PATH" in err
     assert TOKEN not in err
+
+
+def test_a_driver_without_the_token_is_told_what_to_set(cluster, tmp_path):
+    code = "import sys; from xgray.distributed.cluster import connect; connect(sys.argv[1]).__enter__()"
+    environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, cluster.gcs],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "InputError: --address: RAY_AUTH_TOKEN_PATH is set but file cannot be opened" in done.stderr
+    assert "wants RAY_AUTH_MODE=token and its token" in done.stderr
