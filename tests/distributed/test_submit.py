@@ -1,6 +1,7 @@
 """Runs submitted to a real cluster with token authentication: followed, left, killed, gone on with, finished once."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -177,6 +178,10 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
         assert len(ids) == len(set(ids)) == 12
     assert all(KEY in str(one.headers) + one.query for one in service[0].received)
 
+    out, err = finish(cluster.submit(work, "e.yaml", "--score.perspective-url", "nowhere"), 2)
+    assert "'nowhere' is no http(s) address" in out
+    assert "xgray: job mine-" in err
+
     made = {path: path.stat().st_mtime_ns for path in (work / "shared" / "mine").rglob("*")}
     with_ray = cluster.start(
         ROOT, "ray.scripts.scripts", "job", "submit", "--working-dir=.", "--",
@@ -220,7 +225,14 @@ def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, 
     """Its own key goes before the nodes', and what Ray tells and logs of jobs, actors and tasks has neither."""
     faulty, url = service
     faulty.received.clear()
-    environment = {"PERSPECTIVE_API_KEY": DRIVERS_KEY, "HF_TOKEN": DRIVERS_KEY, "HF_HUB_OFFLINE": "1"}
+    job = {
+        "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}},
+        "metadata": {},
+    }  # as in a job, which has it set already
+    environment = {
+        "PERSPECTIVE_API_KEY": DRIVERS_KEY, "HF_TOKEN": DRIVERS_KEY, "HF_HUB_OFFLINE": "1", "XGRAY_CACHE": "/tmp/shown",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+    }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", ACTOR, cluster.gcs, url], env=cluster.environment | environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -241,7 +253,8 @@ def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, 
     process.communicate("\n", timeout=60)
     (received,) = faulty.received
     assert DRIVERS_KEY in str(received.headers) + received.query
-    assert "HF_HUB_OFFLINE" in told["/api/jobs/"]  # so what is passed on in the open is found
+    assert "HF_HUB_OFFLINE" in told["/api/v0/runtime_envs?detail=1&limit=10000"]  # so what is shown would be found
+    assert "/tmp/shown" in told["/api/v0/runtime_envs?detail=1&limit=10000"]
     assert "keys-" in told["/logical/actors"]
     for text in told.values():
         assert DRIVERS_KEY not in text

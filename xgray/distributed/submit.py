@@ -75,7 +75,7 @@ def submit_job(file: Path, options: Sequence[str], experiment: Experiment, run: 
     prefix = f"{experiment.name}-{hashlib.sha256(run.encode()).hexdigest()[:8]}-"
     configuration = fingerprint(experiment.model_dump(mode="json"))
     client = _client(address)
-    earlier = [one for one in client.list_jobs() if (one.submission_id or "").startswith(prefix)]
+    earlier = _tries(client, prefix)
     for one in earlier:
         if not one.status.is_terminal():
             if (one.metadata or {}).get("configuration") != configuration:
@@ -85,8 +85,8 @@ def submit_job(file: Path, options: Sequence[str], experiment: Experiment, run: 
                 )
             return Job(client, str(one.submission_id), is_new=False)
     job = f"{prefix}{len(earlier) + 1}"
-    command = ["python", "-m", "xgray.cli", "run", file.resolve().relative_to(here).as_posix(), *options]
     try:
+        command = ["python", "-m", "xgray.cli", "run", file.resolve().relative_to(here).as_posix(), *options]
         for attempt in stamina.retry_context(on=_no_agent_yet, attempts=None, timeout=AGENT_SECONDS, wait_max=5.0):
             with attempt:
                 client.submit_job(
@@ -95,9 +95,9 @@ def submit_job(file: Path, options: Sequence[str], experiment: Experiment, run: 
                     runtime_env={"working_dir": str(here), "excludes": list(EXCLUDES)},
                     metadata={"run": run, "configuration": configuration},
                 )
-    except ValueError as error:
+    except ValueError as error:  # the directory is too large
         raise InputError(f"{here}: {str(error).splitlines()[0]}") from None
-    except RuntimeError as error:
+    except (RuntimeError, requests.RequestException) as error:
         if f"{job} already exists" in str(error):  # somebody was quicker
             return Job(client, job, is_new=False)
         raise StageError(f"{client.get_address()} took no job: {str(error).strip().splitlines()[-1]}") from None
@@ -159,6 +159,15 @@ def _exit_code(job: Job, details: JobDetails) -> int:
             f"the job {job.id} died ({reason}); what is done stays, and submitting again goes on from there"
         )
     return code
+
+
+def _tries(client: JobSubmissionClient, prefix: str) -> list[JobDetails]:
+    """The jobs that were submitted for one run, as far as the cluster knows."""
+    try:
+        return [one for one in client.list_jobs() if (one.submission_id or "").startswith(prefix)]
+    except (RuntimeError, requests.RequestException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StageError(f"{client.get_address()} does not tell its jobs: {reason}; submit again") from None
 
 
 def _no_agent_yet(error: Exception) -> bool:
