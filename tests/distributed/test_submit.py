@@ -1,5 +1,6 @@
 """Runs submitted to a real cluster with token authentication: followed, left, killed, gone on with, finished once."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -105,22 +107,36 @@ def cluster():
             made.stop()
 
 
+class HeldService(FaultyService):
+    """It answers the first requests, and all others once it may go on."""
+
+    def __init__(self, number):
+        super().__init__({})
+        self.number = number
+        self.may_go_on = threading.Event()
+
+    async def analyze(self, request):
+        while len(self.received) >= self.number and not self.may_go_on.is_set():
+            await asyncio.sleep(0.05)
+        return await super().analyze(request)
+
+
 @pytest.fixture(scope="module")
 def service():
-    faulty = FaultyService({})
+    faulty = HeldService(8)
     with serving(faulty) as url:
         yield faulty, url
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, tiny_model, service):
-    """The submitter's directory, with an experiment whose scores take a few seconds."""
+    """The submitter's directory, with an experiment."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "e.yaml").write_text(
         f"name: mine\nruns: {folder / 'shared'}\nmodel: {{id: {tiny_model}, dtype: float32}}\n"
         "languages: [en, de]\nprompts: {limit: 6}\nvariants: []\n"
         "generate: {k: 2, max_new_tokens: 6, execution: {engine: transformers, batch_size: 1}}\n"
-        f"score: {{scorer: perspective, perspective_url: '{service[1]}', execution: {{requests_per_second: 4}}}}\n"
+        f"score: {{scorer: perspective, perspective_url: '{service[1]}', execution: {{requests_per_second: 20}}}}\n"
         "evaluate: {resamples: 100, fluency: {kind: none}}\n"
     )
     return folder
@@ -170,6 +186,7 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
     kept = {path: path.stat().st_mtime_ns for path in files(work, "generate") + files(work, "score")}
     assert len(files(work, "score")) < 12
 
+    service[0].may_go_on.set()
     out, _ = finish(cluster.submit(work, "e.yaml"), 0)
     assert "12/12" in out
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -224,6 +241,7 @@ with connect(sys.argv[1]):
 def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, service):
     """Its own key goes before the nodes', and what Ray tells and logs of jobs, actors and tasks has neither."""
     faulty, url = service
+    faulty.may_go_on.set()
     faulty.received.clear()
     job = {
         "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}},
