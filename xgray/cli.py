@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray import __version__, stop
+from xgray.cli_cluster import check_folders, submit
 from xgray.cli_plan import plan
 from xgray.cli_scores import scorer, scores, serve
 from xgray.errors import InputError, XgrayError
+from xgray.job_environment import in_job
 
 if TYPE_CHECKING:
     from xgray.plan import Plan
@@ -37,6 +39,7 @@ app.command(plan)
 app.command(scores)
 app.command(scorer)
 app.command(serve)
+app.command(submit)
 
 Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """EXPERIMENT.yaml and any ``--section.field VALUE``."""
@@ -200,6 +203,8 @@ def _run(arguments: tuple[str, ...], only: str | None, force: bool, address: str
     from xgray.progress import ProgressDisplay
 
     plan = _plan(arguments)
+    if in_job():
+        check_folders(plan.experiment)
     stages = _stages(only)
     with ProgressDisplay() as progress:
         run_experiment(plan, stages, force, address, progress)

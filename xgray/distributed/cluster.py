@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import ray
 
+from xgray.distributed.keys import KEYS, handed_over, is_secret
 from xgray.errors import InputError
+from xgray.job_environment import job_variables
 
-PASSED_ON = ("XGRAY_", "HF_", "VLLM_", "PERSPECTIVE_")
-"""Environment variables with these beginnings are given to the workers of a cluster; a local one inherits all."""
+PASSED_ON = ("XGRAY_", "HF_", "VLLM_", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+"""Environment variables with these beginnings are given to the workers of a cluster, as are keys in a way of their
+own; the workers of a local one inherit all."""
+TOKEN_HINT = (
+    "a cluster with token authentication wants RAY_AUTH_MODE=token and its token, which `ray get-auth-token` prints on "
+    "its head, in the file that RAY_AUTH_TOKEN_PATH names"
+)
 
 
 @contextlib.contextmanager
@@ -22,15 +32,28 @@ def connect(address: str | None = None) -> Iterator[None]:
     A Ray that is up already is used and left as it is.
 
     Raises:
-        InputError: no cluster answers at the address.
+        InputError: no cluster answers at the address, or it refuses the token.
     """
     if ray.is_initialized():
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS")
-    variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    given = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) or name in KEYS}
+    keys = {name: value for name, value in given.items() if is_secret(name, value)}
+    # A job's workers have its variables, and Ray takes none twice.
+    shown = {name: value for name, value in given.items() if name not in keys | job_variables()}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about Ray's inside
+    try:
+        with contextlib.nullcontext() if target else _interrupts_held():
+            _init(target, shown)
+        with handed_over(keys if target else {}):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _init(target: str | None, variables: dict[str, str]) -> None:
     try:
         ray.init(
             address=target or "local",
@@ -39,12 +62,32 @@ def connect(address: str | None = None) -> Iterator[None]:
             log_to_driver=False,
             runtime_env={"env_vars": variables} if target and variables else None,
         )
-    except ConnectionError as error:
-        raise InputError(f"--address: no Ray cluster answers at {target}: {str(error).splitlines()[0]}") from None
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(f"--address: {str(error).splitlines()[0].split('. ')[0]}; {TOKEN_HINT}") from None
+    except ConnectionError:
+        raise InputError(f"--address: no Ray cluster lets this machine in at {target}; {TOKEN_HINT}") from None
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Interrupts come when the block is over: one in the middle of Ray's start would leave agents of it alive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        ray.shutdown()
+        for number, handler in before.items():
+            if signal.getsignal(number) is hold:  # Ray has one of its own for SIGTERM
+                signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def total(resource: str) -> int:

@@ -15,6 +15,7 @@ from ray.util.actor_pool import ActorPool
 
 from xgray.config import Evaluate, Model
 from xgray.distributed.cluster import thread_environment
+from xgray.distributed.keys import take_keys
 from xgray.errors import StageError, XgrayError
 from xgray.evaluate.tables import PERPLEXITY, LanguageRows, perplexity_file, read_completions, write_perplexities
 from xgray.runs import StageResult
@@ -106,6 +107,7 @@ class Worker:
         from xgray.evaluate.fluency import load_measuring_model, perplexities
 
         if self.loaded is None:
+            take_keys()
             self.loaded = load_measuring_model(self.model, self.section.fluency.kind)
         measuring, tokenizer = self.loaded
         values = perplexities(

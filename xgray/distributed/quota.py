@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 import ray
 
 from xgray.config import Score
+from xgray.distributed.keys import NAMESPACE, take_keys
 from xgray.errors import InputError
 from xgray.score.build import build_scorer
 from xgray.score.perspective import KEY_VARIABLE
 from xgray.score.quota import Quota, Turn
 from xgray.score.scorer import Scorer
 
-NAMESPACE = "xgray"
 MAX_WAITING = 100_000
 """More calls than all actors have requests under way: one that waits for a turn must not keep out one that ends it."""
 IDLE_SECONDS = 60.0
@@ -85,7 +85,8 @@ class SharedQuota:
 
 
 def shared_scorer(section: Score) -> Scorer:
-    """The section's scorer, for one of the actors of a cluster."""
+    """The section's scorer, for one of the actors of a cluster: with its driver's keys and its key's one quota."""
+    take_keys()
     return build_scorer(section, shared_quota(section) if section.scorer == "perspective" else None)
 
 

@@ -28,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from xgray.config import Score, Serve
 from xgray.distributed.cluster import connect, cores, thread_environment, total
 from xgray.distributed.failures import Failure
+from xgray.distributed.keys import take_keys
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
@@ -82,6 +83,7 @@ class ScorerReplica:
     def __init__(self, section: Score) -> None:
         self._section = section
         self._scorer: Scorer | Failure
+        take_keys()
         try:
             self._scorer = build_scorer(section)
         except Exception as error:

@@ -1,0 +1,57 @@
+"""A Ray that is started: what stays of it when it is interrupted, and what of the environment may be seen in it."""
+
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import psutil
+import pytest
+
+from xgray.distributed.keys import is_secret
+
+CODE = """
+from xgray.distributed.cluster import connect
+with connect():
+    print("up", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_interrupt_while_ray_starts_leaves_no_process():
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    started = []
+    while not any("Agent" in one.name() for one in started):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert "up" not in out
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("HF_TOKEN", "hf_x", True),
+        ("XGRAY_SERVE_KEY", "x", True),
+        ("VLLM_API_KEY", "x", True),
+        ("AWS_SESSION_TOKEN", "x", True),
+        ("AWS_ACCESS_KEY_ID", "x", True),
+        ("HF_ENDPOINT", "https://me:word@mirror.example/hub", True),
+        ("HF_ENDPOINT", "https://mirror.example/hub", False),
+        ("HF_HUB_OFFLINE", "1", False),
+        ("HF_TOKEN_PATH", "/home/me/token", False),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:5000", False),
+    ],
+)
+def test_what_counts_as_a_secret(name, value, secret):
+    assert is_secret(name, value) is secret
