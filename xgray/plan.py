@@ -183,7 +183,7 @@ def read_prompts(experiment: Experiment) -> list[Any]:
 
 def store_of(section: Score, runs: str) -> str:
     """The section's score store; where it names none, the one that all runs in the folder ``runs`` share."""
-    return Folder(section.execution.store or f"{runs.rstrip('/')}/{STORE}").uri
+    return (Folder(section.execution.store) if section.execution.store else Folder(runs) / STORE).uri
 
 
 def resolved_score(experiment: Experiment) -> Score:
