@@ -284,9 +284,7 @@ class Folder:
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._resolve("")
-        infos = persistently(
-            lambda: filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-        )
+        infos = persistently(lambda: filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True)))
         times = [info.mtime_ns / 1e9 for info in infos if info.type == FileType.File and info.mtime_ns]
         return (min(times), max(times)) if times else None
 

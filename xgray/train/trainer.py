@@ -1,11 +1,14 @@
 """TRL's DPO trainer, set up from the ``train`` section. Imported by training processes only.
 
 TRL computes the loss. What is added here: pairs arrive tokenized, the reference's log-probabilities come from a cache
-on disk, LoRA keeps its dropout and may adapt the head, and every step is a line of ``metrics.jsonl``.
+on disk, LoRA keeps its dropout and may adapt the head, every step is a line of ``metrics.jsonl``, and a checkpoint is
+one that any number of workers goes on from. The data's order, the batches and the validation do not depend on that
+number either; only LoRA's dropout does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -16,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -44,8 +47,9 @@ from xgray.storage import Folder
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
 from xgray.train.metrics import read_metrics
-from xgray.train.pairs import PreparedPairs, TokenizedPair
+from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
 from xgray.train.reference import LogProbs, ReferenceCache
+from xgray.train.state import load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ def build_trainer(
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
-    arguments = training_arguments(section, seed, work, cuda, validate=bool(prepared.validation))
+    arguments = training_arguments(section, seed, work, cuda, len(prepared.validation))
     policy = load_policy(model, section, revision)
     stopping = section.patience is not None and prepared.validation
     trainer = CachedReferenceTrainer(
@@ -101,7 +105,12 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=lora_config(policy, section) if section.method != "full" else None,
         # The log comes last, so that its clock starts again when the others are done.
-        callbacks=[*([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks, MetricsLog(metrics)],
+        callbacks=[
+            StepSeed(),
+            *([EarlyStoppingCallback(section.patience)] if stopping else []),
+            *callbacks,
+            MetricsLog(metrics),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     # What follows must not depend on how much of the reference was in the cache.
@@ -109,8 +118,9 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(section: Train, seed: int, work: Path, cuda: bool, validate: bool) -> DPOConfig:
+def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_validation: int) -> DPOConfig:
     execution = section.execution
+    validate = num_validation > 0
     per_device = section.batch_size // execution.num_workers
     strategy = None if execution.strategy == "ddp" else deepspeed_config(execution.strategy, cuda)
     return DPOConfig(
@@ -120,7 +130,7 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, valida
         beta=section.beta,
         loss_type=[section.loss],
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=max(8, per_device),
+        precompute_ref_batch_size=validation_batch(section) // execution.num_workers,
         max_length=section.max_length,
         # It would switch off LoRA's dropout too; the model's own is switched off in load_policy.
         disable_dropout=False,
@@ -131,7 +141,9 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, valida
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=max(8, per_device),
+        per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
+        # The rest of an epoch that fills no batch would be filled up by repetition, as the number of workers has it.
+        dataloader_drop_last=True,
         gradient_accumulation_steps=section.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
@@ -259,6 +271,37 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
             values += zip(chosen.tolist(), rejected.tolist(), strict=True)
         return values
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing but an adapter, as PEFT has it: all that is tuned lies in the state."""
+        if is_peft_model(self.model):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_state(self.model, self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            load_state(self.model, self.optimizer, self.lr_scheduler, Path(resume_from_checkpoint))
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the weights come with the rest of the state."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: each step has its own random numbers."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: each step has its own random numbers."""
+
+
+class StepSeed(TrainerCallback):  # type: ignore[misc]
+    """Seeds every step by its number and the worker's, so that it draws the same numbers wherever it is resumed."""
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        digest = hashlib.sha256(f"{args.seed} {state.global_step} {args.process_index}".encode()).digest()
+        set_seed(int.from_bytes(digest[:4], "big"))
+
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes ``metrics.jsonl``, flushed line by line, on the first process only.
@@ -318,16 +361,38 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint over as it is saved: its folder, and ``step`` and ``score`` to choose the best by.
+    """Hands every checkpoint over as it is saved, and saves one out of turn when the training is asked to stop.
 
     The lowest score is the best: the validation's loss, or minus the step where there is no validation.
     """
 
-    def __init__(self, report: Callable[[Path, dict[str, float]], None]) -> None:
+    def __init__(self, report: Callable[[Path, int, float | None, bool], None], asked: Callable[[], bool]) -> None:
+        """Report checkpoints.
+
+        Args:
+            report: called with a checkpoint's folder, its step, its score (None for one out of turn), and whether the
+                training ends with it. What it raises on one process is raised there.
+            asked: whether to stop; the first process asks it after every step, and the others do as that one is told.
+        """
         self.report = report
+        self.asked = asked
+        self.interrupted = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        told = [self.asked() if args.process_index == 0 else False]
+        if args.world_size > 1:
+            broadcast_object_list(told, from_process=0)
+        self.interrupted = told[0] and not control.should_training_stop
+        control.should_save |= self.interrupted
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
-        score = losses[-1] if losses else -state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.report(folder, {"step": state.global_step, "score": score})
+        last = [row for row in state.log_history if "eval_loss" in row][-1:]
+        score: float | None = -state.global_step
+        if args.eval_strategy != "no":
+            score = last[0]["eval_loss"] if last and last[0]["step"] == state.global_step else None
+        finished = control.should_training_stop
+        self.report(folder, state.global_step, score, finished)
+        self.interrupted &= not finished
+        # After the checkpoint, or it would say that the training is at its end.
+        control.should_training_stop |= self.interrupted
