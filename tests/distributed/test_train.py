@@ -101,12 +101,7 @@ def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninter
     output = tmp_path / "out"
     process = start(model, output, environment)
     wait_for_step(process, output, 13)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for one in family:
-        one.kill()
-    process.communicate()
-    psutil.wait_procs(family)
+    kill_all(process)
 
     # A checkpoint whose copying was cut off, and a line whose writing was.
     half = output / "checkpoints" / "step-00000039"
@@ -139,6 +134,33 @@ def test_death_of_a_worker_costs_no_more_than_the_steps_since_its_checkpoint(
     workers[0].kill()
     finish(process)
     assert rows(output) == rows(uninterrupted[1])
+
+
+def kill_all(process):
+    """The driver and all that it started, at once."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in family:
+        one.kill()
+    process.communicate()
+    psutil.wait_procs(family)
+
+
+@pytest.mark.parametrize(("strategy", "num_workers", "then"), [("zero3", 2, ("zero3", 1)), ("ddp", 1, ("zero2", 2))])
+def test_killed_run_is_finished_by_another_number_of_workers(
+    model, environment, tmp_path, replicated, strategy, num_workers, then
+):
+    fields = {"max_steps": 6, "eval_steps": 3, "method": "full"}
+    execution = {"strategy": strategy, "num_workers": num_workers}
+    process = start(model, tmp_path / "out", environment, execution=execution, **fields)
+    wait_for_step(process, tmp_path / "out", 3)
+    kill_all(process)
+    assert rows(tmp_path / "out")[-1]["step"] < 6
+    finish(
+        start(model, tmp_path / "out", environment, execution={"strategy": then[0], "num_workers": then[1]}, **fields)
+    )
+    for expected, row in zip(rows(replicated), rows(tmp_path / "out"), strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
 
 
 def is_train_worker(process):

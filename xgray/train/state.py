@@ -52,18 +52,24 @@ def load_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: P
     with safe_open(folder / STATE, framework="pt") as stream:
         metadata = stream.metadata()
         step, keys = float(metadata["step"]), metadata["keys"].split()
+        _begin(_zero(optimizer), keys, step)
         for name, parameter in _tuned(model):
             whole = {key: stream.get_tensor(f"{key}/{name}") for key in (WEIGHT, *keys)}
             _set(parameter, inner, whole, step)
-    zero = _zero(optimizer)
-    if hasattr(zero, "update_lp_params"):  # ZeRO-2: the model's weights follow from the optimizer's
-        zero.update_lp_params()
-    for state in inner.state.values():
-        if "step" in state:
-            state["step"] = torch.as_tensor(step)
+    if hasattr(_zero(optimizer), "update_lp_params"):  # ZeRO-2: the model's weights follow from the optimizer's
+        _zero(optimizer).update_lp_params()
     scheduler.load_state_dict(scheduler.state_dict() | json.loads((folder / SCHEDULE).read_text()))
     for group, rate in zip(inner.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
+
+
+def _begin(zero: Any, keys: list[str], step: float) -> None:
+    """Give DeepSpeed's optimizer the state that it would have after a step; the plain one gets it with each weight."""
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", [])
+    for one in flat:
+        zero.optimizer.state[one] = {"step": torch.as_tensor(step), **{key: torch.zeros_like(one) for key in keys}}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-2
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
@@ -116,7 +122,7 @@ def _set(
         optimizer.state[parameter] = {"step": torch.as_tensor(step), **whole}
         return
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     safe_set_full_fp32_param(parameter, weight)
     for key, value in whole.items():
