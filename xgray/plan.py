@@ -19,7 +19,7 @@ from xgray.storage import Folder
 
 STAGES = ("train", "generate", "score", "evaluate", "report")
 
-VERSIONS = {"train": 1, "generate": 1, "score": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"train": 2, "generate": 1, "score": 1, "evaluate": 1, "report": 1}
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 

@@ -191,11 +191,9 @@ def _ids(folder: Folder) -> list[str]:
 
 
 def _check(path: str, revision: str | None, prompts: Sequence[Prompt], generate: Generate) -> None:
-    from transformers import AutoConfig
+    from xgray.models import context_length, load_config, load_tokenizer
 
-    from xgray.models import context_length, load_tokenizer
-
-    context = context_length(AutoConfig.from_pretrained(path, revision=revision))
+    context = context_length(load_config(path, revision))
     check_prompts(prompts, load_tokenizer(path, revision), generate, context)
 
 

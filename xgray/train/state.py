@@ -121,8 +121,8 @@ def _set(
         parameter.data.copy_(weight)
         optimizer.state[parameter] = {"step": torch.as_tensor(step), **whole}
         return
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     safe_set_full_fp32_param(parameter, weight)
     for key, value in whole.items():
