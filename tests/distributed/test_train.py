@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from object_store import CREDENTIALS, object_store
 from safetensors.torch import load_file
 
 from xgray.config import Model, Train, TrainExecution
 from xgray.errors import InputError
+from xgray.models import local_weights
 from xgray.storage import Folder
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
@@ -53,9 +55,12 @@ def finish(process):
 
 
 def rows(output):
-    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return lines((output / "metrics.jsonl").read_text())
+
+
+def lines(text):
     timed = ("seconds", "tokens_per_second")
-    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in text.splitlines()]
 
 
 def wait_for_step(process, output, step):
@@ -80,13 +85,13 @@ def test_run_leaves_the_export_and_no_checkpoints(uninterrupted):
     assert (counts["num_pairs"], counts["num_train"], counts["num_validation"]) == (20, 16, 4)
     assert counts["num_dropped"] == 0
     assert counts["num_reference_computed"] + counts["num_reference_reused"] == 20
-    measured, lines = result["measured"], rows(output)
-    assert lines[0] == {"total_steps": 40}
+    measured, logged = result["measured"], rows(output)
+    assert logged[0] == {"total_steps": 40}
     assert measured["steps"] == 40
     assert measured["first_loss"] == pytest.approx(0.693147, abs=1e-4)
-    assert measured["best_eval_loss"] == min(row["eval_loss"] for row in lines if "eval_loss" in row)
+    assert measured["best_eval_loss"] == min(row["eval_loss"] for row in logged if "eval_loss" in row)
     assert measured["exported_step"] == measured["best_step"]
-    assert counts["tokens"] == sum(row["tokens"] for row in lines if "loss" in row)
+    assert counts["tokens"] == sum(row["tokens"] for row in logged if "loss" in row)
 
 
 def test_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
@@ -121,6 +126,38 @@ def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninter
     ours, theirs = (load_file(one / "adapter" / "adapter_model.safetensors") for one in (output, whole))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert not list(output.glob(".tmp-*"))
+
+
+def test_interrupted_run_in_a_failing_object_store_saves_its_step_and_goes_on(
+    model, environment, uninterrupted, tmp_path, monkeypatch
+):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with object_store() as store:
+        store.fail(every=10)
+        output = Folder(store.uri("/run/train/dpo"))
+        process = start(model, output.uri, environment | CREDENTIALS)
+        while not (output / "checkpoints").names():
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate()[1].splitlines()[-1]
+        assert process.returncode != 0
+        saved = [int(name.removeprefix("step-")) for name in (output / "checkpoints").names()]
+        last = max(row["step"] for row in lines(output.read_bytes("metrics.jsonl").decode()) if "loss" in row)
+        assert last == max(saved) < 40  # nothing was done that is not in a checkpoint
+
+        result = finish(start(model, output.uri, environment | CREDENTIALS))
+        assert store.fail(every=10) > 0
+        assert output.names() == ["adapter", "merged", "metrics.jsonl", "result.json"]
+        assert lines(output.read_bytes("metrics.jsonl").decode()) == rows(uninterrupted[1])
+        assert result["measured"]["exported_step"] == uninterrupted[0]["measured"]["exported_step"]
+        monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "another machine"))
+        for folder in ("adapter", "merged"):
+            ours = local_weights((output / folder).uri)
+            (file,) = Path(ours).glob("*.safetensors")
+            theirs = load_file(uninterrupted[1] / folder / file.name)
+            assert all(load_file(file)[name].equal(weight) for name, weight in theirs.items())
 
 
 def test_death_of_a_worker_costs_no_more_than_the_steps_since_its_checkpoint(
