@@ -139,7 +139,7 @@ def store():
             yield server
 
 
-def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore) -> None:
+def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore, tmp_path: Path) -> None:
     run = Folder(store.uri("/like-any-other"))
     rows = run / "generate" / "rows"
     assert (rows.parent.name, rows.parent.parent.uri) == ("generate", run.uri)
@@ -148,6 +148,13 @@ def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore) -> None:
     rows.write_parquet("a.parquet", to_table([row("en/1"), row("en/2")], Completions))
     rows.write_parquet("b.parquet", to_table([row("en/3")], Completions))
     assert rows.read_parquet(schema(Completions), ["prompt_id"])["prompt_id"].to_pylist() == ["en/1", "en/2", "en/3"]
+    for size in (0, 12_000_000):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        run.take("sub/file", tmp_path / "file")
+        assert not (tmp_path / "file").exists()
+        run.fetch("sub/file", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == b"x" * size
+    (run / "sub").delete()
     rows.write_bytes("a.parquet", b"nonsense")
     with pytest.raises(StageError, match=r"s3://bucket/like-any-other/generate/rows/a\.parquet is damaged"):
         rows.read_parquet(schema(Completions))

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ TRIES, WAIT_SECONDS, MAX_WAIT_SECONDS = 6, 0.2, 5.0
 """Of one read or write; an object store's own client has tried several times before each of them fails."""
 READERS = 16
 """Files of one folder that are read at once from an object store, where each costs a round trip."""
+COPY_BYTES = 2**24
 BY_ITSELF = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
 """What a local or mounted disk says of trouble that may pass."""
 FOR_GOOD = re.compile(
@@ -229,8 +231,8 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def read() -> None:
-            with filesystem.open_input_stream(path) as stream:
-                stream.download(str(target))
+            with filesystem.open_input_stream(path) as stream, target.open("wb") as copy:
+                shutil.copyfileobj(stream, copy, COPY_BYTES)
 
         persistently(read)
 
