@@ -302,8 +302,9 @@ def _train_job(job: Job) -> dict[str, Any]:
     checkpoints = Checkpoints(job.output / CHECKPOINTS)
     newest = broadcast_from_rank_zero(checkpoints.newest(scratch) if rank == 0 else None)
     if newest is None or not newest.finished:
+        from xgray.train.callbacks import CheckpointReport
         from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
-        from xgray.train.trainer import CheckpointReport, build_trainer
+        from xgray.train.trainer import build_trainer
 
         def save(folder: Path, step: int, score: float | None, finished: bool) -> None:
             if rank == 0:
