@@ -30,6 +30,7 @@ def save_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: P
     """
     inner = _innermost(optimizer)
     keys = _tensor_keys(inner)
+    _link(_zero(optimizer))
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in _tuned(model):
         for key in (WEIGHT, *keys):
@@ -68,7 +69,13 @@ def _begin(zero: Any, keys: list[str], step: float) -> None:
     flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", [])
     for one in flat:
         zero.optimizer.state[one] = {"step": torch.as_tensor(step), **{key: torch.zeros_like(one) for key in keys}}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-2
+    _link(zero)
+
+
+def _link(zero: Any) -> None:
+    """Let ZeRO-2's parameters find their state. It does so itself after its first step, but for its first group only."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
 
