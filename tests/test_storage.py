@@ -3,11 +3,14 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from object_store import CREDENTIALS, ObjectStore, object_store
 
+from xgray.errors import InputError, StageError
 from xgray.rows import Completions, schema, to_table
 from xgray.storage import TEMPORARY_MARK, Folder
 
@@ -125,3 +128,82 @@ def test_json_with_a_non_finite_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         Folder(str(tmp_path)).write_json("a.json", {"emt": math.nan})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def store():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with object_store() as server:
+            yield server
+
+
+def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore, tmp_path: Path) -> None:
+    run = Folder(store.uri("/like-any-other"))
+    rows = run / "generate" / "rows"
+    assert (rows.parent.name, rows.parent.parent.uri) == ("generate", run.uri)
+    assert str(rows) == "s3://bucket/like-any-other/generate/rows"
+    assert rows.names() == []
+    rows.write_parquet("a.parquet", to_table([row("en/1"), row("en/2")], Completions))
+    rows.write_parquet("b.parquet", to_table([row("en/3")], Completions))
+    assert rows.read_parquet(schema(Completions), ["prompt_id"])["prompt_id"].to_pylist() == ["en/1", "en/2", "en/3"]
+    for size in (0, 12_000_000):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        run.take("sub/file", tmp_path / "file")
+        assert not (tmp_path / "file").exists()
+        run.fetch("sub/file", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == b"x" * size
+    (run / "sub").delete()
+    rows.write_bytes("a.parquet", b"nonsense")
+    with pytest.raises(StageError, match=r"s3://bucket/like-any-other/generate/rows/a\.parquet is damaged"):
+        rows.read_parquet(schema(Completions))
+    assert pickle.loads(pickle.dumps(run)).names() == ["generate"]
+    run.delete()
+    assert not rows.exists("a.parquet")
+    with pytest.raises(FileNotFoundError):
+        rows.read_bytes("a.parquet")
+
+
+@pytest.mark.parametrize("tries", [1, 5])
+def test_every_tenth_read_and_write_may_fail(store: ObjectStore, tries: int) -> None:
+    """The AWS SDK tries some requests again by itself, not all; five faults in a row are too many for it."""
+    folder = Folder(store.uri(f"/faults-{tries}"))
+    store.fail(every=10, tries=tries)
+    for number in range(12):
+        folder.write_bytes(str(number), b"%d" % number)
+    assert [folder.read_bytes(str(number)) for number in range(12)] == [b"%d" % number for number in range(12)]
+    assert store.fail(every=10**9) >= 2 * tries
+
+
+def test_an_upload_that_breaks_off_leaves_no_object(store: ObjectStore) -> None:
+    uri = store.uri("/broken")
+    code = (
+        "import os, sys, threading, time; from xgray.storage import Folder\n"
+        "threading.Thread(target=lambda: (time.sleep(1.5), os._exit(9)), daemon=True).start()\n"
+        "Folder(sys.argv[1]).write_bytes('big', bytes(30_000_000))\n"
+    )
+    store.fail(every=2, methods=("PUT",), tries=10**9)
+    assert subprocess.run([sys.executable, "-c", code, uri], check=False, timeout=60).returncode == 9
+    assert store.fail(every=10**9) > 0
+    assert not Folder(uri).exists("big")
+
+
+def test_what_cannot_come_right_is_said_at_once(store: ObjectStore, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+        Folder(store.uri("/x", bucket="none")).write_bytes("a", b"a")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileExistsError):
+        Folder(str(tmp_path / "file")).write_bytes("a", b"a")
+    assert time.monotonic() - began < 5
+    with pytest.raises(InputError, match=r"foo://x.*Unrecognized filesystem"):
+        Folder("foo://x").names()
+
+
+@pytest.mark.parametrize("uri", ["s3://name:hush@bucket/x", "s3://bucket/x?region=r&secret_key=hush"])
+def test_a_uri_with_credentials_is_refused_without_showing_them(uri: str) -> None:
+    with pytest.raises(InputError, match="credentials") as raised:
+        Folder(uri)
+    assert "hush" not in str(raised.value)
+    assert "s3://bucket/x" in str(raised.value)

@@ -45,9 +45,9 @@ def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
             line = f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
             console.print(line, highlight=False, soft_wrap=True)
     if plan.report.done and "report" in stages:
-        console.print(f"report: {plan.report.place.folder.uri}/index.html", highlight=False, soft_wrap=True)
+        console.print(f"report: {plan.report.place.folder / 'index.html'}", highlight=False, soft_wrap=True)
     else:
-        console.print(f"run: {plan.run.uri}", highlight=False, soft_wrap=True)
+        console.print(f"run: {plan.run}", highlight=False, soft_wrap=True)
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:

@@ -204,9 +204,9 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
         weights, adapter = base, None
         if model in plan.train:
             folder = plan.train[model].place.folder
-            adapter = f"{folder.uri}/adapter" if folder.exists("adapter") else None
+            adapter = (folder / "adapter").uri if folder.exists("adapter") else None
             if adapter is None or not serves_adapter(engine, adapter, total("GPU")):
-                weights, adapter = Weights(f"{folder.uri}/merged", None, base.dtype), None
+                weights, adapter = Weights((folder / "merged").uri, None, base.dtype), None
         elif model != BASE:
             checkpoint = Model(id=_variant(plan, model).checkpoint or "")
             path = resolve(checkpoint)

@@ -6,6 +6,9 @@ GGUF weights are converted once into a plain safetensors folder below the cache 
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -17,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.runs import file_fingerprint
+from xgray.sealed import CONTENTS, DamagedError, unseal
+from xgray.storage import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +55,38 @@ def resolve(model: Model) -> str:
     if model.id.startswith(("/", "./", "../", "~")) or model.id.count("/") > 1:
         raise InputError(f"model.id: no such folder: {path}")
     return model.id
+
+
+@functools.cache
+def local_weights(path: str) -> str:
+    """What ``from_pretrained`` takes for weights behind a URI: their copy in the cache, made once on each machine.
+
+    Anything else, a local folder or a hub id, is returned as it is.
+
+    Raises:
+        StageError: the weights are not as they were written.
+    """
+    if "://" not in path:
+        return path
+    source = Folder(path)
+    if source.local is not None:
+        return str(source.local)
+    weights = cache_folder() / "weights"
+    target = weights / hashlib.sha256(source.read_bytes(CONTENTS)).hexdigest()[:32]
+    weights.mkdir(parents=True, exist_ok=True)
+    with (weights / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of this machine wait for the one copy
+        if not target.exists():
+            working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+            try:
+                unseal(source, working).rename(target)
+            except DamagedError as error:
+                raise StageError(
+                    f"{source} is damaged: {error}; delete its stage, and the same command redoes it"
+                ) from None
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
+    return str(target)
 
 
 def is_adapter(path: str) -> bool:
@@ -193,11 +230,18 @@ def context_length(config: Any) -> int:
     return next((int(one) for one in named if one is not None and one > 0), 2**31)  # XLNet says -1
 
 
+def load_config(path: str, revision: str | None = None) -> Any:
+    """The model's Hugging Face configuration."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(local_weights(path), revision=revision)
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left, with a padding token (the end-of-text token where it has none)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(local_weights(path), revision=revision, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -239,7 +283,7 @@ def _loaded(
     disable_progress_bar()
     try:
         model, info = kind.from_pretrained(
-            path, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            local_weights(path), revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
     # Files that are missing, an architecture of another kind, a file that is torn.
     except (OSError, ValueError, SafetensorError) as error:

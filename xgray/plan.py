@@ -19,7 +19,7 @@ from xgray.storage import Folder
 
 STAGES = ("train", "generate", "score", "evaluate", "report")
 
-VERSIONS = {"train": 1, "generate": 2, "score": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"train": 2, "generate": 2, "score": 1, "evaluate": 1, "report": 1}
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 
@@ -178,7 +178,7 @@ def training_seed(experiment: Experiment, variant: Variant) -> int:
 
 def store_of(section: Score, runs: str) -> str:
     """The section's score store; where it names none, the one that all runs in the folder ``runs`` share."""
-    return Folder(section.execution.store or f"{runs.rstrip('/')}/{STORE}").uri
+    return (Folder(section.execution.store) if section.execution.store else Folder(runs) / STORE).uri
 
 
 def resolved_score(experiment: Experiment) -> Score:

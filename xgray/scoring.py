@@ -54,7 +54,7 @@ def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any)
 
 def store_beside(run: Folder) -> str:
     """The score store of a run, wherever its folder lies by now."""
-    return store_of(load_run(run).score, run.uri.rsplit("/", 1)[0])
+    return store_of(load_run(run).score, run.parent.uri)
 
 
 def completions_of(run: Folder) -> list[Completions]:

@@ -1,19 +1,30 @@
 """Files of a run, on a local disk or behind any URI that ``pyarrow.fs`` knows (``s3://``, ``gs://`` ...).
 
 Every file is written whole or not at all: locally through a temporary file, ``fsync`` and rename; an object store
-makes an object visible only when its upload is complete.
+makes an object visible only when its upload is complete. What fails for the moment is tried again; what cannot come
+right by itself (no space, no permission, no such bucket) is raised at once.
+
+A URI carries its file system's options as ``pyarrow.fs`` reads them (``s3://bucket/runs?region=eu-west-1``), and no
+credentials: those come from the environment.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
-from xgray.errors import StageError
+from xgray.errors import InputError, StageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,30 +35,110 @@ TEMPORARY_MARK = ".tmp-"
 """Part of the name of a file that is still being written; readers pass it over."""
 
 
+TRIES, WAIT_SECONDS, MAX_WAIT_SECONDS = 6, 0.2, 5.0
+"""Of one read or write; an object store's own client has tried several times before each of them fails."""
+READERS = 16
+"""Files of one folder that are read at once from an object store, where each costs a round trip."""
+COPY_BYTES = 2**24
+BY_ITSELF = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
+"""What a local or mounted disk says of trouble that may pass."""
+FOR_GOOD = re.compile(
+    r"ACCESS_DENIED|NO_SUCH|INVALID|SIGNATURE|CREDENTIAL|EXPIRED|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED"
+    r"|NOT_FOUND|ALREADY_(?:EXISTS|OWNED)|HTTP status 4(?!08|29)",
+)
+"""How an object store names, in errors without a number, what does not pass."""
+SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNORECASE)
+
+T = TypeVar("T")
+
+
+def transient(error: BaseException) -> bool:
+    """Whether a read or a write that failed so may work a little later."""
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is not None:
+        return error.errno in BY_ITSELF
+    return FOR_GOOD.search(str(error)) is None
+
+
+def persistently(call: Callable[[], T]) -> T:
+    """What ``call`` returns, tried again with growing pauses while it fails for the moment."""
+    import stamina
+
+    for attempt in stamina.retry_context(
+        on=transient, attempts=TRIES, timeout=None, wait_initial=WAIT_SECONDS, wait_max=MAX_WAIT_SECONDS
+    ):
+        with attempt:
+            return call()
+    raise AssertionError  # the last attempt returns or raises
+
+
+@cache
+def _opened(uri: str) -> tuple[FileSystem, str]:
+    """The file system behind a URI, and the path in it."""
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    try:
+        return FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{uri}: {str(error).splitlines()[0]}; see pyarrow.fs.FileSystem.from_uri") from None
+
+
 class Folder:
     """A folder by local path or URI. Cheap to make, pickles to any worker, touches nothing until asked."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+        """Name a folder.
+
+        Raises:
+            InputError: the URI holds credentials, which would be written wherever it is.
+        """
+        if "://" not in uri:
+            self.uri = str(Path(uri).absolute())
+            return
+        base, mark, options = uri.partition("?")
+        parts = urlsplit(uri)
+        if "@" in parts.netloc or any(SECRET_OPTION.search(name) for name, _ in parse_qsl(options)):
+            shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            raise InputError(
+                f"{shown}: a URI with credentials would be written into the run's files; leave them out, and give them "
+                "in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for one)"
+            )
+        self.uri = base.rstrip("/") + mark + options
 
     @classmethod
     def of(cls, path: str) -> tuple[Folder, str]:
         """The folder that a file given by local path or URI lies in, and the file's name in it."""
-        if "://" in path:
-            folder, _, name = path.rpartition("/")
-            return cls(folder), name
-        local = Path(path).expanduser()
-        return cls(str(local.parent)), local.name
+        file = cls(path if "://" in path else str(Path(path).expanduser()))
+        return file.parent, file.name
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
 
+    def __str__(self) -> str:
+        """The folder without its file system's options, as messages name it."""
+        return self._split()[0]
+
     def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.uri}/{name}")
+        base, options = self._split()
+        return Folder(f"{base}/{name}{options}")
+
+    def _split(self) -> tuple[str, str]:
+        """The URI, and its options with the question mark before them."""
+        if "://" not in self.uri:
+            return self.uri, ""
+        base, mark, options = self.uri.partition("?")
+        return base, mark + options
 
     @property
     def name(self) -> str:
-        return self.uri.rsplit("/", 1)[-1]
+        return self._split()[0].rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Folder:
+        base, options = self._split()
+        return Folder(f"{base.rsplit('/', 1)[0]}{options}" if "://" in base else str(Path(base).parent))
 
     @property
     def local(self) -> Path | None:
@@ -57,19 +148,19 @@ class Folder:
         return None if "://" in self.uri else Path(self.uri)
 
     def _resolve(self, name: str) -> tuple[FileSystem, str]:
-        from pyarrow.fs import FileSystem, LocalFileSystem
+        from pyarrow.fs import LocalFileSystem
 
         local = self.local
         if local is not None:
             return LocalFileSystem(), str(local / name if name else local)
-        filesystem, path = FileSystem.from_uri(self.uri)
+        filesystem, path = persistently(lambda: _opened(self.uri))
         return filesystem, f"{path}/{name}" if name else path
 
     def exists(self, name: str) -> bool:
         from pyarrow.fs import FileType
 
         filesystem, path = self._resolve(name)
-        return filesystem.get_file_info(path).type != FileType.NotFound
+        return persistently(lambda: filesystem.get_file_info(path)).type != FileType.NotFound
 
     def names(self, suffix: str = "") -> list[str]:
         """Names of the finished files and folders in this folder, sorted; empty where there is no such folder."""
@@ -78,22 +169,33 @@ class Folder:
         filesystem, path = self._resolve("")
         infos = []
         with suppress(FileNotFoundError):  # Raised all the same where the folder is being made this moment.
-            infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+            infos = persistently(lambda: filesystem.get_file_info(FileSelector(path, allow_not_found=True)))
         return sorted(
             info.base_name for info in infos if info.base_name.endswith(suffix) and TEMPORARY_MARK not in info.base_name
         )
 
     def read_bytes(self, name: str) -> bytes:
         filesystem, path = self._resolve(name)
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
+
+        def read() -> bytes:
+            with filesystem.open_input_stream(path) as stream:
+                content: bytes = stream.read()
+            return content
+
+        return persistently(read)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write one file, whole or not at all; its folder is made where it is missing."""
+        persistently(lambda: self._write(name, content))
+
+    def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         filesystem, path = self._resolve(name)
         if self.local is None:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
+            # No `with`, and all in one write: a stream that is closed, be it by an error, makes an object of what it
+            # has got so far.
+            stream = filesystem.open_output_stream(path)
+            stream.write(content)
+            stream.close()
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +209,33 @@ class Folder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+    def take(self, name: str, source: Path) -> None:
+        """Move a local file in, whole or not at all. Into a local folder it is renamed, so it must lie on its disk."""
+        import pyarrow as pa
+
+        local = self.local
+        if local is not None:
+            target = local / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as stream:
+                os.fsync(stream.fileno())
+            source.replace(target)
+            return
+        content = pa.memory_map(str(source)).read_buffer() if source.stat().st_size else b""
+        persistently(lambda: self._write(name, content))
+        source.unlink()
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy one file to a local path, which is whole when this returns."""
+        filesystem, path = self._resolve(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def read() -> None:
+            with filesystem.open_input_stream(path) as stream, target.open("wb") as copy:
+                shutil.copyfileobj(stream, copy, COPY_BYTES)
+
+        persistently(read)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -125,10 +254,11 @@ class Folder:
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
         """One Parquet file, to be read in parts."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        filesystem, path = self._resolve(name)
-        return pq.ParquetFile(filesystem.open_input_file(path))
+        local = self.local
+        return pq.ParquetFile(str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name)))
 
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """All finished Parquet files of this folder as one table; an empty table where there are none.
@@ -138,7 +268,12 @@ class Folder:
         """
         import pyarrow as pa
 
-        tables = [self.read_table(name, columns) for name in self.names(".parquet")]
+        names = self.names(".parquet")
+        if self.local is not None:
+            tables = [self.read_table(name, columns) for name in names]
+        else:
+            with ThreadPoolExecutor(READERS) as pool:
+                tables = list(pool.map(lambda name: self.read_table(name, columns), names))
         if tables:
             return pa.concat_tables(tables)
         fields = [schema.field(column) for column in columns] if columns else schema
@@ -153,13 +288,14 @@ class Folder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        filesystem, path = self._resolve(name)
+        local = self.local
+        source = str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name))
         try:
-            return pq.read_table(path, filesystem=filesystem, columns=columns)
+            return pq.read_table(source, columns=columns)
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
             reason = str(error).splitlines()[0]
             raise StageError(
-                f"{self.uri}/{name} is damaged ({reason}); delete it, and the same command makes its rows again"
+                f"{self / name} is damaged ({reason}); delete it, and the same command makes its rows again"
             ) from None
 
     def count_rows(self) -> int:
@@ -175,30 +311,24 @@ class Folder:
             return 0
         filesystem, path = self._resolve("")
         try:
-            files = [f"{path}/{name}" for name in names]
-            return ds.FileSystemDataset.from_paths(
-                files, schema=pa.schema([]), format=ds.ParquetFileFormat(), filesystem=filesystem
-            ).count_rows()
+            files = ds.FileSystemDataset.from_paths(
+                [f"{path}/{name}" for name in names],
+                schema=pa.schema([]),
+                format=ds.ParquetFileFormat(),
+                filesystem=filesystem,
+            )
+            return persistently(files.count_rows)
         except pa.ArrowInvalid as error:
-            raise StageError(f"{self.uri}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
-
-    def modified(self) -> tuple[float, float] | None:
-        """When the oldest and the newest file below this folder was written, in seconds since the epoch."""
-        from pyarrow.fs import FileSelector, FileType
-
-        filesystem, path = self._resolve("")
-        infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-        times = [info.mtime_ns / 1e9 for info in infos if info.type == FileType.File and info.mtime_ns]
-        return (min(times), max(times)) if times else None
+            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
 
     def remove(self, name: str) -> None:
         """Delete one file, if it is there."""
         filesystem, path = self._resolve(name)
         with suppress(FileNotFoundError):
-            filesystem.delete_file(path)
+            persistently(lambda: filesystem.delete_file(path))
 
     def delete(self) -> None:
         """Delete the folder and all in it, if it is there."""
         filesystem, path = self._resolve("")
         if self.exists(""):
-            filesystem.delete_dir(path)
+            persistently(lambda: filesystem.delete_dir(path))

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from object_store import CREDENTIALS, object_store
 from safetensors.torch import load_file
 
 from xgray.config import Model, Train, TrainExecution
 from xgray.errors import InputError
+from xgray.models import local_weights
 from xgray.storage import Folder
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
@@ -53,15 +56,18 @@ def finish(process):
 
 
 def rows(output):
-    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return lines((output / "metrics.jsonl").read_text())
+
+
+def lines(text):
     timed = ("seconds", "tokens_per_second")
-    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in text.splitlines()]
 
 
 def wait_for_step(process, output, step):
-    """Until the metrics hold ``step``, and the list of complete checkpoints a checkpoint."""
-    path, listed = output / "metrics.jsonl", output / "checkpoints" / "checkpoint_manager_snapshot.json"
-    while not (listed.exists() and path.exists() and f'"step": {step},' in path.read_text()):
+    """Until the metrics hold ``step``, and there is a complete checkpoint."""
+    path = output / "metrics.jsonl"
+    while not (any(output.glob("checkpoints/*/contents.json")) and f'"step": {step},' in path.read_text()):
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
 
@@ -80,13 +86,13 @@ def test_run_leaves_the_export_and_no_checkpoints(uninterrupted):
     assert (counts["num_pairs"], counts["num_train"], counts["num_validation"]) == (20, 16, 4)
     assert counts["num_dropped"] == 0
     assert counts["num_reference_computed"] + counts["num_reference_reused"] == 20
-    measured, lines = result["measured"], rows(output)
-    assert lines[0] == {"total_steps": 40}
+    measured, logged = result["measured"], rows(output)
+    assert logged[0] == {"total_steps": 40}
     assert measured["steps"] == 40
     assert measured["first_loss"] == pytest.approx(0.693147, abs=1e-4)
-    assert measured["best_eval_loss"] == min(row["eval_loss"] for row in lines if "eval_loss" in row)
+    assert measured["best_eval_loss"] == min(row["eval_loss"] for row in logged if "eval_loss" in row)
     assert measured["exported_step"] == measured["best_step"]
-    assert counts["tokens"] == sum(row["tokens"] for row in lines if "loss" in row)
+    assert counts["tokens"] == sum(row["tokens"] for row in logged if "loss" in row)
 
 
 def test_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
@@ -101,17 +107,12 @@ def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninter
     output = tmp_path / "out"
     process = start(model, output, environment)
     wait_for_step(process, output, 13)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for one in family:
-        one.kill()
-    process.communicate()
-    psutil.wait_procs(family)
+    kill_all(process)
 
     # A checkpoint whose copying was cut off, and a line whose writing was.
-    half = output / "checkpoints" / "checkpoint_9999-01-01_00-00-00.000000"
+    half = output / "checkpoints" / "step-00000039"
     half.mkdir()
-    (half / "adapter_model.safetensors").write_bytes(b"half")
+    (half / "state.safetensors").write_bytes(b"half")
     with (output / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 14, "lo')
 
@@ -128,6 +129,38 @@ def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninter
     assert not list(output.glob(".tmp-*"))
 
 
+def test_interrupted_run_in_a_failing_object_store_saves_its_step_and_goes_on(
+    model, environment, uninterrupted, tmp_path, monkeypatch
+):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with object_store() as store:
+        store.fail(every=10)
+        output = Folder(store.uri("/run/train/dpo"))
+        process = start(model, output.uri, environment | CREDENTIALS)
+        while not (output / "checkpoints").names():
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate()[1].splitlines()[-1]
+        assert process.returncode != 0
+        saved = [int(name.removeprefix("step-")) for name in (output / "checkpoints").names()]
+        last = max(row["step"] for row in lines(output.read_bytes("metrics.jsonl").decode()) if "loss" in row)
+        assert last == max(saved) < 40  # nothing was done that is not in a checkpoint
+
+        result = finish(start(model, output.uri, environment | CREDENTIALS))
+        assert store.fail(every=10) > 0
+        assert output.names() == ["adapter", "merged", "metrics.jsonl", "result.json"]
+        assert lines(output.read_bytes("metrics.jsonl").decode()) == rows(uninterrupted[1])
+        assert result["measured"]["exported_step"] == uninterrupted[0]["measured"]["exported_step"]
+        monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "another machine"))
+        for folder in ("adapter", "merged"):
+            ours = local_weights((output / folder).uri)
+            (file,) = Path(ours).glob("*.safetensors")
+            theirs = load_file(uninterrupted[1] / folder / file.name)
+            assert all(load_file(file)[name].equal(weight) for name, weight in theirs.items())
+
+
 def test_death_of_a_worker_costs_no_more_than_the_steps_since_its_checkpoint(
     model, environment, uninterrupted, tmp_path
 ):
@@ -139,6 +172,38 @@ def test_death_of_a_worker_costs_no_more_than_the_steps_since_its_checkpoint(
     workers[0].kill()
     finish(process)
     assert rows(output) == rows(uninterrupted[1])
+
+
+def kill_all(process):
+    """The driver and all that it started, at once."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
+    psutil.wait_procs(family)
+
+
+@pytest.mark.parametrize(("strategy", "num_workers", "then"), [("zero3", 2, ("zero3", 1)), ("ddp", 1, ("zero2", 2))])
+def test_killed_run_is_finished_by_another_number_of_workers(
+    model, environment, tmp_path, replicated, strategy, num_workers, then
+):
+    # A checkpoint at every step gives time to kill it between two.
+    fields = {"max_steps": 6, "eval_steps": 1, "method": "full"}
+    execution = {"strategy": strategy, "num_workers": num_workers}
+    process = start(model, tmp_path / "out", environment, execution=execution, **fields)
+    wait_for_step(process, tmp_path / "out", 2)
+    kill_all(process)
+    assert len(steps_of(tmp_path / "out")) < 6
+    execution = {"strategy": then[0], "num_workers": then[1]}
+    finish(start(model, tmp_path / "out", environment, execution=execution, **fields))
+    for expected, row in zip(steps_of(replicated), steps_of(tmp_path / "out"), strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+
+
+def steps_of(output):
+    return [row for row in rows(output) if "loss" in row]
 
 
 def is_train_worker(process):

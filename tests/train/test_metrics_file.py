@@ -56,7 +56,7 @@ def test_summary_without_validation_says_nothing_of_it(tmp_path):
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     from transformers import TrainerState
 
-    from xgray.train.trainer import MetricsLog
+    from xgray.train.callbacks import MetricsLog
 
     path = write(tmp_path / "m.jsonl", ROWS, tail='{"step": 5, "lo')
     MetricsLog(path).on_train_begin(None, TrainerState(global_step=2, max_steps=10), None)

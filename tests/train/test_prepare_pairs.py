@@ -12,7 +12,7 @@ def everything(prepared):
 
 
 def test_tokens_spell_the_texts_and_end_with_the_end_token(tokenizer):
-    [pair] = prepare_pairs(PAIRS[:1], tokenizer, Train(validation_share=0), seed=0).train
+    [pair] = prepare_pairs(PAIRS[:1], tokenizer, Train(validation_share=0, batch_size=1), seed=0).train
     assert tokenizer.decode(pair.prompt_ids) == PAIRS[0].prompt
     assert tokenizer.decode(pair.chosen_ids) == PAIRS[0].chosen + "</s>"
     assert tokenizer.decode(pair.rejected_ids) == PAIRS[0].rejected + "</s>"
@@ -20,14 +20,17 @@ def test_tokens_spell_the_texts_and_end_with_the_end_token(tokenizer):
 
 def test_end_token_is_not_doubled(tokenizer):
     ended = PreferencePair("The baker", " sang</s>", " slept")
-    [pair] = prepare_pairs([ended], tokenizer, Train(validation_share=0), seed=0).train
+    [pair] = prepare_pairs([ended], tokenizer, Train(validation_share=0, batch_size=1), seed=0).train
     assert pair.chosen_ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_token_merged_across_the_boundary_belongs_to_the_continuation(tokenizer):
     # " stu" + "pid idiot" is tokenized as " stupid idiot": the prompt's last tokens are no prefix of it.
     [pair] = prepare_pairs(
-        [PreferencePair("He called me a stu", "pid idiot!", "dent.")], tokenizer, Train(validation_share=0), seed=0
+        [PreferencePair("He called me a stu", "pid idiot!", "dent.")],
+        tokenizer,
+        Train(validation_share=0, batch_size=1),
+        seed=0,
     ).train
     whole = tokenizer("He called me a stupid idiot!</s>")["input_ids"]
     assert pair.prompt_ids + pair.chosen_ids == whole
@@ -37,7 +40,7 @@ def test_token_merged_across_the_boundary_belongs_to_the_continuation(tokenizer)
 
 def test_long_prompt_loses_its_beginning(tokenizer):
     pair = PreferencePair("x y z " * 20 + "The end is near", " good", " bad")
-    section = Train(validation_share=0, max_prompt_length=6)
+    section = Train(validation_share=0, batch_size=1, max_prompt_length=6)
     prepared = prepare_pairs([pair], tokenizer, section, seed=0)
     [cut] = prepared.train
     whole = tokenizer(pair.prompt)["input_ids"]
@@ -53,7 +56,9 @@ def test_truncated_prompt_keeps_its_beginning_of_text_token(tokenizer):
             return {"input_ids": [[self.bos_token_id, *ids] for ids in tokenizer(texts)["input_ids"]]}
 
     pair = PreferencePair("x y z " * 20 + "The end is near", " good", " bad")
-    [cut] = prepare_pairs([pair], WithBeginning(), Train(validation_share=0, max_prompt_length=6), seed=0).train
+    [cut] = prepare_pairs(
+        [pair], WithBeginning(), Train(validation_share=0, batch_size=1, max_prompt_length=6), seed=0
+    ).train
     whole = tokenizer(pair.prompt)["input_ids"]
     assert cut.prompt_ids == [tokenizer.bos_token_id, *whole[-5:]]
 
@@ -63,7 +68,7 @@ def test_corrected_filter_counts_tokens_after_truncation(tokenizer):
     lengths = [len(tokenizer(pair.rejected + "</s>")["input_ids"]) + 4]
 
     def kept(max_length):
-        section = Train(validation_share=0, max_prompt_length=4, max_length=max_length)
+        section = Train(validation_share=0, batch_size=1, max_prompt_length=4, max_length=max_length)
         return everything(prepare_pairs([pair], tokenizer, section, seed=0))
 
     assert lengths[0] > 8
@@ -74,7 +79,7 @@ def test_corrected_filter_counts_tokens_after_truncation(tokenizer):
 
 def test_released_filter_counts_characters(tokenizer):
     short, long = PreferencePair("x" * 10, " good", "c" * 10), PreferencePair("x" * 10, "b" * 11, "c")
-    section = Train(validation_share=0, max_length=20, length_filter="released")
+    section = Train(validation_share=0, batch_size=1, max_length=20, length_filter="released")
     prepared = prepare_pairs([short, long], tokenizer, section, seed=0)
     assert [tokenizer.decode(pair.chosen_ids) for pair in prepared.train] == [" good</s>"]
     assert (prepared.num_pairs, prepared.num_dropped) == (2, 1)
@@ -84,18 +89,23 @@ def test_split_is_a_partition_drawn_from_the_seed(tokenizer):
     section = Train(validation_share=0.25)
     first, again, other = (prepare_pairs(PAIRS, tokenizer, section, seed=seed) for seed in (1, 1, 2))
     assert first == again
-    assert len(first.validation) == 5
+    assert len(first.validation) == 4  # of 5, the nearest number of whole batches
     assert first.validation != other.validation
-    whole = prepare_pairs(PAIRS, tokenizer, Train(validation_share=0), seed=1).train
+    whole = prepare_pairs(PAIRS, tokenizer, Train(validation_share=0, batch_size=1), seed=1).train
     assert sorted(map(repr, everything(first))) == sorted(map(repr, whole))
 
 
-def test_small_share_still_holds_one_pair_out_and_none_holds_none(tokenizer):
-    assert len(prepare_pairs(PAIRS, tokenizer, Train(validation_share=0.001), seed=0).validation) == 1
+@pytest.mark.parametrize(("batch_size", "share", "held_out"), [(1, 0.001, 1), (2, 0.2, 4), (4, 0.001, 4), (3, 0.5, 9)])
+def test_what_is_held_out_is_whole_batches(tokenizer, batch_size, share, held_out):
+    section = Train(validation_share=share, batch_size=batch_size)
+    assert len(prepare_pairs(PAIRS, tokenizer, section, seed=0).validation) == held_out
+
+
+def test_nothing_is_held_out_where_nothing_is_asked_for(tokenizer):
     assert prepare_pairs(PAIRS, tokenizer, Train(validation_share=0), seed=0).validation == []
 
 
-@pytest.mark.parametrize("pairs", [[], PAIRS[:1]])
+@pytest.mark.parametrize("pairs", [[], PAIRS[:1], PAIRS[:7]])
 def test_too_few_pairs_are_refused(tokenizer, pairs):
     with pytest.raises(InputError, match="too few"):
         prepare_pairs(pairs, tokenizer, Train(), seed=0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.blocks import MadeBlock, NewBlock, file_name
 from xgray.config import Generate, Score
 from xgray.distributed.failures import Failure
+from xgray.distributed.keys import take_keys
 from xgray.distributed.ledger import MAX_DEATHS, LedgerClient
 from xgray.distributed.metrics import count_block
 from xgray.distributed.quota import shared_scorer
@@ -99,6 +100,7 @@ class GenerateActor:
     def __init__(
         self, engine: EngineName, section: Generate, seed: int, run: Folder, places: Places, ledger: LedgerClient
     ) -> None:
+        take_keys()  # of the hub, where the weights come from there
         self._name = engine
         self._section = section
         self._seed = seed

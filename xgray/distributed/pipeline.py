@@ -186,9 +186,7 @@ def _places(targets: Sequence[Target]) -> Places:
 
 def _check(places: Places, missing: dict[str, Missing], prompts: PromptFile, generate: Generate) -> None:
     """Refuse prompts that are too long for one of the models that are to continue them."""
-    from transformers import AutoConfig
-
-    from xgray.models import context_length, load_tokenizer
+    from xgray.models import context_length, load_config, load_tokenizer
 
     checked: dict[tuple[str, str | None], set[int]] = {}
     for model, place in places.items():
@@ -196,7 +194,7 @@ def _check(places: Places, missing: dict[str, Missing], prompts: PromptFile, gen
         todo = [block for block in missing[model].new if block.start not in checked.setdefault((path, revision), set())]
         if not todo:
             continue
-        context = context_length(AutoConfig.from_pretrained(path, revision=revision))
+        context = context_length(load_config(path, revision))
         tokenizer = load_tokenizer(path, revision)
         check_prompts((prompts.read(block.start, block.stop) for block in todo), tokenizer, generate, context)
         checked[path, revision].update(block.start for block in todo)

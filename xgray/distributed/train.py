@@ -1,32 +1,37 @@
 """Training on Ray Train: workers, their resources, checkpoints and what happens when one of them dies.
 
-Ray Train keeps two checkpoints below the output folder, the best and the last. It lists a checkpoint when all workers
-have handed in their part, and hands the last of the list to workers that start: after the death of a worker within the
-run, after the death of all of it when :func:`run_training` is called again.
+Ray Train starts the workers, and starts them again when one dies. The checkpoints are ours: the first worker moves each
+to the output folder, wherever that is, and workers that start take the newest that is whole, however many they are. So
+the same holds after the death of a worker within the run, and after that of all of it when :func:`run_training` is
+called again.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgray.config import Model, Train, TrainExecution
 from xgray.errors import InputError, StageError, XgrayError
 from xgray.models import cache_folder, is_adapter, load_tokenizer, resolve
 from xgray.rows import PreferencePair
 from xgray.runs import StageResult
-from xgray.storage import TEMPORARY_MARK, Folder
+from xgray.sealed import DamagedError, seal
+from xgray.storage import TEMPORARY_MARK, Folder, transient
+from xgray.train.checkpoints import Checkpoints
 from xgray.train.export import export
 from xgray.train.feasible import check_feasible
 from xgray.train.metrics import METRICS, summarize
@@ -37,10 +42,12 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of complete checkpoints."""
 MAX_FAILURES = 3
 """Deaths of workers that a run survives by itself."""
+GRACE_SECONDS = 25.0
+"""How long an interrupted training has for the step in flight and its checkpoint: Kubernetes gives 30."""
+PUBLISH_SECONDS = 5.0
+"""How often the metrics go to an output folder that is no disk, between checkpoints."""
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -61,9 +68,41 @@ class Job:
     section: Train
     pairs: Sequence[PreferencePair]
     seed: int
-    output: Path
+    output: Folder
     cache: ReferenceCache
     cpus: int
+    line: Any
+    """The actor that the driver and the workers reach each other by: :class:`Line`."""
+
+    def scratch(self, rank: int) -> Path:
+        """A worker's own folder: on the output's disk, so that checkpoints need not be copied, or in the cache."""
+        if self.output.local is not None:
+            return self.output.local / f"{TEMPORARY_MARK}train-{rank}"
+        name = hashlib.sha256(self.output.uri.encode()).hexdigest()[:16]
+        return cache_folder() / "training" / f"{name}-{rank}"
+
+
+class Line:
+    """What driver and workers tell each other while a training runs."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.failure: str | None = None
+
+    def stop(self) -> None:
+        """Save a checkpoint at the end of the step in flight, and leave."""
+        self.stopping = True
+
+    def fail(self, reason: str) -> None:
+        """Do not try again: it would fail for the same reason."""
+        self.failure = reason
+
+    def asked(self) -> tuple[bool, str | None]:
+        return self.stopping, self.failure
+
+
+class Interrupted(Exception):
+    """The workers stopped because they were asked to, after a checkpoint."""
 
 
 def run_training(
@@ -78,11 +117,13 @@ def run_training(
     """Tune ``model`` on ``pairs``; resumes what an earlier call with the same arguments left in ``output``.
 
     Leaves ``metrics.jsonl``, ``merged/`` and, for an adapter, ``adapter/``: the best checkpoint by validation loss, or
-    the last one where nothing is held out. Ray must be initialised.
+    the last one where nothing is held out. Ray must be initialised. A ``KeyboardInterrupt``, which is also what the
+    command line makes of SIGTERM, lets the workers save the step in flight, for ``GRACE_SECONDS`` at most; a second one
+    does not.
 
     Args:
         seed: Seed of the split, the order and the adapter's start, where the section names none.
-        output: A folder that all nodes see under the same path.
+        output: A folder that all nodes mount under the same path, or any URI.
         reference_fingerprint: Of the model's weights, see :func:`xgray.models.model_fingerprint`.
 
     Raises:
@@ -92,9 +133,6 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_json(RESULT))
-    folder = output.local
-    if folder is None:
-        raise InputError(f"runs: training needs a folder that all nodes mount, not {output.uri}")
     gpu, cpus = resources(section.execution)
     check_feasible(section, gpu)
     base = resolve(model)
@@ -102,24 +140,56 @@ def run_training(
         base = str(Path(base).absolute())
         if is_adapter(base):
             raise InputError(f"model.id: {base} is an adapter; tuning begins with a whole model")
-    _tidy(folder / CHECKPOINTS)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    line = ray.remote(Line).options(num_cpus=0, scheduling_strategy=here).remote()
     job = Job(
         model=base,
         revision=model.revision,
         section=section,
         pairs=pairs,
         seed=seed if section.seed is None else section.seed,
-        output=folder,
+        output=output,
         cache=ReferenceCache.of(section, reference_fingerprint, str(cache_folder())),
         cpus=cpus,
+        line=line,
     )
-    told = _fit(job, gpu)
+    try:
+        told = _interruptible(lambda: _fit(job, gpu), line)
+    finally:
+        ray.kill(line)
     result = StageResult(
         counts=told["counts"], measured=told["measured"], device=told["device"], seconds=time.perf_counter() - began
     )
     output.write_json(RESULT, asdict(result))
-    shutil.rmtree(folder / CHECKPOINTS)
+    (output / CHECKPOINTS).delete()
     return result
+
+
+def _interruptible(fit: Callable[[], dict[str, Any]], line: Any) -> dict[str, Any]:
+    """What ``fit`` returns. It runs in a thread: in the main one Ray Train would answer Ctrl-C by killing the workers
+    and leaving the program as if all were well."""
+    answer: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(fit())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result()
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        log.info("train: interrupted; saving a checkpoint at the end of this step")
+        line.stop.remote()
+        with suppress(TimeoutError, XgrayError):
+            try:
+                return answer.result(GRACE_SECONDS)
+            except Interrupted:
+                log.info("train: the checkpoint is saved; the same command goes on from it")
+        raise
 
 
 def resources(execution: TrainExecution) -> tuple[bool, int]:
@@ -146,7 +216,7 @@ def resources(execution: TrainExecution) -> tuple[bool, int]:
 
 def _fit(job: Job, gpu: bool) -> dict[str, Any]:
     """What the first worker says of the finished training."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -160,56 +230,33 @@ def _fit(job: Job, gpu: bool) -> dict[str, Any]:
             num_workers=execution.num_workers, use_gpu=gpu, resources_per_worker={"CPU": job.cpus}
         ),
         run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(job.output),
+            storage_path=str(cache_folder() / "ray"),  # for its own marks; no node reads another's
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="min"
-            ),
             # Workers of one training share no cores, so their threads may wait busily: a step was 1.23 times that of a
             # plain script when they slept, 1.09 times so.
             worker_runtime_env={"env_vars": QUIET if gpu else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
         told = trainer.fit().return_value
     except TrainingFailedError as error:
         last = str(error).strip().splitlines()[-1]
         raise StageError(f"train: {last}; the same command resumes from the last checkpoint") from error
-    except SystemExit:
-        # Ray Train answers Ctrl-C by leaving the program as if all were well.
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
-    if isinstance(told, XgrayError):
+    if isinstance(told, Exception):
         raise told
     return told
 
 
-def _tidy(checkpoints: Path) -> None:
-    """Delete what a killed run left half-written: folders that are not in the list, all if the list itself is torn."""
-    try:
-        listed = json.loads((checkpoints / SNAPSHOT).read_text())["checkpoint_results"]
-    except FileNotFoundError:
-        listed = []
-    except ValueError:
-        log.warning("train: %s is torn; the training starts again", checkpoints / SNAPSHOT)
-        shutil.rmtree(checkpoints)
-        return
-    whole = {one["checkpoint_dir_name"] for one in listed}
-    for folder in checkpoints.glob("checkpoint_*"):
-        if folder.is_dir() and folder.name not in whole:
-            shutil.rmtree(folder)
-
-
-def _train(config: dict[str, Any]) -> dict[str, Any] | XgrayError:
+def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
     """One worker. Errors for the user are returned: raised ones would count as deaths and be tried again."""
     import torch
+    from safetensors import SafetensorError
 
     job: Job = config["job"]
+    _, failure = ray.get(job.line.asked.remote())
+    if failure is not None:
+        return StageError(failure)
     torch.set_num_threads(job.cpus)
     if job.section.execution.num_workers == 1 and job.section.execution.strategy == "ddp":
         # Without a rank accelerate leaves DDP out: on its own it would only copy every gradient.
@@ -221,15 +268,25 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | XgrayError:
         lines.propagate = False
     try:
         return _train_job(job)
-    except XgrayError as error:
+    except (XgrayError, Interrupted) as error:
         return error
+    except (OSError, SafetensorError) as error:
+        # The others wait for this worker, so it has to die; but what fails for good is not to be tried again.
+        if not transient(error):
+            reason = f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on"
+            ray.get(job.line.fail.remote(reason))
+        raise
 
 
 def _train_job(job: Job) -> dict[str, Any]:
     import ray.train
     import torch
+    from ray.train.collective import barrier, broadcast_from_rank_zero
 
     rank = ray.train.get_context().get_world_rank()
+    scratch = job.scratch(rank)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     tokenizer = load_tokenizer(job.model, job.revision)
     prepared = prepare_pairs(job.pairs, tokenizer, job.section, job.seed)
     counts = {
@@ -241,60 +298,83 @@ def _train_job(job: Job) -> dict[str, Any]:
         "num_reference_computed": 0,
         "num_reference_reused": len(prepared.train) + len(prepared.validation),
     }
-    work = job.output / f"{TEMPORARY_MARK}train-{rank}"
-    shutil.rmtree(work, ignore_errors=True)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None or not _finished(Path(checkpoint.path)):
+    metrics = Metrics(job.output, scratch)
+    checkpoints = Checkpoints(job.output / CHECKPOINTS)
+    newest = broadcast_from_rank_zero(checkpoints.newest(scratch) if rank == 0 else None)
+    if newest is None or not newest.finished:
+        from xgray.train.callbacks import CheckpointReport
         from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
-        from xgray.train.trainer import CheckpointReport, build_trainer
+        from xgray.train.trainer import build_trainer
+
+        def save(folder: Path, step: int, score: float | None, finished: bool) -> None:
+            if rank == 0:
+                metrics.publish()
+                checkpoints.add(folder, step, score, finished)
 
         if job.section.execution.strategy != "ddp":
             start_deepspeed(torch.cuda.is_available())
+
+        def asked() -> bool:
+            metrics.publish(every=PUBLISH_SECONDS)
+            stopping, _ = ray.get(job.line.asked.remote())
+            return bool(stopping)
+
+        report = CheckpointReport(save, asked)
         trainer = build_trainer(
             job.model, job.section, prepared, tokenizer, job.cache,
-            seed=job.seed, work=work, metrics=job.output / METRICS, revision=job.revision,
-            callbacks=[CheckpointReport(_report)],
+            seed=job.seed, work=scratch / "work", metrics=metrics.path, revision=job.revision,
+            callbacks=[report],
         )  # fmt: skip
         counts["num_reference_computed"] = trainer.num_reference_computed
         counts["num_reference_reused"] = trainer.num_reference_reused
-        trainer.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoints.path(newest.name, scratch)) if newest else None)
+        if report.interrupted:
+            raise Interrupted
         del trainer
         leave_deepspeed()
-    shutil.rmtree(work, ignore_errors=True)
-    reported = ray.train.get_all_reported_checkpoints()
+    result = _export(job, checkpoints, metrics, scratch) if rank == 0 else {}
+    barrier()
+    shutil.rmtree(scratch, ignore_errors=True)
     if rank:
         return {}
-    best = min(reported, key=lambda one: (one.metrics["score"], one.metrics["step"]))
-    export(job.model, job.revision, Path(best.checkpoint.path), job.output)
-    measured = summarize(job.output / METRICS)
     return {
-        "counts": counts | {"tokens": measured.pop("tokens")},
-        "measured": measured | {"exported_step": best.metrics["step"]},
+        "counts": counts | {"tokens": result.pop("tokens")},
+        "measured": result,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({job.cpus} threads)",
     }
 
 
-def _report(folder: Path, metrics: dict[str, float]) -> None:
-    import ray.train
+def _export(job: Job, checkpoints: Checkpoints, metrics: Metrics, scratch: Path) -> dict[str, Any]:
+    """Write the weights of the best checkpoint, and say what the training was."""
+    best = checkpoints.best(checkpoints.saved())
+    assert best is not None  # the last step's has a score
+    try:
+        source = checkpoints.path(best.name, scratch)
+    except DamagedError as error:
+        raise StageError(
+            f"train: the best checkpoint is damaged ({error}); delete {checkpoints.folder}, and the same command "
+            "trains again"
+        ) from None
+    export(job.model, job.revision, source, job.output.local or scratch / "export")
+    if job.output.local is None:
+        for folder in sorted((scratch / "export").iterdir()):
+            seal(folder, job.output / folder.name)
+    metrics.publish()
+    return summarize(metrics.path) | {"exported_step": best.step}
 
-    checkpoint = ray.train.Checkpoint.from_directory(folder)
-    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=_move)
 
+class Metrics:
+    """``metrics.jsonl``: on a disk it lies where it belongs; an object store gets copies of it."""
 
-def _move(checkpoint: Any, name: str) -> Any:
-    """Move this worker's part of a checkpoint to the others' parts; both folders are on one disk."""
-    import ray.train
+    def __init__(self, output: Folder, scratch: Path) -> None:
+        self.output = output
+        self.path = (output.local or scratch) / METRICS
+        self._published = time.monotonic()
+        if output.local is None and output.exists(METRICS):
+            output.fetch(METRICS, self.path)
 
-    source = Path(checkpoint.path)
-    target = Path(ray.train.get_context().get_storage().experiment_fs_path) / name
-    for file in [one for one in source.rglob("*") if one.is_file()]:
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
-    return ray.train.Checkpoint.from_directory(target)
-
-
-def _finished(checkpoint: Path) -> bool:
-    """Whether the training had come to its end, by steps or by patience, when it saved the checkpoint."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return bool(state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
+    def publish(self, every: float = 0.0) -> None:
+        """Copy the file, if the last time is ``every`` seconds ago."""
+        if self.output.local is None and self.path.exists() and time.monotonic() - self._published >= every:
+            self.output.write_bytes(METRICS, self.path.read_bytes())
+            self._published = time.monotonic()

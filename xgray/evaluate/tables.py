@@ -71,12 +71,12 @@ def read_completions(run: Folder, model: str) -> dict[str, LanguageRows]:
     folder = run / "generate" / model / "rows"
     table = folder.read_parquet(schema(Completions), ["prompt_id", "language", "prompt", "completions"])
     if not table.num_rows:
-        raise InputError(f"{folder.uri}: no completions of model {model!r}; run the generate stage first")
+        raise InputError(f"{folder}: no completions of model {model!r}; run the generate stage first")
     by_language: dict[str, dict[str, tuple[str, list[str]]]] = {}
     for row in table.to_pylist():
         rows = by_language.setdefault(row["language"], {})
         if row["prompt_id"] in rows:
-            raise InputError(f"{folder.uri}: prompt {row['prompt_id']} occurs twice; remove one of its files")
+            raise InputError(f"{folder}: prompt {row['prompt_id']} occurs twice; remove one of its files")
         rows[row["prompt_id"]] = (row["prompt"], row["completions"])
     found = {}
     for language in sorted(by_language, key=list(LANGUAGES).index):
@@ -116,8 +116,8 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
             rows.prompt_ids,
             rows.prompts,
             rows.completions,
-            _filled(rows, scores, f"{folder.uri}: scores"),
-            _filled(rows, perplexities, f"{run.uri}/evaluate/{PERPLEXITY}: perplexities"),
+            _filled(rows, scores, f"{folder}: scores"),
+            _filled(rows, perplexities, f"{run / 'evaluate' / PERPLEXITY}: perplexities"),
         )
     return found
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.seeds import prompt_seed
+from xgray.models import local_weights
 from xgray.rows import Completions, Prompt
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Weights:
     """The base weights that an engine loads, and the adapters that it must be ready for."""
 
     path: str
-    """What ``from_pretrained`` takes."""
+    """What ``from_pretrained`` takes, or the URI of what it takes: see :func:`xgray.models.local_weights`."""
     revision: str | None
     dtype: str
     adapters: tuple[str, ...] = ()
@@ -94,7 +95,7 @@ def check_prompts(
 
 def adapter_config(adapter: str) -> dict[str, Any]:
     """The configuration of a PEFT adapter."""
-    config: dict[str, Any] = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((Path(local_weights(adapter)) / "adapter_config.json").read_text("utf-8"))
     return config
 
 

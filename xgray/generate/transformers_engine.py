@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Weights
-from xgray.models import load_causal_lm, load_tokenizer
+from xgray.models import load_causal_lm, load_tokenizer, local_weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,11 @@ class TransformersEngine:
         self._adapted: PeftModel | None = None
         for adapter in weights.adapters:
             if self._adapted is None:
-                self._adapted = PeftModel.from_pretrained(self._model, adapter, adapter_name=_name(weights, adapter))
+                self._adapted = PeftModel.from_pretrained(
+                    self._model, local_weights(adapter), adapter_name=_name(weights, adapter)
+                )
             else:
-                self._adapted.load_adapter(adapter, adapter_name=_name(weights, adapter))
+                self._adapted.load_adapter(local_weights(adapter), adapter_name=_name(weights, adapter))
         if self._adapted is not None:
             self._adapted.eval()
         self._weights = weights

@@ -8,7 +8,7 @@ from typing import Any
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
-from xgray.models import context_length
+from xgray.models import context_length, load_config, local_weights
 from xgray.vllm_environment import cpu_options, prepare_environment
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
@@ -24,18 +24,17 @@ class VllmEngine:
         Raises:
             InputError: vLLM does not take the model.
         """
-        prepare_environment(weights.path)
-        from transformers import AutoConfig
+        prepare_environment(local_weights(weights.path))
         from vllm import LLM
 
         self._section = section
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
-        context = context_length(AutoConfig.from_pretrained(weights.path, revision=weights.revision))
+        context = context_length(load_config(weights.path, weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
         options = _lora_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
-                model=weights.path,
+                model=local_weights(weights.path),
                 revision=weights.revision,
                 dtype=weights.dtype,
                 seed=0,
@@ -65,7 +64,9 @@ class VllmEngine:
             for seed in seeds
         ]
         request = (
-            LoRARequest(f"adapter-{self._adapters[adapter]}", self._adapters[adapter], adapter) if adapter else None
+            LoRARequest(f"adapter-{self._adapters[adapter]}", self._adapters[adapter], local_weights(adapter))
+            if adapter
+            else None
         )
         answers = self._llm.generate(list(texts), sampling, use_tqdm=False, lora_request=request)
         drawn = [

@@ -41,7 +41,7 @@ class RunFiles:
         """
         folder = self.run / "evaluate"
         if not folder.exists("metrics.json"):
-            raise InputError(f"{folder.uri}/metrics.json: no such file; run the evaluate stage first")
+            raise InputError(f"{folder / 'metrics.json'}: no such file; run the evaluate stage first")
         return folder.read_json("metrics.json")
 
     @property

@@ -72,12 +72,10 @@ class ScoreStore:
         try:
             version = int(self.folder.read_json(FORMAT)["version"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{self.folder.uri}/{FORMAT}: not the format of a score store; give another path"
-            ) from None
+            raise InputError(f"{self.folder / FORMAT}: not the format of a score store; give another path") from None
         if version > FORMAT_VERSION:
             raise InputError(
-                f"{self.folder.uri}: a score store of format {version}; this version of xgray reads formats up to "
+                f"{self.folder}: a score store of format {version}; this version of xgray reads formats up to "
                 f"{FORMAT_VERSION}: update xgray, or give another store"
             )
         return True
@@ -246,7 +244,7 @@ class ScoreStore:
     def _report(self, name: str, reason: str) -> None:
         if name not in self._damaged:
             self._damaged.add(name)
-            log.warning("%s/%s is damaged (%s); what is lost of it will be scored again", self._files.uri, name, reason)
+            log.warning("%s is damaged (%s); what is lost of it will be scored again", self._files / name, reason)
 
 
 def _answer(values: Sequence[bytes], wanted: KeysView[str]) -> Scored | None:

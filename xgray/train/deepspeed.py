@@ -9,7 +9,7 @@ def deepspeed_config(strategy: Literal["zero2", "zero3"], cuda: bool) -> dict[st
     """The configuration that transformers completes: what is ``auto`` follows from the training arguments."""
     zero: dict[str, Any] = {"stage": 2, "contiguous_gradients": True, "overlap_comm": cuda}
     if strategy == "zero3":
-        # Gathered on save, so that every checkpoint holds whole weights and not only shards.
+        # Gathered on save, so that an adapter is whole and not only a shard.
         zero |= {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
     return {
         "zero_optimization": zero,

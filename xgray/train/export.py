@@ -61,10 +61,15 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 
 def _save_again(model: str, revision: str | None, checkpoint: Path, target: Path) -> None:
-    """Not a copy: beside the weights a checkpoint holds the optimizer's, and with ZeRO tied weights twice."""
+    """The base model with the checkpoint's weights, which are all of its weights, in float32."""
+    import torch
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").save_pretrained(target)
+    from xgray.train.state import load_weights
+
+    tuned = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
+    load_weights(tuned, checkpoint)
+    tuned.save_pretrained(target)
     load_tokenizer(model, revision).save_pretrained(target)
 
 

@@ -60,10 +60,11 @@ def prepare_pairs(
 
     A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
     one. After that, ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens; ``released`` drops
-    pairs whose text before truncation has more than ``max_length`` characters. The split is drawn from ``seed``.
+    pairs whose text before truncation has more than ``max_length`` characters. The split is drawn from ``seed``; what
+    is held out is whole batches.
 
     Raises:
-        InputError: fewer than two pairs are left to split, or none at all.
+        InputError: too few pairs are left for a batch to train on and, where any are held out, one to validate on.
     """
     kept, num_truncated = [], 0
     for pair, whole in zip(pairs, _tokenize(pairs, tokenizer), strict=True):
@@ -73,11 +74,11 @@ def prepare_pairs(
         if length <= section.max_length:
             kept.append(cut)
             num_truncated += len(cut.prompt_ids) < len(whole.prompt_ids)
-    num_validation = max(1, round(section.validation_share * len(kept))) if section.validation_share else 0
-    if len(kept) <= num_validation:
+    num_validation = _num_validation(section, len(kept))
+    if len(kept) < section.batch_size + num_validation:
         raise InputError(
             f"train.pairs: {len(pairs)} pairs, of which {len(kept)} are no longer than train.max_length "
-            f"{section.max_length}: too few to train on and to hold out {num_validation}"
+            f"{section.max_length}: too few for a batch of {section.batch_size} and to hold out {num_validation}"
         )
     order = list(range(len(kept)))
     random.Random(seed).shuffle(order)
@@ -88,6 +89,20 @@ def prepare_pairs(
         num_pairs=len(pairs),
         num_truncated=num_truncated,
     )
+
+
+def validation_batch(section: Train) -> int:
+    """Held-out pairs in one forward pass of all workers: whole batches of training, at least eight pairs."""
+    return section.batch_size * -(-8 // section.batch_size)
+
+
+def _num_validation(section: Train, num_pairs: int) -> int:
+    """The section's share in whole forward passes, so that no number of workers has to fill one up by repetition."""
+    if not section.validation_share:
+        return 0
+    wanted = section.validation_share * num_pairs
+    unit = validation_batch(section) if wanted >= validation_batch(section) else section.batch_size
+    return unit * max(1, round(wanted / unit))
 
 
 def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:

@@ -1,22 +1,21 @@
 """TRL's DPO trainer, set up from the ``train`` section. Imported by training processes only.
 
 TRL computes the loss. What is added here: pairs arrive tokenized, the reference's log-probabilities come from a cache
-on disk, LoRA keeps its dropout and may adapt the head, and every step is a line of ``metrics.jsonl``.
+on disk, LoRA keeps its dropout and may adapt the head, every step is a line of ``metrics.jsonl``, and a checkpoint is
+one that any number of workers goes on from. The data's order, the batches and the validation do not depend on that
+number either; only LoRA's dropout does.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -29,9 +28,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
@@ -39,28 +35,15 @@ from trl import DPOConfig, DPOTrainer
 from trl.models import prepare_deepspeed
 
 from xgray.config import Train
-from xgray.errors import InputError, StageError
-from xgray.storage import Folder
+from xgray.errors import InputError
+from xgray.train.callbacks import MetricsLog, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
-from xgray.train.metrics import read_metrics
-from xgray.train.pairs import PreparedPairs, TokenizedPair
+from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
 from xgray.train.reference import LogProbs, ReferenceCache
+from xgray.train.state import load_state, save_state
 
 log = logging.getLogger(__name__)
-
-NAMES = {
-    "loss": "loss",
-    "rewards/chosen": "reward_chosen",
-    "rewards/rejected": "reward_rejected",
-    "rewards/margins": "margin",
-    "rewards/accuracies": "accuracy",
-    "logps/chosen": "logp_chosen",
-    "logps/rejected": "logp_rejected",
-}
-"""TRL's names and those of ``metrics.jsonl``; a validation's have ``eval_`` before them."""
-LINES_EVERY = 10
-"""Steps between two lines in the log."""
 
 
 def build_trainer(
@@ -89,7 +72,7 @@ def build_trainer(
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
-    arguments = training_arguments(section, seed, work, cuda, validate=bool(prepared.validation))
+    arguments = training_arguments(section, seed, work, cuda, len(prepared.validation))
     policy = load_policy(model, section, revision)
     stopping = section.patience is not None and prepared.validation
     trainer = CachedReferenceTrainer(
@@ -101,7 +84,12 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=lora_config(policy, section) if section.method != "full" else None,
         # The log comes last, so that its clock starts again when the others are done.
-        callbacks=[*([EarlyStoppingCallback(section.patience)] if stopping else []), *callbacks, MetricsLog(metrics)],
+        callbacks=[
+            StepSeed(),
+            *([EarlyStoppingCallback(section.patience)] if stopping else []),
+            *callbacks,
+            MetricsLog(metrics),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     # What follows must not depend on how much of the reference was in the cache.
@@ -109,8 +97,9 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(section: Train, seed: int, work: Path, cuda: bool, validate: bool) -> DPOConfig:
+def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_validation: int) -> DPOConfig:
     execution = section.execution
+    validate = num_validation > 0
     per_device = section.batch_size // execution.num_workers
     strategy = None if execution.strategy == "ddp" else deepspeed_config(execution.strategy, cuda)
     return DPOConfig(
@@ -120,7 +109,7 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, valida
         beta=section.beta,
         loss_type=[section.loss],
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=max(8, per_device),
+        precompute_ref_batch_size=validation_batch(section) // execution.num_workers,
         max_length=section.max_length,
         # It would switch off LoRA's dropout too; the model's own is switched off in load_policy.
         disable_dropout=False,
@@ -131,7 +120,9 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, valida
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=max(8, per_device),
+        per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
+        # The rest of an epoch that fills no batch would be filled up by repetition, as the number of workers has it.
+        dataloader_drop_last=True,
         gradient_accumulation_steps=section.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
@@ -259,75 +250,25 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
             values += zip(chosen.tolist(), rejected.tolist(), strict=True)
         return values
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing but an adapter, as PEFT has it: all that is tuned lies in the state."""
+        if is_peft_model(self.model):
+            super().save_model(output_dir, _internal_call)
 
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
-    """Writes ``metrics.jsonl``, flushed line by line, on the first process only.
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_state(self.model, self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
 
-    A step's seconds are all that passed since the step before, except for validation and checkpoints.
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            load_state(self.model, self.optimizer, self.lr_scheduler, Path(resume_from_checkpoint))
+        return prepared
 
-    Raises:
-        StageError: on all processes, when the loss is no number any more.
-    """
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the weights come with the rest of the state."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._mark = 0.0
-        self._seconds = 0.0
-        self._num_tokens = 0.0
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: each step has its own random numbers."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
-            Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
-        self._mark = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        now = time.perf_counter()
-        self._seconds, self._mark = now - self._mark, now
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._mark = time.perf_counter()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._mark = time.perf_counter()
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        step = state.global_step
-        row: dict[str, float | None]
-        if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise StageError(f"train: the loss of step {step} is {logs['loss']}; lower train.learning_rate")
-            tokens, self._num_tokens = logs["num_tokens"] - self._num_tokens, logs["num_tokens"]
-            row = {ours: logs[theirs] for theirs, ours in NAMES.items()}
-            row |= {"learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"), "tokens": tokens}
-            row |= {"seconds": self._seconds, "tokens_per_second": tokens / self._seconds}
-            line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s" if step == 1 or step % LINES_EVERY == 0 else None
-        elif "eval_loss" in logs:
-            row = {f"eval_{ours}": logs[f"eval_{theirs}"] for theirs, ours in NAMES.items()}
-            line = f"validation loss {logs['eval_loss']:.4f}"
-        else:
-            return
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row}) + "\n")
-            if line:
-                log.info("train: step %d of %d: %s", step, state.max_steps, line)
-
-
-class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint over as it is saved: its folder, and ``step`` and ``score`` to choose the best by.
-
-    The lowest score is the best: the validation's loss, or minus the step where there is no validation.
-    """
-
-    def __init__(self, report: Callable[[Path, dict[str, float]], None]) -> None:
-        self.report = report
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
-        score = losses[-1] if losses else -state.global_step
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.report(folder, {"step": state.global_step, "score": score})
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: each step has its own random numbers."""

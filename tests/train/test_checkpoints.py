@@ -1,0 +1,49 @@
+"""Checkpoints on a disk: what is kept, and what is made of damaged ones."""
+
+import logging
+
+import pytest
+
+from xgray.sealed import CONTENTS
+from xgray.storage import Folder
+from xgray.train.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def made(tmp_path):
+    checkpoints = Checkpoints(Folder(str(tmp_path / "checkpoints")))
+    for step, score in ((10, 0.5), (20, 0.2), (30, 0.4), (40, 0.2), (45, None)):
+        source = tmp_path / "work"
+        source.mkdir()
+        (source / "state").write_bytes(b"%d" % step * 100)
+        (source / "schedule").write_text("{}")
+        checkpoints.add(source, step, score, finished=False)
+    return checkpoints, tmp_path / "checkpoints"
+
+
+def test_the_last_two_and_the_best_are_kept(made):
+    checkpoints, folder = made
+    assert sorted(one.name for one in folder.iterdir()) == ["step-00000020", "step-00000040", "step-00000045"]
+    assert [one.step for one in checkpoints.saved()] == [45, 40, 20]
+    assert checkpoints.best(checkpoints.saved()).step == 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "changed", "unlisted", "torn list"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(made, tmp_path, caplog, damage):
+    checkpoints, folder = made
+    newest = folder / "step-00000045"
+    content = (newest / "state").read_bytes()
+    if damage == "cut":
+        (newest / "state").write_bytes(content[: len(content) // 2])
+    elif damage == "missing":
+        (newest / "state").unlink()
+    elif damage == "changed":
+        (newest / "state").write_bytes(b"x" + content[1:])
+    elif damage == "torn list":
+        (newest / CONTENTS).write_bytes((newest / CONTENTS).read_bytes()[:20])
+    else:
+        (newest / CONTENTS).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest(tmp_path / "copy").step == 40
+    # One without a list was never finished, as every killed training may leave it.
+    assert ("is damaged" in caplog.text) == (damage != "unlisted")
