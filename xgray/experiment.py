@@ -93,6 +93,7 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
             stack.enter_context(connect(address))
             stop.listen()  # Ray has taken SIGTERM
             shown = _shown(plan.experiment.name, on_progress)
+            _check_room(plan, todo)
         for one in training:
             with attempt([one.place], meter):
                 _train(plan, one, shown)
@@ -105,6 +106,20 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
     if plan.report in todo:
         with attempt([plan.report.place], meter):
             _report(plan, on_progress)
+
+
+def _check_room(plan: Plan, todo: list[Planned]) -> None:
+    """Refuse what this cluster can never hold before the first stage takes its hours."""
+    from xgray.distributed.placement import place_engines, place_training
+    from xgray.train.feasible import check_feasible
+
+    experiment = plan.experiment
+    for one in todo:
+        if one.place.stage == "train":
+            section = experiment.train_section(_variant(plan, one.place.model or ""))
+            check_feasible(section, place_training(section.execution)[0])
+    if any(one.place.stage == "generate" for one in todo):
+        place_engines(experiment.generate, experiment.score)
 
 
 def _shown(run: str, on_progress: OnProgress) -> OnProgress:

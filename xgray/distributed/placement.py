@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-from xgray.config import Generate, Score
+from xgray.config import Generate, Score, TrainExecution
 from xgray.distributed.cluster import thread_environment
 from xgray.errors import InputError
 from xgray.score.build import GPU_SCORERS
@@ -52,6 +52,21 @@ def room(cpus: float, gpus: float = 0) -> int:
 def most(resource: str) -> int:
     """How much of a resource the node has that has the most of it."""
     return int(max(one.resources.get(resource, 0) for nodes in all_nodes() for one in nodes))
+
+
+def place_training(execution: TrainExecution) -> tuple[bool, int]:
+    """Whether each worker takes a GPU, and its cores: as many as let all workers be placed at once.
+
+    Raises:
+        InputError: this cluster can never place them.
+    """
+    gpu = room(0, 1) > 0 if execution.use_gpu is None else execution.use_gpu
+    least = execution.cpus_per_worker or 1
+    for cpus in range(execution.cpus_per_worker or most("CPU"), least - 1, -1):
+        if room(cpus, int(gpu)) >= execution.num_workers:
+            return gpu, cpus
+    asked = f"{execution.num_workers} workers of {least} CPUs{' and a GPU' if gpu else ''}"
+    raise InputError(f"train.execution.num_workers: the cluster has no room for {asked} at once")
 
 
 def scorer_gpus(score: Score | None, generate: Generate | None) -> int:

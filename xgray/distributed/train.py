@@ -24,7 +24,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from xgray.config import Model, Train, TrainExecution
+from xgray.config import Model, Train
+from xgray.distributed.keys import take_keys
+from xgray.distributed.placement import place_training
 from xgray.errors import InputError, StageError, XgrayError
 from xgray.models import cache_folder, is_adapter, load_tokenizer, resolve
 from xgray.rows import PreferencePair
@@ -133,7 +135,7 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_json(RESULT))
-    gpu, cpus = resources(section.execution)
+    gpu, cpus = place_training(section.execution)
     check_feasible(section, gpu)
     base = resolve(model)
     if Path(base).is_dir():
@@ -192,28 +194,6 @@ def _interruptible(fit: Callable[[], dict[str, Any]], line: Any) -> dict[str, An
         raise
 
 
-def resources(execution: TrainExecution) -> tuple[bool, int]:
-    """Whether each worker takes a GPU, and its cores: as many as let all workers be placed at once.
-
-    Raises:
-        InputError: this cluster can never place them.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = any(node.get("GPU") for node in nodes) if execution.use_gpu is None else execution.use_gpu
-
-    def places(cpus: int) -> int:
-        rooms = [(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0))) for node in nodes]
-        return sum(min(room) if gpu else room[0] for room in rooms)
-
-    most = execution.cpus_per_worker or int(max(node.get("CPU", 0) for node in nodes))
-    least = execution.cpus_per_worker or 1
-    for cpus in range(most, least - 1, -1):
-        if places(cpus) >= execution.num_workers:
-            return gpu, cpus
-    asked = f"{execution.num_workers} workers of {least} CPUs{' and a GPU' if gpu else ''}"
-    raise InputError(f"train.execution.num_workers: the cluster has no room for {asked} at once")
-
-
 def _fit(job: Job, gpu: bool) -> dict[str, Any]:
     """What the first worker says of the finished training."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -257,6 +237,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
     _, failure = ray.get(job.line.asked.remote())
     if failure is not None:
         return StageError(failure)
+    take_keys()
     torch.set_num_threads(job.cpus)
     if job.section.execution.num_workers == 1 and job.section.execution.strategy == "ddp":
         # Without a rank accelerate leaves DDP out: on its own it would only copy every gradient.
