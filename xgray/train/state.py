@@ -73,7 +73,7 @@ def _begin(zero: Any, keys: list[str], step: float) -> None:
 
 
 def _link(zero: Any) -> None:
-    """Let ZeRO-2's parameters find their state; after its first step it does so itself, for its first group only."""
+    """Let ZeRO-2 find the state of its parameters; after its first step it does so for the first group of them only."""
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
