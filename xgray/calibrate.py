@@ -120,7 +120,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
     elif experiment.variants:
         first = experiment.variants[0]
         folder = run_folder(experiment) / "train" / first.name
-        made = f"{folder.uri}/{'adapter' if folder.exists('adapter') else 'merged'}"
+        made = (folder / ("adapter" if folder.exists("adapter") else "merged")).uri
         changed["variants"] = [Variant(name=first.name, checkpoint=first.checkpoint or made)]
     return experiment.model_copy(update=changed)
 

@@ -57,7 +57,7 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
         print(json.dumps({"store": target.folder.uri, "files": counts}))
         return
     for file, number in counts.items():
-        print(f"{file}: {number:,} scores into {target.folder.uri}")
+        print(f"{file}: {number:,} scores into {target.folder}")
 
 
 @scores.command(name="export")
@@ -160,14 +160,14 @@ def check(*, store: str = DEFAULT_STORE, salvage: bool = False) -> None:
     target = ScoreStore(store)
     damaged = target.check()
     for name in damaged:
-        print(f"{target.folder.uri}/segments/{name} is damaged{'; what is sound of it was kept' if salvage else ''}")
+        print(f"{target.folder / 'segments' / name} is damaged{'; what is sound of it was kept' if salvage else ''}")
     if damaged and salvage:
         target.salvage(damaged)
     elif damaged:
         raise StageError(
             f"{len(damaged)} damaged files: --salvage keeps what is sound in them, the rest is scored anew"
         )
-    print(f"{target.folder.uri}: {target.num_rows:,} scores")
+    print(f"{target.folder}: {target.num_rows:,} scores")
 
 
 @scores.command
@@ -189,7 +189,7 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
     for other in others:
         target.merge(ScoreStore(other))
     target.compact()
-    print(f"{target.folder.uri}: {target.num_rows:,} scores")
+    print(f"{target.folder}: {target.num_rows:,} scores")
 
 
 @scorer.command

@@ -80,7 +80,7 @@ class Train(Section):
     warmup_steps: int = Field(150, ge=0)
     max_grad_norm: float = Field(10.0, gt=0)
     batch_size: int = Field(4, ge=1)
-    """Pairs in one optimizer step and accumulation step, over all workers."""
+    """Pairs in one optimizer step and accumulation step, over all workers; what is left of an epoch fills none."""
     gradient_accumulation: int = Field(1, ge=1)
     epochs: float = Field(5, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -92,6 +92,7 @@ class Train(Section):
     length_filter: Switch = "corrected"
     """Pairs over ``max_length`` are dropped and counted, by tokens; ``released`` counts characters instead."""
     validation_share: float = Field(0.05, ge=0, lt=1)
+    """Of the pairs, held out; rounded to whole batches."""
     eval_steps: int = Field(25, ge=1)
     """Steps between validations, each with a checkpoint to resume from."""
     patience: int | None = Field(10, ge=1)
@@ -282,7 +283,8 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder below ``runs``; not ``scores``, where the score store of all of them lies."""
     runs: str = "runs"
-    """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches."""
+    """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches, without
+    credentials."""
     seed: int = Field(0, ge=0, lt=2**31)
     model: Model
     """The model before tuning."""

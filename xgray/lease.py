@@ -175,7 +175,7 @@ class Lease:
         self._thread.join(self._beat_seconds)
         if self._taken_by and kind is KeyboardInterrupt:
             raise BusyError(
-                f"another driver has taken over {self._run.uri}, and this one has stopped: {self._taken_by}"
+                f"another driver has taken over {self._run}, and this one has stopped: {self._taken_by}"
             ) from None
         with contextlib.suppress(OSError):  # Left behind, it is seen to be dead.
             if self._taken_by is None and self._other() is None:
@@ -238,6 +238,6 @@ class Lease:
 
 def _busy(run: Folder, who: str) -> str:
     return (
-        f"{run.uri} has a driver already: {who}. It goes on there, nothing was touched here. "
+        f"{run} has a driver already: {who}. It goes on there, nothing was touched here. "
         f"See how far it is: xgray status {run.uri}; once it has ended, the same command goes on from there"
     )

@@ -42,7 +42,7 @@ class Planned:
     def require(self) -> None:
         """Raise unless this stage is finished as planned."""
         if not self.done:
-            raise InputError(f"stage {self.place.label} is not finished in {self.place.folder.uri}; run it first")
+            raise InputError(f"stage {self.place.label} is not finished in {self.place.folder}; run it first")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def read_record(folder: Folder, name: str) -> dict[str, Any]:
     Raises:
         InputError: the file is damaged, or a newer xgray's.
     """
-    place = f"{folder.uri}/{name}"
+    place = str(folder / name)
     remedy = "redo the stage (--force), or, if the experiment is the same as then, delete this file and keep its rows"
     try:
         record = folder.read_json(name)
@@ -132,7 +132,7 @@ class StageFolder:
     def finished_fingerprint(self) -> str:
         manifest = self.manifest()
         if manifest is None:
-            raise InputError(f"{self.folder.uri}: stage {self.label} is not finished; run it first")
+            raise InputError(f"{self.folder}: stage {self.label} is not finished; run it first")
         return str(manifest["fingerprint"])
 
     def found(self, payload: dict[str, Any], force: bool = False) -> Found:
@@ -157,7 +157,7 @@ class StageFolder:
                 return "other"
             changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
             raise ConflictError(
-                f"{self.folder.uri} holds stage {self.label} of another configuration: {changed}. "
+                f"{self.folder} holds stage {self.label} of another configuration: {changed}. "
                 "Take another name (--name NEW), or redo the stage (--force)"
             )
         return "nothing"

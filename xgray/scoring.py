@@ -69,7 +69,7 @@ def completions_of(run: Folder) -> list[Completions]:
     ]
     rows = [row for table in tables for row in from_table(table, Completions)]
     if not rows:
-        raise InputError(f"{run.uri}: no completions yet; xgray generate makes them")
+        raise InputError(f"{run}: no completions yet; xgray generate makes them")
     return rows
 
 
@@ -286,7 +286,7 @@ def _targets(
             found.setdefault(entry.version, {}).setdefault(entry.language, {}).setdefault(entry.text, entry.scores)
     if not found:
         raise InputError(
-            f"{store.folder.uri}: no texts with scores of {target} for {', '.join(attributes)}; xgray scores import or "
+            f"{store.folder}: no texts with scores of {target} for {', '.join(attributes)}; xgray scores import or "
             "archive brings some"
         )
     if len(found) > 1:

@@ -58,8 +58,8 @@ def load_run(run: Folder) -> Experiment:
     import yaml
 
     if not run.exists("experiment.yaml"):
-        raise InputError(f"{run.uri}: no run here (experiment.yaml is missing)")
-    file = f"{run.uri}/experiment.yaml"
+        raise InputError(f"{run}: no run here (experiment.yaml is missing)")
+    file = str(run / "experiment.yaml")
     remedy = "delete it and run the experiment again: it is written anew, and finished stages stay"
     try:
         values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))

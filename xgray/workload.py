@@ -54,11 +54,11 @@ def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
     try:
         plan = make_plan(experiment)
     except InputError as error:  # the model is elsewhere; the input files have been read already
-        notes.append(f"{run.uri} is there, but what of it is done cannot be known here: {error}")
+        notes.append(f"{run} is there, but what of it is done cannot be known here: {error}")
         return None
     if others := [one.place.label for one in plan.stages() if _of_another(one)]:
         notes.append(
-            f"{run.uri} holds {', '.join(others)} of another configuration: the run will ask for another --name or "
+            f"{run} holds {', '.join(others)} of another configuration: the run will ask for another --name or "
             "for --force, and all of it is counted"
         )
     return plan

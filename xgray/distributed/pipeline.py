@@ -167,7 +167,7 @@ def run_pipeline(
         folder = place.completions if stage == "generate" else place.scores
         if not check_once(model, prompts, size, place.completions, folder):
             raise StageError(
-                f"{folder.uri}: not every prompt is there, and once; delete this folder and run the same command again"
+                f"{folder}: not every prompt is there, and once; delete this folder and run the same command again"
             )
     return tallies
 
