@@ -1,4 +1,4 @@
-"""What the orchestration costs, without any model: the null engine and the null scorer, at any size.
+"""What the orchestration costs, without any model: the dummy engine and the dummy scorer, at any size.
 
 python benchmarks/orchestration.py [--part size] [--prompts 10000 1000000] [--k 25]
 python benchmarks/orchestration.py --part resume [--prompts 1000000]
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-NAME = "null"
+NAME = "dummy"
 
 
 def experiment(root: Path, number: int, k: int, execution: dict[str, Any]) -> Any:
@@ -44,8 +44,8 @@ def experiment(root: Path, number: int, k: int, execution: dict[str, Any]) -> An
         "languages": ["en"],
         "prompts": {"path": str(prompts)},
         "variants": [],
-        "generate": {"k": k, "execution": {"engine": "null", **execution}},
-        "score": {"scorer": "null", "unvalidated_languages": True},
+        "generate": {"k": k, "execution": {"engine": "dummy", **execution}},
+        "score": {"scorer": "dummy", "unvalidated_languages": True},
     }
     return validate(Experiment, values, "benchmark")
 
@@ -132,7 +132,7 @@ def nodes(numbers: list[int], k: int, seconds: float) -> None:
         for _ in range(number):
             cluster.add_node(num_cpus=1)
         prompts = 480 * number
-        execution = {"batch_size": 16, "num_actors": number, "cpus_per_actor": 1, "null": {"seconds": seconds}}
+        execution = {"batch_size": 16, "num_actors": number, "cpus_per_actor": 1, "dummy": {"seconds": seconds}}
         with tempfile.TemporaryDirectory() as root:
             told = sample_and_score(Path(root), prompts, k, execution, cluster.address)
         ray.shutdown()

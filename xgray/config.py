@@ -118,8 +118,8 @@ class Variant(Section):
         return name
 
 
-class Null(Section):
-    """The null engine's ways: sleep, and faults to see what survives them."""
+class Dummy(Section):
+    """The dummy engine's ways: sleep, and faults to see what survives them."""
 
     seconds: float = Field(0.0, ge=0)
     """Sleep for each prompt."""
@@ -130,9 +130,9 @@ class Null(Section):
 
 
 class GenerateExecution(Section):
-    engine: Literal["auto", "vllm", "transformers", "null"] = "auto"
-    """``auto`` takes vLLM where it is installed. ``null`` asks no model: it drives the rest, at any size."""
-    null: Null = Null()
+    engine: Literal["auto", "vllm", "transformers", "dummy"] = "auto"
+    """``auto`` takes vLLM where it is installed. ``dummy`` asks no model: it drives the rest, at any size."""
+    dummy: Dummy = Dummy()
     use_gpu: bool | None = None
     """Whether each engine takes GPUs; by default, if the cluster has any."""
     num_actors: int | None = Field(None, ge=1)
@@ -192,9 +192,9 @@ class OpenAI(Section):
 
 
 class Score(Section):
-    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "null"] = "embedding"
+    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "dummy"] = "embedding"
     """The local scorer (all 17 languages, offline), Google's Perspective API or what speaks its protocol, a sequence
-    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service. ``null`` measures
+    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service. ``dummy`` measures
     nothing."""
     labelled: str = "embedded"
     """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""

@@ -206,10 +206,10 @@ def test_missing_files_are_made_again_and_the_others_left_alone(models, uninterr
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises_on", "dies_on"])
 def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_path, fault):
-    null = {"engine": "null", "batch_size": 8}
-    score = {"scorer": "null", "unvalidated_languages": True}
-    run(str(tmp_path / "sound"), models, null, score, names=["base"])
-    poisoned = null | {"null": {fault: "number 7"}}
+    dummy = {"engine": "dummy", "batch_size": 8}
+    score = {"scorer": "dummy", "unvalidated_languages": True}
+    run(str(tmp_path / "sound"), models, dummy, score, names=["base"])
+    poisoned = dummy | {"dummy": {fault: "number 7"}}
     tallies = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
     expected, found = rows(tmp_path / "sound", "generate"), rows(tmp_path / "poisoned", "generate")
     bad = {("base", "en/7"), ("base", "de/7")}
@@ -228,7 +228,7 @@ def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_p
 @pytest.mark.slow
 def test_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, tmp_path):
     with pytest.raises(StageError, match=r"process died"):
-        run(str(tmp_path), models, {"engine": "null", "null": {"dies_on": "e"}}, None, names=["base"])
+        run(str(tmp_path), models, {"engine": "dummy", "dummy": {"dies_on": "e"}}, None, names=["base"])
 
 
 @pytest.mark.slow

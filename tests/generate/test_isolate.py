@@ -12,27 +12,27 @@ PROMPTS = [Prompt(f"en/{index}", "en", text) for index, text in enumerate(["It w
 WEIGHTS = Weights("none", None, "float32")
 
 
-def section(**null):
-    return Generate.model_validate({"k": 2, "execution": {"engine": "null", "null": null}})
+def section(**dummy):
+    return Generate.model_validate({"k": 2, "execution": {"engine": "dummy", "dummy": dummy}})
 
 
 def isolated(given):
-    engines = [build_engine("null", WEIGHTS, given)]
+    engines = [build_engine("dummy", WEIGHTS, given)]
 
     def engine(anew):
         if anew:
-            engines.append(build_engine("null", WEIGHTS, given))
+            engines.append(build_engine("dummy", WEIGHTS, given))
         return engines[-1]
 
     return complete_isolated(engine, PROMPTS, "base", None, 7), len(engines)
 
 
 def test_poisoned_prompt_is_recorded_and_the_others_are_as_ever():
-    expected = complete(build_engine("null", WEIGHTS, section()), PROMPTS, "base", None, 7)
+    expected = complete(build_engine("dummy", WEIGHTS, section()), PROMPTS, "base", None, 7)
     rows, _ = isolated(section(raises_on="poison"))
     assert [rows[0], rows[2]] == [expected[0], expected[2]]
     assert (rows[1].prompt_id, rows[1].completions, rows[1].token_counts) == ("en/1", [], [])
-    assert rows[1].error == "RuntimeError the null engine raises on this text"
+    assert rows[1].error == "RuntimeError the dummy engine raises on this text"
 
 
 def test_sound_engine_is_not_started_again():

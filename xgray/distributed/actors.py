@@ -111,7 +111,7 @@ class GenerateActor:
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
         self._start_seconds = 0.0
-        self._device = "none" if engine == "null" else device_name()
+        self._device = "none" if engine == "dummy" else device_name()
 
     def _engine_of(self, weights: Weights, anew: bool) -> Engine:
         """The engine with these weights; a new one where ``anew``."""

@@ -148,7 +148,7 @@ def run_pipeline(
             tallies["generate", model] = Tally(one.num_prompts, num_reused=one.num_made)
         if score:
             tallies["score", model] = Tally(one.num_prompts, num_reused=one.num_scored)
-    if prompts and generate and engine != "null":
+    if prompts and generate and engine != "dummy":
         _check(places, missing, prompts, generate)
     done = {key: tally.num_reused for key, tally in tallies.items()}
     for (stage, model), tally in tallies.items():

@@ -82,7 +82,7 @@ def scorer_gpus(score: Score | None, generate: Generate | None) -> int:
 
 def engines_use_gpu(generate: Generate) -> bool:
     asked = generate.execution.use_gpu
-    return room(0, 1) > 0 and generate.execution.engine != "null" if asked is None else asked
+    return room(0, 1) > 0 and generate.execution.engine != "dummy" if asked is None else asked
 
 
 def place_scorers(score: Score, generate: Generate | None) -> dict[str, Any]:

@@ -32,10 +32,10 @@ def build_engine(name: EngineName, weights: Weights, section: Generate) -> Engin
         from xgray.generate.vllm_engine import VllmEngine
 
         return VllmEngine(weights, section)
-    if name == "null":
-        from xgray.generate.null_engine import NullEngine
+    if name == "dummy":
+        from xgray.generate.dummy_engine import DummyEngine
 
-        return NullEngine(section)
+        return DummyEngine(section)
     from xgray.generate.transformers_engine import TransformersEngine
 
     return TransformersEngine(weights, section)

@@ -20,7 +20,7 @@ from xgray.rows import Completions, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EngineName = Literal["vllm", "transformers", "null"]
+EngineName = Literal["vllm", "transformers", "dummy"]
 
 MAX_LORA_RANK = 512
 """The largest that vLLM takes."""

@@ -67,10 +67,10 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
 
 
 def _stored(section: Score, pacer: Pacer | None) -> Scorer:
-    if section.scorer == "null":
-        from xgray.score.null import NullScorer
+    if section.scorer == "dummy":
+        from xgray.score.dummy import DummyScorer
 
-        return NullScorer(known_attributes(section.attributes))
+        return DummyScorer(known_attributes(section.attributes))
     uri = section.execution.store
     if section.archived and (section.scorer != "perspective" or uri is None):
         raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")

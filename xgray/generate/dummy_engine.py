@@ -10,25 +10,25 @@ from collections.abc import Sequence
 from xgray.config import Generate
 from xgray.generate.engine import Sample
 
-FINISH_REASON = "null"
+FINISH_REASON = "dummy"
 
 
-class NullEngine:
+class DummyEngine:
     """Sleeps and fails as its section says. What it writes says that it is nobody's."""
 
     def __init__(self, section: Generate) -> None:
         self._section = section
-        self._null = section.execution.null
+        self._dummy = section.execution.dummy
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         for text in texts:
-            if self._null.dies_on and self._null.dies_on in text:
+            if self._dummy.dies_on and self._dummy.dies_on in text:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self._null.raises_on and self._null.raises_on in text:
-                raise RuntimeError("the null engine raises on this text")
-        time.sleep(self._null.seconds * len(texts))
+            if self._dummy.raises_on and self._dummy.raises_on in text:
+                raise RuntimeError("the dummy engine raises on this text")
+        time.sleep(self._dummy.seconds * len(texts))
         length = self._section.max_new_tokens
         return [
-            [Sample(f" null {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
+            [Sample(f" dummy {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
             for seed in seeds
         ]

@@ -9,10 +9,10 @@ from typing import Any
 from xgray.score.scorer import Scored
 
 
-class NullScorer:
+class DummyScorer:
     """Measures nothing, and is validated on no language: every table marks its numbers."""
 
-    name = "null"
+    name = "dummy"
     version = "1"
     device = "none"
     validated: tuple[str, ...] = ()
