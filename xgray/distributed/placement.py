@@ -1,13 +1,15 @@
-"""What a cluster has room for: on the nodes that are there, and on those that its autoscaler may add."""
+"""What a cluster has room for.
+
+It is told by the nodes that are alive: which ones an autoscaler may add, Ray tells nobody. So a cluster that grows keeps
+one node of each kind at least; engines that find no room yet wait for more.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import state
 
 from xgray.config import Generate, Score, TrainExecution
 from xgray.distributed.cluster import thread_environment
@@ -16,42 +18,20 @@ from xgray.score.build import GPU_SCORERS
 
 log = logging.getLogger(__name__)
 
-UNLIMITED = 1000
-"""Nodes of a group that has no upper limit."""
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Resources of nodes of one kind, and how many of them there are or may come to be."""
-
-    resources: dict[str, float]
-    number: int
-
-    def room(self, cpus: float, gpus: float) -> int:
-        """How many workers of this size they hold together."""
-        wanted = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
-        return self.number * min(int(self.resources.get(name, 0) // size) for name, size in wanted)
-
-
-def all_nodes() -> list[list[Nodes]]:
-    """The nodes that are alive; and, where the cluster grows by itself, those that it may consist of."""
-    alive = [Nodes(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    growing = [
-        Nodes(dict(one.resources), UNLIMITED if one.max_count < 0 else one.max_count) for one in groups if one.max_count
-    ]
-    return [alive, growing] if growing else [alive]
-
 
 def room(cpus: float, gpus: float = 0) -> int:
     """How many workers of ``cpus`` cores and ``gpus`` GPUs find room on the cluster at once, none of them divided."""
-    return max(sum(one.room(cpus, gpus) for one in nodes) for nodes in all_nodes())
+    wanted = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
+    return sum(min(int(node.get(name, 0) // size) for name, size in wanted) for node in _nodes())
 
 
 def most(resource: str) -> int:
     """How much of a resource the node has that has the most of it."""
-    return int(max(one.resources.get(resource, 0) for nodes in all_nodes() for one in nodes))
+    return int(max(node.get(resource, 0) for node in _nodes()))
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def place_training(execution: TrainExecution) -> tuple[bool, int]:
