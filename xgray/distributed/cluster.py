@@ -95,11 +95,6 @@ def total(resource: str) -> int:
     return int(ray.cluster_resources().get(resource, 0))
 
 
-def cores() -> int:
-    """The cores of the machine that has the most."""
-    return max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-
-
 def thread_environment(num_threads: int) -> dict[str, dict[str, str]]:
     """The runtime environment of a worker that computes with this many threads.
 

@@ -1,7 +1,7 @@
 """What a cluster has room for.
 
-It is told by the nodes that are alive: which ones an autoscaler may add, Ray tells nobody. So a cluster that grows keeps
-one node of each kind at least; engines that find no room yet wait for more.
+It is told by the nodes that are alive: which ones an autoscaler may add, Ray tells nobody. So a cluster that grows
+keeps one node of each kind at least; engines that find no room yet wait for more.
 """
 
 from __future__ import annotations
