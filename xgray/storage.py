@@ -44,9 +44,9 @@ BY_ITSELF = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, er
 """What a local or mounted disk says of trouble that may pass."""
 FOR_GOOD = re.compile(
     r"ACCESS_DENIED|NO_SUCH|INVALID|SIGNATURE|CREDENTIAL|EXPIRED|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED"
-    r"|NOT_FOUND|ALREADY_(?:EXISTS|OWNED)|HTTP status 4(?!08|29)",
+    r"|NOT_FOUND|ALREADY_(?:EXISTS|OWNED)|HTTP status 4(?!08|29)|is a directory",
 )
-"""How an object store names, in errors without a number, what does not pass."""
+"""How pyarrow and object stores name, in errors without a number, what does not pass."""
 SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNORECASE)
 
 T = TypeVar("T")

@@ -287,7 +287,7 @@ def test_a_head_that_is_no_json_or_not_there_is_refused(tmp_path):
         (tmp_path / "head.json", r"is no JSON; fit it anew: xgray scorer fit DATA --output FILE"),
         (tmp_path / "other.json", "no such file: .*other.json; fit it anew"),
         (tmp_path, r"score\.head: cannot read"),
-        ("nothing://there/head.json", "cannot read"),
+        ("nothing://there/head.json", "Unrecognized filesystem type"),
     ):
         with pytest.raises(InputError, match=said):
             build_scorer(Score(head=str(path)))
