@@ -103,7 +103,7 @@ def training_steps(section: Train, num_pairs: int) -> int:
     """Optimizer steps of a training on ``num_pairs`` pairs, as the trainer counts them."""
     if section.max_steps is not None:
         return section.max_steps
-    batches = math.ceil(num_pairs / section.batch_size)
+    batches = num_pairs // section.batch_size
     return math.ceil(section.epochs * max(1, math.ceil(batches / section.gradient_accumulation)))
 
 

@@ -13,6 +13,7 @@ from xgray.plan import Plan, Planned, make_plan, run_folder, store_of, training_
 from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
 from xgray.runs import PENDING
 from xgray.status import training_steps as steps_on_disk
+from xgray.train.pairs import num_held_out
 
 
 def count_work(experiment: Experiment, with_model: bool) -> Work:
@@ -85,7 +86,7 @@ def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, note
         if prepare:
             num_train, num_validation, missing = prepare(section, pairs, training_seed(experiment, variant))
         else:
-            num_validation = max(1, round(section.validation_share * len(pairs))) if section.validation_share else 0
+            num_validation = num_held_out(section, len(pairs))
             num_train = len(pairs) - num_validation
             shared = section.model_dump_json(include={"method", "dtype", "max_length", "max_prompt_length", "pairs"})
             missing = {(shared, index) for index in range(len(pairs))}

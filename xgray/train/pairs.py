@@ -74,7 +74,7 @@ def prepare_pairs(
         if length <= section.max_length:
             kept.append(cut)
             num_truncated += len(cut.prompt_ids) < len(whole.prompt_ids)
-    num_validation = _num_validation(section, len(kept))
+    num_validation = num_held_out(section, len(kept))
     if len(kept) < section.batch_size + num_validation:
         raise InputError(
             f"train.pairs: {len(pairs)} pairs, of which {len(kept)} are no longer than train.max_length "
@@ -96,7 +96,7 @@ def validation_batch(section: Train) -> int:
     return section.batch_size * -(-8 // section.batch_size)
 
 
-def _num_validation(section: Train, num_pairs: int) -> int:
+def num_held_out(section: Train, num_pairs: int) -> int:
     """The section's share in whole forward passes, so that no number of workers has to fill one up by repetition."""
     if not section.validation_share:
         return 0
