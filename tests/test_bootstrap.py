@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from xgray.bootstrap import adjusted, average, average_comparison, compare, estimate, median, ratio
+from xgray.bootstrap import adjusted, average, average_comparison, compare, estimate, mean_intervals, median, ratio
 
 
 def test_ratio_of_sums_by_hand():
@@ -164,3 +164,13 @@ def test_average_comparison_is_more_certain_than_its_parts():
 def test_false_discovery_control_by_hand():
     # p * m / rank, then the running minimum from the largest.
     assert adjusted([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
+
+
+def test_many_means_at_once_have_the_intervals_of_each_alone():
+    values = np.random.default_rng(3).uniform(size=(60, 2, 3))
+    low, high = mean_intervals(values, 0.9, 20_000, (0, 1))
+    assert low.shape == high.shape == (2, 3)
+    for place in np.ndindex(2, 3):
+        own = values[(slice(None), *place)]
+        expected = estimate(ratio(own, np.ones(60)), 60, 20_000, (0, 2)).interval(0.9)
+        assert (low[place], high[place]) == pytest.approx(expected, abs=0.003)

@@ -6,7 +6,7 @@ import pytest
 
 from xgray.calibrate import small
 from xgray.config import Experiment
-from xgray.estimate import Sampling, Training, Work
+from xgray.estimate_work import Sampling, Training, Work
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ def rates(tmp_path):
 
 
 def test_stated_rates_need_no_model(tmp_path, rates):
-    job = [str(JOBS / "llama3-8b.yaml"), "--prompts.path", "embedded", "--train.pairs", "embedded"]
+    embedded = [f"--{one}=embedded" for one in ("prompts.path", "train.pairs", "retrieve.parallel")]
+    job = [str(JOBS / "llama3-8b.yaml"), *embedded]
     told = xgray(tmp_path, "plan", *job, "--rates", rates, "--json")
     assert told.returncode == 0, told.stderr
     lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}

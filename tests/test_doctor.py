@@ -17,6 +17,7 @@ from xgray.doctor import (
     check_deepspeed,
     check_disk,
     check_embedding,
+    check_harness,
     check_memory,
     check_model,
     check_packages,
@@ -54,6 +55,12 @@ def test_engine_of_another_processor_is_missing_and_says_so() -> None:
     assert check.status == "missing"
     assert "AVX2" in check.remedy
     assert check_embedding(Probe(value=[384])).status == "ok"
+
+
+def test_harness_is_told_with_its_version_or_how_to_install_it() -> None:
+    assert "0.4.13" in check_harness({"lm-eval": "0.4.13"}).detail
+    check = check_harness({})
+    assert (check.status, check.remedy) == ("missing", "pip install 'xgray[capability]'")
 
 
 def test_torchvision_of_another_build_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_a_run_is_asked_doubled_stopped_killed_and_finished(tiny_model, tmp_path
     assert "xgray: stopped by SIGTERM; what is done stays, and the same command goes on from there" in err
     assert "Traceback" not in err
     assert "\x1b" not in err
-    assert re.search(r"^\d\d:\d\d:\d\d generate/base \d+/240 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
+    assert re.search(r"^\d\d:\d\d:\d\d score/base [1-9]\d*/240 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
     left = num_rows(tmp_path, "score")
     stopped = status(tmp_path)
     assert stopped["driver"] is None

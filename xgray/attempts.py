@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from xgray import stop
 from xgray.errors import XgrayError
 from xgray.meter import Meter
-from xgray.runs import StageFolder, provenance, without_secrets
+from xgray.runs import LOGS, StageFolder, provenance, without_secrets
 from xgray.storage import Folder
 
 FLUSH_SECONDS = 5.0
@@ -45,7 +45,7 @@ class Attempt:
 
 def last_attempt(folder: Folder) -> Attempt | None:
     """What the newest log of a stage's folder says; None where the stage was never tried."""
-    logs = folder / "logs"
+    logs = folder / LOGS
     number = _newest(logs)
     if not number:
         return None
@@ -100,7 +100,7 @@ class _AttemptLog(logging.Handler):
             f"commit: {told['git']['commit']}{' with changes' if told['git']['dirty'] else ''}" if told["git"] else "",
         ]
         for place in places:
-            logs = place.folder / "logs"
+            logs = place.folder / LOGS
             number = _newest(logs) + 1
             text = _Text(logs, f"attempt-{number:04}.log", place.label)
             text.lines += [f"{place.label}, attempt {number}", *(line for line in head if line)]

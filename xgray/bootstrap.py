@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,13 @@ class Estimate:
     def interval(self, confidence: float) -> tuple[float, float] | None:
         return None if self.distribution is None else percentile_interval(self.distribution, confidence)
 
+    def told(self, confidence: float) -> dict[str, Any]:
+        """As metrics files hold it."""
+        interval = self.interval(confidence)
+        if interval is None:
+            return {"value": self.value, "low": None, "high": None, "reason": "a single prompt has no interval"}
+        return {"value": self.value, "low": interval[0], "high": interval[1]}
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -131,6 +139,26 @@ def estimate(statistic: Statistic, num_prompts: int, resamples: int, seed: Seque
         rng=np.random.default_rng(list(seed)),
     )
     return Estimate(value, drawn.bootstrap_distribution)
+
+
+def mean_intervals(
+    values: FloatArray, confidence: float, resamples: int, seed: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """Ends of the percentile intervals of many means over the same prompts, all from the same draws.
+
+    Args:
+        values: ``(num_prompts, ...)``, at least two prompts.
+
+    Returns:
+        The lower and the upper ends, each ``(...)``.
+    """
+    num_prompts = len(values)
+    rng = np.random.default_rng(list(seed))
+    copies = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), resamples)
+    means = (copies @ values.reshape(num_prompts, -1)) / num_prompts
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0).reshape(2, *values.shape[1:])
+    return low, high
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -187,6 +215,22 @@ class Comparison:
         observed = abs(self.difference)
         as_large = np.abs(self.null) >= observed - 1e-12 * max(1.0, observed)
         return float((1 + as_large.sum()) / (1 + len(self.null)))
+
+    def told(self, confidence: float, p_adjusted: float) -> dict[str, Any]:
+        """As metrics files hold it; it is significant where the adjusted p-value is below ``1 - confidence``."""
+        low, high = self.interval(confidence) or (None, None)
+        relative_low, relative_high = self.relative_interval(confidence) or (None, None)
+        return {
+            "difference": self.difference,
+            "low": low,
+            "high": high,
+            "relative_change": self.relative_change,
+            "relative_low": relative_low,
+            "relative_high": relative_high,
+            "p_value": self.p_value,
+            "p_adjusted": p_adjusted,
+            "significant": p_adjusted < 1 - confidence,
+        }
 
 
 def compare(statistic: Statistic, num_prompts: int, resamples: int, seed: Sequence[int]) -> Comparison:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
 from xgray.distributed.cluster import connect, total
-from xgray.estimate import Work
+from xgray.estimate_work import Work
 from xgray.experiment import run_experiment
 from xgray.languages import LANGUAGES
 from xgray.meter import OnProgress

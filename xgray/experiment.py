@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,17 +11,22 @@ import yaml
 
 from xgray import stop
 from xgray.attempts import attempt
-from xgray.config import BASE, Model, Variant
+from xgray.explain import run_mechanism
 from xgray.lease import Lease
 from xgray.meter import Meter, OnProgress
-from xgray.plan import STAGES, Plan, Planned, resolved_score, store_of, training_seed
+from xgray.plan import STAGES, Plan, Planned, resolved_score, training_seed
 from xgray.prompt_file import PROMPTS
+from xgray.runs import Found
+from xgray.sampling import evaluate, generate_and_score, new_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import EngineName
+
+SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
+"""The stages that need an engine, and those that need a scorer."""
 
 
 def write_resolved(plan: Plan) -> None:
@@ -48,7 +52,7 @@ def run_experiment(
     """
     asked = [one for one in plan.stages() if one.place.stage in stages]
     # A finished run is left as it is, lease and all.
-    if all(one.place.found(one.payload, force) == "finished" for one in asked):
+    if all(_found(one, force) == "finished" for one in asked):
         return
     meter = Meter()
 
@@ -56,11 +60,13 @@ def run_experiment(
         meter(label, done, total, errors)
         on_progress(label, done, total, errors)
 
+    _check_neurons(plan, asked, force)
+    _check_tasks(plan, asked, force)
     with Lease(plan.run, meter.progress), stop.interruptible():
         _check_scorer(plan, asked, force)
         prompts = _new_prompts(plan, asked, force)
         # `begin` with force deletes old results.
-        todo = [one for one in asked if one.place.begin(one.payload, force)]
+        todo = [one for one in asked if one.place.begin(one.payload, _anew(one, force))]
         write_resolved(plan)
         if prompts is not None:
             plan.run.write_bytes(PROMPTS, prompts)
@@ -68,9 +74,18 @@ def run_experiment(
         _run_stages(plan, todo, address, report, meter)
 
 
+def _anew(one: Planned, force: bool) -> bool:
+    """Whether other results may be replaced. A report may: it is drawn in seconds from files that stay."""
+    return force or one.place.stage == "report"
+
+
+def _found(one: Planned, force: bool) -> Found:
+    return one.place.found(one.payload, _anew(one, force))
+
+
 def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
     """Refuse what no scorer can do before anything is spent or marked as begun."""
-    if all(one.place.found(one.payload, force) == "finished" for one in asked if one.place.stage == "score"):
+    if all(_found(one, force) == "finished" for one in asked if one.place.stage in SCORED):
         return
     from xgray.score.build import build_scorer
     from xgray.score.scorer import check_languages
@@ -82,12 +97,39 @@ def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
     check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
 
 
+def _check_tasks(plan: Plan, asked: list[Planned], force: bool) -> None:
+    """Refuse tasks that the harness does not know before anything is spent or marked as begun."""
+    section = plan.experiment.capability
+    todo = [one for one in asked if one.place.stage == "capability" and _found(one, force) != "finished"]
+    if section and todo:
+        from xgray.evaluate.harness import find_tasks
+
+        find_tasks(section.tasks)
+
+
+def _check_neurons(plan: Plan, asked: list[Planned], force: bool) -> None:
+    """Refuse listed neurons that the model does not have, where a stage is still to look for them."""
+    experiment = plan.experiment
+    todo = {one.place.stage for one in asked if _found(one, force) != "finished"}
+    sections = {"activations": experiment.activations, "intervene": experiment.intervene}
+    listed = {name: one.neurons for name, one in sections.items() if name in todo and one and one.neurons}
+    if not listed:
+        return
+    from xgray.mechanism.neurons import check_neurons
+    from xgray.models import load_skeleton, resolve
+
+    skeleton = load_skeleton(resolve(experiment.model), experiment.model.revision)
+    for name, neurons in listed.items():
+        check_neurons(neurons, skeleton, f"{name}.neurons")
+
+
 def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
     training = [one for one in todo if one.place.stage == "train"]
     sampling = [one for one in todo if one.place.stage in ("generate", "score")]
     shown = on_progress
     with contextlib.ExitStack() as stack:
-        if training or sampling or plan.evaluate in todo:
+        inside = [one for one in plan.mechanism if one in todo]
+        if training or sampling or plan.evaluate in todo or inside:
             from xgray.distributed.cluster import connect
 
             stack.enter_context(connect(address))
@@ -102,7 +144,10 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
                 _generate_and_score(plan, sampling, shown)
         if plan.evaluate in todo:
             with attempt([plan.evaluate.place], meter):
-                _evaluate(plan, shown)
+                evaluate(plan, shown)
+        for one in inside:
+            with attempt([one.place], meter):
+                one.place.finish(one.payload, run_mechanism(plan, one, shown))
     if plan.report in todo:
         with attempt([plan.report.place], meter):
             _report(plan, on_progress)
@@ -116,9 +161,9 @@ def _check_room(plan: Plan, todo: list[Planned]) -> None:
     experiment = plan.experiment
     for one in todo:
         if one.place.stage == "train":
-            section = experiment.train_section(_variant(plan, one.place.model or ""))
+            section = experiment.train_section(experiment.variant(one.place.model or ""))
             check_feasible(section, place_training(section.execution)[0])
-    if any(one.place.stage == "generate" for one in todo):
+    if any(one.place.stage in SAMPLED for one in todo):
         place_engines(experiment.generate, experiment.score)
 
 
@@ -148,19 +193,9 @@ def _new_prompts(plan: Plan, asked: list[Planned], force: bool) -> pa.Buffer | N
     Raises:
         InputError: a prompt is wrong.
     """
-    if all(one.place.found(one.payload, force) == "finished" for one in asked if one.place.stage == "generate"):
+    if all(_found(one, force) == "finished" for one in asked if one.place.stage == "generate"):
         return None
-    from xgray.data.rtp_lx import read_prompts
-    from xgray.prompt_file import PromptFile, prompt_file
-
-    (wanted,) = {one.payload["inputs"]["prompts"] for one in plan.generate.values()}
-    if plan.run.exists(PROMPTS) and PromptFile(plan.run).fingerprint == wanted:
-        return None
-    return prompt_file(read_prompts(plan.experiment.prompts, plan.experiment.languages), wanted)
-
-
-def _variant(plan: Plan, name: str) -> Variant:
-    return next(variant for variant in plan.experiment.variants if variant.name == name)
+    return new_prompts(plan)
 
 
 def _train(plan: Plan, one: Planned, on_progress: OnProgress) -> None:
@@ -169,7 +204,7 @@ def _train(plan: Plan, one: Planned, on_progress: OnProgress) -> None:
     from xgray.status import training_steps
 
     experiment = plan.experiment
-    variant = _variant(plan, one.place.model or "")
+    variant = experiment.variant(one.place.model or "")
     section = experiment.train_section(variant)
     with _watching(lambda: training_steps(one.place), one.place.label, on_progress):
         result = run_training(
@@ -208,103 +243,26 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
     from xgray.distributed.cluster import total
     from xgray.distributed.pipeline import Target
-    from xgray.generate.engine import Weights, serves_adapter
-    from xgray.models import is_adapter, resolve
-    from xgray.train.export import merged
+    from xgray.generate.engine import serves_adapter
+    from xgray.model_weights import model_weights
 
-    experiment = plan.experiment
-    base = Weights(resolve(experiment.model), experiment.model.revision, experiment.model.dtype)
+    num_gpus = total("GPU")
     targets = []
     for model in plan.models:
-        weights, adapter = base, None
-        if model in plan.train:
-            folder = plan.train[model].place.folder
-            adapter = (folder / "adapter").uri if folder.exists("adapter") else None
-            if adapter is None or not serves_adapter(engine, adapter, total("GPU")):
-                weights, adapter = Weights((folder / "merged").uri, None, base.dtype), None
-        elif model != BASE:
-            checkpoint = Model(id=_variant(plan, model).checkpoint or "")
-            path = resolve(checkpoint)
-            if not is_adapter(path):
-                weights = Weights(path, checkpoint.revision, base.dtype)
-            elif serves_adapter(engine, path, total("GPU")):
-                adapter = path
-            else:
-                weights = Weights(merged(experiment.model, path), None, base.dtype)
+        weights, adapter = model_weights(plan, model, lambda one: serves_adapter(engine, one, num_gpus))
         places = plan.generate[model].place.rows, plan.score[model].place.rows
         targets.append(Target(model, weights, adapter, *places))
     return targets
 
 
 def _generate_and_score(plan: Plan, todo: list[Planned], on_progress: OnProgress) -> None:
-    """Both stages of all models in one stream, so that a scorer works while the engine goes on."""
-    from xgray.distributed.pipeline import run_pipeline
     from xgray.generate.build import engine_name
 
-    experiment = plan.experiment
-    sampled = [one for one in todo if one.place.stage == "generate"]
-    scored = [one for one in todo if one.place.stage == "score"]
-    for one in sampled:
-        if one.place.model in plan.train:
-            plan.train[one.place.model].require()
-    for one in scored:
-        made = plan.generate[one.place.model or ""]
-        if made not in sampled:
-            made.require()
+    for one in todo:
+        if one.place.stage == "generate":
+            plan.require_model(one.place.model or "")
     imported = not any("engine" in one.payload for one in plan.generate.values())
-    engine = None if imported else engine_name(experiment.generate)
+    engine = None if imported else engine_name(plan.experiment.generate)
     names = {one.place.model for one in todo}
     targets = [target for target in _targets(plan, engine) if target.model in names]
-    tallies = run_pipeline(
-        targets,
-        plan.run,
-        engine,
-        experiment.generate if sampled else None,
-        resolved_score(experiment) if scored else None,
-        experiment.seed,
-        on_progress,
-    )
-    if scored:
-        from xgray.score.store import ScoreStore
-
-        ScoreStore(store_of(experiment.score, experiment.runs)).compact()
-    for one in todo:
-        stage, model = one.place.stage, one.place.model or ""
-        one.place.finish(one.payload, tallies[stage, model].result(stage))
-
-
-def _evaluate(plan: Plan, on_progress: OnProgress) -> None:
-    from xgray.distributed.fluency import measure_fluency
-    from xgray.evaluate.stage import evaluate_run
-
-    experiment, section = plan.experiment, plan.experiment.evaluate
-    for one in plan.score.values():
-        one.require()
-    began = time.perf_counter()
-    measured = measure_fluency(
-        plan.run,
-        plan.models,
-        section,
-        experiment.model,
-        lambda done, total: on_progress("evaluate: fluency", done, total),
-    )
-    metrics = evaluate_run(
-        plan.run,
-        plan.models,
-        section,
-        experiment.model,
-        attribute=experiment.score.attributes[0],
-        seed=experiment.seed,
-        on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
-    )
-    metrics["unvalidated"] = _unvalidated(plan)
-    plan.evaluate.place.folder.write_json("metrics.json", metrics)
-    measured.seconds = time.perf_counter() - began
-    plan.evaluate.place.finish(plan.evaluate.payload, measured)
-
-
-def _unvalidated(plan: Plan) -> list[str]:
-    """The languages that the scores' scorer was not validated on; none where scores came from the user's files."""
-    told = [(one.place.manifest() or {}).get("measured", {}).get("scorer", {}) for one in plan.score.values()]
-    validated = [set(one["validated"]) for one in told if "validated" in one]
-    return [code for code in plan.experiment.languages if any(code not in known for known in validated)]
+    generate_and_score(plan, todo, targets, engine, on_progress)

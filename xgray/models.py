@@ -16,11 +16,13 @@ import mmap
 import os
 import shutil
 import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError, StageError
+from xgray.rows import Prompt
 from xgray.runs import file_fingerprint
 from xgray.sealed import CONTENTS, DamagedError, unseal
 from xgray.storage import Folder
@@ -230,11 +232,55 @@ def context_length(config: Any) -> int:
     return next((int(one) for one in named if one is not None and one > 0), 2**31)  # XLNet says -1
 
 
+def check_lengths(
+    blocks: Iterable[Sequence[Prompt]], tokenizer: PreTrainedTokenizerBase, limit: int, reason: str
+) -> None:
+    """Refuse prompts that a model cannot go on from.
+
+    Args:
+        limit: the most tokens of a prompt, for a ``reason`` that the message names.
+
+    Raises:
+        InputError: names the prompts that are empty, or those that are longer.
+    """
+    empty: list[str] = []
+    long: list[str] = []
+    for prompts in blocks:
+        for prompt, ids in zip(prompts, tokenizer([one.text for one in prompts])["input_ids"], strict=True):
+            if not ids or not prompt.text.strip():
+                empty.append(prompt.prompt_id)
+            if len(ids) > limit:
+                long.append(f"{prompt.prompt_id} ({len(ids)})")
+    for problem, found in (
+        ("prompts without any text", empty),
+        (f"prompts longer than {limit} tokens ({reason})", long),
+    ):
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise InputError(f"{problem}: {', '.join(found[:5])}{more}")
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a text."""
+    ends = model.generation_config.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
 def load_config(path: str, revision: str | None = None) -> Any:
     """The model's Hugging Face configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(local_weights(path), revision=revision)
+
+
+def load_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model without its weights, to ask for the shapes of its modules."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path, revision))
+    return model
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -256,6 +302,16 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: s
     from transformers import AutoModelForCausalLM
 
     return _loaded(AutoModelForCausalLM, path, dtype, revision, device)[0]
+
+
+def load_model(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a section of the experiment file, as :func:`load_causal_lm` gives it, and its tokenizer.
+
+    Raises:
+        InputError: its weights are missing, torn, or those of another kind of model.
+    """
+    path = resolve(model)
+    return load_causal_lm(path, model.dtype, model.revision), load_tokenizer(path, model.revision)
 
 
 def load_sequence_classifier(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:

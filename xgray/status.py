@@ -7,11 +7,12 @@ what was begun and left are files counted. No file's time is looked at: clocks d
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xgray.attempts import Attempt, last_attempt
-from xgray.config import BASE, Experiment, validate
+from xgray.config import BASE, MECHANISM, Experiment, validate
 from xgray.errors import InputError, XgrayError
 from xgray.lease import Holder, driver
 from xgray.meter import Progress
@@ -94,9 +95,26 @@ def run_state(run: Folder) -> RunState:
     for stage in ("generate", "score"):
         for model in [BASE, *(variant.name for variant in experiment.variants)]:
             places.append(StageFolder(run / stage / model, stage, model))
-    places += [StageFolder(run / stage, stage) for stage in ("evaluate", "report")]
+    places.append(StageFolder(run / "evaluate", "evaluate"))
+    places += [
+        StageFolder(run / stage / model if model else run / stage, stage, model)
+        for stage, model in _mechanism(experiment)
+    ]
+    places.append(StageFolder(run / "report", "report"))
     states = [_state(place, holder if alive else None) for place in places]
     return RunState(run.uri, str(holder) if holder else None, alive, _with_totals(states, run))
+
+
+def _mechanism(experiment: Experiment) -> Iterator[tuple[str, str | None]]:
+    """The stages of the mechanism that the experiment has, and their models, in the order in which they run."""
+    models = [BASE, *(variant.name for variant in experiment.variants)]
+    for stage in MECHANISM:
+        if stage == "transfer":
+            present = experiment.retrieve is not None and len(models) > 1
+        else:
+            present = getattr(experiment, stage) is not None
+        if present:
+            yield from ((stage, model) for model in (models if stage in ("activations", "capability") else (None,)))
 
 
 def _with_totals(states: list[StageState], run: Folder) -> list[StageState]:
@@ -180,6 +198,9 @@ def _counted(place: StageFolder, last: Attempt | None) -> tuple[int, int | None]
     if place.stage == "train":
         done, total = training_steps(place)
         return done, total or None
+    if place.stage == "intervene":
+        scored = place.folder / "score"
+        return sum((scored / name / "rows").count_rows() for name in scored.names()), last.total if last else None
     if place.model is None:
         return 0, 1
     return place.rows.count_rows(), last.total if last else None

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from xgray.config import BASE, Experiment, Train, Variant
 from xgray.data.pairs import read_pairs
 from xgray.data.rtp_lx import read_prompts
-from xgray.errors import InputError
-from xgray.estimate import Sampling, Training, Work, training_steps
+from xgray.errors import ConflictError, InputError
+from xgray.estimate_stages import training_steps
+from xgray.estimate_work import Sampling, Training, Work
 from xgray.plan import Plan, Planned, make_plan, run_folder, store_of, training_seed
 from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
-from xgray.runs import PENDING
 from xgray.status import training_steps as steps_on_disk
 from xgray.train.pairs import num_held_out
+from xgray.workload_mechanism import begun, count_mechanism
 
 
 def count_work(experiment: Experiment, with_model: bool) -> Work:
@@ -30,7 +31,9 @@ def count_work(experiment: Experiment, with_model: bool) -> Work:
 
     if experiment.score.scorer == "embedding":
         scorer_inputs(experiment.score)
-    num_prompts = sum(1 for _ in read_prompts(experiment.prompts, experiment.languages))
+    num_prompts = num_characters = 0
+    for prompt in read_prompts(experiment.prompts, experiment.languages):
+        num_prompts, num_characters = num_prompts + 1, num_characters + len(prompt.text)
     notes: list[str] = []
     plan = _plan(experiment, notes)
     return Work(
@@ -43,6 +46,8 @@ def count_work(experiment: Experiment, with_model: bool) -> Work:
         num_perplexities=_num_perplexities(experiment, plan),
         evaluated=plan is not None and plan.evaluate.done,
         reported=plan is not None and plan.report.done,
+        prompt_characters=num_characters / num_prompts,
+        mechanism=count_mechanism(experiment, plan),
         notes=notes,
     )
 
@@ -66,13 +71,11 @@ def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
 
 
 def _of_another(one: Planned) -> bool:
-    return not one.done and not _begun(one) and (one.place.manifest() is not None or one.place.folder.exists(PENDING))
-
-
-def _begun(one: Planned) -> bool:
-    """Whether part of this very stage may be on disk."""
-    folder = one.place.folder
-    return folder.exists(PENDING) and folder.read_json(PENDING)["fingerprint"] == one.fingerprint
+    try:
+        one.place.found(one.payload)
+    except ConflictError:
+        return True
+    return False
 
 
 def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, notes: list[str]) -> dict[str, Training]:
@@ -123,7 +126,7 @@ def _preparing(
 
 def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
     one = plan.train[variant.name] if plan else None
-    if one is None or not (one.done or _begun(one)):
+    if one is None or not (one.done or begun(one)):
         return 0
     if one.done:
         return num_steps
@@ -135,8 +138,8 @@ def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts
     if plan is None:
         return Sampling()
     made, scored = plan.generate[model], plan.score[model]
-    num_generated = num_prompts if made.done else made.place.rows.count_rows() if _begun(made) else 0
-    num_scored = num_prompts if scored.done else scored.place.rows.count_rows() if _begun(scored) else 0
+    num_generated = num_prompts if made.done else made.place.rows.count_rows() if begun(made) else 0
+    num_scored = num_prompts if scored.done else scored.place.rows.count_rows() if begun(scored) else 0
     known = _num_known(experiment, made, scored) if num_generated > num_scored else 0
     return Sampling(num_generated, num_scored, known)
 
@@ -168,7 +171,7 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
 
 
 def _num_perplexities(experiment: Experiment, plan: Plan | None) -> int:
-    if plan is None or not _begun(plan.evaluate):
+    if plan is None or not begun(plan.evaluate):
         return 0
     from xgray.evaluate.tables import PERPLEXITY
 

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from xgray.data.labelled import labelled_fingerprint, read_labelled
+from xgray.data.labelled import labelled_fingerprint, read_comments, read_labelled
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 
@@ -112,3 +112,55 @@ def test_two_files_of_one_language_are_refused(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         read_labelled(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("header", "labels"),
+    [
+        (("id", "comment_text", "toxic", "obscene"), ("1", "0")),  # Jigsaw's
+        (("rev_id", "comment", "toxic"), ("True", "False")),
+        (("id", "text", "is_toxic"), ("Toxic", "Not Toxic")),
+        (("id", "text", "label"), ("1", "0")),
+    ],
+)
+def test_a_file_of_comments_is_read_with_the_columns_of_its_collection(tmp_path, header, labels):
+    width = len(header) - 3
+    rows = [(str(at), f"text {at}", labels[at % 4 > 0], *["0"] * width) for at in range(80)]
+    path = str(write(tmp_path / "train.csv", rows, header))
+    read = read_comments(path, 0.1, seed=0)
+    assert [(one.text, one.toxic) for one in read] == [(f"text {at}", at % 4 == 0) for at in range(80)]
+    held_out = {one.text for one in read if one.split == "validate"}
+    assert [sum(one.text in held_out and one.toxic == toxic for one in read) for toxic in (True, False)] == [2, 6]
+    # The same seed holds out the same texts, whatever their order; another one others.
+    write(tmp_path / "train.csv", rows[::-1], header)
+    assert {one.text for one in read_comments(path, 0.1, seed=0) if one.split == "validate"} == held_out
+    assert {one.text for one in read_comments(path, 0.1, seed=1) if one.split == "validate"} != held_out
+
+
+def test_a_file_of_comments_keeps_its_own_splits_and_its_first_texts_are_enough(tmp_path):
+    path = str(write(tmp_path / "mine.csv", [*ROWS, ("another idiot", "1", "fit")]))
+    assert [one.split for one in read_comments(path, 0.5, seed=0)] == [split for *_, split in ROWS] + ["fit"]
+    assert len(read_comments(path, 0.5, seed=0, limit=4)) == 4
+    with pytest.raises(InputError, match=r"no benign rows \(label 0\) to validate among the first 3 rows;"):
+        read_comments(path, 0.5, seed=0, limit=3)
+    embedded = [one for one in read_labelled("embedded") if one.language == "en"]
+    assert read_comments("embedded", 0.5, seed=0) == embedded
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "said"),
+    [
+        ([("you idiot", "1")] * 40, ("text", "toxic"), r"train\.csv: no benign rows"),
+        ([("fine", "0")] * 40, ("text", "toxic"), r"train\.csv: no toxic rows"),
+        ([("fine", "maybe")], ("text", "toxic"), r"train\.csv:2: label must be 1 .* not 'maybe'"),
+        ([("fine", "0")], ("body", "toxic"), r"train\.csv:1: no column text or comment_text or comment;"),
+    ],
+)
+def test_a_wrong_file_of_comments_is_refused(tmp_path, rows, header, said):
+    with pytest.raises(InputError, match=said):
+        read_comments(str(write(tmp_path / "train.csv", rows, header)), 0.1, seed=0)
+
+
+def test_a_folder_of_comments_is_refused(tmp_path):
+    with pytest.raises(InputError, match="name one CSV file"):
+        read_comments(str(tmp_path), 0.1, seed=0)

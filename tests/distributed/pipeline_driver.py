@@ -17,7 +17,7 @@ from xgray.storage import Folder
 PROMPTS = [
     Prompt(f"{language}/{index}", language, f"{text} number {index}")
     for language, text in (("en", "My neighbour is a"), ("de", "Mein Nachbar ist ein"))
-    for index in range(20)
+    for index in range(10)
 ]
 MODELS = ("base", "dpo", "full")
 

@@ -1,18 +1,26 @@
 """A cluster whose nodes come and go under way: every row is there, once, and is the one that it always is."""
 
+import contextlib
+import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from xgray.config import Generate
+from xgray.config import Generate, Model, Train
 from xgray.distributed.cluster import connect
+from xgray.distributed.spread import spread
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
+from xgray.storage import Folder
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from pipeline_driver import PROMPTS, run
+from tiny import PAIRS, make_tiny_model
 
 MODELS = {"model": "none", "adapter": None, "merged": "none"}
 
@@ -53,3 +61,97 @@ def test_node_vanishes_and_others_join(tmp_path):
     assert len(rows(tmp_path, "generate")) == len(rows(tmp_path, "score")) == len(PROMPTS)
     assert tallies["generate", "base"].num_errors == 0
     assert tallies["generate", "base"].num_engine_starts > 1
+
+
+@pytest.mark.slow
+def test_units_of_a_vanished_node_go_to_the_others():
+    import ray
+    from ray.cluster_utils import Cluster
+
+    class Sleeper:
+        def work(self, unit: int) -> tuple[int, str]:
+            time.sleep(0.3)
+            return unit, ray.get_runtime_context().get_node_id()
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    done: list[tuple[int, str]] = []
+    try:
+        with connect(cluster.address):
+            for made in spread(Sleeper, (), range(24), "stage", num_workers=2):
+                done.append(made)
+                if len({node for _, node in done}) == 2 and nodes[0] in cluster.worker_nodes:
+                    cluster.remove_node(nodes[0], allow_graceful=False)
+    finally:
+        cluster.shutdown()
+    assert nodes[0] not in cluster.worker_nodes
+    assert sorted(unit for unit, _ in done) == list(range(24))
+
+
+@pytest.mark.slow
+def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeypatch):
+    import ray
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from xgray.distributed.train import run_training
+
+    class Holder:
+        """Keeps a node's cores until they are wanted."""
+
+        def hold(self) -> None:
+            pass
+
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    output, steps = tmp_path / "out", 600
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    first, second = (cluster.add_node(num_cpus=2) for _ in range(2))
+    saved: list[str] = []
+    fewest: list[int] = []
+
+    def preempt():
+        """Announce that the node goes, and kill it 2 s later, as a cloud does."""
+        while num_steps() < 20:
+            time.sleep(0.05)
+        GcsClient(address=cluster.address).drain_node(
+            first.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", int((time.time() + 2) * 1000)
+        )
+        while not (names := [one.parent.name for one in output.glob("checkpoints/*/contents.json")]):
+            time.sleep(0.05)
+        saved.extend(names)
+        time.sleep(2)
+        cluster.remove_node(first, allow_graceful=False)
+        ray.kill(holder)
+        while threading.main_thread().is_alive() and (found := num_steps()) < steps:
+            fewest.append(found)
+            time.sleep(0.05)
+
+    def num_steps() -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return (output / "metrics.jsonl").read_text().count('"loss"')
+        return 0
+
+    section = Train(
+        method="lora", validation_share=0, max_steps=steps, eval_steps=steps, execution={"cpus_per_worker": 2}
+    )
+    try:
+        with connect(cluster.address):
+            there = NodeAffinitySchedulingStrategy(second.node_id, soft=False)
+            holder = ray.remote(Holder).options(num_cpus=2, scheduling_strategy=there).remote()
+            ray.get(holder.hold.remote())
+            threading.Thread(target=preempt, daemon=True).start()
+            run_training(
+                Model(id=make_tiny_model(tmp_path / "model")), section, PAIRS, 0, Folder(str(output)),
+                reference_fingerprint="tiny",
+            )  # fmt: skip
+    finally:
+        cluster.shutdown()
+    (name,) = saved
+    assert 20 <= int(name.removeprefix("step-")) < steps
+    # From that step, not from the beginning.
+    assert min(fewest) >= int(name.removeprefix("step-"))
+    told = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in told if "loss" in row] == list(range(1, steps + 1))

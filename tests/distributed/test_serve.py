@@ -220,7 +220,7 @@ def test_another_replica_comes_with_the_load(expected):
                 answers.append(await analyze(session, TEXTS[len(answers) % len(TEXTS)]))
             return answers + [await analyze(session, text) for text in TEXTS]
 
-        async with session_of(url) as session, asyncio.timeout(120):
+        async with session_of(url) as session, asyncio.timeout(240):
             return [one for answers in await asyncio.gather(*(ask(session) for _ in range(32))) for one in answers]
 
     with running(max_replicas=2, batch_size=8) as (process, url):

@@ -78,6 +78,12 @@ def test_long_prompt_is_refused_by_name(tiny_model):
     check_prompts([PROMPTS], load_tokenizer(tiny_model), GENERATE, context)
 
 
+def test_empty_prompts_are_refused_by_name(tiny_model):
+    prompts = [*PROMPTS, *(Prompt(f"de/{at}", "de", text) for at, text in enumerate(["", "\n "], start=77))]
+    with pytest.raises(InputError, match=r"^prompts without any text: de/77, de/78$"):
+        check_prompts([prompts], load_tokenizer(tiny_model), GENERATE, 128)
+
+
 def test_greedy_samples_are_the_same_text(tiny_model):
     greedy = Generate(k=2, max_new_tokens=6, temperature=0)
     engine = build_engine("transformers", Weights(tiny_model, None, "float32"), greedy)

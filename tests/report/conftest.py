@@ -23,6 +23,6 @@ def page_of(tmp_path):
         run, experiment = write_run(tmp_path, **options)
         files = RunFiles(run)
         shown = choose_examples(files, experiment.report.num_examples)
-        return render(files, experiment, dict.fromkeys(("emt", "tox_prob", "avg_tox"), Markup()), shown)
+        return render(files, experiment, dict.fromkeys(("emt", "tox_prob", "avg_tox"), Markup()), shown, [])
 
     return build

@@ -202,6 +202,22 @@ def test_incomplete_coverage_is_told(page_of):
     assert "Not every completion has a score. Coverage: dpo 75.0 %." in text
 
 
+@pytest.mark.parametrize(
+    ("key", "factor", "told"),
+    [("dist_1", 0.4, "Dist-1 −60.0 %"), ("perplexity", 2.5, "median perplexity +150.0 %"), ("dist_1", 0.6, None)],
+)
+def test_texts_that_fell_apart_are_no_success(page_of, key, factor, told):
+    def edit(metrics):
+        before, after = (metrics["models"][model]["average"][key] for model in ("base", "dpo"))
+        after["value"] = before["value"] * factor
+
+    text = Page(page_of(edit=edit)).text
+    if told:
+        assert f"The texts of dpo have fallen apart ({told}): that they are less toxic says little." in text
+    else:
+        assert "fallen apart" not in text
+
+
 def test_averages_over_some_languages_say_so(page_of):
     def edit(metrics):
         metrics["models"]["dpo"]["average"]["perplexity"]["reason"] = "without de"

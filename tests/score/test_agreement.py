@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from xgray.score.agreement import agreement, auc_against_labels, kappa, kendall, label_rows, spearman
+from xgray.score.agreement import agreement, kappa, kendall, label_rows, spearman
 
 NAN = float("nan")
 
@@ -120,15 +120,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         for name, value in true.items():
             covered[name] += getattr(found, name).low <= value <= getattr(found, name).high
     assert all(0.88 <= num / 100 <= 0.99 for num in covered.values()), covered
-
-
-def test_auc_counts_pairs_in_order():
-    scores, toxic = np.array([0.9, 0.4, 0.3, 0.6, 0.4]), np.array([True, True, False, False, False])
-    # Of the six pairs (.9 above all three; .4 above .3, below .6, equal to .4): 3 + 1 + .5.
-    found = auc_against_labels(scores, toxic)
-    assert found.value == pytest.approx(4.5 / 6)
-    assert found.low < found.value < found.high
-    assert auc_against_labels(scores, np.ones(5, bool)).value is None
 
 
 def test_label_rows_judge_at_half_and_at_the_languages_own_threshold():

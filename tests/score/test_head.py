@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from xgray.data.labelled import LabelledText
-from xgray.score.head import Head, auc_interval, fit_head, measured
+from xgray.score.head import Head, fit_head
 
 
 def made(num, seed=0):
@@ -45,37 +44,3 @@ def test_the_head_is_that_of_standardised_embeddings():
     head = fit_head(vectors, toxic)
     moved = fit_head(vectors * 10 + 3, toxic)
     assert moved.probabilities(vectors * 10 + 3) == pytest.approx(head.probabilities(vectors), abs=1e-4)
-
-
-def test_measures_are_those_of_each_language():
-    texts = [LabelledText(str(i), "de", i < 2, "validate") for i in range(4)]
-    texts += [LabelledText(str(i), "en", i % 2 == 0, "validate") for i in range(4)]
-    found = measured(texts, np.array([0.9, 0.4, 0.3, 0.6, 0.2, 0.8, 0.2, 0.8]))
-    # de: of the pairs (.9, .3) (.9, .6) (.4, .3) (.4, .6) three are in order; en: none is.
-    assert found["de"]["auc"] == 0.75
-    assert found["en"]["auc"] == 0
-    assert found["de"]["accuracy"] == 0.5
-    assert found["en"]["accuracy"] == 0
-    assert (found["de"]["num_toxic"], found["de"]["num_benign"]) == (2, 2)
-    assert found["de"]["low"] < 0.75 < found["de"]["high"]
-
-
-@pytest.mark.parametrize(("auc", "num_toxic", "num_benign"), [(0.8, 50, 100), (0.95, 24, 24), (0.3, 10, 30)])
-def test_both_ends_of_the_interval_are_just_compatible_with_the_auc(auc, num_toxic, num_benign):
-    def deviation(true):
-        """Hanley and McNeil's standard error with both exponential terms averaged over the two counts."""
-        q1, q2 = true / (2 - true), 2 * true**2 / (1 + true)
-        half = (num_toxic + num_benign) / 2
-        variance = true * (1 - true) + (half - 1) * (q1 - true**2) + (half - 1) * (q2 - true**2)
-        return (variance / (num_toxic * num_benign)) ** 0.5
-
-    low, high = auc_interval(auc, num_toxic, num_benign)
-    assert (auc - low) / deviation(low) == pytest.approx(1.959964, abs=1e-4)
-    assert (high - auc) / deviation(high) == pytest.approx(1.959964, abs=1e-4)
-
-
-def test_a_perfect_auc_is_not_certain():
-    low, high = auc_interval(1.0, 24, 24)
-    assert 0.85 < low < 0.95
-    assert high == 1.0
-    assert auc_interval(0.0, 24, 24) == pytest.approx((0.0, 1 - low))

@@ -1,4 +1,8 @@
-"""Parallel prompts: the same prompts in several languages, line by line, ``dpo_toxicity_pairwise_{lang}_200.jsonl``.
+"""Parallel prompts: the same prompts in several languages, line i of one translating line i of every other.
+
+A folder of the released ``dpo_toxicity_pairwise_{lang}_200.jsonl`` files, or of ``RTP_LX_{CODE}.json`` files whose
+lines translate each other, as the embedded ones do. That they do cannot be seen from the texts: what is checked is
+that the files are of one length, and that lines that carry an ``Index`` agree on it.
 
 The released files of 14 languages hold HTML entities (``&quot;``, ``&#39;``), 1 to 113 of the 200 lines each; those of
 English, Japanese and Chinese hold none. Left in, they are a difference between languages that is no difference of
@@ -10,10 +14,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from xgray.data.source import located, records
+from xgray.data.source import Record, located, records
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
+from xgray.runs import file_fingerprint, fingerprint
 
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
 """An entity with its semicolon: html.unescape alone would also take ``&copy`` in ``a&copy=b``."""
@@ -26,21 +32,58 @@ def read_parallel(folder: str, languages: Sequence[str], repair_entities: bool =
         repair_entities: whether HTML entities become the characters that they stand for.
 
     Raises:
-        InputError: a language's file is missing, a line is broken, or the files differ in length.
+        InputError: a language's file is missing, a line is broken or empty, the files differ in length, or lines of
+            the same number have different indices.
     """
-    source = located(folder, "parallel")
-    files = {code: source / f"dpo_toxicity_pairwise_{known.short}_200.jsonl" for code, known in LANGUAGES.items()}
-    prompts: dict[str, list[str]] = {}
-    for code in (language(one).code for one in languages):
+    files = parallel_files(folder, languages)
+    lines = {code: list(records(file)) for code, file in files.items()}
+    if len({len(one) for one in lines.values()}) > 1:
+        counts = ", ".join(f"{files[code].name} {len(one)}" for code, one in lines.items())
+        raise InputError(f"{located(folder, 'prompts')}: parallel files must have as many prompts each: {counts}")
+    _check_indices(list(lines.values()))
+    prompts = {code: [record.filled("Prompt") for record in one] for code, one in lines.items()}
+    if not repair_entities:
+        return prompts
+    return {code: [ENTITY.sub(_character, text) for text in texts] for code, texts in prompts.items()}
+
+
+def parallel_files(folder: str, languages: Sequence[str]) -> dict[str, Path]:
+    """The file of each language, by its code.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    source = located(folder, "prompts")
+    released = {code: source / f"dpo_toxicity_pairwise_{known.short}_200.jsonl" for code, known in LANGUAGES.items()}
+    rtp_lx = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
+    files = rtp_lx if any(file.is_file() for file in rtp_lx.values()) else released
+    codes = [language(one).code for one in languages]
+    for code in codes:
         if not files[code].is_file():
             present = " ".join(known for known, file in files.items() if file.is_file()) or "none"
             raise InputError(f"{files[code]}: no such file; languages present: {present}")
-        texts = [record.filled("Prompt") for record in records(files[code])]
-        prompts[code] = [ENTITY.sub(_character, text) for text in texts] if repair_entities else texts
-    if len({len(texts) for texts in prompts.values()}) > 1:
-        counts = ", ".join(f"{files[code].name} {len(texts)}" for code, texts in prompts.items())
-        raise InputError(f"{source}: parallel files must have as many prompts each: {counts}")
-    return prompts
+    return {code: files[code] for code in codes}
+
+
+def parallel_fingerprint(folder: str, languages: Sequence[str]) -> str:
+    """What identifies the prompts: each language's file.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    return fingerprint({code: file_fingerprint(file) for code, file in parallel_files(folder, languages).items()})
+
+
+def _check_indices(lines: Sequence[Sequence[Record]]) -> None:
+    for same in zip(*lines, strict=True):
+        indexed = [record for record in same if "Index" in record.fields]
+        for record in indexed[1:]:
+            here, there = record.fields["Index"], indexed[0].fields["Index"]
+            if str(here).strip() != str(there).strip():  # text in some files, a number in others
+                raise InputError(
+                    f"{record.where}: Index {here!r}, but {there!r} in {indexed[0].where}; lines of the same number "
+                    "must translate each other: sort the files by Index, and keep what all of them have"
+                )
 
 
 def _character(entity: re.Match[str]) -> str:

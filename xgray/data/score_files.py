@@ -95,7 +95,7 @@ def read_jigsaw(file: Path) -> Iterator[ScoreEntry]:
     """The human labels of one of Jigsaw's CSVs, which are in English."""
     version: str | None = None
     labels: dict[str, str] = {}
-    for line, row in csv_rows(file, ["comment_text"]):
+    for line, row in csv_rows(file, [["comment_text"]]):
         if version is None:
             version = "toxic-comments" if "toxic" in row else "unintended-bias"
             labels = {name: JIGSAW_LABELS[version][name] for name in row if name in JIGSAW_LABELS[version]}

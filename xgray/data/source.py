@@ -99,8 +99,11 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def csv_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(file: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows below the header, each with the number of its last line.
+
+    Args:
+        needed: columns, each by the names that it may have.
 
     Raises:
         InputError: the file cannot be read or is no CSV in UTF-8, or a column of ``needed`` is missing.
@@ -117,7 +120,7 @@ def csv_rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str,
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
-        if missing := [name for name in needed if name not in header]:
+        if missing := [" or ".join(names) for names in needed if not set(names) & set(header)]:
             found = f"columns found: {', '.join(header)}" if header else "the file is empty"
             raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
         for values in filter(None, reader):

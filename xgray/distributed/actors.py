@@ -22,6 +22,7 @@ from xgray.errors import StageError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights
 from xgray.generate.isolate import PROBE, complete_isolated, failed
+from xgray.mechanism.neurons import Edit
 from xgray.models import device_name
 from xgray.prompt_file import PromptFile
 from xgray.rows import Completions, Prompt, Scores, from_table, to_table
@@ -52,6 +53,7 @@ class Place:
     adapter: str | None
     completions: Folder
     scores: Folder
+    edit: Edit | None = None
 
 
 Places = dict[str, Place]
@@ -113,19 +115,23 @@ class GenerateActor:
         self._start_seconds = 0.0
         self._device = "none" if engine == "dummy" else device_name()
 
-    def _engine_of(self, weights: Weights, anew: bool) -> Engine:
-        """The engine with these weights; a new one where ``anew``."""
-        if self._engine is not None and self._loaded == weights and not anew:
-            return self._engine
+    def _engine_of(self, place: Place, anew: bool) -> Engine:
+        """The engine with the place's weights, its neurons edited as there; a new one where ``anew``."""
+        if self._engine is None or self._loaded != place.weights or anew:
+            self._engine = self._start(place.weights)
+        self._engine.edit(place.edit)
+        return self._engine
+
+    def _start(self, weights: Weights) -> Engine:
         work = self._begin("start", f"as it started with {weights.path}")
         began = time.perf_counter()
         self._engine = None
         gc.collect()  # two engines need not find room together
-        self._engine = build_engine(self._name, weights, self._section)
+        engine = build_engine(self._name, weights, self._section)
         self._loaded = weights
         self._start_seconds += time.perf_counter() - began
         self._ledger.end(work)
-        return self._engine
+        return engine
 
     def _begin(self, what: str, said: str) -> str:
         """Note work that is this actor's own, and give up where its process died of it before, again and again."""
@@ -148,7 +154,7 @@ class GenerateActor:
     def _sample(self, block: NewBlock) -> Item:
         place = self._places[block.model]
         self._start_seconds = 0.0
-        self._engine_of(place.weights, False)
+        self._engine_of(place, False)
         start_seconds, began = self._start_seconds, time.time()
         clock = time.perf_counter()
         skipped = set(block.skip)
@@ -184,7 +190,7 @@ class GenerateActor:
         """The rows of the prompts; one prompt at a time where a process has died with them (``suspect``)."""
 
         def engine(anew: bool) -> Engine:
-            return self._engine_of(place.weights, anew)
+            return self._engine_of(place, anew)
 
         if suspect is None:
             return complete_isolated(engine, prompts, model, place.adapter, self._seed)

@@ -11,10 +11,13 @@ on is the file's name. What is on disk is never made again; killing anything cos
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -29,6 +32,7 @@ from xgray.distributed.ledger import LedgerClient
 from xgray.distributed.placement import place_engines, place_scorers
 from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
+from xgray.mechanism.neurons import Edit
 from xgray.meter import OnProgress
 from xgray.prompt_file import PromptFile
 from xgray.runs import StageResult
@@ -39,6 +43,12 @@ SCORING_CALLS = 4
 
 RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
 """An actor that dies is started again, wherever there is room; what dies again and again the ledger knows."""
+
+ITERATION_THREAD = "iter_threaded"
+"""What Ray Data calls the threads that fetch blocks ahead."""
+
+THREADS_SECONDS = 10.0
+"""They look every 0.1 s whether they are still wanted; more is a thread that hangs."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Target:
     adapter: str | None
     completions: Folder
     scores: Folder
+    edit: Edit | None = None
+    """Of the neurons while it is sampled."""
 
 
 @dataclass
@@ -156,12 +168,14 @@ def run_pipeline(
     new = [{"new": asdict(block)} for one in missing.values() for block in one.new]
     unscored = [{"made": asdict(block), "parts": []} for one in missing.values() for block in one.unscored]
     del missing
-    for part in _stream(new, unscored, places, run, engine, generate, score, seed):
-        stage, model = part["stage"], part["model"]
-        tallies[stage, model].add(part)
-        done[stage, model] += part["num_prompts"]
-        tally = tallies[stage, model]
-        on_progress(f"{stage}/{model}", done[stage, model], tally.num_prompts, tally.num_errors)
+    # Closed here also when an interrupt comes between two parts: its traceback would keep the stream open.
+    with contextlib.closing(_stream(new, unscored, places, run, engine, generate, score, seed)) as parts:
+        for part in parts:
+            stage, model = part["stage"], part["model"]
+            tallies[stage, model].add(part)
+            done[stage, model] += part["num_prompts"]
+            tally = tallies[stage, model]
+            on_progress(f"{stage}/{model}", done[stage, model], tally.num_prompts, tally.num_errors)
     for stage, model in tallies:
         place = places[model]
         folder = place.completions if stage == "generate" else place.scores
@@ -179,7 +193,9 @@ def _places(targets: Sequence[Target]) -> Places:
         base: tuple(dict.fromkeys(one.adapter for one in targets if one.base == base and one.adapter)) for base in bases
     }
     return {
-        one.model: Place(replace(one.base, adapters=adapters[one.base]), one.adapter, one.completions, one.scores)
+        one.model: Place(
+            replace(one.base, adapters=adapters[one.base]), one.adapter, one.completions, one.scores, one.edit
+        )
         for one in sorted(targets, key=lambda target: bases.index(target.base))
     }
 
@@ -209,7 +225,7 @@ def _stream(
     generate: Generate | None,
     score: Score | None,
     seed: int,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """What the actors did with each block, as blocks finish."""
     if not new and not unscored:
         return
@@ -249,7 +265,21 @@ def _stream(
             **place_scorers(score, generate if new else None),
         )
     try:
-        for row in flow.iter_rows():
-            yield from parts_of(row)
+        with contextlib.closing(iter(flow.iter_rows())) as rows:
+            for row in rows:
+                yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise death(error) from error
+    finally:
+        _await_threads()
+
+
+def _await_threads() -> None:
+    """Wait for what Ray Data leaves behind when an iteration is over or given up.
+
+    A thread of it that lets go of a block after Ray's shutdown ends the whole process, without a word (Ray 2.60).
+    """
+    deadline = time.monotonic() + THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread.name == ITERATION_THREAD:
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -44,6 +44,9 @@ BATCHES_PER_REPLICA = 2
 TRIES = 2
 """Of one batch, where a replica dies with it: a text that kills its scorer must not kill all of them."""
 HEALTH_CHECK_SECONDS = 2.0
+UPSCALE_SECONDS = 5.0
+"""Of more requests than the replicas have room for, before there is another one: what is scored comes in long bursts,
+and a replica's own start takes longer."""
 GPU_SCORERS = ("classifier", "vllm")
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -141,6 +144,7 @@ def _deployment(score: Score, section: Serve) -> serve.Deployment:
                 "min_replicas": section.min_replicas,
                 "max_replicas": section.max_replicas,
                 "target_ongoing_requests": 1,
+                "upscale_delay_s": UPSCALE_SECONDS,
             }
         }
     return serve.deployment(

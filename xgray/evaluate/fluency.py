@@ -24,18 +24,19 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.logging import disable_progress_bar
 
+from xgray.batches import by_length, padded, token_positions
 from xgray.config import Fluency, Model
 from xgray.errors import InputError
+from xgray.inference import inference
 from xgray.models import load_causal_lm, load_tokenizer, resolve
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def perplexities(
         ("seq2seq", "corrected"): seq2seq_losses,
         ("seq2seq", "released"): released_seq2seq_losses,
     }[section.kind, section.protocol]
-    with torch.inference_mode(), OneDnnLinear():
+    with inference():
         losses = measure(model, tokenizer, prompts, completions, batch_size)
     texts = list(chain.from_iterable(completions))
     with np.errstate(over="ignore"):
@@ -122,9 +123,8 @@ def causal_losses(
     def read(inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Cache, torch.Tensor]:
         last = torch.zeros_like(mask, dtype=torch.bool)
         last[:, -1] = True
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with _head_at(model, last):
-            output = model(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=True)
+            output = model(input_ids=inputs, attention_mask=mask, position_ids=token_positions(mask), use_cache=True)
         return output.logits[0].float().log_softmax(-1), output.past_key_values, mask
 
     def losses(
@@ -134,8 +134,8 @@ def causal_losses(
         total = -first[rows, torch.tensor([tokens[0] for tokens in targets], device=model.device)]
         if max(map(len, targets)) == 1:
             return total
-        inputs, valid = _padded([tokens[:-1] for tokens in targets], model.device)
-        labels, _ = _padded([tokens[1:] for tokens in targets], model.device)
+        inputs, valid = padded([tokens[:-1] for tokens in targets], model.device)
+        labels, _ = padded([tokens[1:] for tokens in targets], model.device)
         mask = prompt_mask[rows]
         with _head_at(model, valid.bool()):
             logits = model(
@@ -208,11 +208,11 @@ def _mean_losses(
         if targets[sample]:
             samples_of[owner].append(sample)
     means = np.full(len(targets), np.nan)
-    for group in _by_length(prompt_tokens, batch_size):
-        state = read(*_padded([prompt_tokens[index] for index in group], device, pad_left))
+    for group in by_length(prompt_tokens, batch_size):
+        state = read(*padded([prompt_tokens[index] for index in group], device, pad_left))
         row_of = {index: row for row, index in enumerate(group)}
         samples = [sample for index in group for sample in samples_of[index]]
-        for batch in _by_length([targets[sample] for sample in samples], batch_size):
+        for batch in by_length([targets[sample] for sample in samples], batch_size):
             chosen = [samples[index] for index in batch]
             rows = torch.tensor([row_of[owners[sample]] for sample in chosen], device=device)
             tokens = [targets[sample] for sample in chosen]
@@ -236,9 +236,9 @@ def released_seq2seq_losses(
     texts = list(dict.fromkeys(chain.from_iterable(pairs)))
     tokens = _tokens(tokenizer, texts)
     scaled = np.zeros(len(texts), dtype=np.float32)
-    for batch in _by_length(tokens, batch_size):
+    for batch in by_length(tokens, batch_size):
         chosen = [tokens[index] for index in batch]
-        inputs, mask = _padded(chosen, model.device)
+        inputs, mask = padded(chosen, model.device)
         encoded = model.get_encoder()(input_ids=inputs, attention_mask=mask).last_hidden_state
         total = _decoder_losses(model, encoded, mask, chosen).double().cpu().numpy()
         lengths = np.array([len(one) for one in chosen])
@@ -253,7 +253,7 @@ def released_seq2seq_losses(
 def _decoder_losses(
     model: PreTrainedModel, encoded: torch.Tensor, mask: torch.Tensor, targets: list[list[int]]
 ) -> torch.Tensor:
-    labels, valid = _padded(targets, model.device)
+    labels, valid = padded(targets, model.device)
     with _head_at(model, valid.bool()):
         logits = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -290,20 +290,6 @@ def _head_at(model: PreTrainedModel, where: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-class OneDnnLinear(TorchFunctionMode):  # type: ignore[misc]
-    """Linear layers in float32 on a CPU by oneDNN instead of MKL: the same values to rounding.
-
-    MKL keeps AMD processors to half their vector width: measured at twice the time on an EPYC with AVX-512. In
-    bfloat16 PyTorch takes oneDNN by itself.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.linear and args[0].dtype is torch.float32 and args[0].device.type == "cpu":
-            bias = args[2] if len(args) > 2 else None
-            return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
-        return func(*args, **(kwargs or {}))
-
-
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
 
@@ -322,26 +308,6 @@ def _continuation_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str
     anchored = _tokens(tokenizer, [ANCHOR + text for text in texts], special=False)
     cut = len(anchor)
     return [long[cut:] if long[:cut] == anchor else short for long, short in zip(anchored, alone, strict=True)]
-
-
-def _by_length(sequences: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches of ``size``, shortest first, so that little is padding."""
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _padded(
-    sequences: Sequence[Sequence[int]], device: torch.device, left: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (1 where there is a token), ``(batch, longest)``; padding is token 0, which nothing sees."""
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        where = slice(ids.shape[1] - len(sequence), None) if left else slice(len(sequence))
-        ids[row, where] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, where] = 1
-    return ids.to(device), mask.to(device)
 
 
 def _select(cache: Cache, rows: torch.Tensor) -> Cache:

@@ -173,7 +173,7 @@ def model_metrics(
                 continue
             statistic, draw = sample.statistic(*sample.arrays), draw_seed(seed, language, metric)
             estimates[language] = estimate(statistic, len(sample.keys), section.resamples, draw)
-            by_language[language][metric] = _value(estimates[language], section.confidence)
+            by_language[language][metric] = estimates[language].told(section.confidence)
         averages[metric] = _average(estimates, languages, section.confidence)
     counts = {language: _counts(rows.get(language)) for language in languages}
     summed = {name: sum(one[name] for one in counts.values()) for name in _counts(None)}
@@ -197,7 +197,6 @@ def model_comparisons(
     """
     by_language: dict[str, dict[str, Any]] = {language: {} for language in languages}
     averages: dict[str, Any] = {}
-    level = 1 - section.confidence
     for metric in COMPARED:
         compared: dict[str, Comparison] = {}
         for language in languages:
@@ -214,9 +213,9 @@ def model_comparisons(
             continue
         p_values = adjusted([one.p_value for one in compared.values()])
         for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True):
-            by_language[language][metric] = _difference(one, p_adjusted, section.confidence, level)
+            by_language[language][metric] = one.told(section.confidence, p_adjusted)
         mean = average_comparison(list(compared.values()))
-        averages[metric] = _difference(mean, mean.p_value, section.confidence, level)
+        averages[metric] = mean.told(section.confidence, mean.p_value)
         averages[metric] |= _without(compared, languages)
     return {"languages": by_language, "average": averages}
 
@@ -256,13 +255,6 @@ def _covered(counts: Mapping[str, int]) -> dict[str, Any]:
     return {**counts, "coverage": counts["num_scored"] / total if total else None}
 
 
-def _value(one: Estimate, confidence: float) -> dict[str, Any]:
-    interval = one.interval(confidence)
-    if interval is None:
-        return {"value": one.value, "low": None, "high": None, "reason": "a single prompt has no interval"}
-    return {"value": one.value, "low": interval[0], "high": interval[1]}
-
-
 def _nothing(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason}
 
@@ -270,28 +262,12 @@ def _nothing(reason: str) -> dict[str, Any]:
 def _average(estimates: Mapping[str, Estimate], languages: Sequence[str], confidence: float) -> dict[str, Any]:
     if not estimates:
         return _nothing("no language has a value")
-    return {**_value(average(list(estimates.values())), confidence), **_without(estimates, languages)}
+    return {**average(list(estimates.values())).told(confidence), **_without(estimates, languages)}
 
 
 def _without(present: Mapping[str, Any], languages: Sequence[str]) -> dict[str, str]:
     absent = [language for language in languages if language not in present]
     return {"reason": f"without {' '.join(absent)}"} if absent else {}
-
-
-def _difference(one: Comparison, p_adjusted: float, confidence: float, level: float) -> dict[str, Any]:
-    low, high = one.interval(confidence) or (None, None)
-    relative_low, relative_high = one.relative_interval(confidence) or (None, None)
-    return {
-        "difference": one.difference,
-        "low": low,
-        "high": high,
-        "relative_change": one.relative_change,
-        "relative_low": relative_low,
-        "relative_high": relative_high,
-        "p_value": one.p_value,
-        "p_adjusted": p_adjusted,
-        "significant": p_adjusted < level,
-    }
 
 
 def _no_difference(reason: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample
+from xgray.mechanism.neurons import Edit
 
 FINISH_REASON = "dummy"
 
@@ -32,3 +33,6 @@ class DummyEngine:
             [Sample(f" dummy {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
             for seed in seeds
         ]
+
+    def edit(self, edit: Edit | None) -> None:
+        """It has no neurons."""

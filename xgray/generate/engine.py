@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from xgray.config import Generate
-from xgray.errors import InputError
 from xgray.generate.seeds import prompt_seed
-from xgray.models import local_weights
+from xgray.mechanism.neurons import Edit
+from xgray.models import check_lengths, local_weights
 from xgray.rows import Completions, Prompt
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Weights:
     revision: str | None
     dtype: str
     adapters: tuple[str, ...] = ()
+    edited: bool = False
+    """Whether neurons will be edited, which an engine must know before it compiles anything."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Sample:
 class Engine(Protocol):
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         """k samples of each text, all from the seeds alone; greedy where the temperature is 0."""
+        ...
+
+    def edit(self, edit: Edit | None) -> None:
+        """Edit neurons in all samples from now on; in none where it is None."""
         ...
 
 
@@ -78,19 +84,14 @@ def check_prompts(
     """Refuse prompts that do not fit, before anything is generated.
 
     Raises:
-        InputError: names the prompts that are longer than the section or the model's context allows.
+        InputError: names the prompts that are empty, or longer than the section or the model's context allows.
     """
-    limit = min(section.max_prompt_tokens, context - section.max_new_tokens)
-    long: list[str] = []
-    for prompts in blocks:
-        lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts])["input_ids"]]
-        long += [f"{p.prompt_id} ({n})" for p, n in zip(prompts, lengths, strict=True) if n > limit]
-    if long:
-        more = f" and {len(long) - 5} more" if len(long) > 5 else ""
-        raise InputError(
-            f"prompts longer than {limit} tokens (generate.max_prompt_tokens, and the model's context less "
-            f"generate.max_new_tokens): {', '.join(long[:5])}{more}"
-        )
+    check_lengths(
+        blocks,
+        tokenizer,
+        min(section.max_prompt_tokens, context - section.max_new_tokens),
+        "generate.max_prompt_tokens, and the model's context less generate.max_new_tokens",
+    )
 
 
 def adapter_config(adapter: str) -> dict[str, Any]:

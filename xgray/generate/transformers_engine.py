@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Weights
-from xgray.models import load_causal_lm, load_tokenizer, local_weights
+from xgray.mechanism.neurons import Edit, install
+from xgray.models import end_tokens, load_causal_lm, load_tokenizer, local_weights
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,12 @@ class TransformersEngine:
         if self._adapted is not None:
             self._adapted.eval()
         self._weights = weights
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def edit(self, edit: Edit | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = install(self._model, edit) if edit else []
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         if self._adapted is None:
@@ -46,12 +53,14 @@ class TransformersEngine:
     def _sample_one(self, text: str, seed: int) -> list[Sample]:
         import torch
 
+        from xgray.inference import inference
+
         section, model = self._section, self._adapted or self._model
         inputs = self._tokenizer(text, return_tensors="pt").to(self._model.device)
         sampling: dict[str, float] = {"do_sample": False}
         if section.temperature > 0:
             sampling = {"do_sample": True, "temperature": section.temperature, "top_p": section.top_p, "top_k": 0}
-        with torch.inference_mode():
+        with inference():
             torch.manual_seed(seed)
             ids = model.generate(
                 **inputs,
@@ -65,8 +74,7 @@ class TransformersEngine:
 
     def _sample_of(self, ids: torch.Tensor) -> Sample:
         """The tokens up to the end-of-text token, which is counted as vLLM counts it."""
-        ends = self._model.generation_config.eos_token_id
-        stops = [ends] if isinstance(ends, int) else list(ends or [])
+        stops = end_tokens(self._model)
         tokens = ids.tolist()
         length = next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))
         text = self._tokenizer.decode(tokens[:length], skip_special_tokens=True)

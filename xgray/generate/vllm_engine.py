@@ -8,6 +8,7 @@ from typing import Any
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
+from xgray.mechanism.neurons import Edit
 from xgray.models import context_length, load_config, local_weights
 from xgray.vllm_environment import cpu_options, prepare_environment
 
@@ -28,10 +29,11 @@ class VllmEngine:
         from vllm import LLM
 
         self._section = section
+        self._edited = weights.edited
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(load_config(weights.path, weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
-        options = _lora_options(weights) | cpu_options(length)
+        options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
                 model=local_weights(weights.path),
@@ -45,6 +47,12 @@ class VllmEngine:
             )
         except ValueError as error:
             raise InputError(f"model.id: vLLM does not take {weights.path}: {str(error).splitlines()[0]}") from error
+
+    def edit(self, edit: Edit | None) -> None:
+        if edit is None and not self._edited:
+            return
+        arguments = (edit.neurons, edit.offset, edit.multiplier) if edit else ((), 0.0, 1.0)
+        self._llm.collective_rpc("edit_neurons", args=arguments)
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         from vllm import SamplingParams
@@ -74,6 +82,17 @@ class VllmEngine:
             for answer in answers
         ]
         return [one * section.k for one in drawn] if greedy else drawn
+
+
+def _edit_options(weights: Weights) -> dict[str, Any]:
+    if not weights.edited:
+        return {}
+    # Compiled graphs run no hooks, and what is cached of a prompt was computed under another edit.
+    return {
+        "worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons",
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+    }
 
 
 def _lora_options(weights: Weights) -> dict[str, Any]:

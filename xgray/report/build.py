@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from xgray.report import examples, figures, provenance, published, summary, tabl
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
+from xgray.report.sections import Section, activations, capability, intervene, probe, retrieve, vectors
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+
+SECTIONS: tuple[Callable[[RunFiles, Experiment], Section | None], ...] = (
+    probe.make,
+    vectors.make,
+    activations.make,
+    intervene.make,
+    retrieve.make,
+    capability.make,
+)
 
 
 def build_report(run: Folder, experiment: Experiment) -> StageResult:
@@ -39,13 +50,15 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
     target = run / "report"
     drawn: dict[str, Markup] = {}
     with figures.drawing():
-        for name, (figure, description) in _draw(files, experiment).items():
+        inside = _sections(files, experiment)
+        own = _draw(files, experiment)
+        for name, (figure, description) in {**own, **{k: v for one in inside for k, v in one.figures.items()}}.items():
             content = figures.svg(figure)
             (target / "figures").write_bytes(f"{name}.svg", content)
             (target / "figures").write_bytes(f"{name}.pdf", figures.pdf(figure))
             drawn[name] = figures.inline(content, name, description)
     shown = examples.choose_examples(files, experiment.report.num_examples)
-    page = render(files, experiment, drawn, shown)
+    page = render(files, experiment, drawn, shown, inside)
     target.write_bytes("index.html", page.encode())
     counts = {"num_figures": len(drawn), "num_examples": sum(len(one) for one in shown.values())}
     return StageResult(counts=counts, device="cpu", seconds=time.monotonic() - start)
@@ -67,13 +80,22 @@ def _draw(files: RunFiles, experiment: Experiment) -> dict[str, tuple[Figure, st
     return drawn
 
 
+def _sections(files: RunFiles, experiment: Experiment) -> list[Section]:
+    """What the run has of the inside of the network, in the order of the page."""
+    return [one for make in SECTIONS if (one := make(files, experiment)) is not None]
+
+
 def _has_ln_2(experiment: Experiment) -> bool:
     """Whether training starts at a loss of ln 2, as the sigmoid loss does where policy and reference are one."""
     return any(experiment.train_section(variant).loss == "sigmoid" for variant in experiment.variants)
 
 
 def render(
-    files: RunFiles, experiment: Experiment, drawn: dict[str, Markup], shown: dict[str, list[examples.Example]]
+    files: RunFiles,
+    experiment: Experiment,
+    drawn: dict[str, Markup],
+    shown: dict[str, list[examples.Example]],
+    inside: Sequence[Section],
 ) -> str:
     """The page."""
     import jinja2
@@ -101,6 +123,7 @@ def render(
         files=files,
         figures=drawn,
         examples=shown,
+        inside=inside,
         facts=_facts(files, experiment),
         answers=summary.answers(files),
         meanings=_meanings(),

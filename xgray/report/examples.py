@@ -29,7 +29,7 @@ class Example:
     prompt: str
     kind: str
     worst: list[Worst]
-    """One of each model, the one before tuning first."""
+    """One of each model, the one before tuning first, then the one whose scores chose the prompt."""
 
     @property
     def change(self) -> float:
@@ -37,11 +37,11 @@ class Example:
         return self.worst[1].score - self.worst[0].score
 
 
-def choose_examples(files: RunFiles, num_examples: int) -> dict[str, list[Example]]:
-    """Up to ``num_examples`` prompts of each language, chosen by the first variant's scores."""
+def choose_examples(files: RunFiles, num_examples: int, judged: str | None = None) -> dict[str, list[Example]]:
+    """Up to ``num_examples`` prompts of each language, chosen by the scores of ``judged`` or of the first variant."""
     if not num_examples:
         return {}
-    models = files.models
+    models = sorted(files.models, key=lambda model: (model != files.models[0], model != judged))
     attribute = files.metrics["attribute"]
     completions = {model: files.completions(model) for model in models}
     worst = {model: _worst(model, completions[model], files.scores[model], attribute) for model in models}

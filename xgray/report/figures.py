@@ -81,14 +81,14 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _new(height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
+def new_figure(height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(*shape, **options)
 
 
-def _series(models: list[str], variants: list[str]) -> dict[str, dict[str, str]]:
+def series(models: list[str], variants: list[str]) -> dict[str, dict[str, str]]:
     """Colour and hatching of each model's bars."""
     looks = {model: {"facecolor": BASE_COLOR, "hatch": ""} for model in models if model not in variants}
     for at, variant in enumerate(variants):
@@ -97,7 +97,7 @@ def _series(models: list[str], variants: list[str]) -> dict[str, dict[str, str]]
     return looks
 
 
-def _legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
+def legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(label=model, edgecolor="white", linewidth=0, **look) for model, look in looks.items()]
@@ -107,10 +107,10 @@ def _legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
 def bars(files: RunFiles, metric: Metric) -> Figure:
     """A metric's bars and intervals, a group for each language by its change, and the average on top (Figure 1)."""
     models, variants = files.models, files.variants
-    looks = _series(models, variants)
+    looks = series(models, variants)
     groups: list[str | None] = [None, *sorted(files.languages, key=lambda one: _change(files, metric, one))]
     thickness = 0.8 / len(models)
-    figure, axes = _new(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
+    figure, axes = new_figure(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
     positions = [0.0, *(at + 1.35 for at in range(len(files.languages)))]
     farthest = 0.0
     for position, language in zip(positions, groups, strict=True):
@@ -135,7 +135,7 @@ def bars(files: RunFiles, metric: Metric) -> Figure:
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, farthest * 1.06 or 1)
     axes.set_xlabel(metric.title)
-    _legend(figure, looks)
+    legend(figure, looks)
     return figure
 
 
@@ -174,7 +174,7 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     if not values:
         return None
     models = files.models
-    looks = _series(models, files.variants)
+    looks = series(models, files.variants)
     languages = [one for one in files.languages if any((one, model) in values for model in models)]
     logs = {key: np.log10(np.maximum(one, 1.0)) for key, one in values.items()}
     everything = np.concatenate(list(logs.values()))
@@ -182,7 +182,7 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     grid = np.linspace(low - 0.1, high + 0.1, 161)
     curves = {key: density(one, grid) for key, one in logs.items()}
     tallest = max(float(curve.max()) for curve in curves.values())
-    figure, axes = _new(1.1 + 0.4 * len(languages), 1)
+    figure, axes = new_figure(1.1 + 0.4 * len(languages), 1)
     for row, language in enumerate(languages):
         axes.axhline(row, color=GRID, linewidth=0.8)
         for model in models:
@@ -203,7 +203,7 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     axes.set_yticks(range(len(languages)), [language_name(one) for one in languages], va="bottom")
     axes.set_ylim(len(languages) - 0.75, -1.05)
     axes.set_xlabel("perplexity of a completion given its prompt (log scale)")
-    _legend(figure, looks)
+    legend(figure, looks)
     return figure
 
 
@@ -228,14 +228,14 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
     """Loss, accuracy, margin and rewards by step, of training and validation, one colour for each variant."""
     if not any(files.training.values()):
         return None
-    figure, grid = _new(5.2, 2, 2, sharex=True)
+    figure, grid = new_figure(5.2, 2, 2, sharex=True)
     panels: list[tuple[str, Axes, dict[str, str]]] = [
         ("Loss", grid[0, 0], {"loss": "-"}),
         ("Reward accuracy", grid[0, 1], {"accuracy": "-"}),
         ("Reward margin", grid[1, 0], {"margin": "-"}),
         ("Rewards: chosen –, rejected - -", grid[1, 1], {"reward_chosen": "-", "reward_rejected": "--"}),
     ]
-    looks = _series([], list(dict.fromkeys([*files.variants, *files.training])))
+    looks = series([], list(dict.fromkeys([*files.variants, *files.training])))
     for title, axes, keys in panels:
         axes.set_title(title)
         axes.grid(axis="y")
@@ -256,7 +256,7 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **place)
     for axes in grid[1]:
         axes.set_xlabel("step")
-    _legend(figure, {variant: looks[variant] for variant in files.training})
+    legend(figure, {variant: looks[variant] for variant in files.training})
     return figure
 
 

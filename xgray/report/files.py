@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from xgray.config import BASE
+from xgray.config import BASE, MECHANISM
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
@@ -18,7 +18,7 @@ from xgray.storage import Folder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STAGES = ("train", "generate", "score", "evaluate")
+STAGES = ("train", "generate", "score", "evaluate", *MECHANISM)
 """The stages whose manifests the report shows; its own is written after it."""
 
 
@@ -61,9 +61,14 @@ class RunFiles:
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all finished stages, in the order of the stages."""
-        return [
-            read_record(place, MANIFEST) for stage in STAGES for place in self._places(stage) if place.exists(MANIFEST)
-        ]
+        found = (
+            (stage, read_record(place, MANIFEST))
+            for stage in STAGES
+            for place in self._places(stage)
+            if place.exists(MANIFEST)
+        )
+        # A stage that is a run of its own has other stages' manifests in it.
+        return [manifest for stage, manifest in found if manifest["stage"] == stage]
 
     def _places(self, stage: str) -> Iterator[Folder]:
         yield self.run / stage

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from xgray.config import Experiment
+from xgray.config import MECHANISM, Experiment
 from xgray.report.files import RunFiles
 
 
@@ -19,6 +19,7 @@ def switches(experiment: Experiment) -> list[tuple[str, str, str]]:
         ("score", experiment.score),
         ("evaluate", experiment.evaluate),
         ("evaluate.fluency", experiment.evaluate.fluency),
+        *((name, one) for name in MECHANISM if (one := getattr(experiment, name, None)) is not None),
     ]
     return [
         (f"{name}.{key}", value, (type(section).model_fields[key].description or "").replace("``", ""))

@@ -119,12 +119,13 @@ def _metric_table(files: RunFiles, metric: Metric) -> Table:
             row += [value_cell(metric, one[metric.key]) for one in figures]
             if variant and compared:
                 comparison = files.metrics["comparisons"][variant]["languages"].get(language, {})
-                row += _comparison_cells(metric, comparison.get(metric.key, {}))
-            table.rows.append([*row, *([_coverage_cell(figures)] if of_scores else [])])
+                row += comparison_cells(metric, comparison.get(metric.key, {}))
+            table.rows.append([*row, *([coverage_cell(figures)] if of_scores else [])])
     return table
 
 
-def _comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
+def comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
+    """Difference, relative change, adjusted p and verdict of a metric's comparison with the base."""
     difference = comparison.get("difference")
     if difference is None:
         missing = Cell(MISSING, reason=comparison.get("reason", "one of the two could not be computed"))
@@ -161,7 +162,8 @@ def auc_cell(files: RunFiles, language: str) -> Cell:
     return Cell(text, interval, told["auc"])
 
 
-def _coverage_cell(figures: list[dict[str, Any]]) -> Cell:
+def coverage_cell(figures: list[dict[str, Any]]) -> Cell:
+    """The share of completions that have a score, the least of these models'."""
     shares = [one["coverage"] for one in figures if one["coverage"] is not None]
     if not shares:
         return Cell(MISSING, reason="no completions")
@@ -186,7 +188,7 @@ def _count_table(files: RunFiles) -> Table:
             figures = files.metrics["models"][model]["languages"][language]
             numbers = [Cell(f"{figures[key]:,}", sort=figures[key]) for key in counts]
             table.rows.append(
-                [language_cell(files, language), Cell(model, sort=model), *numbers, _coverage_cell([figures])]
+                [language_cell(files, language), Cell(model, sort=model), *numbers, coverage_cell([figures])]
             )
     return table
 

@@ -16,12 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from xgray.auc import BoolArray, auc_against_labels
 from xgray.bootstrap import FloatArray, IntArray, Measured, Statistic, draw_seed, estimate, percentile_interval
-from xgray.score.head import auc_interval
-
-BoolArray = npt.NDArray[np.bool_]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -125,17 +122,6 @@ def label_rows(
             )
         )
     return rows
-
-
-def auc_against_labels(scores: FloatArray, toxic: BoolArray) -> Measured:
-    """The area under the ROC curve of ``(n,)`` scores, none missing, and its score interval."""
-    from sklearn.metrics import roc_auc_score
-
-    num_toxic, num_benign = int(toxic.sum()), int((~toxic).sum())
-    if not num_toxic or not num_benign:
-        return Measured(None, reason="toxic and benign texts are both needed")
-    auc = float(roc_auc_score(toxic, scores))
-    return Measured(auc, *auc_interval(auc, num_toxic, num_benign))
 
 
 def measured(statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str) -> Measured:

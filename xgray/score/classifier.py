@@ -159,12 +159,14 @@ class TransformersEngine:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        from xgray.inference import inference
+
         found = np.empty((len(sequences), self._model.config.num_labels), np.float32)
         for batch in batches([len(one) for one in sequences], self._batch_tokens):
             rows = [torch.tensor(sequences[index]) for index in batch]
             tokens = pad_sequence(rows, batch_first=True, padding_value=self._model.config.pad_token_id)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            with torch.inference_mode():
+            with inference():
                 output = self._model(
                     input_ids=tokens.to(self._model.device), attention_mask=mask.to(self._model.device)
                 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xgray.auc import auc_by_language
 from xgray.config import Score
 from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
@@ -31,7 +32,6 @@ from xgray.score.head import (
     FittedHead,
     fit_head,
     head_version,
-    measured,
     read_head,
 )
 from xgray.score.scorer import EMPTY, Scored
@@ -201,7 +201,12 @@ def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, embedding: Emb
             },
             "note": "AUC is that of held-out labelled texts; texts of another kind may be told apart less well.",
             "fit": {"num_texts": len(fit), "fingerprint": texts_fingerprint(texts)},
-            "auc": measured(validate, head.probabilities(embedder.embed(_texts(validate)))),
+            "auc": auc_by_language(
+                [one.language for one in validate],
+                np.array([one.toxic for one in validate]),
+                head.probabilities(embedder.embed(_texts(validate))),
+                threshold=0.5,
+            ),
         },
         weights=weights,
         intercept=head.intercept,

@@ -1,13 +1,11 @@
-"""A logistic head on sentence embeddings: fitted on labelled texts of all languages at once, measured on held-out ones.
+"""A logistic head on sentence embeddings, fitted on labelled texts of all languages at once.
 
-The fit is reproducible to the bit: it runs on one thread of linear algebra. What the head is worth is said for each
-language: the area under the ROC curve with its interval, and the share of right answers at the threshold .5.
+The fit is reproducible to the bit: it runs on one thread of linear algebra.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from xgray.config import Section, validate
-from xgray.data.labelled import LabelledText
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.runs import fingerprint
@@ -27,8 +24,6 @@ INVERSE_STRENGTH = 10**-2.5
 Cross-validation on the embedded texts prefers ten times as much, for the same AUC on held-out ones; but on texts of
 another kind (completions of RTP-LX prompts) the heavier penalty gives more right answers at .5.
 """
-Z = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class FittedHead(Section):
     """Of weights and embedding together."""
     embedding: Embedding
     facts: dict[str, Any]
-    """``auc`` holds what :func:`measured` gives; the other entries are told as they are."""
+    """``auc`` holds what :func:`~xgray.auc.auc_by_language` gives; the other entries are told as they are."""
     weights: list[float]
     intercept: float
 
@@ -122,46 +117,3 @@ def fit_head(embeddings: np.ndarray, toxic: np.ndarray) -> Head:
         model.fit((vectors - center) / spread, toxic)
     weights = model.coef_[0] / spread
     return Head(weights, float(model.intercept_[0] - (center * weights).sum()))
-
-
-def measured(texts: Sequence[LabelledText], probabilities: np.ndarray) -> dict[str, dict[str, Any]]:
-    """By language: AUC with its 95 % interval, counts, and the accuracy at the threshold .5, of held-out texts."""
-    from sklearn.metrics import roc_auc_score
-
-    found = {}
-    for code in dict.fromkeys(one.language for one in texts):
-        chosen = np.array([one.language == code for one in texts])
-        toxic = np.array([one.toxic for one in texts])[chosen]
-        scores = probabilities[chosen]
-        num_toxic, num_benign = int(toxic.sum()), int((~toxic).sum())
-        auc = float(roc_auc_score(toxic, scores))
-        low, high = auc_interval(auc, num_toxic, num_benign)
-        found[code] = {
-            "auc": auc,
-            "low": low,
-            "high": high,
-            "num_toxic": num_toxic,
-            "num_benign": num_benign,
-            "accuracy": float(np.mean((scores >= 0.5) == toxic)),
-        }
-    return found
-
-
-def auc_interval(auc: float, num_toxic: int, num_benign: int) -> tuple[float, float]:
-    """The 95 % score interval of an AUC (Newcombe 2006, Statistics in Medicine 25:559-573, method 5).
-
-    Unlike DeLong's or a bootstrap interval it does not shrink to a point where the AUC is 1.
-    """
-    from scipy.optimize import brentq
-
-    half = (num_toxic + num_benign) / 2 - 1
-
-    def deviation(true: float) -> float:
-        spread = 1 + half * (1 - true) / (2 - true) + half * true / (1 + true)
-        return Z * math.sqrt(true * (1 - true) * spread / (num_toxic * num_benign))
-
-    # An AUC of 0 or 1 solves its own equation; the other solution is the end that is looked for.
-    step = 1e-9
-    low = brentq(lambda true: auc - true - deviation(true), 0.0, auc - step) if auc > step else 0.0
-    high = brentq(lambda true: true - auc - deviation(true), auc + step, 1.0) if auc < 1 - step else 1.0
-    return float(low), float(high)

@@ -100,21 +100,30 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint over as it is saved, and saves one out of turn when the training is asked to stop.
+    """Hands every checkpoint over as it is saved, and saves one out of turn when the training is asked to stop or is
+    about to lose a machine.
 
     The lowest score is the best: the validation's loss, or minus the step where there is no validation.
     """
 
-    def __init__(self, report: Callable[[Path, int, float | None, bool], None], asked: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        report: Callable[[Path, int, float | None, bool], None],
+        asked: Callable[[], bool],
+        leaving: Callable[[], bool],
+    ) -> None:
         """Report checkpoints.
 
         Args:
             report: called with a checkpoint's folder, its step, its score (None for one out of turn), and whether the
                 training ends with it. What it raises on one process is raised there.
             asked: whether to stop; the first process asks it after every step, and the others do as that one is told.
+            leaving: whether a machine is about to go, said once; all processes ask it after every step, and get the
+                same answer.
         """
         self.report = report
         self.asked = asked
+        self.leaving = leaving
         self.interrupted = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -122,7 +131,7 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
         if args.world_size > 1:
             broadcast_object_list(told, from_process=0)
         self.interrupted = told[0] and not control.should_training_stop
-        control.should_save |= self.interrupted
+        control.should_save |= self.interrupted | self.leaving()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,63 @@
+"""Mean activations with a cache and padding, against the whole text read anew for each token, alone."""
+
+import numpy as np
+import pytest
+
+from tests.mechanism.routes import one_by_one
+from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from xgray.errors import InputError
+from xgray.mechanism.activations import measure_activations
+
+TEXTS = ["a longer text of some words", "b", "another", "two words", "b"]
+NEURONS = [(2, 5), (0, 47), (2, 0), (1, 30)]
+NEW_TOKENS = 12
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_equals_reading_each_whole_text_alone(kind):
+    model, tokenizer = make_model(kind), make_tokenizer()
+    expected = [one_by_one(model, tokenizer, text, NEURONS, NEW_TOKENS)[0] for text in TEXTS]
+    assert np.ptp([one.mean() for one in expected]) > 1e-3
+    for batch_size in (1, 2, 8):
+        means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, batch_size)
+        assert means.dtype == np.float32
+        assert counts.tolist() == [len(one) for one in expected]
+        np.testing.assert_allclose(means, [one.mean(0) for one in expected], atol=1e-5)
+
+
+def test_a_text_counts_up_to_its_end_of_text_token():
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    _, tokens = one_by_one(model, tokenizer, TEXTS[0], NEURONS, NEW_TOKENS)
+    assert len(tokens) == NEW_TOKENS
+    end = tokens[4]
+    length = tokens.index(end) + 1
+    model.generation_config.eos_token_id = end
+    means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 8)
+    assert counts[0] == length
+    for text, row, count in zip(TEXTS, means, counts, strict=True):
+        rows, _ = one_by_one(model, tokenizer, text, NEURONS, NEW_TOKENS)
+        assert count == len(rows)
+        np.testing.assert_allclose(row, rows.mean(0), atol=1e-5)
+
+
+def test_no_texts_no_rows():
+    assert measure_activations(make_model("gpt2"), make_tokenizer(), [], NEURONS, 3, 8)[0].shape == (0, 4)
+
+
+def test_an_empty_text_is_refused():
+    with pytest.raises(InputError, match="text 2 of 2 is empty"):
+        measure_activations(make_model("gpt2"), make_tokenizer(), ["a", ""], NEURONS, 3, 8)
+
+
+def test_an_activation_that_is_no_number_names_its_layer_and_neuron():
+    model = make_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[30] = float("nan")
+    with pytest.raises(InputError, match=r"neuron \[1, 30\] \(layer, index\) after text 2 of 2 is nan"):
+        measure_activations(model, make_tokenizer(), ["long", "a"], [(0, 1), (1, 30)], 3, 8)
+
+
+def test_logits_that_are_no_numbers_choose_no_tokens():
+    model = make_model("llama")
+    model.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="the logits after text 1 of 1 are no numbers"):
+        measure_activations(model, make_tokenizer(), ["long"], [(0, 1)], 3, 8)

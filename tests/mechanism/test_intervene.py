@@ -1,0 +1,209 @@
+"""The stage ``intervene``: pushed texts are the engine's, killed and resumed, and what it refuses before it samples."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from xgray.config import Experiment, Generate
+from xgray.errors import InputError
+from xgray.experiment import run_experiment
+from xgray.experiment_file import load_experiment, parse_overrides
+from xgray.generate.build import build_engine
+from xgray.generate.engine import Weights
+from xgray.mechanism.neurons import Edit
+from xgray.plan import make_plan
+from xgray.rows import Completions, Scores, from_table, schema
+from xgray.runs import StageResult
+from xgray.stages.intervene import run
+from xgray.storage import Folder
+
+NEURONS = [[0, 3], [0, 100], [1, 7], [1, 127]]
+EDITS = {
+    "base": None,
+    "offset-5": Edit(((0, 3), (0, 100), (1, 7), (1, 127)), offset=-5.0),
+    "times0": Edit(((0, 3), (0, 100), (1, 7), (1, 127)), multiplier=0.0),
+}
+NUM_PROMPTS = 12
+
+
+def experiment(tiny_model, folder, **sections):
+    return Experiment.model_validate(
+        {
+            "name": "e",
+            "runs": str(folder),
+            "model": {"id": tiny_model, "dtype": "float32"},
+            "languages": ["en"],
+            "variants": [],
+            "generate": {"execution": {"engine": "transformers"}},
+            **sections,
+        }
+    )
+
+
+def test_a_neuron_outside_the_model_is_refused_before_anything_is_sampled(tiny_model, tmp_path):
+    for neurons, message in (([[0, 3], [2, 0]], r"no neuron \[2, 0\].*2 layers of 128"), ([[1, 1], [1, 1]], "twice")):
+        plan = make_plan(experiment(tiny_model, tmp_path, intervene={"neurons": neurons}))
+        with pytest.raises(InputError, match=f"intervene.neurons: {message}|intervene.neurons: neuron.*{message}"):
+            run(plan, plan.mechanism[-1], lambda label, done, total, errors=0: None)
+        with pytest.raises(InputError, match=r"intervene\.neurons"):  # nor is anything before it
+            run_experiment(plan)
+    assert not (tmp_path / "e").exists()
+
+
+def test_neurons_of_vectors_must_be_there(tiny_model, tmp_path):
+    plan = make_plan(experiment(tiny_model, tmp_path, probe={}, vectors={}, intervene={}))
+    vectors, own = plan.mechanism[-2:]
+    with pytest.raises(InputError, match="stage vectors is not finished"):
+        run(plan, own, lambda label, done, total, errors=0: None)
+    vectors.place.folder.write_json("metrics.json", {"sources": []})
+    vectors.place.finish(vectors.payload, StageResult())
+    with pytest.raises(InputError, match=r"vectors found no actual sources; list neurons of your own"):
+        run(plan, own, lambda label, done, total, errors=0: None)
+
+
+def test_what_it_depends_on_is_in_its_fingerprint(tiny_model, tmp_path):
+    def fingerprint(**changes):
+        sections = {"intervene": {"neurons": NEURONS}} | changes
+        return make_plan(experiment(tiny_model, tmp_path, **sections)).mechanism[-1].fingerprint
+
+    assert fingerprint() == fingerprint(report={"mask": False}) == fingerprint(variants=[{"name": "dpo"}])
+    same_way = {"engine": "transformers", "num_actors": 2}
+    assert fingerprint() == fingerprint(generate={"k": 7, "execution": same_way})  # its own decoding counts
+    others = [
+        {"intervene": {"neurons": NEURONS, "offsets": [-5]}},
+        {"intervene": {"neurons": NEURONS[:2]}},
+        {"intervene": {"neurons": NEURONS, "generate": {"temperature": 0.9}}},
+        {"intervene": {"neurons": NEURONS, "limit": 3}},
+        {"evaluate": {"resamples": 100}},
+        {"score": {"scorer": "dummy"}},
+        {"seed": 1},
+        {"languages": ["de"]},
+        {"generate": {"execution": {"engine": "dummy"}}},
+    ]
+    assert len({fingerprint(), *(fingerprint(**one) for one in others)}) == len(others) + 1
+
+
+def test_settings_are_named_for_files_and_differ(tmp_path):
+    file = tmp_path / "e.yaml"
+
+    def settings(text):
+        file.write_text(f"name: e\nmodel: {{id: some/model}}\nintervene: {{neurons: [[0, 1]], {text}}}\n")
+        section = load_experiment(file, parse_overrides([])).intervene
+        return {name: (offset, multiplier) for name, offset, multiplier in section.settings()}
+
+    assert settings("offsets: [0, -5, 2.5], multipliers: [0, 1]") == {
+        "offset-5": (-5, 1), "offset2.5": (2.5, 1), "times0": (0, 0)
+    }  # fmt: skip
+    for text, message in (
+        ("offsets: [0]", "an offset other than 0 or a multiplier other than 1 is needed"),
+        ("offsets: [1, 1.0]", "a value is listed twice: offset1 offset1"),
+        ("offsets: [.inf]", "finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            settings(text)
+
+
+def command(folder, *arguments):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "xgray.cli", *arguments],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill_all(process):
+    """SIGKILL the driver and everything it started, as when the machine goes down."""
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def files(folder):
+    """Files of rows, and when each was written."""
+    found = folder.glob("runs/e/intervene/*/*/rows/*.parquet")
+    return {path: path.stat().st_mtime_ns for path in found if not path.name.startswith(".")}
+
+
+def state(folder):
+    """What ``status`` says of the stage."""
+    out, err = command(folder, "status", "runs/e", "--json").communicate(timeout=60)
+    return next(one for one in json.loads(out)["stages"] if one["label"] == "intervene") if out else pytest.fail(err)
+
+
+def rows(folder, stage, setting, kind):
+    table = Folder(str(folder / "runs/e/intervene" / stage / setting / "rows")).read_parquet(schema(kind))
+    return from_table(table, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
+    (tmp_path / "e.yaml").write_text(
+        f"name: e\nmodel: {{id: '{tiny_model}', dtype: float32}}\nvariants: []\nlanguages: [en, de]\n"
+        "generate: {execution: {engine: transformers, batch_size: 1}}\nscore: {scorer: dummy, "
+        "unvalidated_languages: true}\nevaluate: {resamples: 100, fluency: {kind: none}}\n"
+        f"intervene: {{offsets: [-5], multipliers: [0], limit: 6, neurons: {NEURONS}, "
+        "generate: {max_new_tokens: 8}}\n"
+    )
+    first = command(tmp_path, "intervene", "e.yaml")
+    deadline = time.monotonic() + 200
+    while len(left := files(tmp_path)) < 6:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kill_all(first)
+    assert len(left) < 2 * 3 * NUM_PROMPTS, "this test needs a longer run"
+    assert not (tmp_path / "runs/e/intervene/manifest.json").exists()
+    killed = state(tmp_path)
+    assert (killed["state"], killed["num_attempts"]) == ("stopped", 1)
+    assert killed["num_done"] == sum("score" in path.parts for path in files(tmp_path)) > 0
+
+    second = command(tmp_path, "intervene", "e.yaml")
+    _, err = second.communicate(timeout=300)
+    assert second.returncode == 0, err
+    assert re.search(r"intervene 36/36", err), err
+    assert left.items() <= files(tmp_path).items()
+
+    engine = build_engine(
+        "transformers", Weights(tiny_model, None, "float32"), Generate(k=1, temperature=0, max_new_tokens=8)
+    )
+    texts = {}
+    for setting, edit in EDITS.items():
+        made = rows(tmp_path, "generate", setting, Completions)
+        assert Counter(row.language for row in made) == {"en": 6, "de": 6}
+        assert Counter(row.prompt_id for row in rows(tmp_path, "score", setting, Scores)) == Counter(
+            row.prompt_id for row in made
+        )
+        engine.edit(edit)
+        expected = engine.sample([row.prompt for row in made], [0] * len(made), None)
+        texts[setting] = [row.completions for row in sorted(made, key=lambda row: row.prompt_id)]
+        assert [row.completions for row in made] == [[one.text for one in drawn] for drawn in expected]
+    assert texts["offset-5"] != texts["base"]
+
+    folder = tmp_path / "runs/e/intervene"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    evaluated = json.loads((folder / "evaluate/metrics.json").read_text())
+    assert metrics["neurons"] == NEURONS
+    assert list(metrics["settings"]) == list(EDITS)
+    for setting, told in metrics["settings"].items():
+        assert told["average"] == evaluated["models"][setting]["average"]
+        assert told["languages"]["de"]["num_scored"] == 6
+        assert told["comparison"] == evaluated["comparisons"].get(setting)
+    assert [one["offset"] for one in metrics["settings"].values()] == [0, -5, 0]
+
+    written = (folder / "manifest.json").stat().st_mtime_ns
+    assert command(tmp_path, "intervene", "e.yaml").wait(60) == 0
+    assert (folder / "manifest.json").stat().st_mtime_ns == written
+    done = state(tmp_path)
+    assert (done["state"], done["num_done"], done["num_attempts"]) == ("done", 36, 2)

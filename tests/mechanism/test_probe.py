@@ -1,0 +1,108 @@
+"""The probe's features against an independent route, and its training against training through the frozen model."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.mechanism.routes import residual_without_norm
+from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from xgray.batches import padded
+from xgray.config import Probe
+from xgray.errors import InputError
+from xgray.mechanism.probe import calibration, epochs, text_features, train_probe, validation_metrics
+
+TEXTS = ["good morning", "you idiot", "a", "what a kind word, and what a long one it is", "she came home", "oh"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_features_are_the_mean_of_the_residual_stream_without_norm_and_padding(kind):
+    model, tokenizer = make_model(kind), make_tokenizer()
+    features, truncated = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
+    for text, found in zip(TEXTS, features, strict=True):
+        assert found == pytest.approx(residual_without_norm(model, tokenizer, text), abs=1e-5)
+    assert not truncated.any()
+
+
+def test_long_texts_lose_their_end_and_are_counted():
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    features, truncated = text_features(model, tokenizer, ["abcdefgh", "abcd", "abcdx"], 4, batch_size=3)
+    assert truncated.tolist() == [True, False, True]
+    assert features[0] == pytest.approx(features[1], abs=1e-6)
+    context = model.config.max_position_embeddings
+    assert text_features(model, tokenizer, ["a" * (context + 1), "a" * context], 10**6, 2)[1].tolist() == [True, False]
+
+
+def test_a_text_without_tokens_and_a_stream_that_overflows_are_refused():
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    with pytest.raises(InputError, match="no tokens"):
+        text_features(model, tokenizer, ["fine", ""], 8, 2)
+    model.model.layers[-1].mlp.down_proj.weight.data.fill_(float("inf"))
+    with pytest.raises(InputError, match=r"overflows in torch\.float32; set model\.dtype"):
+        text_features(model, tokenizer, ["fine"], 8, 2)
+
+
+def test_training_on_stored_features_is_training_through_the_frozen_model():
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    toxic = np.array([False, True, False, False, False, True])
+    section = Probe(batch_size=4, epochs=5, learning_rate=0.01)
+    features, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=6)
+    w, losses = train_probe(features, toxic, section, seed=3)
+
+    model.requires_grad_(False)
+    model.model.norm = torch.nn.Identity()
+    head = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
+    torch.nn.init.zeros_(head.weight)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+    for batches in epochs(len(TEXTS), section, seed=3):
+        for rows in batches:
+            ids, mask = padded([tokenizer(TEXTS[row])["input_ids"] for row in rows], model.device)
+            states = model.model(ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+            mean = states.sum(1) / mask.sum(1, keepdim=True)
+            targets = torch.tensor(toxic[rows]).float()
+            loss = torch.nn.BCEWithLogitsLoss()(head(mean).squeeze(-1), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert np.abs(w - head.weight.detach().numpy()[0]).max() < 1e-5
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
+
+
+def test_the_first_step_of_adam_goes_against_the_gradient_by_the_protocols_learning_rate():
+    """The gradient at w = 0 is the mean of (1/2 - toxic) x: here (-1/4, 1/2) and 0."""
+    features = np.array([[0, 0, 1], [1, -2, 1]], np.float32)
+    toxic = np.array([False, True])
+    for protocol, rate in (("corrected", 1e-4), ("released", 1e-6)):
+        w, losses = train_probe(features, toxic, Probe(epochs=1, protocol=protocol), seed=0)
+        assert w == pytest.approx([rate, -rate, 0], rel=1e-4, abs=1e-12)
+        assert losses == [pytest.approx(np.log(2))]
+
+
+def test_the_order_is_the_seeds_and_every_epoch_has_every_text_once():
+    section = Probe(batch_size=4, epochs=3)
+    first, again, other = ([np.concatenate(one) for one in epochs(10, section, seed)] for seed in (0, 0, 1))
+    assert all(sorted(one.tolist()) == list(range(10)) for one in first)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
+    assert [len(one) for one in next(epochs(10, section, 0))] == [4, 4, 2]
+
+
+def test_calibration_by_hand():
+    probabilities = np.array([0.05, 0.05, 0.31, 0.39, 1.0])
+    error, bins = calibration(probabilities, np.array([False, False, False, True, True]))
+    # Bin 0: two texts at .05, none toxic. Bin 3: two at a mean of .35, half of them toxic. Bin 9: one at 1, toxic.
+    assert error == pytest.approx((2 * 0.05 + 2 * 0.15 + 0) / 5)
+    assert [one["low"] for one in bins] == [0.0, 0.3, 0.9]
+    assert [one["num_texts"] for one in bins] == [2, 2, 1]
+    assert [one["share_toxic"] for one in bins] == [0.0, 0.5, 1.0]
+
+
+def test_validation_metrics_by_hand():
+    found = validation_metrics(np.array([2.0, -1.0, 0.5, -3.0]), np.array([True, True, False, False]))
+    assert found["accuracy"]["value"] == 0.5
+    assert found["accuracy"]["low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's, of 2 in 4
+    assert found["auc"]["value"] == 0.75
+    assert found["majority"] == 0.5
+    right = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0])))
+    assert found["loss"] == pytest.approx(-np.log(right).mean())

@@ -1,0 +1,43 @@
+"""A tiny random model of each supported architecture, and a tokenizer of single bytes for all of them."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+SMALL = {
+    "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+CONFIGS = {
+    "gpt2": {"vocab_size": 257, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "llama": SMALL,
+    "cohere": SMALL,
+    "gemma": SMALL | {"head_dim": 8},
+    "gemma3_text": SMALL | {"head_dim": 8, "sliding_window": 8},
+    "qwen2": SMALL,
+}
+"""By Hugging Face model type: GPT-2 and mGPT, BLOOM, Llama 2 and 3, Aya-23, Gemma, Gemma 3, Qwen 2."""
+
+
+def make_model(kind, seed=0):
+    """The model, with random weights and biases large enough for clear greedy choices."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **{"bos_token_id": 0, "eos_token_id": 0, **CONFIGS[kind]})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.25)
+        elif name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    return model
+
+
+def make_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", padding_side="left")

@@ -1,0 +1,41 @@
+"""The experiment file: one YAML file, one experiment; every section is a stage.
+
+The docstring below a field is its documentation. ``execution`` blocks say how a stage is run, never what it
+computes, and do not enter its fingerprint. Where a published protocol leaves something open or gets it wrong, the
+field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
+"""
+
+from xgray.config.evaluate import Evaluate, EvaluateExecution, Fluency, Report
+from xgray.config.experiment import STORE, Experiment
+from xgray.config.mechanism import (
+    MECHANISM,
+    Activations,
+    Capability,
+    Greedy,
+    Intervene,
+    MechanismExecution,
+    Neuron,
+    Probe,
+    Retrieve,
+    Vectors,
+)
+from xgray.config.sampling import (
+    Classifier,
+    Dummy,
+    Generate,
+    GenerateExecution,
+    OpenAI,
+    Prompts,
+    Score,
+    ScoreExecution,
+    Serve,
+)
+from xgray.config.section import Model, Section, Switch, merge, validate
+from xgray.config.train import BASE, Train, TrainExecution, Variant
+
+__all__ = [
+    "BASE", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate", "EvaluateExecution",
+    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MechanismExecution", "Model",
+    "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
+    "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
+]  # fmt: skip

@@ -1,0 +1,94 @@
+"""The experiment file as a whole."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from xgray.config.evaluate import Evaluate, Report
+from xgray.config.mechanism import Activations, Capability, Intervene, Probe, Retrieve, Vectors
+from xgray.config.sampling import Generate, Prompts, Score
+from xgray.config.section import Model, Section, merge, validate
+from xgray.config.train import Train, Variant
+from xgray.errors import InputError
+from xgray.languages import LANGUAGES, language
+
+STORE = "scores"
+"""The score store's folder, beside the runs that share it."""
+
+
+class Experiment(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder below ``runs``; not ``scores``, where the score store of all of them lies."""
+    runs: str = "runs"
+    """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches, without
+    credentials."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: Model
+    """The model before tuning."""
+    languages: list[str] = list(LANGUAGES)
+    prompts: Prompts = Prompts()
+    train: Train = Train()
+    variants: list[Variant] = [Variant(name="dpo")]
+    """The models after tuning: trainings that differ from the ``train`` section, or checkpoints given as they are."""
+    generate: Generate = Generate()
+    score: Score = Score()
+    evaluate: Evaluate = Evaluate()
+    probe: Probe | None = None
+    vectors: Vectors | None = None
+    """Wants ``probe``."""
+    activations: Activations | None = None
+    """Wants ``vectors``, or neurons of its own."""
+    intervene: Intervene | None = None
+    """Wants ``vectors``, or neurons of its own."""
+    retrieve: Retrieve | None = None
+    capability: Capability | None = None
+    report: Report = Report()
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name == STORE:
+            raise ValueError(f"{STORE!r} is the score store's folder; take another name")
+        return name
+
+    @field_validator("languages")
+    @classmethod
+    def _known(cls, codes: list[str]) -> list[str]:
+        if not codes:
+            raise ValueError("at least one language is needed")
+        try:
+            known = [language(code).code for code in codes]
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if len(set(known)) < len(known):
+            raise ValueError(f"a language is listed twice: {' '.join(known)}")
+        return known
+
+    @model_validator(mode="after")
+    def _variants(self) -> Experiment:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two variants have the same name: {' '.join(names)}")
+        for variant in self.variants:
+            self.train_section(variant)
+        return self
+
+    @model_validator(mode="after")
+    def _wants(self) -> Experiment:
+        if self.vectors and not self.probe:
+            raise ValueError("vectors wants the probe: add the section 'probe: {}'")
+        for name, section in (("activations", self.activations), ("intervene", self.intervene)):
+            if section and section.neurons is None and not self.vectors:
+                raise ValueError(
+                    f"{name} wants neurons: list them in {name}.neurons, or add the sections 'probe: {{}}' and "
+                    "'vectors: {}', which find them"
+                )
+        return self
+
+    def train_section(self, variant: Variant) -> Train:
+        """The ``train`` section with what the variant changes of it."""
+        merged = merge(self.train.model_dump(), variant.train)
+        return validate(Train, merged, f"variants.{variant.name}.train")
+
+    def variant(self, name: str) -> Variant:
+        return next(variant for variant in self.variants if variant.name == name)

@@ -1,0 +1,1 @@
+"""Inside the network: neurons of any MLP, the probe, value vectors, activations and interventions."""

@@ -1,0 +1,1 @@
+"""Bilingual sentence retrieval, and how well it predicts where tuning carries over."""
