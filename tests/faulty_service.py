@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +71,8 @@ class FaultyService:
     def tries(self, text: str) -> list[Received]:
         return [one for one in self.received if one.text == text]
 
-    def most_in_a_second(self) -> int:
-        times = sorted(one.time for one in self.received)
-        return max(sum(1 for other in times if first <= other < first + 1) for first in times)
+    async def account(self, request: web.Request) -> web.Response:
+        return web.json_response([one.time for one in self.received])
 
 
 def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
@@ -105,22 +107,32 @@ def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
     }
 
 
+def most_in_a_second(times: list[float]) -> int:
+    return max(sum(1 for other in times if first <= other < first + 1) for first in times)
+
+
+async def start(service: FaultyService) -> int:
+    """Serve in this event loop, and return the port."""
+    app = web.Application()
+    app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
+    app.router.add_get("/account", service.account)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner.addresses[0][1]
+
+
 @contextmanager
 def serving(service: FaultyService):
     """The service's address; it runs in a thread for the time of the block."""
     loop, started, ports = asyncio.new_event_loop(), threading.Event(), []
 
-    async def start():
-        app = web.Application()
-        app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        ports.append(runner.addresses[0][1])
+    async def announce():
+        ports.append(await start(service))
         started.set()
 
     def forever():
-        loop.create_task(start())
+        loop.create_task(announce())
         loop.run_forever()
 
     thread = threading.Thread(target=forever, daemon=True)
@@ -129,6 +141,25 @@ def serving(service: FaultyService):
     yield f"http://127.0.0.1:{ports[0]}"
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+
+
+@contextmanager
+def serving_apart(faults: dict[str, list[str]]):
+    """The address of a service in a process of its own, and a call for the times of the requests that it has seen.
+
+    Its clock is not stopped by what this process does: a collection of garbage among the modules of all tests takes
+    half a second, and what arrives meanwhile is all read at its end.
+    """
+    command = [sys.executable, __file__, json.dumps(faults)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+        def times() -> list[float]:
+            with urllib.request.urlopen(f"{url}/account") as answer:
+                return sorted(json.load(answer))
+
+        yield url, times
+        process.terminate()
 
 
 @asynccontextmanager
@@ -150,3 +181,12 @@ async def running(service: FaultyService, **settings: Any):
 def everything_said(records: list[Any]) -> str:
     """Log records with all that hooks put beside their message."""
     return json.dumps([{key: repr(value) for key, value in vars(record).items()} for record in records])
+
+
+async def _serve_until_ended() -> None:
+    print(await start(FaultyService(json.loads(sys.argv[1]))), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve_until_ended())

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import ray
-from faulty_service import KEY, FaultyService, serving
+from faulty_service import KEY, most_in_a_second, serving_apart
 
 from xgray.config import Score
 from xgray.distributed.cluster import connect
@@ -29,10 +29,9 @@ def cluster():
 
 @pytest.fixture
 def service():
-    """The service, and the section that names it."""
-    faulty = FaultyService(FAULTS)
-    with serving(faulty) as url:
-        yield faulty, section(url)
+    """The times of the requests that the service has seen, and the section that names it."""
+    with serving_apart(FAULTS) as (url, times):
+        yield times, section(url)
 
 
 def section(url, per_second=PER_SECOND):
@@ -54,36 +53,36 @@ def workers(number):
 
 
 def test_four_workers_keep_one_quota_and_use_it(service):
-    faulty, given = service
+    times, given = service
     texts = [f"text {index}" for index in range(120)]
     calls = [worker.score.remote(given, texts[start::4]) for start, worker in enumerate(workers(4))]
     assert all(all(done) for done in ray.get(calls))
-    assert len(faulty.received) == len(texts) + len(FAULTS)
-    assert faulty.most_in_a_second() <= PER_SECOND
+    assert len(times()) == len(texts) + len(FAULTS)
+    assert most_in_a_second(times()) <= PER_SECOND
     # Four clients with a quarter each, or one after the other, would be at most a quarter as quick.
-    times = sorted(one.time for one in faulty.received)
-    assert times[99] - times[0] < 3 * 100 / PER_SECOND
+    seen = times()
+    assert seen[99] - seen[0] < 3 * 100 / PER_SECOND
 
 
 def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
-    faulty, given = service
+    times, given = service
     first, second = workers(2)
     kept = second.score.remote(given, [f"kept {index}" for index in range(80)])
-    while len(faulty.received) < 10:
+    while len(times()) < 10:
         time.sleep(0.05)
     # It dies with some of the turns: with all of them nothing would go on until they are taken back, after two minutes.
     lost = first.score.remote(given, [f"lost {index}" for index in range(60)])
-    while len(faulty.received) < 40:
+    while len(times()) < 40:
         time.sleep(0.05)
     ray.kill(first)
     (name,) = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
-    while len(faulty.received) < 60:
+    while len(times()) < 60:
         time.sleep(0.05)
     ray.kill(ray.get_actor(name, NAMESPACE), no_restart=False)
     assert all(ray.get(kept, timeout=120))
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(lost)
-    assert faulty.most_in_a_second() <= PER_SECOND
+    assert most_in_a_second(times()) <= PER_SECOND
 
 
 def test_another_rate_for_the_same_key_is_refused_while_it_is_used(service):

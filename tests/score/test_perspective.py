@@ -3,7 +3,15 @@ import json
 import logging
 
 import pytest
-from faulty_service import KEY, FaultyService, everything_said, running, true_score
+from faulty_service import (
+    KEY,
+    FaultyService,
+    everything_said,
+    most_in_a_second,
+    running,
+    serving_apart,
+    true_score,
+)
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
@@ -186,17 +194,21 @@ def test_the_released_protocol_scores_one_space_for_an_empty_text():
 def test_the_quota_holds_in_every_second_with_faults_and_retries():
     texts = [f"text {index}" for index in range(70)]
     faults = {text: [["429"], ["500"], ["reset"]][index % 3] for index, text in enumerate(texts) if index % 7 == 0}
-    service = FaultyService(faults)
 
-    async def main():
-        async with running(service, execution={"requests_per_second": 20}) as scorer:
-            # Several calls at once share one quota.
-            await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
-            return scorer.provenance()
+    async def main(url):
+        execution = {"requests_per_second": 20}
+        given = {"scorer": "perspective", "perspective_url": url, "execution": execution}
+        scorer = build_scorer(Score.model_validate(given))
+        # Several calls at once share one quota.
+        await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
+        await scorer.close()
+        return scorer.provenance()
 
-    provenance = asyncio.run(main())
-    assert len(service.received) == 80
-    assert service.most_in_a_second() <= 20
+    with serving_apart(faults) as (url, times):
+        provenance = asyncio.run(main(url))
+        seen = times()
+    assert len(seen) == 80
+    assert most_in_a_second(seen) <= 20
     assert provenance["num_retries"] == 10
     # All ask at once, and the request of place n waits for about n / 20 seconds.
     assert 70 <= provenance["quota_wait_seconds"] <= 300
