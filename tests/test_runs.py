@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,29 @@ def test_what_another_version_or_a_bad_disk_left_is_named_and_can_be_forced(
     stage.folder.write_bytes(name, content)
     assert stage.begin({"k": 4}, force=True)
     assert stage.rows.names() == []
+
+
+def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFolder) -> None:
+    stage.begin({"k": 4})
+    for number in range(3000):
+        (stage.rows / str(number % 50)).write_bytes(f"{number}.parquet", b"rows")
+    stage.finish({"k": 4}, StageResult())
+    code = (
+        "import sys; from xgray.runs import StageFolder; from xgray.storage import Folder\n"
+        "StageFolder(Folder(sys.argv[1]), 'generate', 'base').begin({'k': 5}, force=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, stage.folder.uri]) as process:
+        while stage.manifest() is not None:
+            time.sleep(0.001)
+        process.kill()
+    left = stage.rows.names()
+    assert left, "it was too quick to be killed half-way"
+    for payload in ({"k": 4}, {"k": 5}):
+        assert stage.found(payload) == "other"
+    assert stage.begin({"k": 5})
+    assert stage.rows.names() == []
+    assert stage.found({"k": 5}) == "partial"
+    assert stage.folder.names() == ["pending.json"]
 
 
 def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:

@@ -327,6 +327,17 @@ class Folder:
         with suppress(FileNotFoundError):
             persistently(lambda: filesystem.delete_file(path))
 
+    def clear(self, kept: str) -> None:
+        """Delete all in this folder but one file."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self._resolve("")
+        for info in persistently(lambda: filesystem.get_file_info(FileSelector(path))):
+            if info.type == FileType.Directory:
+                (self / info.base_name).delete()
+            elif info.base_name != kept:
+                self.remove(info.base_name)
+
     def delete(self) -> None:
         """Delete the folder and all in it, if it is there."""
         filesystem, path = self._resolve("")
