@@ -16,9 +16,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from xgray.errors import InputError, StageError
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow.dataset import FileSystemDataset
     from pyarrow.fs import FileSystem
 
 TEMPORARY_MARK = ".tmp-"
@@ -305,19 +306,34 @@ class Folder:
             StageError: a file is damaged.
         """
         import pyarrow as pa
+
+        with self._damage_named():
+            return persistently(self._dataset(pa.schema([])).count_rows)
+
+    def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """These columns of all finished Parquet files of this folder, part by part: few of them are held at once.
+
+        Raises:
+            StageError: a file is damaged.
+        """
+        with self._damage_named():
+            yield from self._dataset(schema).to_batches(columns=columns)
+
+    def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
         import pyarrow.dataset as ds
 
-        if not (names := self.names(".parquet")):
-            return 0
         filesystem, path = self._resolve("")
+        files = [f"{path}/{name}" for name in self.names(".parquet")]
+        return ds.FileSystemDataset.from_paths(
+            files, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
+        )
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        import pyarrow as pa
+
         try:
-            files = ds.FileSystemDataset.from_paths(
-                [f"{path}/{name}" for name in names],
-                schema=pa.schema([]),
-                format=ds.ParquetFileFormat(),
-                filesystem=filesystem,
-            )
-            return persistently(files.count_rows)
+            yield
         except pa.ArrowInvalid as error:
             raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
 

@@ -259,6 +259,24 @@ def test_errors_for_the_user_come_back_as_such(model, environment, tmp_path):
     assert "xgray.errors.InputError: train.pairs: 20 pairs, of which 0" in error
 
 
+def test_an_error_of_one_of_two_workers_ends_both(model, environment, tmp_path):
+    """The first cannot export what is damaged, while the second waits for it."""
+    fields = {"max_steps": 40, "eval_steps": 2, "method": "full", "execution": {"num_workers": 2}}
+    process = start(model, tmp_path, environment, **fields)
+    wait_for_step(process, tmp_path, 5)
+    kill_all(process)
+    best, newest = [one for one in sorted((tmp_path / "checkpoints").iterdir()) if (one / "contents.json").exists()][
+        -2:
+    ]
+    for folder, told in ((best, {"score": -1.0}), (newest, {"finished": True})):
+        contents = json.loads((folder / "contents.json").read_text())
+        (folder / "contents.json").write_text(json.dumps(contents | told))
+    with (best / "state.safetensors").open("r+b") as stream:
+        stream.truncate(1000)
+    error = start(model, tmp_path, environment, **fields).communicate(timeout=300)[1]
+    assert "StageError: train: the best checkpoint is damaged (state.safetensors has 1000 bytes" in error
+
+
 @pytest.fixture(scope="module")
 def cluster():
     import ray

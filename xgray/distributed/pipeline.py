@@ -24,7 +24,7 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from xgray.blocks import Missing, check_once, find_missing
+from xgray.blocks import Missing, RowCounts, check_once, count_rows, find_missing
 from xgray.config import Generate, Score
 from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
 from xgray.distributed.failures import death
@@ -35,6 +35,7 @@ from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.mechanism.neurons import Edit
 from xgray.meter import OnProgress
 from xgray.prompt_file import PromptFile
+from xgray.rows import Completions, Scores
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
@@ -74,6 +75,8 @@ class Tally:
     num_completions: int = 0
     num_tokens: int = 0
     num_errors: int = 0
+    reused: RowCounts = field(default_factory=RowCounts)
+    """What earlier attempts left; the other counts are of this one."""
     seconds: float = 0.0
     """From the first block's beginning to the last one's end."""
     busy_seconds: float = 0.0
@@ -106,11 +109,11 @@ class Tally:
         counts = {
             "num_prompts": self.num_prompts,
             "num_reused": self.num_reused,
-            "num_completions": self.num_completions,
+            "num_completions": self.num_completions + self.reused.completions,
+            "num_errors": self.num_errors + self.reused.errors,
         }
-        counts["num_errors"] = self.num_errors
         if stage == "generate":
-            counts["num_tokens"] = self.num_tokens
+            counts["num_tokens"] = self.num_tokens + self.reused.tokens
         # Of the actors' clocks, which may be set back meanwhile.
         seconds = max(self.ended - self.began, 0.0) if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
@@ -182,6 +185,14 @@ def run_pipeline(
         if not check_once(model, prompts, size, place.completions, folder):
             raise StageError(
                 f"{folder}: not every prompt is there, and once; delete this folder and run the same command again"
+            )
+        tally = tallies[stage, model]
+        if tally.num_reused:
+            whole = count_rows(folder, Completions if stage == "generate" else Scores)
+            tally.reused = RowCounts(
+                whole.completions - tally.num_completions,
+                whole.tokens - tally.num_tokens,
+                whole.errors - tally.num_errors,
             )
     return tallies
 

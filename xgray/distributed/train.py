@@ -91,17 +91,17 @@ class Line:
 
     def __init__(self) -> None:
         self.stopping = False
-        self.failure: str | None = None
+        self.failure: XgrayError | None = None
 
     def stop(self) -> None:
         """Save a checkpoint at the end of the step in flight, and leave."""
         self.stopping = True
 
-    def fail(self, reason: str) -> None:
+    def fail(self, error: XgrayError) -> None:
         """Do not try again: it would fail for the same reason."""
-        self.failure = reason
+        self.failure = error
 
-    def asked(self) -> tuple[bool, str | None]:
+    def asked(self) -> tuple[bool, XgrayError | None]:
         return self.stopping, self.failure
 
 
@@ -259,7 +259,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
     job: Job = config["job"]
     _, failure = ray.get(job.line.asked.remote())
     if failure is not None:
-        return StageError(failure)
+        return failure
     take_keys()
     torch.set_num_threads(job.cpus)
     if job.section.execution.num_workers == 1 and job.section.execution.strategy == "ddp":
@@ -272,14 +272,24 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
         lines.propagate = False
     try:
         return _train_job(job)
-    except (XgrayError, Interrupted) as error:
+    except Interrupted as error:
         return error
-    except (OSError, SafetensorError) as error:
-        # The others wait for this worker, so it has to die; but what fails for good is not to be tried again.
-        if not transient(error):
-            reason = f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on"
-            ray.get(job.line.fail.remote(reason))
+    except (XgrayError, OSError, SafetensorError) as error:
+        failure = error if isinstance(error, XgrayError) else _told(error)
+        if failure is None:
+            raise  # it may pass
+        if job.section.execution.num_workers == 1:
+            return failure
+        # The others wait for this worker, so it has to die.
+        ray.get(job.line.fail.remote(failure))
         raise
+
+
+def _told(error: Exception) -> StageError | None:
+    """What to say of an error of files that fails for good; None where the next try may do better."""
+    if transient(error):
+        return None
+    return StageError(f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on")
 
 
 def _train_job(job: Job) -> dict[str, Any]:
