@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
-from xgray.distributed.cluster import connect, total
+from xgray.distributed.cluster import connect, reach
+from xgray.distributed.placement import place_workers
 from xgray.estimate_work import Work
 from xgray.experiment import run_experiment
 from xgray.languages import LANGUAGES
 from xgray.meter import OnProgress
+from xgray.nodes import room
 from xgray.plan import Plan, make_plan, run_folder
 from xgray.prompt_file import PromptFile
 from xgray.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
@@ -76,22 +78,28 @@ def calibrate(
     heard = Timeline(on_progress)
     try:
         with connect(address):
-            num_gpus = total("GPU")
+            nodes = reach().now
+            num_gpus, num_workers = room(nodes, 0, 1), place_workers(reach(), "evaluate")[0]
             plan = make_plan(small(experiment, work, folder.uri))
             (trained,) = plan.train or (None,)
             began = heard.now()
             with _watching(plan, trained) as appeared:
                 run_experiment(plan, ("train", "generate", "score"), on_progress=heard)
-            rates: dict[str, Any] = {"num_gpus": num_gpus, "source": _source("one start"), "start_seconds": began}
+            rates: dict[str, Any] = {
+                "num_gpus": num_gpus,
+                "num_nodes": nodes.total(),
+                "source": _source("one start"),
+                "start_seconds": began,
+            }
             if trained:
                 rates["start_seconds"] = heard.said[f"train/{trained}"][0][0]
                 rates["train"] = _train_rates(plan, trained, heard, appeared)
                 began = heard.said[f"train/{trained}"][-1][0]
             rates |= _sampling_rates(experiment, plan, heard, began)
-            _regroup(plan, work.num_prompts // len(experiment.languages), num_gpus or 1)
+            _regroup(plan, work.num_prompts // len(experiment.languages), num_workers)
             began = heard.now()
             run_experiment(plan, ("evaluate", "report"), on_progress=heard)
-            rates |= _evaluation_rates(plan, heard, began, num_gpus or 1)
+            rates |= _evaluation_rates(plan, heard, began, num_workers)
             rates["start_seconds"] = round(rates["start_seconds"], 2)
             return Rates(**rates)
     finally:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
 """The stages that need an engine, and those that need a scorer."""
+SPREAD = ("probe", "vectors", "activations", "retrieve", "capability")
+"""The stages of workers that each hold a copy of a model: sections with ``execution.num_workers``."""
 
 
 def write_resolved(plan: Plan) -> None:
@@ -155,16 +157,20 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
 
 def _check_room(plan: Plan, todo: list[Planned]) -> None:
     """Refuse what this cluster can never hold before the first stage takes its hours."""
-    from xgray.distributed.placement import place_engines, place_training
+    from xgray.distributed.cluster import reach
+    from xgray.distributed.placement import place_engines, place_training, place_workers
     from xgray.train.feasible import check_feasible
 
-    experiment = plan.experiment
+    experiment, cluster = plan.experiment, reach()
     for one in todo:
         if one.place.stage == "train":
-            section = experiment.train_section(experiment.variant(one.place.model or ""))
-            check_feasible(section, place_training(section.execution)[0])
+            trained = experiment.train_section(experiment.variant(one.place.model or ""))
+            check_feasible(trained, place_training(cluster, trained.execution)[0])
+        elif one.place.stage in SPREAD:
+            section = getattr(experiment, one.place.stage)
+            place_workers(cluster, one.place.stage, section.execution.num_workers)
     if any(one.place.stage in SAMPLED for one in todo):
-        place_engines(experiment.generate, experiment.score)
+        place_engines(cluster, experiment.generate, experiment.score)
 
 
 def _shown(run: str, on_progress: OnProgress) -> OnProgress:
@@ -241,12 +247,13 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
 
 def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
-    from xgray.distributed.cluster import total
+    from xgray.distributed.cluster import reach
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import serves_adapter
     from xgray.model_weights import model_weights
+    from xgray.nodes import room
 
-    num_gpus = total("GPU")
+    num_gpus = room(reach().could, 0, 1)
     targets = []
     for model in plan.models:
         weights, adapter = model_weights(plan, model, lambda one: serves_adapter(engine, one, num_gpus))

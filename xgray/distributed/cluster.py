@@ -6,15 +6,19 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
 
 import ray
+from ray._private import state
 
 from xgray.distributed.keys import KEYS, handed_over, is_secret
 from xgray.errors import InputError
 from xgray.job_environment import job_variables
+from xgray.nodes import Nodes, Reach
 
 PASSED_ON = ("XGRAY_", "HF_", "VLLM_", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 """Environment variables with these beginnings are given to the workers of a cluster, as are keys in a way of their
@@ -47,9 +51,11 @@ def connect(address: str | None = None) -> Iterator[None]:
     try:
         with contextlib.nullcontext() if target else _interrupts_held():
             _init(target, shown)
+        _began.update(_living())
         with handed_over(keys if target else {}):
             yield
     finally:
+        _began.clear()
         ray.shutdown()
 
 
@@ -88,6 +94,25 @@ def _interrupts_held() -> Iterator[None]:
                 signal.signal(number, handler)
     if held:
         signal.raise_signal(held[0])
+
+
+_began: Nodes = Counter()
+"""The nodes of the cluster that :func:`connect` joined, as they were then."""
+
+
+def reach() -> Reach:
+    """What the cluster has, had when this process joined it by :func:`connect`, and may get."""
+    config = state.state.get_cluster_config()
+    may: Nodes = Counter()
+    for group in config.node_group_configs if config else ():
+        shape = int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0))
+        may[shape] += group.max_count if group.max_count >= 0 else sys.maxsize
+    return Reach(_living(), Counter(_began), may)
+
+
+def _living() -> Nodes:
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Counter((int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources)
 
 
 def total(resource: str) -> int:
