@@ -65,7 +65,7 @@ def rows(output):
 
 
 def lines(text):
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "elapsed")
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in text.splitlines()]
 
 
