@@ -11,7 +11,6 @@ from xgray.config import Experiment, Probe
 from xgray.data.labelled import read_comments, read_labelled
 from xgray.data.rtp_lx import read_prompts
 from xgray.distributed.probe import UNIT, compute_features
-from xgray.errors import InputError
 from xgray.explain import run_mechanism
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.neurons import down_projections, value_vectors
@@ -120,12 +119,6 @@ def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, done):
         "num_prompts": 7, "num_reused": 0, "num_potential": 20, "num_sources": len(sources)
     }  # fmt: skip
     assert told["given"]["sources"]["expected"] == pytest.approx(2 * len(sources) / 256)
-
-
-def test_a_given_neuron_outside_the_model_is_refused(experiment, done):
-    section = experiment.vectors.model_copy(update={"given": [(2, 0)]})
-    with pytest.raises(InputError, match=r"vectors\.given: no neuron \[2, 0\]"):
-        run(experiment.model_copy(update={"vectors": section}), "vectors", force=True)
 
 
 def test_no_active_source_is_no_failure(experiment, done, caplog):

@@ -73,8 +73,9 @@ def check_english(section: Prompts, languages: Sequence[str], wanted_by: str) ->
     """
     if list(languages) != ["en"] and not located(section.path, "prompts").is_dir():
         raise InputError(
-            f"{wanted_by} wants English prompts, and prompts.path is one file, {section.path}, of {' '.join(languages)} "
-            f"prompts; make it a folder of RTP_LX_{{CODE}}.json files with RTP_LX_EN.json, or leave {wanted_by} out"
+            f"{wanted_by} wants English prompts, and prompts.path is one file, {section.path}, of "
+            f"{' '.join(languages)} prompts; make it a folder of RTP_LX_{{CODE}}.json files with RTP_LX_EN.json, "
+            f"or leave {wanted_by} out"
         )
 
 
