@@ -1,4 +1,4 @@
-"""What an experiment refuses before it spends or marks anything, and what a stage that it lacks is answered with."""
+"""What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
 
 import json
 
@@ -65,3 +65,10 @@ def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment
     with pytest.raises(InputError, match="MLPs of a OPTForCausalLM are not known"):
         run_experiment(make_plan(experiment(model={"id": str(folder)}, probe={})))
     assert not (tmp_path / "runs").exists()
+
+
+def test_features_of_another_protocol_are_not_taken_for_these(experiment):
+    """They are taken at another place of the network, and lie in the stage's folder under its fingerprint."""
+    stages = [make_plan(experiment(probe={"protocol": one})).mechanism[0] for one in ("corrected", "released")]
+    assert stages[0].place == stages[1].place
+    assert stages[0].fingerprint != stages[1].fingerprint

@@ -68,10 +68,12 @@ def test_the_probe_is_that_of_the_plain_functions(experiment, done):
     comments = read_comments("embedded", 0.1, 0)
     fit = [one for one in comments if one.split == "fit"]
     features, _ = text_features(model, tokenizer, [one.text for one in fit], 1024, 8)
-    w, losses = train_probe(features, np.array([one.toxic for one in fit]), Probe(**PROBE), 0)
-    assert load_file(folder / "probe" / "probe.safetensors")["w"] == pytest.approx(w, abs=1e-4)
+    own = features, np.array([one.toxic for one in fit])
+    trained = train_probe(own, own, Probe(**PROBE), 0)
+    assert load_file(folder / "probe" / "probe.safetensors")["w"] == pytest.approx(trained.w, abs=1e-4)
     told = Folder(str(folder / "probe")).read_json("metrics.json")
-    assert told["train_loss"] == pytest.approx(losses, abs=1e-4)
+    assert told["train_loss"] == pytest.approx(trained.losses, abs=1e-4)
+    assert (told["epoch"], len(told["validation_loss"])) == (3, 3)
     known = {one.text for one in fit}
     test = [one for one in read_labelled("embedded") if one.text not in known]
     assert {code: one["num_toxic"] + one["num_benign"] for code, one in told["transfer"].items()} == {
