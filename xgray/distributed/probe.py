@@ -85,7 +85,9 @@ class ProbeWorker:
         from xgray.models import device_name
 
         name, texts = unit
-        batch_size = self.section.execution.batch_size
-        features, truncated = text_features(self.model, self.tokenizer, texts, self.section.max_tokens, batch_size)
+        section = self.section
+        features, truncated = text_features(
+            self.model, self.tokenizer, texts, section.max_tokens, section.execution.batch_size, section.protocol
+        )
         self.folder.write_bytes(name, save({"features": features, "truncated": truncated}))
         return device_name()

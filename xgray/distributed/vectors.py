@@ -27,7 +27,7 @@ def find_potential_sources(
         prompts: checked beforehand, so that none is refused after others were measured.
 
     Raises:
-        InputError: the model cannot be loaded, or the probe, a neuron of ``given`` or a prompt does not fit it.
+        InputError: the model cannot be loaded, or the probe or a prompt does not fit it.
         StageError: the worker died again and again.
     """
     (found,) = spread(PotentialWorker, (model, section, w), [list(prompts)], "vectors", 1)
@@ -85,12 +85,10 @@ class PotentialWorker:
 
     def work(self, unit: list[Prompt]) -> tuple[list[ValueVector], list[LayerCosines]]:
         """Check the prompts, and find the potential sources."""
-        from xgray.mechanism.neurons import check_neurons
         from xgray.mechanism.vectors import potential_sources
         from xgray.models import check_lengths, context_length
 
         section = self.section
-        check_neurons(section.given, self.model, "vectors.given")
         room = context_length(self.model.config) - section.new_tokens
         check_lengths([unit], self.tokenizer, room, "the model's context less vectors.new_tokens")
         return potential_sources(self.model, self.tokenizer, self.w, section.top_k, section.num_tokens)
