@@ -182,8 +182,8 @@ def _count_table(files: RunFiles) -> Table:
         "num_perplexity": "With perplexity",
     }
     caption = (
-        "How many texts stand behind the numbers. Coverage is the share of the completions asked for that have a score; "
-        "a prompt that failed has none."
+        "How many texts stand behind the numbers. Coverage is the share of the completions asked for that have a "
+        "score; a prompt that failed has none."
     )
     table = Table("Counts", caption, ["Language", "Model", "Prompts scored", *counts.values(), "Coverage"])
     for language in files.languages:
