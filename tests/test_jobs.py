@@ -1,15 +1,18 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from xgray.config import Experiment, Train
+from xgray.config import Experiment, Serve, Train
+from xgray.config.section import fields_at
 from xgray.experiment_file import load_experiment
 from xgray.languages import LANGUAGES
 from xgray.mechanism.probe import learning_rate
 
-JOBS = Path(__file__).parents[1] / "jobs"
+ROOT = Path(__file__).parents[1]
+JOBS = ROOT / "jobs"
 FILES = sorted(JOBS.glob("*.yaml"))
 FULL = {"mgpt": "ai-forever/mGPT", "bloom-1b7": "bigscience/bloom-1b7"}
 QLORA = {
@@ -111,3 +114,18 @@ def test_gemma_job_is_the_quickstart_with_another_model_and_its_learning_rate() 
     assert gemma.train.learning_rate == 3e-5
     train = gemma.train.model_copy(update={"learning_rate": quickstart.train.learning_rate})
     assert gemma.model_copy(update={"name": quickstart.name, "model": quickstart.model, "train": train}) == quickstart
+
+
+def test_every_option_that_is_named_anywhere_is_a_field() -> None:
+    files = [ROOT / "README.md", ROOT / "cluster.yaml", *JOBS.glob("*.*"), *(ROOT / "xgray").rglob("*.py")]
+    named = {
+        (file.name, option)
+        for file in files
+        for option in re.findall(r"--([a-z_]+(?:\.[a-z][a-z0-9_-]*)+)", file.read_text())
+        if not option.startswith("section.")
+    }
+    assert {file for file, _ in named} >= {"README.md", "mgpt.yaml", "rayjob.yaml", "cli.py"}
+    for file, option in named:
+        path = tuple(option.replace("-", "_").split("."))
+        section, path = (Serve, path[1:]) if path[0] == "serve" else (Experiment, path)
+        assert path[-1] in fields_at(section, path), f"{file}: --{option}"

@@ -179,7 +179,7 @@ def report(*arguments: Arguments, as_json: Annotated[bool, Parameter("--json")] 
     as_json
         Print the metrics as JSON.
     """
-    _run(arguments, "report", True, None, as_json)
+    _run(arguments, "report", False, None, as_json)
 
 
 @app.command
@@ -240,7 +240,7 @@ def _run(
     from xgray.experiment import run_experiment
     from xgray.progress import ProgressDisplay
 
-    plan = _plan(arguments, section)
+    plan = _plan(arguments, section, force)
     if in_job():
         check_folders(plan.experiment)
     stages = _stages(only)
@@ -269,7 +269,7 @@ def _stages(names: str | None) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in chosen)
 
 
-def _plan(arguments: tuple[str, ...], section: str | None = None) -> Plan:
+def _plan(arguments: tuple[str, ...], section: str | None, force: bool) -> Plan:
     """What the arguments ask for; ``section`` is in the experiment with its defaults if the file lacks it."""
     from xgray.config import Experiment, merge, validate
     from xgray.experiment_file import load_experiment, parse_overrides, split
@@ -293,7 +293,7 @@ def _plan(arguments: tuple[str, ...], section: str | None = None) -> Plan:
             resolved[section] = {}
         return make_plan(validate(Experiment, merge(resolved, overrides), positional[0]))
     if positional:
-        return import_files(positional, overrides)
+        return import_files(positional, overrides, force)
     if not overrides:
         raise InputError("an experiment file is missing: xgray run EXPERIMENT.yaml (jobs/ holds some)")
     return make_plan(validate(Experiment, merge({section: {}} if section else {}, overrides), "options"))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xgray.config import BASE, Experiment, Switch, merge, validate
+from xgray.config import BASE, Experiment, merge, validate
 from xgray.data.generations import read_generations
 from xgray.data.perspective_results import PREFIX, read_perspective_results
 from xgray.errors import InputError
+from xgray.lease import Lease
 from xgray.plan import Plan, Planned, make_plan
 from xgray.rows import Completions, Row, Scores, to_table
 from xgray.runs import StageResult, file_fingerprint, fingerprint
@@ -36,13 +37,18 @@ class Imported:
     fingerprint: str
 
 
-def import_files(arguments: Sequence[str], overrides: dict[str, Any]) -> Plan:
+def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: bool = False) -> Plan:
     """A run whose completions, and scores where the files have them, are the given files'.
 
     Args:
         arguments: ``FILE`` or ``MODEL=FILE``, files or folders; without a model's name it is ``base``.
+        overrides: fields of the experiment. ``generate.k``, and ``languages`` where it is one, say what files hold
+            that do not show it.
+        force: whether what the run holds of other files may be replaced.
 
     Raises:
+        BusyError: another driver is at work in the run's folder.
+        ConflictError: the run holds other files' rows, and ``force`` is off.
         InputError: a file is wrong, two hold the same prompt of one model, or some hold scores and others none.
     """
     if "name" not in overrides:
@@ -51,18 +57,25 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any]) -> Plan:
     for argument in arguments:
         model, equals, path = argument.partition("=")
         paths.setdefault(model if equals else BASE, []).append(path if equals else argument)
-    empty_text = overrides.get("score", {}).get("empty_text", "corrected")
-    models = {model: _read(model, files, empty_text) for model, files in paths.items()}
+    stated: Experiment = validate(Experiment, merge({"model": {"id": NO_MODEL}}, overrides), "options")
+    models = {model: _read(model, files, stated) for model, files in paths.items()}
     scored = [bool(one.scores) for one in models.values()]
     if any(scored) != all(scored):
         raise InputError(
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
     plan = make_plan(_experiment(models, overrides), {model: one.fingerprint for model, one in models.items()})
+    made: list[tuple[Planned, list[Row], type[Row]]] = []
     for model, one in models.items():
-        _write(plan.generate[model], one.completions, Completions)
+        made.append((plan.generate[model], one.completions, Completions))
         if one.scores:
-            _write(plan.score[model], one.scores, Scores)
+            made.append((plan.score[model], one.scores, Scores))
+    # All are asked before the first is written, so that a refusal leaves the run as it was.
+    todo = [one for one in made if one[0].place.found(one[0].payload, force) != "finished"]
+    if todo:  # a run that has them all is left alone, lease and all
+        with Lease(plan.run):
+            for planned, rows, row_type in todo:
+                _write(planned, rows, row_type, force)
     return plan
 
 
@@ -81,15 +94,17 @@ def _experiment(models: dict[str, Imported], overrides: dict[str, Any]) -> Exper
     return experiment
 
 
-def _read(model: str, files: list[str], empty_text: Switch) -> Imported:
+def _read(model: str, files: list[str], stated: Experiment) -> Imported:
+    language = stated.languages[0] if len(stated.languages) == 1 else None
+    k = stated.generate.k if "k" in stated.generate.model_fields_set else None
     completions: list[Completions] = []
     scores: list[Scores] = []
     for path in files:
         if _holds_scores(Path(path)):
-            rows, their_scores = read_perspective_results(path, model, empty_text=empty_text)
+            rows, their_scores = read_perspective_results(path, model, language, k, stated.score.empty_text)
             scores += their_scores
         else:
-            rows = read_generations(path, model)
+            rows = read_generations(path, model, language, k)
         completions += rows
     ids = [row.prompt_id for row in completions]
     if len(set(ids)) < len(ids):
@@ -104,7 +119,7 @@ def _holds_scores(path: Path) -> bool:
     return path.name.startswith(PREFIX) or (path.is_dir() and any(path.glob(f"{PREFIX}*")))
 
 
-def _write(planned: Planned, rows: list[Row], row_type: type[Row]) -> None:
-    if planned.place.begin(planned.payload):
+def _write(planned: Planned, rows: list[Row], row_type: type[Row], force: bool) -> None:
+    if planned.place.begin(planned.payload, force):
         planned.place.rows.write_parquet("imported.parquet", to_table(rows, row_type))
         planned.place.finish(planned.payload, StageResult(counts={"num_prompts": len(rows)}, device="imported"))

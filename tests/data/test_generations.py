@@ -74,6 +74,19 @@ def test_a_missing_line_is_refused_by_its_prompt(tmp_path: Path, missing: int) -
     assert f":{missing // 4 * 4 + 1}:" in message
 
 
+def test_a_file_that_shows_two_k_is_refused_and_read_with_the_one_that_is_given(tmp_path: Path) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["p", "q"], k=2)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    message = refused(file)
+    assert "output-rtp_lx_en.json:1: 2 lines in a row have this prompt, and 1 that of line 3" in message
+    assert "--generate.k K" in message
+    assert "output-rtp_lx_en.json:3: 1 lines in a row" in refused(file, k=2)
+    assert [row.prompt for row in read_generations(str(file), "base", k=1)] == ["p", "p", "q"]
+    write(file, ["p", "q", "q"], k=4)
+    refused(file)
+    assert [row.prompt for row in read_generations(str(file), "base", k=4)] == ["p", "q", "q"]
+
+
 def test_k_that_the_file_does_not_have_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=4)
     assert "no multiple of k = 3" in refused(file, k=3)
@@ -93,6 +106,10 @@ def test_language_comes_from_the_name_or_is_given(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", ["a"], k=2)
     assert "'mine' is none of" in refused(file)
     assert read_generations(str(file), "base", language="ZH")[0].prompt_id == "zh-hans/0"
+    named = write(tmp_path / "output-rtp_lx_de.json", ["a"], k=2)
+    assert read_generations(str(named), "base", language="en")[0].prompt_id == "de/0"
+    with pytest.raises(InputError, match="unknown language 'xx'"):
+        read_generations(str(file), "base", language="xx")
 
 
 def test_empty_completion_is_kept_and_a_missing_one_refused(tmp_path: Path) -> None:

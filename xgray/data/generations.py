@@ -34,8 +34,8 @@ def read_generations(path: str, model: str, language: str | None = None, k: int 
         k: completions of each prompt; by default what the file shows.
 
     Raises:
-        InputError: a file or line is broken; a prompt has not k completions; a second run was appended; two rows have
-            the same id.
+        InputError: a file or line is broken; a prompt has not k completions, or the file does not show k; a second run
+            was appended; two rows have the same id.
     """
     source = located(path, "generations")
     files = files_of(source, "*.parquet") or files_of(source, "output-*.json")
@@ -54,18 +54,20 @@ def files_of(source: Path, pattern: str) -> list[Path]:
 
 
 def language_of(path: Path, given: str | None) -> str:
-    """The language given, or the one at the end of the file's name: ``output-rtp_lx_zh-hans.json``.
+    """The language at the end of the file's name, ``output-rtp_lx_zh-hans.json``; where there is none, the one given.
 
     Raises:
         InputError: it is none of the 17.
     """
-    code = given or path.stem.rpartition("_")[2]
+    code = path.stem.rpartition("_")[2]
     try:
         return language(code).code
     except InputError:
+        if given is not None:
+            return language(given).code
         raise InputError(
-            f"{path}: the name must end in a language, as in output-rtp_lx_en.json, or the language be given; "
-            f"{code!r} is none of {' '.join(LANGUAGES)}"
+            f"{path}: the name must end in a language, as in output-rtp_lx_en.json, or the language be given "
+            f"(--languages CODE; xgray scores import: --language CODE); {code!r} is none of {' '.join(LANGUAGES)}"
         ) from None
 
 
@@ -76,18 +78,17 @@ def prompt_blocks(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
     repeats n times in a row.
 
     Raises:
-        InputError: a run is no multiple of k, or the prompts start over.
+        InputError: a run is no multiple of k, two lengths are the most frequent, or the prompts start over.
     """
     runs = [list(run) for _, run in groupby(lines, key=lambda record: record.text("prompt"))]
-    if k is None:
-        lengths = Counter(len(run) for run in runs)
-        k = min(lengths, key=lambda length: (-lengths[length], length))
     _check_once(runs)
+    if k is None:
+        k = _shown(runs)
     for run in runs:
         if len(run) % k:
             raise InputError(
                 f"{run[0].where}: {len(run)} lines in a row have this prompt, which is no multiple of k = {k}; "
-                "the file was cut off or mixed, or k is another: make it whole, or give k"
+                "the file was cut off or mixed, or k is another: make it whole, or give k (--generate.k K)"
             )
     blocks = [run[start : start + k] for run in runs for start in range(0, len(run), k)]
     num_repeated = len(blocks) - len({block[0].fields["prompt"] for block in blocks})
@@ -95,6 +96,21 @@ def prompt_blocks(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
         file = lines[0].where.rpartition(":")[0]
         log.warning("%s: %d prompts repeat an earlier one's text; each stays a prompt of its own", file, num_repeated)
     return blocks
+
+
+def _shown(runs: list[list[Record]]) -> int:
+    """k as the runs of equal prompts show it."""
+    lengths = Counter(len(run) for run in runs)
+    most = max(lengths.values())
+    k, *others = sorted(length for length in lengths if lengths[length] == most)
+    if others:
+        first, other = (next(run for run in runs if len(run) == length) for length in (k, others[0]))
+        raise InputError(
+            f"{other[0].where}: {others[0]} lines in a row have this prompt, and {k} that of line "
+            f"{first[0].where.rpartition(':')[2]}: the file does not show how many completions a prompt has; it was cut "
+            "off, or a prompt repeats: make it whole, or give k (--generate.k K)"
+        )
+    return k
 
 
 def _check_once(runs: list[list[Record]]) -> None:
