@@ -19,6 +19,7 @@ from xgray.runs import (
     file_fingerprint,
     fingerprint,
     section_payload,
+    without_secrets,
 )
 from xgray.storage import Folder
 
@@ -207,6 +208,20 @@ def test_differences_name_every_leaf() -> None:
 )
 def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: list[str]) -> None:
     assert clean_argv(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("signed with AKIAFORTHETESTS0", "signed with ***"),
+        ("to https://name:hush@host/x and https://hush@host/x", "to https://***@host/x and https://***@host/x"),
+        ("abfs://container@account/x", "abfs://container@account/x"),
+        ("abfss://container:hush@account/x", "abfss://***@account/x"),
+    ],
+)
+def test_secrets_are_taken_out_of_a_text(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFORTHETESTS0")
+    assert without_secrets(text) == expected
 
 
 def test_file_fingerprint_follows_the_content_and_the_names_inside(tmp_path: Path) -> None:

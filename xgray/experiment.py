@@ -157,10 +157,11 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
     with contextlib.ExitStack() as stack:
         inside = [one for one in plan.mechanism if one in todo]
         if training or sampling or plan.evaluate in todo or inside:
-            from xgray.distributed.cluster import connect
+            from xgray.distributed.cluster import check_shared, connect
 
             stack.enter_context(connect(address))
             stop.listen()  # Ray has taken SIGTERM
+            check_shared(plan.run)
             shown = _shown(plan.experiment.name, on_progress)
             _check_room(plan, todo)
         for one in training:

@@ -39,12 +39,13 @@ VERSIONED_PACKAGES = (
 )  # fmt: skip
 FORMAT = 1
 """Of manifests: raised when an earlier xgray could not read what is written now."""
-SECRET = re.compile(r"(?:^|[-_.])(?:key|token|secret|password)$", re.IGNORECASE)
+SECRET = re.compile(r"(?:^|[-_.])(?:key(?:[-_.]id)?|token|secret|password)$", re.IGNORECASE)
 _REQUIRED = {
     PENDING: {"fingerprint", "payload"},
     MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
 }
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+CREDENTIALS = re.compile(r"(?<=://)(?:(?<!abfs://)(?<!abfss://)[^/@\s]+|[^/@\s:]*:[^/@\s]*)(?=@)")
+"""What stands before the @ of a URI; on Azure that is the container, and a credential only where it has a colon."""
 
 
 def canonical(value: Any) -> str:
