@@ -23,7 +23,7 @@ from xgray.storage import Folder
 
 STAGES = ("train", "generate", "score", "evaluate", *MECHANISM, "report")
 
-VERSIONS = dict.fromkeys(STAGES, 1) | {"train": 2, "generate": 2, "probe": 2, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 1) | {"train": 2, "generate": 2, "probe": 2, "transfer": 2, "report": 2}
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 
