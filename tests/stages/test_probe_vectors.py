@@ -11,6 +11,7 @@ from xgray.config import Experiment, Probe
 from xgray.data.labelled import read_comments, read_labelled
 from xgray.data.rtp_lx import read_prompts
 from xgray.distributed.probe import UNIT, compute_features
+from xgray.errors import StageError
 from xgray.explain import run_mechanism
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.neurons import down_projections, value_vectors
@@ -99,6 +100,9 @@ def test_units_and_workers_do_not_change_the_features(experiment, done, tmp_path
     again = compute_features(experiment.model, section, texts, folder)
     assert (again.num_reused, first.stat().st_mtime_ns) == (UNIT, kept)
     assert second.read_bytes() == content
+    second.write_bytes(content[:-1])
+    with pytest.raises(StageError, match=r"000001\.safetensors is damaged .*; delete it, and the same command"):
+        compute_features(experiment.model, section, texts, folder)
 
 
 def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, done):

@@ -13,6 +13,7 @@ from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.vectors import LayerCosines, ValueVector
 from xgray.rows import Prompt
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 BATCHES = 4
 """Batches of prompts in one unit of work, and one file of activations."""
@@ -57,10 +58,8 @@ def measure_sources(
 
     Raises:
         InputError: the model cannot be loaded, or what it computes are no numbers.
-        StageError: workers died again and again; the same call goes on where it stopped.
+        StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
     """
-    from safetensors.numpy import load
-
     size = BATCHES * section.execution.batch_size
     units = []
     for start in range(0, len(prompts), size):
@@ -69,7 +68,7 @@ def measure_sources(
         units.append(Work(file, len(texts), (file, texts)))
     arguments, num_workers = (model, section, list(neurons), folder), section.execution.num_workers
     made = make_missing(SourcesWorker, arguments, units, folder, "vectors", num_workers, on_progress)
-    activations = [load(folder.read_bytes(one.file))["activations"] for one in units]
+    activations = [read_tensors(folder, one.file, "activations")["activations"] for one in units]
     return SourceActivations(np.concatenate(activations), made.reused, made.device)
 
 

@@ -14,8 +14,9 @@ from xgray.distributed.probe import Features, compute_features
 from xgray.mechanism.probe import FeatureArray, Labelled, learning_rate, logits, train_probe, validation_metrics
 from xgray.meter import OnProgress
 from xgray.plan import Plan, Planned
-from xgray.runs import StageResult
+from xgray.runs import MANIFEST, StageResult
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 WEIGHTS = "probe.safetensors"
 
@@ -63,10 +64,14 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
 
 
 def read_probe(folder: Folder) -> FeatureArray:
-    """The probe's direction, ``(hidden_size,)``, from the stage's folder."""
-    from safetensors.numpy import load
+    """The probe's direction, ``(hidden_size,)``, from the stage's folder.
 
-    return load(folder.read_bytes(WEIGHTS))["w"]
+    Raises:
+        StageError: its file is damaged.
+    """
+    # The stage is finished, and nothing but its manifest says so; its features stay.
+    remedy = f"delete {folder / MANIFEST}, and the stage probe makes it again"
+    return read_tensors(folder, WEIGHTS, "w", remedy=remedy)["w"]
 
 
 def _of(texts: list[LabelledText], features: Features) -> Labelled:
