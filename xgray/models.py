@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import mmap
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust tell what the operating system said."""
 
 
 def cache_folder() -> Path:
@@ -163,7 +167,11 @@ def _package_file(uri: str) -> Path:
 
 
 def converted(gguf: Path) -> Path:
-    """The safetensors folder made of a GGUF file, in the cache by content; made on first use."""
+    """The safetensors folder made of a GGUF file, in the cache by content; made on first use.
+
+    Raises:
+        OSError: the cache's disk is full, or refuses otherwise.
+    """
     digest = file_fingerprint(gguf)
     target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if (target / "config.json").is_file():
@@ -196,7 +204,7 @@ def _convert(gguf: Path, target: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(target)
+    save(plain, target)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     if _adds_bos(gguf) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         # transformers drops this flag; Gemma without its first token writes nonsense.
@@ -206,7 +214,23 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
         )
-    tokenizer.save_pretrained(target)
+    save(tokenizer, target)
+
+
+def save(part: Any, folder: Path) -> None:
+    """Write a model or a tokenizer into a folder.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise.
+    """
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:  # safetensors has a type of its own for it, tokenizers none at all
+        refused = OS_ERROR.search(str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _adds_bos(gguf: Path) -> bool:
