@@ -114,6 +114,7 @@ def pinned(model: Model) -> Model:
         EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -126,8 +127,13 @@ def pinned(model: Model) -> Model:
         raise InputError(f"model.revision: {path} has no revision {model.revision!r}") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise InputError(f"model.id: no folder {path!r} here and no such model on the hub") from None
-    except EntryNotFoundError:  # raised offline as well, where the file is not in the cache
+    except LocalEntryNotFoundError:  # offline, and not in the cache
         raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it") from None
+    except EntryNotFoundError:
+        raise InputError(
+            f"model.id: {path} on the hub holds no config.json, so it is no whole model; a LoRA adapter is taken from "
+            f"a folder: hf download {path} --local-dir FOLDER, and name that as the variant's checkpoint"
+        ) from None
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it: {reason}") from None
