@@ -1,5 +1,10 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gguf
@@ -39,6 +44,41 @@ def test_hub_model_that_cannot_be_asked_for_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="no folder 'nobody/nothing' here, and the hub cannot be asked"):
         pinned(Model(id="nobody/nothing"))
+
+
+class AdaptersHub(BaseHTTPRequestHandler):
+    """Answers as the hub does for files that a repository does not have."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_adapter_on_the_hub_is_refused_with_the_way_to_get_it(tmp_path: Path) -> None:
+    code = (
+        "from xgray.config import Model; from xgray.errors import InputError; from xgray.models import pinned\n"
+        "try: pinned(Model(id='somebody/adapter'))\n"
+        "except InputError as error: print(error)\n"
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), AdaptersHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        here = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | here,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        hub.shutdown()
+    assert "somebody/adapter on the hub holds no config.json" in done.stdout, done.stderr
+    assert "hf download somebody/adapter --local-dir FOLDER" in done.stdout
 
 
 def test_local_weights_are_known_by_their_content(tiny_model: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import mmap
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust tell what the operating system said."""
 
 
 def cache_folder() -> Path:
@@ -110,6 +114,7 @@ def pinned(model: Model) -> Model:
         EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -122,8 +127,13 @@ def pinned(model: Model) -> Model:
         raise InputError(f"model.revision: {path} has no revision {model.revision!r}") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise InputError(f"model.id: no folder {path!r} here and no such model on the hub") from None
-    except EntryNotFoundError:  # raised offline as well, where the file is not in the cache
+    except LocalEntryNotFoundError:  # offline, and not in the cache
         raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it") from None
+    except EntryNotFoundError:
+        raise InputError(
+            f"model.id: {path} on the hub holds no config.json, so it is no whole model; a LoRA adapter is taken from "
+            f"a folder: hf download {path} --local-dir FOLDER, and name that as the variant's checkpoint"
+        ) from None
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it: {reason}") from None
@@ -163,7 +173,11 @@ def _package_file(uri: str) -> Path:
 
 
 def converted(gguf: Path) -> Path:
-    """The safetensors folder made of a GGUF file, in the cache by content; made on first use."""
+    """The safetensors folder made of a GGUF file, in the cache by content; made on first use.
+
+    Raises:
+        OSError: the cache's disk is full, or refuses otherwise.
+    """
     digest = file_fingerprint(gguf)
     target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if (target / "config.json").is_file():
@@ -196,7 +210,7 @@ def _convert(gguf: Path, target: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(target)
+    save(plain, target)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     if _adds_bos(gguf) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         # transformers drops this flag; Gemma without its first token writes nonsense.
@@ -206,7 +220,23 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
         )
-    tokenizer.save_pretrained(target)
+    save(tokenizer, target)
+
+
+def save(part: Any, folder: Path) -> None:
+    """Write a model or a tokenizer into a folder.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise.
+    """
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:  # safetensors has a type of its own for it, tokenizers none at all
+        refused = OS_ERROR.search(str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _adds_bos(gguf: Path) -> bool:

@@ -69,7 +69,8 @@ class Train(Section):
 class Variant(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     checkpoint: str | None = None
-    """A tuned model or LoRA adapter that is there already (folder or hub id); nothing is trained for it."""
+    """A tuned model that is there already, folder or hub id, or the folder of a LoRA adapter; nothing is trained for
+    it."""
     train: dict[str, Any] = {}
     """What this variant changes of the ``train`` section."""
 

@@ -107,8 +107,8 @@ def _shown(runs: list[list[Record]]) -> int:
         first, other = (next(run for run in runs if len(run) == length) for length in (k, others[0]))
         raise InputError(
             f"{other[0].where}: {others[0]} lines in a row have this prompt, and {k} that of line "
-            f"{first[0].where.rpartition(':')[2]}: the file does not show how many completions a prompt has; it was cut "
-            "off, or a prompt repeats: make it whole, or give k (--generate.k K)"
+            f"{first[0].where.rpartition(':')[2]}: the file does not show how many completions a prompt has; "
+            "it was cut off, or a prompt repeats: make it whole, or give k (--generate.k K)"
         )
     return k
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xgray.config import Model
-from xgray.models import cache_folder, is_adapter, load_tokenizer, model_fingerprint, resolve
+from xgray.models import cache_folder, is_adapter, load_tokenizer, model_fingerprint, resolve, save
 from xgray.runs import file_fingerprint, fingerprint
 from xgray.storage import TEMPORARY_MARK
 
@@ -27,6 +27,9 @@ def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> 
     Args:
         model: The base model, as ``from_pretrained`` takes it.
         checkpoint: A folder that the trainer saved.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise.
     """
     if is_adapter(str(checkpoint)):
         _whole(output / "adapter", lambda folder: _copy_adapter(checkpoint, folder))
@@ -36,7 +39,11 @@ def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> 
 
 
 def merged(model: Model, adapter: str) -> str:
-    """The folder of the adapter merged into the model, in the cache by content; made on first use."""
+    """The folder of the adapter merged into the model, in the cache by content; made on first use.
+
+    Raises:
+        OSError: the cache's disk is full, or refuses otherwise.
+    """
     identity = {"model": model_fingerprint(model), "adapter": file_fingerprint(Path(adapter))}
     target = cache_folder() / "merged" / fingerprint(identity)[:16]
     _whole(target, lambda folder: _merge(resolve(model), model.revision, Path(adapter), folder))
@@ -69,8 +76,8 @@ def _save_again(model: str, revision: str | None, checkpoint: Path, target: Path
 
     tuned = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
     load_weights(tuned, checkpoint)
-    tuned.save_pretrained(target)
-    load_tokenizer(model, revision).save_pretrained(target)
+    save(tuned, target)
+    save(load_tokenizer(model, revision), target)
 
 
 def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> None:
@@ -88,5 +95,5 @@ def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> Non
         layer = head.get_base_layer()
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
         base.config.tie_word_embeddings = False
-    adapted.merge_and_unload().to(stored).save_pretrained(target)
-    load_tokenizer(model, revision).save_pretrained(target)
+    save(adapted.merge_and_unload().to(stored), target)
+    save(load_tokenizer(model, revision), target)
