@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from xgray.config import Generate, Model, Train
-from xgray.distributed.cluster import connect
+from xgray.config import Generate, Model, Score, Train
+from xgray.distributed.cluster import connect, reach
+from xgray.distributed.placement import place_scorers
 from xgray.distributed.spread import spread
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
@@ -61,6 +62,24 @@ def test_node_vanishes_and_others_join(tmp_path):
     assert len(rows(tmp_path, "generate")) == len(rows(tmp_path, "score")) == len(PROMPTS)
     assert tallies["generate", "base"].num_errors == 0
     assert tallies["generate", "base"].num_engine_starts > 1
+
+
+@pytest.mark.slow
+def test_scorers_find_room_beside_engines_on_nodes_with_cores(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    section = {"engine": "dummy", "batch_size": 4, "num_actors": 2}
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=3)
+        with connect(cluster.address):
+            size, options = place_scorers(reach(), Score(scorer="dummy"), Generate(execution=section))
+            assert (size, options["num_cpus"]) == (1, 1)
+            run(tmp_path, MODELS, section, {"scorer": "dummy"}, names=["base"])
+    finally:
+        cluster.shutdown()
+    assert len(rows(tmp_path, "generate")) == len(rows(tmp_path, "score")) == len(PROMPTS)
 
 
 @pytest.mark.slow
@@ -165,7 +184,6 @@ def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
     from xgray.distributed import waiting
-    from xgray.distributed.cluster import reach
 
     class Adder:
         def work(self, unit: int) -> int:

@@ -336,3 +336,30 @@ def test_qlora_without_cuda_is_refused_before_anything_starts(cluster, model, tm
     with pytest.raises(InputError, match=r"train\.method: qlora needs a CUDA device"):
         run_training(Model(id=model), section, PAIRS, 0, Folder(str(tmp_path / "out")), reference_fingerprint="tiny")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_says_what_it_waits_for(cluster, model, environment, tmp_path, monkeypatch, caplog):
+    import ray
+
+    from xgray.distributed import train, waiting
+
+    class Holder:
+        def hold(self) -> None:
+            pass
+
+    monkeypatch.setenv("XGRAY_CACHE", environment["XGRAY_CACHE"])
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.1)
+    holder = ray.remote(Holder).options(num_cpus=1).remote()
+    ray.get(holder.hold.remote())
+
+    def release():
+        while "train: waiting for room for 2 workers of 1 CPU" not in caplog.text:
+            time.sleep(0.1)
+        ray.kill(holder)
+
+    threading.Thread(target=release, daemon=True).start()
+    section = Train(**SECTION | {"max_steps": 2, "execution": {"num_workers": 2}})
+    train.run_training(Model(id=model), section, PAIRS, 0, Folder(str(tmp_path / "out")), reference_fingerprint="tiny")
+    assert len(steps_of(tmp_path / "out")) == 2
+    assert caplog.text.count("waiting for room for 2 workers") == 1
