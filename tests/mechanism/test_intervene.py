@@ -66,8 +66,11 @@ def test_neurons_of_vectors_must_be_there(tiny_model, tmp_path):
         run(plan, own, lambda label, done, total, errors=0: None)
     vectors.place.folder.write_json("metrics.json", {"sources": []})
     vectors.place.finish(vectors.payload, StageResult())
-    with pytest.raises(InputError, match=r"vectors found no actual sources; list neurons of your own"):
-        run(plan, own, lambda label, done, total, errors=0: None)
+    # That there are none is a finding: nothing is sampled, and the run can go on to its report.
+    assert run(plan, own, lambda label, done, total, errors=0: None).counts == {"num_neurons": 0}
+    told = own.place.folder.read_json("metrics.json")
+    assert told["neurons"] == []
+    assert "vectors found no actual sources" in told["reason"]
 
 
 def test_what_it_depends_on_is_in_its_fingerprint(tiny_model, tmp_path):

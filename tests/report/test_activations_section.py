@@ -84,3 +84,16 @@ def test_one_model_is_shown_without_a_comparison_and_none_without_a_section(tmp_
     page = page_of(run, experiment)
     assert '<section id="activations">' in page
     assert "p adjusted" not in page[page.index('<section id="activations">') : page.index('<section id="examples">')]
+
+
+def test_without_sources_the_section_says_why(tmp_path):
+    run, experiment = write_run(tmp_path, probe={}, vectors={}, activations={}, intervene={})
+    for label in ("activations/base", "activations/dpo", "intervene"):
+        stage, _, model = label.partition("/")
+        place = StageFolder(run / label, stage, model or None)
+        place.folder.write_json("metrics.json", {"neurons": [], "reason": "no <sources>"})
+        place.finish({"version": 1}, StageResult({"num_neurons": 0}))
+    page = page_of(run, experiment)
+    for key in ("activations", "intervene"):
+        section = page[page.index(f'<section id="{key}">') :]
+        assert '<p class="none">no &lt;sources&gt;.</p>' in section[: section.index("</section>")]

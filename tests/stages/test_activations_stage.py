@@ -105,16 +105,26 @@ def test_the_sources_that_the_vectors_found_are_measured(experiment):
     with pytest.raises(InputError, match="stage vectors is not finished"):
         run_experiment(plan, ("activations",))
     vectors = next(one for one in plan.mechanism if one.place.stage == "vectors")
-    vectors.place.folder.write_json("metrics.json", {"sources": []})
-    vectors.place.finish(vectors.payload, StageResult())
-    with pytest.raises(InputError, match="found no actual sources"):
-        run_experiment(plan, ("activations",))
     vectors.place.folder.write_json("metrics.json", {"sources": [[1, 7], [0, 2]]})
+    vectors.place.finish(vectors.payload, StageResult())
     run_experiment(plan, ("activations",))
     told = json.loads((folder_of(plan, "base") / "metrics.json").read_text())
     assert told["neurons"] == [[1, 7], [0, 2]]
     assert told["languages"]["en"]["num_prompts"] == 1
     assert told["languages"]["en"]["mean"]["reason"] == "a single prompt has no interval"
+
+
+def test_without_sources_the_stage_is_finished_and_says_why(experiment):
+    plan = make_plan(experiment(activations={}, probe={}, vectors={}))
+    vectors = next(one for one in plan.mechanism if one.place.stage == "vectors")
+    vectors.place.folder.write_json("metrics.json", {"sources": []})
+    vectors.place.finish(vectors.payload, StageResult())
+    run_experiment(plan, ("activations",))
+    for model in ("base", "tuned"):
+        told = json.loads((folder_of(plan, model) / "metrics.json").read_text())
+        assert told["neurons"] == []
+        assert "vectors found no actual sources" in told["reason"]
+        assert json.loads((folder_of(plan, model) / "manifest.json").read_text())["counts"] == {"num_neurons": 0}
 
 
 def test_prompts_longer_than_the_context_are_named(experiment):

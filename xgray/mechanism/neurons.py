@@ -27,6 +27,9 @@ DOWN_PROJECTIONS = (
 )
 """How a block's modules name the down projection of its MLP; another architecture is one more line."""
 
+NO_SOURCES = "the stage vectors found no actual sources, so that there is nothing to look at; list neurons of your own"
+"""Why a stage that looks at them has an empty result: a finding, which keeps nothing else from going on."""
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -110,15 +113,8 @@ def check_neurons(neurons: Sequence[Neuron], model: torch.nn.Module, where: str)
 
 
 def actual_sources(vectors: Folder) -> list[Neuron]:
-    """The neurons that the stage ``vectors``, whose folder this is, found to be sources of toxicity.
-
-    Raises:
-        InputError: it found none.
-    """
-    neurons = [(int(layer), int(index)) for layer, index in vectors.read_json("metrics.json")["sources"]]
-    if not neurons:
-        raise InputError(f"{vectors}: the stage vectors found no actual sources; list neurons of your own")
-    return neurons
+    """The neurons that the stage ``vectors``, whose folder this is, found to be sources of toxicity; it may be none."""
+    return [(int(layer), int(index)) for layer, index in vectors.read_json("metrics.json")["sources"]]
 
 
 def by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:

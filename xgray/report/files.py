@@ -12,7 +12,7 @@ from xgray.config import BASE, MECHANISM
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
-from xgray.runs import MANIFEST, read_record
+from xgray.runs import MANIFEST, PENDING, read_record
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -21,9 +21,23 @@ if TYPE_CHECKING:
 STAGES = ("train", "generate", "score", "evaluate", *MECHANISM)
 """The stages whose manifests the report shows; its own is written after it."""
 
+INPUTS = {
+    "probe": "probe",
+    "vectors": "vectors",
+    "retrieve": "retrieve",
+    "evaluate": "evaluate",
+    "before": f"capability/{BASE}",
+    "tuned": "train/{model}",
+}
+"""The stage that an input of a stage inside the network comes from, by the input's name in its payload."""
+
 
 def language_name(code: str) -> str:
     return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+def _label(manifest: dict[str, Any]) -> str:
+    return f"{manifest['stage']}/{manifest['model']}" if manifest["model"] else str(manifest["stage"])
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,39 @@ class RunFiles:
         yield self.run / stage
         for name in (self.run / stage).names():
             yield self.run / stage / name
+
+    def outdated(self, *labels: str) -> str | None:
+        """Why what finished stages hold is not of one piece with the run: an input of theirs has been made anew since.
+
+        None where it is. A label is that of a stage that looks inside the network, ``activations/dpo``; inputs whose
+        folders are gone are not missed.
+        """
+        finished = {_label(one): one for one in self.manifests}
+        for label in labels:
+            if label not in finished:
+                continue
+            manifest = finished[label]
+            for name, made_of in manifest["payload"].get("inputs", {}).items():
+                if name == "model":
+                    sampled = finished.get(f"generate/{BASE}", {}).get("payload", {}).get("inputs", {})
+                    if sampled.get(name, made_of) != made_of:
+                        return self._redo(manifest, "the run's completions are of another base model")
+                    continue
+                source = INPUTS.get(name, "").format(model=manifest["model"])
+                if source and self._fingerprint(source) not in (None, made_of):
+                    return self._redo(manifest, f"the stage {source} has been made anew since")
+                if source.split("/")[0] in MECHANISM and (reason := self.outdated(source)):
+                    return reason
+        return None
+
+    def _fingerprint(self, label: str) -> str | None:
+        """What a stage's folder holds, finished or begun."""
+        place = self.run / label
+        record = next((name for name in (MANIFEST, PENDING) if place.exists(name)), None)
+        return read_record(place, record)["fingerprint"] if record else None
+
+    def _redo(self, manifest: dict[str, Any], why: str) -> str:
+        return f"{_label(manifest)} is not shown: {why}; xgray {manifest['stage']} {self.run} --force measures it again"
 
     @property
     def k(self) -> int:

@@ -12,7 +12,7 @@ from xgray.config import BASE
 from xgray.data.rtp_lx import read_prompts
 from xgray.distributed.activations import collect_activations
 from xgray.mechanism.activation_rows import activation_changes, activation_metrics, read_activations
-from xgray.mechanism.neurons import actual_sources
+from xgray.mechanism.neurons import NO_SOURCES, actual_sources
 from xgray.meter import OnProgress
 from xgray.model_weights import model_weights
 from xgray.models import check_lengths, context_length, load_config, load_tokenizer
@@ -21,10 +21,10 @@ from xgray.runs import StageResult
 
 
 def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
-    """Measure what is not measured yet, and write the metrics. Ray must be up.
+    """Measure what is not measured yet, and write the metrics: without neurons, why there are none. Ray must be up.
 
     Raises:
-        InputError: there are no neurons, prompts do not fit, or a stage that is needed is not finished.
+        InputError: prompts do not fit, or a stage that is needed is not finished.
         StageError: workers died; the same call goes on.
     """
     began = time.perf_counter()
@@ -32,6 +32,9 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
     assert section is not None
     plan.require_model(model)
     neurons = section.neurons or actual_sources(plan.stage("vectors").place.folder)
+    if not neurons:
+        one.place.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
+        return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights, _ = model_weights(plan, model)
     read = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
     prompts = {language: list(own) for language, own in groupby(read, lambda prompt: prompt.language)}

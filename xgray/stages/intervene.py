@@ -15,7 +15,7 @@ from typing import Any
 
 from xgray import stop
 from xgray.config import BASE, Generate, Intervene, Neuron
-from xgray.mechanism.neurons import Edit, actual_sources, check_neurons
+from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_neurons
 from xgray.meter import OnProgress
 from xgray.model_weights import model_weights
 from xgray.plan import Plan, Planned, SamplingPlan
@@ -25,10 +25,10 @@ from xgray.sampling import evaluate, generate_and_score, new_prompts
 
 
 def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
-    """Sample, score and evaluate every setting. Ray must be up.
+    """Sample, score and evaluate every setting; without neurons to push, say why there are none. Ray must be up.
 
     Raises:
-        InputError: there are no neurons to push, or one of them is outside the model.
+        InputError: a neuron is outside the model, or a stage that is needed is not finished.
         StageError: actors failed; the same call goes on.
     """
     from xgray.distributed.pipeline import Target
@@ -39,6 +39,9 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
     section = plan.experiment.intervene
     assert section is not None
     neurons, where = _neurons(plan, section)
+    if not neurons:
+        one.place.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
+        return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     base = replace(model_weights(plan, BASE)[0], edited=True)
     check_neurons(neurons, load_skeleton(base.path, base.revision), where)
     edits = {BASE: None} | {name: Edit(tuple(neurons), *values) for name, *values in section.settings()}

@@ -16,6 +16,7 @@ from xgray.runs import MANIFEST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Activations of the sources"
 MEAN = Metric("mean", "Mean activation", "", digits=4)
 AVERAGE = "Average"
 VERDICTS = {"better": "▼ quieter", "worse": "▲ louder", "unchanged": "not significant"}
@@ -43,6 +44,8 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     told = {name: one.read_json("metrics.json") for name, one in folders.items() if one.exists(MANIFEST)}
     if BASE not in told:
         return None
+    if reason := files.outdated(*(f"activations/{name}" for name in told)) or told[BASE].get("reason"):
+        return Section("activations", TITLE, reason=reason)
     first = told[BASE]
     languages = _sorted_languages(told)
     paper = PUBLISHED if experiment.model.id == PUBLISHED_MODEL else {}
@@ -61,7 +64,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
         "published": bool(paper),
     }
     drawn = {"activations": (_figure(told, languages), f"Mean activation by language for {words}, with intervals.")}
-    return Section("activations", "Activations of the sources", context, drawn)
+    return Section("activations", TITLE, context, drawn)
 
 
 def _of(one: dict[str, Any], language: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from xgray.runs import MANIFEST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Capability on other tasks"
 VALUE = Metric("value", "Value", "", digits=4)
 VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unchanged": "not significant", "untested": "not tested"}
 
@@ -41,6 +42,8 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     told = {name: one.read_json("metrics.json") for name, one in folders.items() if one.exists(MANIFEST)}
     if BASE not in told:
         return None
+    if reason := files.outdated(*(f"capability/{name}" for name in told)):
+        return Section("capability", TITLE, reason=reason)
     tasks: dict[str, dict[str, Any]] = told[BASE]["tasks"]
     # A group without values of its own has no row: its tasks stand for themselves.
     whole = [task for task, one in tasks.items() if one["group"] not in tasks]
@@ -66,7 +69,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     if tuned:
         words = f"Change of each task from {BASE} to {' and '.join(tuned)}, with intervals."
         drawn["capability"] = (_figure(told, whole), words)
-    return Section("capability", "Capability on other tasks", context, drawn)
+    return Section("capability", TITLE, context, drawn)
 
 
 def _main(metrics: dict[str, Any]) -> str:

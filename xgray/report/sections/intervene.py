@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TITLE = "Neurons pushed"
 PUBLISHED_MODEL = "ai-forever/mGPT"
 PUBLISHED = {0.0: 0.175, -5.0: 0.032}
 """Average toxicity over the 17 languages by the offset of 36 neurons, greedy: Figure 2 of the paper."""
@@ -35,8 +36,10 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     folder = files.run / "intervene"
     if not folder.exists(MANIFEST):
         return None
-    inner = RunFiles(folder)
     told = folder.read_json("metrics.json")
+    if reason := files.outdated("intervene") or told.get("reason"):
+        return Section("intervene", TITLE, reason=reason)
+    inner = RunFiles(folder)
     settings: Settings = told["settings"]
     published = PUBLISHED if experiment.model.id == PUBLISHED_MODEL else {}
     drawn = {}
@@ -63,7 +66,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
         "published": published,
         "published_neurons": PUBLISHED_NEURONS,
     }
-    return Section("intervene", "Neurons pushed", context, drawn)
+    return Section("intervene", TITLE, context, drawn)
 
 
 def _along(settings: Settings, axis: str) -> list[tuple[float, str]]:

@@ -15,6 +15,7 @@ from xgray.runs import MANIFEST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Probe"
 AUC = Metric("auc", "AUC", "The chance that a toxic text stands above a benign one.", lower_is_better=False)
 KEPT = {"corrected": "the last one", "released": "the one of lowest validation loss, which flatters the validation"}
 PUBLISHED = {"ai-forever/mGPT": ("94.31 %", ".862")}
@@ -26,6 +27,8 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     folder = files.run / "probe"
     if not folder.exists(MANIFEST):
         return None
+    if reason := files.outdated("probe"):
+        return Section("probe", TITLE, reason=reason)
     told = folder.read_json("metrics.json")
     drawn = {
         "probe-calibration": (calibration(told), "Share of toxic texts by the probability that the probe gives them.")
@@ -38,7 +41,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
         "table": _table(told),
         "published": PUBLISHED.get(experiment.model.id),
     }
-    return Section("probe", "Probe", context, drawn)
+    return Section("probe", TITLE, context, drawn)
 
 
 def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from xgray.report.tables import Cell, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Retrieval and transfer"
 PUBLISHED_R = {
     "ai-forever/mGPT": 0.732,
     "bigscience/bloom-1b7": 0.59,
@@ -39,8 +40,12 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     done = {one["stage"] for one in files.manifests}
     if "retrieve" not in done:
         return None
+    if reason := files.outdated("retrieve"):
+        return Section("retrieve", TITLE, reason=reason)
     retrieval = (files.run / "retrieve").read_json("metrics.json")
-    transfer = (files.run / "transfer").read_json("metrics.json") if "transfer" in done else None
+    outdated = files.outdated("transfer")
+    found = "transfer" in done and not outdated
+    transfer = (files.run / "transfer").read_json("metrics.json") if found else None
     figures = {
         f"retrieval_{key}": (
             layer_curves(retrieval, shown),
@@ -63,12 +68,13 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
         "curves": {key: DEFINITIONS[key] for key in CURVES},
         "scores": score_table(retrieval),
         "transfer": transfer,
+        "outdated": outdated,
         "definitions": definition_table(transfer) if transfer else None,
         "panels": {key: DEFINITIONS[key] for key in DEFINITIONS if f"transfer_{key}" in figures},
         "missing": _missing(transfer) if transfer else [],
         "published": PUBLISHED_R.get(experiment.model.id),
     }
-    return Section("retrieve", "Retrieval and transfer", context, figures)
+    return Section("retrieve", TITLE, context, figures)
 
 
 def layer_curves(retrieval: dict[str, Any], shown: tuple[str, ...]) -> Figure:

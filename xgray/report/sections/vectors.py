@@ -16,6 +16,7 @@ from xgray.runs import MANIFEST
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Value vectors"
 ACTIVATION = Metric("activation", "Mean activation", "", lower_is_better=False)
 PUBLISHED = {"ai-forever/mGPT": (36, 196_608)}
 """Actual sources and all value vectors of the paper, by model."""
@@ -27,6 +28,8 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     folder = files.run / "vectors"
     if not folder.exists(MANIFEST):
         return None
+    if reason := files.outdated("vectors"):
+        return Section("vectors", TITLE, reason=reason)
     told = folder.read_json("metrics.json")
     rows = [_row(one, experiment) for one in told["vectors"]]
     context = {
@@ -37,7 +40,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
         "published": PUBLISHED.get(experiment.model.id),
     }
     description = "Potential and actual sources by layer."
-    return Section("vectors", "Value vectors", context, {"vectors-layers": (by_layer(told), description)})
+    return Section("vectors", TITLE, context, {"vectors-layers": (by_layer(told), description)})
 
 
 def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
