@@ -131,7 +131,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         first = experiment.variants[0]
         folder = run_folder(experiment) / "train" / first.name
         made = (folder / ("adapter" if folder.exists("adapter") else "merged")).uri
-        changed["variants"] = [Variant(name=first.name, checkpoint=first.checkpoint or made)]
+        changed["variants"] = [Variant(name=first.name, checkpoint=first.checkpoint or made, revision=first.revision)]
     return experiment.model_copy(update=changed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xgray.config import BASE, Model
+from xgray.config import BASE
 
 if TYPE_CHECKING:
     from xgray.generate.engine import Weights
@@ -40,7 +40,7 @@ def model_weights(
         return Weights((folder / "merged").uri, None, dtype), None
     if model == BASE:
         return base, None
-    checkpoint = Model(id=experiment.variant(model).checkpoint or "")
+    checkpoint = experiment.variant(model).checkpoint_model
     path = resolve(checkpoint)
     if not is_adapter(path):
         return Weights(path, checkpoint.revision, dtype), None

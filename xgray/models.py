@@ -100,8 +100,11 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def pinned(model: Model) -> Model:
+def pinned(model: Model, file: str = "config.json") -> Model:
     """The model with the hub's commit as its revision, so that every worker and every later run takes the same weights.
+
+    Args:
+        file: one that every model of its kind has.
 
     Raises:
         InputError: the model is neither here nor on a hub that can be reached.
@@ -120,7 +123,7 @@ def pinned(model: Model) -> Model:
     )
 
     try:
-        config = hf_hub_download(path, "config.json", revision=model.revision)
+        config = hf_hub_download(path, file, revision=model.revision)
     except GatedRepoError:
         raise InputError(f"model.id: {path} is gated: accept its terms on the hub and set HF_TOKEN") from None
     except RevisionNotFoundError:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xgray.config import BASE, MECHANISM, STORE, Experiment, Model, Score, Section, Variant
+from xgray.config import BASE, MECHANISM, STORE, Experiment, Score, Section, Variant
 from xgray.errors import InputError
+from xgray.hub_revisions import measuring_fingerprints, pinned_experiment
 from xgray.runs import StageFolder, file_fingerprint, fingerprint, section_payload
 from xgray.storage import Folder
 
@@ -118,8 +119,7 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
     """
     from xgray.score.build import scorer_inputs
 
-    if generations is None:
-        experiment = _pinned(experiment)
+    experiment = pinned_experiment(experiment, generations is None)
     run = run_folder(experiment)
 
     def planned(stage: str, model: str | None, inputs: dict[str, Any], **rest: Any) -> Planned:
@@ -147,6 +147,7 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
         {model: one.fingerprint for model, one in score.items()},
         section=section_payload(experiment.evaluate),
         base_model=experiment.model.model_dump(mode="json"),
+        measured_with=measuring_fingerprints(experiment, generations is None),
         seed=experiment.seed,
     )
     mechanism = _plan_mechanism(experiment, planned, generate, evaluate, scorer) if generations is None else []
@@ -155,24 +156,13 @@ def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = No
     return Plan(experiment, run, generate, score, evaluate, train, mechanism, report)
 
 
-def _pinned(experiment: Experiment) -> Experiment:
-    """The experiment with the hub's commits as its models' revisions."""
-    from xgray.models import pinned
-
-    fluency = experiment.evaluate.fluency
-    if fluency.model is not None and fluency.kind != "none":
-        fluency = fluency.model_copy(update={"model": pinned(fluency.model)})
-    evaluate = experiment.evaluate.model_copy(update={"fluency": fluency})
-    return experiment.model_copy(update={"model": pinned(experiment.model), "evaluate": evaluate})
-
-
 def _plan_models(
     experiment: Experiment, planned: Callable[..., Planned]
 ) -> tuple[dict[str, Planned], dict[str, Planned]]:
     from xgray.data.pairs import pairs_fingerprint
     from xgray.data.rtp_lx import prompts_fingerprint
     from xgray.generate.build import engine_name
-    from xgray.models import model_fingerprint, pinned
+    from xgray.models import model_fingerprint
 
     base = model_fingerprint(experiment.model)
     prompts = prompts_fingerprint(experiment.prompts, experiment.languages)
@@ -180,7 +170,7 @@ def _plan_models(
     tuned: dict[str, str | None] = {BASE: None}
     for variant in experiment.variants:
         if variant.checkpoint is not None:
-            tuned[variant.name] = model_fingerprint(pinned(Model(id=variant.checkpoint)))
+            tuned[variant.name] = model_fingerprint(variant.checkpoint_model)
             continue
         section = experiment.train_section(variant)
         pairs = pairs_fingerprint(section.pairs, section.limit)
@@ -257,6 +247,7 @@ def _plan_mechanism(
             inputs,
             score=section_payload(experiment.score),
             evaluate=section_payload(experiment.evaluate),
+            measured_with=evaluate.payload["measured_with"],
             engine=engine_name(experiment.generate),
             seed=experiment.seed,
         )

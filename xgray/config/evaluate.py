@@ -36,6 +36,8 @@ class Evaluate(Section):
     out, and tells tokens apart by the text that each decodes to."""
     diversity_tokenizer: str | None = None
     """Tokenizer whose tokens Dist-n counts (the paper: google/mt5-xl); by default the base model's."""
+    diversity_tokenizer_revision: str | None = None
+    """Branch, tag or commit of that tokenizer on the hub."""
     fluency: Fluency = Fluency()
     execution: EvaluateExecution = EvaluateExecution()
 

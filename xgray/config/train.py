@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from xgray.config.section import Section, Switch
+from xgray.config.section import Model, Section, Switch
 
 BASE = "base"
 """The name of the model before tuning, among the models of an experiment."""
@@ -69,10 +69,16 @@ class Train(Section):
 class Variant(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     checkpoint: str | None = None
-    """A tuned model that is there already, folder or hub id, or the folder of a LoRA adapter; nothing is trained for
-    it."""
+    """A tuned model (folder or hub id) or LoRA adapter (folder) that is there already; nothing is trained for it."""
+    revision: str | None = None
+    """Branch, tag or commit of a checkpoint on the hub."""
     train: dict[str, Any] = {}
     """What this variant changes of the ``train`` section."""
+
+    @property
+    def checkpoint_model(self) -> Model:
+        """The checkpoint as a model to be loaded; for a variant that has one."""
+        return Model(id=self.checkpoint or "", revision=self.revision)
 
     @field_validator("name")
     @classmethod

@@ -121,7 +121,9 @@ def _tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
     if named is None:
         return load_tokenizer(resolve(base), base.revision)
     try:
-        return load_tokenizer(named if Path(named).is_dir() else resolve(Model(id=named)))
+        if Path(named).is_dir():
+            return load_tokenizer(named)
+        return load_tokenizer(resolve(Model(id=named)), section.diversity_tokenizer_revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"evaluate.diversity_tokenizer: no tokenizer in {named}: {reason}") from None

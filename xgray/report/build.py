@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from xgray.config import Experiment
+from xgray.config import Experiment, Variant
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
@@ -161,7 +161,7 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
     )
     return [
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
-        *((variant.name, _changes(variant.checkpoint, variant.train)) for variant in experiment.variants),
+        *((variant.name, _changes(variant)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
         *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.num_languages(files)}"),
@@ -185,10 +185,10 @@ def _calibration(files: RunFiles) -> list[tuple[str, str]]:
     ]
 
 
-def _changes(checkpoint: str | None, train: dict[str, Any]) -> str:
-    if checkpoint is not None:
-        return f"checkpoint {checkpoint}"
-    changed = ", ".join(f"{name} {value}" for name, value in provenance.flat(train))
+def _changes(variant: Variant) -> str:
+    if variant.checkpoint is not None:
+        return f"checkpoint {variant.checkpoint}{f' @ {variant.revision}' if variant.revision else ''}"
+    changed = ", ".join(f"{name} {value}" for name, value in provenance.flat(variant.train))
     return f"trained with {changed}" if changed else "trained as the train section says"
 
 
