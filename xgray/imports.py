@@ -65,7 +65,7 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
     plan = make_plan(_experiment(models, overrides), {model: one.fingerprint for model, one in models.items()})
-    made: list[tuple[Planned, list[Row], type[Row]]] = []
+    made: list[tuple[Planned, list[Any], type[Any]]] = []
     for model, one in models.items():
         made.append((plan.generate[model], one.completions, Completions))
         if one.scores:
