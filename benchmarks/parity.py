@@ -25,9 +25,9 @@ from tests.mechanism.routes import (
     difference,
     differences_by_layer,
     everything,
+    hidden_states,
     one_by_one,
     residual_without_norm,
-    states_by_hooks,
 )
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.mechanism.activations import measure_activations
@@ -74,13 +74,13 @@ def differences(kind: str) -> dict[str, float]:
     features, _ = text_features(model, tokenizer, TEXTS, 64, batch_size=4)
     residual = np.stack([residual_without_norm(model, tokenizer, text) for text in TEXTS])
     states = encode(model, tokenizer, TEXTS, max_tokens=64, batch_size=4).states
-    by_hooks = np.stack([states_by_hooks(model, tokenizer, text) for text in TEXTS], axis=1)
+    at_once = np.stack([hidden_states(model, tokenizer, text) for text in TEXTS], axis=1)
     return {
         "activations": activations,
         "stream": stream,
         "generated": difference(generated, anew),
         "residual": difference(features, residual),
-        "states": difference(states, by_hooks),
+        "states": difference(states, at_once),
     } | ({"lens": in_lens(kind, model, ids)} if find_spec("transformer_lens") and kind in LENS else {})
 
 

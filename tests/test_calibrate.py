@@ -55,3 +55,10 @@ def test_a_finished_training_is_not_done_again(experiment, tmp_path):
     assert [(one.name, one.checkpoint) for one in measured.variants] == [
         ("one", str(tmp_path / "runs" / "mine" / "train" / "one" / "merged"))
     ]
+
+
+def test_finished_weights_behind_a_uri_are_stood_for_by_a_few_steps(experiment):
+    remote = experiment.model_copy(update={"runs": "s3://bucket/runs"})
+    measured = small(remote, work_of(experiment, "one", "two"), "elsewhere")
+    assert [(one.name, one.checkpoint) for one in measured.variants] == [("one", None)]
+    assert measured.train.max_steps == 6

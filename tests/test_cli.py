@@ -224,3 +224,22 @@ def test_status_of_no_run(tmp_path):
     done = xgray("status", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "no run here" in done.stderr
+
+
+def test_the_console_shows_no_secrets(tmp_path: Path) -> None:
+    code = (
+        "import logging, xgray.cli as cli\n"
+        "from xgray.errors import InputError\n"
+        "def app():\n"
+        "    logging.getLogger('xgray.x').info('signed with AKIAFORTHETESTS0')\n"
+        "    raise InputError('no https://name:hush@host/x with AKIAFORTHETESTS0')\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "AWS_ACCESS_KEY_ID": "AKIAFORTHETESTS0"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert told.returncode == 2
+    assert " signed with ***\n" in told.stderr
+    assert told.stderr.endswith("xgray: no https://***@host/x with ***\n")

@@ -1,12 +1,16 @@
 """``xgray plan`` as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from object_store import CREDENTIALS, object_store
+
+from xgray.storage import Folder
 
 JOBS = Path(__file__).parent.parent / "jobs"
 RATES = """
@@ -86,8 +90,8 @@ def test_wrong_calls_are_refused(tmp_path, rates):
         assert said in told.stderr, told.stderr
 
 
-@pytest.mark.slow
-def test_the_experiment_is_measured(tmp_path, tiny_model):
+@pytest.fixture
+def experiment(tmp_path, tiny_model):
     experiment = {
         "name": "mine", "model": {"id": tiny_model}, "languages": ["en", "de"], "prompts": {"limit": 6},
         "train": {"method": "lora", "lora_r": 4, "limit": 48, "epochs": 1, "batch_size": 4, "gradient_accumulation": 2,
@@ -96,7 +100,12 @@ def test_the_experiment_is_measured(tmp_path, tiny_model):
         "evaluate": {"resamples": 200},
     }  # fmt: skip
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
-    measured = xgray(tmp_path, "plan", "e.yaml", "--measure", "--write-rates", "rates.yaml", "--json")
+    return "e.yaml"
+
+
+@pytest.mark.slow
+def test_the_experiment_is_measured(tmp_path, experiment):
+    measured = xgray(tmp_path, "plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json")
     assert measured.returncode == 0, measured.stderr
     told = json.loads(measured.stdout)
     lines = {line["stage"]: line for line in told["lines"]}
@@ -109,8 +118,33 @@ def test_the_experiment_is_measured(tmp_path, tiny_model):
     assert told["gpu_hours"] == 0
     assert not list((tmp_path / "runs").glob("*")), "the measurement leaves nothing behind"
 
-    again = xgray(tmp_path, "plan", "e.yaml", "--rates", "rates.yaml", "--json")
+    again = xgray(tmp_path, "plan", experiment, "--rates", "rates.yaml", "--json")
     assert again.returncode == 0, again.stderr
     read = {line["stage"]: line for line in json.loads(again.stdout)["lines"]}
     assert read["generate/base"] == sampled, "the measured rates serve without the model"
     assert read["train/dpo"]["seconds"] > lines["train/dpo"]["seconds"], "what of the reference is cached is not known"
+
+
+@pytest.mark.slow
+def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
+    """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
+    with object_store() as store:
+        environment = {**os.environ, **CREDENTIALS}
+        runs = store.uri("/runs")
+        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        assert told.returncode == 0, told.stderr
+        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        assert lines["train/dpo"]["num_left"] == 6
+        assert lines["train/dpo"]["seconds"] > 0
+        assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
+        assert not list((tmp_path).glob("s3*"))
+        trained = xgray(tmp_path, "train", experiment, "--runs", runs, env=environment)
+        assert trained.returncode == 0, trained.stderr
+        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        assert told.returncode == 0, told.stderr
+        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        assert lines["generate/dpo"]["source"].startswith("measured: ")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in CREDENTIALS.items():
+                patch.setenv(name, value)
+            assert Folder(runs).names() == ["mine"], "the measurement leaves nothing behind"

@@ -99,6 +99,19 @@ def test_gpus_share_the_work_and_cost_what_they_are_held():
     assert told.money == pytest.approx(sum(held.values()) / 3600 * 3 + told.seconds / 3600 * 2)
 
 
+@pytest.mark.parametrize(("num_gpus", "engines", "scorers"), [(1, 1, 0), (2, 1, 1), (8, 7, 1)])
+def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
+    rates = Rates.model_validate(RATES | {"num_gpus": num_gpus})
+    classifier = {"scorer": "classifier", "classifier": {"model": {"id": "made"}}}
+    told = estimate(experiment(score=classifier), work(), rates)
+    assert seconds(told)["generate/base"] == pytest.approx(4000 / 100 / engines)
+    held = {line.stage: line.gpu_hours * 3600 for line in told.lines}
+    assert held["generate/base"] == pytest.approx(40)
+    assert held["score/base"] == pytest.approx(scorers * 200 / 50)
+    scored = work(models={"base": Sampling(40, 40), "dpo": Sampling(0, 40)})
+    assert seconds(estimate(experiment(score=classifier), scored, rates))["generate/dpo"] == 4000 / 100 / num_gpus
+
+
 def test_what_is_done_is_subtracted():
     rates = Rates.model_validate(RATES)
     done = {

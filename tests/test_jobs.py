@@ -9,6 +9,7 @@ from xgray.config import Experiment, Serve, Train
 from xgray.config.section import fields_at
 from xgray.experiment_file import load_experiment
 from xgray.languages import LANGUAGES
+from xgray.mechanism.probe import learning_rate
 
 ROOT = Path(__file__).parents[1]
 JOBS = ROOT / "jobs"
@@ -99,9 +100,10 @@ def test_mgpt_has_the_papers_way_inside() -> None:
     assert vectors is not None
     assert activations is not None
     assert intervene is not None
-    assert (probe.data, probe.protocol, probe.learning_rate, probe.batch_size, probe.epochs) == (
+    assert (probe.data, probe.protocol, learning_rate(probe), probe.batch_size, probe.epochs) == (
         "data/jigsaw/train.csv", "corrected", 1e-4, 10, 20
     )  # fmt: skip
+    assert learning_rate(probe.model_copy(update={"protocol": "released"})) == 1e-6  # the switch is the whole switch
     assert (vectors.top_k, vectors.num_tokens, vectors.new_tokens, activations.new_tokens) == (100, 30, 20, 20)
     assert (min(intervene.offsets), intervene.generate.k, intervene.generate.temperature) == (-5, 1, 0)
 

@@ -42,5 +42,59 @@ def test_what_goes_back_or_stands_still_gives_no_negative_rate() -> None:
     assert meter.progress()["train/dpo"].eta_seconds == 0
 
 
+def test_a_standstill_lowers_the_rate_and_is_told() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    meter("generate/base", 0, 1000)
+    for done in (10, 20, 30):
+        clock.now += 10
+        meter("generate/base", done, 1000)
+    clock.now += 59
+    now = meter.progress()["generate/base"]
+    assert (now.rate, now.standstill_seconds) == (1.0, None)
+    clock.now += 6 * 3600 - 59
+    now = meter.progress()["generate/base"]
+    assert now.standstill_seconds == 6 * 3600
+    assert now.rate == 20 / (20 + 6 * 3600)
+    assert now.eta_seconds == 970 / now.rate
+    meter("generate/base", 40, 1000)
+    assert meter.progress()["generate/base"].standstill_seconds is None
+
+
+def test_blocks_that_come_in_bursts_are_no_standstill() -> None:
+    """Sixteen actors bring their blocks within seconds, every ten minutes."""
+    clock = Clock()
+    meter = Meter(clock)
+    done = 0
+    for _ in range(3):
+        clock.now += 600
+        for _ in range(16):
+            clock.now += 0.1
+            done += 4
+            meter("generate/base", done, 1000)
+    clock.now += 1700
+    assert meter.progress()["generate/base"].standstill_seconds is None
+    clock.now += 200
+    assert meter.progress()["generate/base"].standstill_seconds == 1900
+
+
+def test_what_is_complete_or_waits_for_its_turn_does_not_stand_still() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    for label, total in (("train/dpo", 5), ("generate/base", 1000), ("generate/dpo", 1000)):
+        meter(label, 0, total)
+    meter("train/dpo", 5, 5)
+    for done in range(1, 100):
+        clock.now += 30
+        meter("generate/base", done, 1000)
+    assert {one.standstill_seconds for one in meter.progress().values()} == {None}
+    clock.now += 590
+    told = {label: one.standstill_seconds for label, one in meter.progress().items()}
+    assert told == {"train/dpo": None, "generate/base": 590, "generate/dpo": None}
+    clock.now += 20
+    told = {label: one.standstill_seconds for label, one in meter.progress().items()}
+    assert told == {"train/dpo": None, "generate/base": 610, "generate/dpo": 610}
+
+
 def test_durations_are_short() -> None:
     assert [duration(one) for one in (0.4, 89, 600, 20_000)] == ["0 s", "89 s", "10 min", "5.6 h"]

@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from xgray.runs import (
     file_fingerprint,
     fingerprint,
     section_payload,
+    without_secrets,
 )
 from xgray.storage import Folder
 
@@ -141,6 +145,29 @@ def test_what_another_version_or_a_bad_disk_left_is_named_and_can_be_forced(
     assert stage.rows.names() == []
 
 
+def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFolder) -> None:
+    stage.begin({"k": 4})
+    for number in range(3000):
+        (stage.rows / str(number % 50)).write_bytes(f"{number}.parquet", b"rows")
+    stage.finish({"k": 4}, StageResult())
+    code = (
+        "import sys; from xgray.runs import StageFolder; from xgray.storage import Folder\n"
+        "StageFolder(Folder(sys.argv[1]), 'generate', 'base').begin({'k': 5}, force=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, stage.folder.uri]) as process:
+        while stage.manifest() is not None:
+            time.sleep(0.001)
+        process.kill()
+    left = stage.rows.names()
+    assert left, "it was too quick to be killed half-way"
+    for payload in ({"k": 4}, {"k": 5}):
+        assert stage.found(payload) == "other"
+    assert stage.begin({"k": 5})
+    assert stage.rows.names() == []
+    assert stage.found({"k": 5}) == "partial"
+    assert stage.folder.names() == ["pending.json"]
+
+
 def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:
     assert stage.found({"k": 4}) == "nothing"
     assert not stage.folder.exists("")
@@ -181,6 +208,20 @@ def test_differences_name_every_leaf() -> None:
 )
 def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: list[str]) -> None:
     assert clean_argv(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("signed with AKIAFORTHETESTS0", "signed with ***"),
+        ("to https://name:hush@host/x and https://hush@host/x", "to https://***@host/x and https://***@host/x"),
+        ("abfs://container@account/x", "abfs://container@account/x"),
+        ("abfss://container:hush@account/x", "abfss://***@account/x"),
+    ],
+)
+def test_secrets_are_taken_out_of_a_text(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFORTHETESTS0")
+    assert without_secrets(text) == expected
 
 
 def test_file_fingerprint_follows_the_content_and_the_names_inside(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from xgray.attempts import attempt
 from xgray.config import Experiment
+from xgray.display import print_state
 from xgray.errors import InputError, StageError
 from xgray.lease import LEASE, Lease
 from xgray.meter import Meter
@@ -88,6 +89,25 @@ def test_what_runs_is_what_a_living_driver_says(run: Folder) -> None:
         assert (found["score/base"].state, found["score/base"].num_done) == ("waiting", 0)
     assert stages(run)["generate/base"].state == "stopped"
     assert stages(run)["generate/base"].num_done == 3, "files, as no driver tells more"
+
+
+def test_a_standstill_is_shown_by_the_drivers_own_clock(
+    run: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    place(run, "generate", "base").begin({})
+    now = [0.0]
+    meter = Meter(lambda: now[0])
+    for done in (3, 8, 13):
+        meter("generate/base", done, 20)
+        now[0] += 10.0
+    now[0] = 10.0 + 10.0 + 6 * 3600
+    with Lease(run, meter.progress):
+        found = stages(run)["generate/base"]
+        print_state(state(run))
+    assert (found.state, found.standstill_seconds) == ("running", 6 * 3600)
+    assert found.rate == 5 / (10 + 6 * 3600)
+    assert "no progress for 6.0 h" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("hours", [-48, 48])

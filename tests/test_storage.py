@@ -1,18 +1,23 @@
+import contextlib
 import math
 import os
 import pickle
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from object_store import CREDENTIALS, ObjectStore, object_store
+from pyarrow.fs import AzureFileSystem, FileSelector
 
 from xgray.errors import InputError, StageError
 from xgray.rows import Completions, schema, to_table
-from xgray.storage import TEMPORARY_MARK, Folder
+from xgray.storage import TEMPORARY_MARK, Folder, persistently
 
 
 def row(prompt_id: str) -> Completions:
@@ -199,6 +204,55 @@ def test_what_cannot_come_right_is_said_at_once(store: ObjectStore, tmp_path: Pa
     assert time.monotonic() - began < 5
     with pytest.raises(InputError, match=r"foo://x.*Unrecognized filesystem"):
         Folder("foo://x").names()
+
+
+def test_an_azure_container_is_no_credential() -> None:
+    for scheme in ("abfs", "abfss"):
+        runs = Folder(f"{scheme}://bucket@account.dfs.core.windows.net/x")
+        assert (runs / "mine").uri == f"{scheme}://bucket@account.dfs.core.windows.net/x/mine"
+        assert runs._resolve("a")[1] == "bucket/x/a"
+    with pytest.raises(InputError, match="credentials") as raised:
+        Folder("abfs://bucket:hush@account.dfs.core.windows.net/x")
+    assert "hush" not in str(raised.value)
+
+
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Azurite's own, the same everywhere."""
+
+
+@pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="needs Azurite: npm install --global azurite")
+def test_a_blob_on_azure_is_never_seen_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    authorities = {f"{kind}_storage_{part}": value for kind in ("blob", "dfs") for part, value in
+                   (("authority", where), ("scheme", "http"))}  # fmt: skip
+    azure = AzureFileSystem(account_name="devstoreaccount1", account_key=AZURITE_KEY, **authorities)
+    # Credentials come from the environment, which has no way to name Azurite's.
+    monkeypatch.setattr("xgray.storage._opened", lambda uri: (azure, "container/runs"))
+    command = ["azurite-blob", "--location", str(tmp_path), "--blobPort", where.rpartition(":")[2]]
+    server = subprocess.Popen([*command, "--skipApiVersionCheck"], stdout=subprocess.DEVNULL)
+    try:
+        persistently(lambda: azure.create_dir("container"))
+        runs = Folder("abfs://container@account.dfs.core.windows.net/runs")
+        content, seen, stop = bytes(8_000_000), set(), threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(FileNotFoundError):
+                    seen.add(len(runs.read_bytes("a")))
+
+        reader = threading.Thread(target=look)
+        reader.start()
+        for _ in range(10):
+            runs.write_bytes("a", content)
+        stop.set()
+        reader.join()
+        assert seen == {len(content)}
+        assert [info.base_name for info in azure.get_file_info(FileSelector("container/runs"))] == ["a"]
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.parametrize("uri", ["s3://name:hush@bucket/x", "s3://bucket/x?region=r&secret_key=hush"])

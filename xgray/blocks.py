@@ -14,8 +14,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import NamedTuple
 
 from xgray.prompt_file import PromptFile
+from xgray.rows import Completions, Scores, schema
 from xgray.storage import Folder
 
 
@@ -162,3 +164,32 @@ def check_once(model: str, prompts: PromptFile | None, size: int, completions: F
     given = (row_ids(completions, one) for one in completions.names(".parquet"))
     wanted = prompts.ids() if prompts else chain.from_iterable(given)
     return sorted(found) == sorted(wanted)
+
+
+class RowCounts(NamedTuple):
+    """What rows hold, all together."""
+
+    completions: int = 0
+    tokens: int = 0
+    errors: int = 0
+    """Prompts that the engine failed on, or completions without a score."""
+
+
+def count_rows(folder: Folder, kind: type[Completions] | type[Scores]) -> RowCounts:
+    """Of all rows in a folder.
+
+    Raises:
+        StageError: a file is damaged.
+    """
+    completions = tokens = errors = 0
+    if kind is Completions:
+        for batch in folder.scan(schema(Completions), ["completions", "token_counts", "error"]):
+            completions += len(batch["completions"].flatten())
+            tokens += sum(batch["token_counts"].flatten().to_pylist())
+            errors += len(batch) - batch["error"].null_count
+    else:
+        for batch in folder.scan(schema(Scores), ["errors"]):
+            reasons = batch["errors"].flatten()
+            completions += len(reasons)
+            errors += len(reasons) - reasons.null_count
+    return RowCounts(completions, tokens, errors)

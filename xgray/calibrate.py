@@ -11,19 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
-from xgray.distributed.cluster import connect, total
+from xgray.distributed.cluster import connect, reach
+from xgray.distributed.placement import place_workers
 from xgray.estimate_work import Work
 from xgray.experiment import run_experiment
 from xgray.languages import LANGUAGES
 from xgray.meter import OnProgress
+from xgray.nodes import room
 from xgray.plan import Plan, make_plan, run_folder
 from xgray.prompt_file import PromptFile
 from xgray.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
@@ -38,7 +39,7 @@ NUM_STEPS = 6
 """Optimizer steps of the measured training, with a validation and a checkpoint half-way and at the end."""
 NUM_VALIDATION = 16
 """Pairs of each validation: two batches."""
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -76,22 +77,28 @@ def calibrate(
     heard = Timeline(on_progress)
     try:
         with connect(address):
-            num_gpus = total("GPU")
+            nodes = reach().now
+            num_gpus, num_workers = room(nodes, 0, 1), place_workers(reach(), "evaluate")[0]
             plan = make_plan(small(experiment, work, folder.uri))
             (trained,) = plan.train or (None,)
             began = heard.now()
-            with _watching(plan, trained) as appeared:
+            with _watching(plan, trained) as steps_began:
                 run_experiment(plan, ("train", "generate", "score"), on_progress=heard)
-            rates: dict[str, Any] = {"num_gpus": num_gpus, "source": _source("one start"), "start_seconds": began}
+            rates: dict[str, Any] = {
+                "num_gpus": num_gpus,
+                "num_nodes": nodes.total(),
+                "source": _source("one start"),
+                "start_seconds": began,
+            }
             if trained:
                 rates["start_seconds"] = heard.said[f"train/{trained}"][0][0]
-                rates["train"] = _train_rates(plan, trained, heard, appeared)
+                rates["train"] = _train_rates(plan, trained, heard, min(steps_began))
                 began = heard.said[f"train/{trained}"][-1][0]
             rates |= _sampling_rates(experiment, plan, heard, began)
-            _regroup(plan, work.num_prompts // len(experiment.languages), num_gpus or 1)
+            _regroup(plan, work.num_prompts // len(experiment.languages), num_workers)
             began = heard.now()
             run_experiment(plan, ("evaluate", "report"), on_progress=heard)
-            rates |= _evaluation_rates(plan, heard, began, num_gpus or 1)
+            rates |= _evaluation_rates(plan, heard, began, num_workers)
             rates["start_seconds"] = round(rates["start_seconds"], 2)
             return Rates(**rates)
     finally:
@@ -114,6 +121,9 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         "variants": [],
     }
     left = [name for name, one in work.trainings.items() if one.num_steps > one.num_steps_done]
+    if Folder(experiment.runs).local is None:
+        # A checkpoint is a folder, which finished weights behind a URI are not; a few steps make others of their size.
+        left = left or list(work.trainings)
     if left:
         changed["train"] = _short(work.trainings[left[0]].section)
         changed["variants"] = [Variant(name=left[0])]
@@ -141,26 +151,30 @@ def _short(section: Train) -> Train:
 
 @contextmanager
 def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
-    """When each line of the training's ``metrics.jsonl`` appeared, by :func:`time.perf_counter`."""
-    from xgray.train.metrics import METRICS
+    """When the training began its steps, by :func:`time.perf_counter`: what each look at its ``metrics.jsonl`` says.
 
-    appeared: list[float] = []
-    folder = plan.train[variant].place.folder.local if variant else None
-    if folder is None:
-        yield appeared
+    None is too early. The least is right but for what a line takes to be seen: on a disk no time, behind a URI what it
+    takes to save a checkpoint, as the file is copied there before that is.
+    """
+    from xgray.train.metrics import METRICS, parse_metrics
+
+    steps_began: list[float] = []
+    if variant is None:
+        yield steps_began
         return
-    path: Path = folder / METRICS
+    folder = plan.train[variant].place.folder
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
-            number = path.read_bytes().count(b"\n") if path.exists() else 0
-            appeared.extend([time.perf_counter()] * (number - len(appeared)))
+            with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
+                rows = parse_metrics(folder.read_bytes(METRICS).decode())
+                steps_began.extend(time.perf_counter() - row["elapsed"] for row in rows[-1:])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield appeared
+        yield steps_began
     finally:
         stop.set()
         thread.join()
@@ -170,16 +184,15 @@ def _source(what: str, device: str = "") -> str:
     return f"measured: {what}{f' on {device}' if device else ''}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _train_rates(plan: Plan, variant: str, heard: Timeline, appeared: list[float]) -> TrainRates:
-    """From the lines of ``metrics.jsonl``, and when they appeared."""
-    from xgray.train.metrics import METRICS, read_metrics
+def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) -> TrainRates:
+    """From the lines of ``metrics.jsonl``, and when the first step began, by :func:`time.perf_counter`."""
+    from xgray.train.metrics import METRICS, parse_metrics
 
     one = plan.train[variant]
     manifest = one.place.manifest() or {}
-    assert one.place.folder.local is not None
-    rows = read_metrics(one.place.folder.local / METRICS)
-    at = [moment - heard.zero for moment in appeared]
-    ready, times = at[0], dict(enumerate(at[1:]))
+    rows = parse_metrics(one.place.folder.read_bytes(METRICS).decode())
+    ready = steps_began - heard.zero
+    times = [ready + row["elapsed"] for row in rows]
     steps = [row["seconds"] for row in rows if "loss" in row]
     per_step = sum(steps[1:]) / len(steps[1:])
     validations = [index for index, row in enumerate(rows) if "eval_loss" in row]
@@ -201,7 +214,7 @@ def _train_rates(plan: Plan, variant: str, heard: Timeline, appeared: list[float
     )
 
 
-def _after(rows: list[Row], times: dict[int, float], validation: int) -> float:
+def _after(rows: list[Row], times: list[float], validation: int) -> float:
     """Seconds of the checkpoint between a validation and the step after it."""
     return max(0.0, times[validation + 1] - times[validation] - rows[validation + 1]["seconds"])
 

@@ -21,6 +21,7 @@ from xgray.cli_scores import scorer, scores, serve
 from xgray.config.mechanism import MECHANISM
 from xgray.errors import InputError, XgrayError
 from xgray.job_environment import in_job
+from xgray.runs import without_secrets
 
 if TYPE_CHECKING:
     from xgray.plan import Plan
@@ -312,9 +313,18 @@ def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+class _WithoutSecrets(logging.Formatter):
+    """A console is kept, too: as the log of a job, or of a scheduler."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def main() -> None:
     """Entry point: one line for what the user can mend, a traceback only for what is our own fault."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    console = logging.StreamHandler()
+    console.setFormatter(_WithoutSecrets("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[console])
     for noisy in ("huggingface_hub", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("xgray").setLevel(logging.INFO)
@@ -331,7 +341,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"xgray: {message}", file=sys.stderr)
+    print(f"xgray: {without_secrets(message)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

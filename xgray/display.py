@@ -84,6 +84,8 @@ def print_state(run: RunState) -> None:
         total = "?" if one.num_total is None else one.num_total
         rate = "" if one.rate is None else f"{one.rate:.2f}/s"
         left = "" if one.eta_seconds is None else duration(one.eta_seconds)
+        if one.standstill_seconds is not None:  # at the rate of a standstill the time left says nothing
+            left = f"no progress for {duration(one.standstill_seconds)}"
         errors = "" if one.num_errors is None else str(one.num_errors)
         table.add_row(one.label, one.state, f"{one.num_done}/{total}", errors, rate, left, str(one.num_attempts or ""))
     console = Console()

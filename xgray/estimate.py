@@ -50,7 +50,7 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     trainings = [training_line(name, one, rates) for name, one in work.trainings.items()]
     generating = [generate_line(experiment, model, work, rates) for model in work.models]
     scoring = [score_line(experiment, model, work, rates) for model in work.models]
-    starts = start_lines(experiment, generating, scoring, rates)
+    starts = start_lines(experiment, work, generating, scoring, rates)
     evaluating = [fluency_line(experiment, work, rates), metrics_line(work, rates)]
     inside, saved_inside = mechanism_lines(experiment, work, rates)
     lines = [*trainings, *starts, *generating, *scoring, *evaluating, *inside, report_line(work, rates)]

@@ -103,8 +103,8 @@ def _intervening(experiment: Experiment, one: Intervening, rates: Rates) -> tupl
     ]
     if sampled.num_left and known:
         seconds = known.start_seconds  # one engine takes all settings
-        hours = engine_gpus(inner, rates) * seconds / 3600
-        engines = num_engines(inner, rates)
+        hours = engine_gpus(inner, work, rates) * seconds / 3600
+        engines = num_engines(inner, work, rates)
         lines.insert(0, Line("intervene: start", "engines", 0, engines, seconds, gpu_hours=hours, source=known.source))
     overlapped = min(sampled.seconds or 0.0, scored.seconds or 0.0) if overlap(inner, rates) else 0.0
     return lines, overlapped

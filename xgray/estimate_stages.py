@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,10 +11,14 @@ from typing import TypeVar
 from xgray.config import Experiment, Train
 from xgray.errors import InputError
 from xgray.estimate_work import Training, Work
+from xgray.nodes import Share, engines_use_gpu, share_gpus
 from xgray.rates import GenerateRates, Rates, StageRates
-from xgray.score.build import GPU_SCORERS, SERVICES
+from xgray.score.build import SERVICES
 
 Own = TypeVar("Own", bound=StageRates)
+
+CORES = 2**30
+"""Of each node: enough, as rates do not say how many there are."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,29 @@ def _new_tokens(experiment: Experiment, rates: GenerateRates | None) -> float:
     return (rates.new_tokens if rates else None) or experiment.generate.max_new_tokens
 
 
-def num_engines(experiment: Experiment, rates: Rates) -> int:
-    execution = experiment.generate.execution
-    return execution.num_actors or max(1, rates.num_gpus // execution.tensor_parallel)
+def _on_gpus(experiment: Experiment, rates: Rates) -> bool:
+    return engines_use_gpu(experiment.generate, rates.num_gpus > 0)
 
 
-def engine_gpus(experiment: Experiment, rates: Rates) -> int:
+def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
+    """Who holds the GPUs, as placement has it for what is left; they are taken as spread evenly over the nodes."""
+    each, more = divmod(rates.num_gpus, rates.num_nodes)
+    nodes = Counter({(CORES, each): rates.num_nodes - more, (CORES, each + 1): more})
+    generating = any(one.num_generated < work.num_prompts for one in work.models.values())
+    scoring = any(one.num_scored < work.num_prompts for one in work.models.values())
+    engines = experiment.generate if generating and _on_gpus(experiment, rates) else None
+    return share_gpus(nodes, engines, experiment.score if scoring else None)
+
+
+def num_engines(experiment: Experiment, work: Work, rates: Rates) -> int:
+    engines = _share(experiment, work, rates).engines
+    return experiment.generate.execution.num_actors or max(1, engines)
+
+
+def engine_gpus(experiment: Experiment, work: Work, rates: Rates) -> int:
     """Those that all engines hold."""
-    return num_engines(experiment, rates) * experiment.generate.execution.tensor_parallel if rates.num_gpus else 0
-
-
-def _scorer_gpus(experiment: Experiment, rates: Rates) -> int:
-    section = experiment.score
-    return section.execution.num_actors if rates.num_gpus and section.scorer in GPU_SCORERS else 0
+    size = experiment.generate.execution.tensor_parallel
+    return num_engines(experiment, work, rates) * size if _on_gpus(experiment, rates) else 0
 
 
 def generate_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> Line:
@@ -107,11 +122,11 @@ def generate_line(experiment: Experiment, model: str, work: Work, rates: Rates) 
     own = _needed(rates.generate, "generate.tokens_per_second", f"{model} has {left:,} prompts to complete")
     completions = left * experiment.generate.k
     tokens = round(completions * _new_tokens(experiment, own))
-    seconds = tokens / own.tokens_per_second / num_engines(experiment, rates)
+    seconds = tokens / own.tokens_per_second / num_engines(experiment, work, rates)
     return Line(
         f"generate/{model}", "prompts", done, left, seconds, num_completions=completions,
         prompt_tokens=None if own.prompt_tokens is None else round(left * own.prompt_tokens),
-        new_tokens=tokens, gpu_hours=engine_gpus(experiment, rates) * seconds / 3600, source=own.source,
+        new_tokens=tokens, gpu_hours=engine_gpus(experiment, work, rates) * seconds / 3600, source=own.source,
     )  # fmt: skip
 
 
@@ -129,25 +144,28 @@ def score_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> 
         seconds, source = texts / quota, f"the quota: {quota:g} requests a second"
     else:
         own = _needed(rates.score, "score.texts_per_second", f"{model} has {texts:,} texts to score")
-        seconds, source = texts / own.texts_per_second / section.execution.num_actors, own.source
+        num_actors = _share(experiment, work, rates).scorers or section.execution.num_actors
+        seconds, source = texts / own.texts_per_second / num_actors, own.source
     return Line(
         f"score/{model}", "prompts", one.num_scored, left, seconds, num_completions=texts, num_requests=requests,
-        gpu_hours=_scorer_gpus(experiment, rates) * seconds / 3600, source=source,
+        gpu_hours=_share(experiment, work, rates).scorers * seconds / 3600, source=source,
     )  # fmt: skip
 
 
-def start_lines(experiment: Experiment, generating: list[Line], scoring: list[Line], rates: Rates) -> Iterator[Line]:
+def start_lines(
+    experiment: Experiment, work: Work, generating: list[Line], scoring: list[Line], rates: Rates
+) -> Iterator[Line]:
     """Of engines, one for each model unless it takes adapters as they are, and of the scoring actors."""
     num_generating, num_scoring = (sum(one.num_left > 0 for one in own) for own in (generating, scoring))
     if num_generating and rates.generate:
         own = rates.generate
         again = own.start_seconds if own.restart_seconds is None else own.restart_seconds
         seconds = own.start_seconds + (num_generating - 1) * again
-        hours = engine_gpus(experiment, rates) * seconds / 3600
+        hours = engine_gpus(experiment, work, rates) * seconds / 3600
         yield Line("generate: start", "models", 0, num_generating, seconds, gpu_hours=hours, source=own.source)
     if num_scoring and rates.score and rates.score.start_seconds:
         seconds = rates.score.start_seconds
-        hours = _scorer_gpus(experiment, rates) * seconds / 3600
+        hours = _share(experiment, work, rates).scorers * seconds / 3600
         yield Line("score: start", "models", 0, num_scoring, seconds, gpu_hours=hours, source=rates.score.source)
 
 

@@ -11,6 +11,8 @@ import yaml
 
 from xgray import stop
 from xgray.attempts import attempt
+from xgray.config import MECHANISM
+from xgray.errors import InputError
 from xgray.explain import run_mechanism
 from xgray.lease import Lease
 from xgray.meter import Meter, OnProgress
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
 """The stages that need an engine, and those that need a scorer."""
+SPREAD = ("probe", "vectors", "activations", "retrieve", "capability")
+"""The stages of workers that each hold a copy of a model: sections with ``execution.num_workers``."""
+OF_MLPS = ("probe", "vectors", "activations", "intervene")
+"""The stages that must know where a model's MLPs are."""
 
 
 def write_resolved(plan: Plan) -> None:
@@ -47,9 +53,12 @@ def run_experiment(
     Raises:
         BusyError: another driver is at work in the run's folder.
         ConflictError: a stage's folder holds results of another configuration, and ``force`` is off.
-        InputError: a stage that is needed but not asked for is not finished.
+        InputError: a stage that is needed but not asked for is not finished, or the experiment does not have one that
+            is asked for by its name.
         StageError: a stage failed; the same call goes on where it stopped.
     """
+    if stages != STAGES:
+        _check_there(plan, stages)
     asked = [one for one in plan.stages() if one.place.stage in stages]
     # A finished run is left as it is, lease and all.
     if all(_found(one, force) == "finished" for one in asked):
@@ -83,6 +92,21 @@ def _found(one: Planned, force: bool) -> Found:
     return one.place.found(one.payload, _anew(one, force))
 
 
+def _check_there(plan: Plan, stages: tuple[str, ...]) -> None:
+    """Refuse a stage that the experiment does not have, which would else pass for one that is finished."""
+    there = {one.place.stage for one in plan.stages()}
+    for stage in (one for one in stages if one in MECHANISM and one not in there):
+        if stage == "transfer" and plan.experiment.retrieve:
+            raise InputError(
+                "transfer: the experiment has no variant whose change could be set against retrieval; "
+                "add one: variants: [{name: dpo}]"
+            )
+        section = "retrieve" if stage == "transfer" else stage
+        raise InputError(
+            f"{stage}: the experiment has no section {section}; add it: '{section}: {{}}' takes the defaults"
+        )
+
+
 def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
     """Refuse what no scorer can do before anything is spent or marked as begun."""
     if all(_found(one, force) == "finished" for one in asked if one.place.stage in SCORED):
@@ -108,19 +132,22 @@ def _check_tasks(plan: Plan, asked: list[Planned], force: bool) -> None:
 
 
 def _check_neurons(plan: Plan, asked: list[Planned], force: bool) -> None:
-    """Refuse listed neurons that the model does not have, where a stage is still to look for them."""
-    experiment = plan.experiment
-    todo = {one.place.stage for one in asked if _found(one, force) != "finished"}
-    sections = {"activations": experiment.activations, "intervene": experiment.intervene}
-    listed = {name: one.neurons for name, one in sections.items() if name in todo and one and one.neurons}
-    if not listed:
+    """Refuse MLPs of an unknown kind, and listed neurons that the model does not have, before anything is spent."""
+    todo = {one.place.stage for one in asked if one.place.stage in OF_MLPS and _found(one, force) != "finished"}
+    if not todo:
         return
-    from xgray.mechanism.neurons import check_neurons
+    from xgray.mechanism.neurons import check_neurons, down_projections
     from xgray.models import load_skeleton, resolve
 
+    experiment = plan.experiment
     skeleton = load_skeleton(resolve(experiment.model), experiment.model.revision)
-    for name, neurons in listed.items():
-        check_neurons(neurons, skeleton, f"{name}.neurons")
+    down_projections(skeleton)
+    if experiment.vectors and "vectors" in todo:
+        check_neurons(experiment.vectors.given, skeleton, "vectors.given")
+    sections = {"activations": experiment.activations, "intervene": experiment.intervene}
+    for name, section in sections.items():
+        if section and section.neurons and name in todo:
+            check_neurons(section.neurons, skeleton, f"{name}.neurons")
 
 
 def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
@@ -130,10 +157,11 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
     with contextlib.ExitStack() as stack:
         inside = [one for one in plan.mechanism if one in todo]
         if training or sampling or plan.evaluate in todo or inside:
-            from xgray.distributed.cluster import connect
+            from xgray.distributed.cluster import check_shared, connect
 
             stack.enter_context(connect(address))
             stop.listen()  # Ray has taken SIGTERM
+            check_shared(plan.run)
             shown = _shown(plan.experiment.name, on_progress)
             _check_room(plan, todo)
         for one in training:
@@ -155,16 +183,20 @@ def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progres
 
 def _check_room(plan: Plan, todo: list[Planned]) -> None:
     """Refuse what this cluster can never hold before the first stage takes its hours."""
-    from xgray.distributed.placement import place_engines, place_training
+    from xgray.distributed.cluster import reach
+    from xgray.distributed.placement import place_engines, place_training, place_workers
     from xgray.train.feasible import check_feasible
 
-    experiment = plan.experiment
+    experiment, cluster = plan.experiment, reach()
     for one in todo:
         if one.place.stage == "train":
-            section = experiment.train_section(experiment.variant(one.place.model or ""))
-            check_feasible(section, place_training(section.execution)[0])
+            trained = experiment.train_section(experiment.variant(one.place.model or ""))
+            check_feasible(trained, place_training(cluster, trained.execution)[0])
+        elif one.place.stage in SPREAD:
+            section = getattr(experiment, one.place.stage)
+            place_workers(cluster, one.place.stage, section.execution.num_workers)
     if any(one.place.stage in SAMPLED for one in todo):
-        place_engines(experiment.generate, experiment.score)
+        place_engines(cluster, experiment.generate, experiment.score)
 
 
 def _shown(run: str, on_progress: OnProgress) -> OnProgress:
@@ -241,12 +273,13 @@ def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnPr
 
 def _targets(plan: Plan, engine: EngineName | None) -> list[Target]:
     """Every model, and the weights that an engine loads for it."""
-    from xgray.distributed.cluster import total
+    from xgray.distributed.cluster import reach
     from xgray.distributed.pipeline import Target
     from xgray.generate.engine import serves_adapter
     from xgray.model_weights import model_weights
+    from xgray.nodes import room
 
-    num_gpus = total("GPU")
+    num_gpus = room(reach().could, 0, 1)
     targets = []
     for model in plan.models:
         weights, adapter = model_weights(plan, model, lambda one: serves_adapter(engine, one, num_gpus))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, merge, validate
 from xgray.data.generations import read_generations
@@ -17,8 +17,11 @@ from xgray.data.perspective_results import PREFIX, read_perspective_results
 from xgray.errors import InputError
 from xgray.lease import Lease
 from xgray.plan import Plan, Planned, make_plan
-from xgray.rows import Completions, Row, Scores, to_table
+from xgray.rows import Completions, Scores, to_table
 from xgray.runs import StageResult, file_fingerprint, fingerprint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NO_MODEL = "imported"
 """The base model's id where the files say nothing of a model and the user named none."""
@@ -65,17 +68,14 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
     plan = make_plan(_experiment(models, overrides), {model: one.fingerprint for model, one in models.items()})
-    made: list[tuple[Planned, list[Any], type[Any]]] = []
-    for model, one in models.items():
-        made.append((plan.generate[model], one.completions, Completions))
-        if one.scores:
-            made.append((plan.score[model], one.scores, Scores))
+    made = [(plan.generate[model], to_table(one.completions, Completions)) for model, one in models.items()]
+    made += [(plan.score[model], to_table(one.scores, Scores)) for model, one in models.items() if one.scores]
     # All are asked before the first is written, so that a refusal leaves the run as it was.
     todo = [one for one in made if one[0].place.found(one[0].payload, force) != "finished"]
     if todo:  # a run that has them all is left alone, lease and all
         with Lease(plan.run):
-            for planned, rows, row_type in todo:
-                _write(planned, rows, row_type, force)
+            for planned, rows in todo:
+                _write(planned, rows, force)
     return plan
 
 
@@ -119,7 +119,7 @@ def _holds_scores(path: Path) -> bool:
     return path.name.startswith(PREFIX) or (path.is_dir() and any(path.glob(f"{PREFIX}*")))
 
 
-def _write(planned: Planned, rows: list[Row], row_type: type[Row], force: bool) -> None:
+def _write(planned: Planned, rows: pa.Table, force: bool) -> None:
     if planned.place.begin(planned.payload, force):
-        planned.place.rows.write_parquet("imported.parquet", to_table(rows, row_type))
+        planned.place.rows.write_parquet("imported.parquet", rows)
         planned.place.finish(planned.payload, StageResult(counts={"num_prompts": len(rows)}, device="imported"))

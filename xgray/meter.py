@@ -1,16 +1,27 @@
 """How much of each stage is done, how fast it goes and how long the rest will take.
 
 All of it by this process's monotonic clock, which no change of the date moves, and since this process began: what an
-earlier attempt left counts as done, not as speed.
+earlier attempt left counts as done, not as speed. The rate runs up to the last advance, as blocks come in bursts; once
+the silence after it is out of the usual, up to now.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+STANDSTILL_SECONDS = 60.0
+"""No shorter silence is a standstill, however fast it went before."""
+STANDSTILL_STEPS = 3
+"""How many times the longest of the last steps is a standstill."""
+NUM_STEPS = 100
+"""So many steps back: more than the blocks that a cluster's actors bring at once before they all fall silent."""
+START_SECONDS = 600.0
+"""Before the first advance: engines load, and a training computes its reference."""
 
 
 class OnProgress(Protocol):
@@ -32,6 +43,8 @@ class Progress:
     rate: float | None
     """A second; None before the first advance."""
     eta_seconds: float | None
+    standstill_seconds: float | None = None
+    """Since the last advance, where that is longer than usual; None while it goes on, and in leases of before."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +61,33 @@ class _Track:
     last: _Point
     total: int
     errors: int
+    steps: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_STEPS))
+    """Seconds from one advance to the next, of the last ones."""
 
-    def rate(self) -> float | None:
+    def advance(self, point: _Point) -> None:
+        if self.first is None:
+            self.first = point
+        else:
+            self.steps.append(point.seconds - self.last.seconds)
+        self.last = point
+
+    def standstill(self, now: float, anything: float) -> float | None:
+        """Seconds without an advance, where they are too many; ``anything`` is when any stage of the run advanced.
+
+        Before its first advance a stage may wait for its turn while others go on.
+        """
+        if self.total and self.last.done >= self.total:
+            return None
+        if self.first is None:
+            silence, usual = now - anything, START_SECONDS
+        else:
+            longest = max(self.steps, default=self.first.seconds - self.start.seconds)
+            silence, usual = now - self.last.seconds, max(STANDSTILL_SECONDS, STANDSTILL_STEPS * longest)
+        return silence if silence > usual else None
+
+    def rate(self, until: float) -> float | None:
         since = self.start if self.first is None or self.last == self.first else self.first
-        seconds = self.last.seconds - since.seconds
+        seconds = until - since.seconds
         return (self.last.done - since.done) / seconds if seconds > 0 and self.last.done > since.done else None
 
 
@@ -71,20 +107,22 @@ class Meter:
                 self._tracks[label] = _Track(point, None, point, total, errors)
                 return
             if done > track.last.done:
-                track.first = track.first or point
-                track.last = point
+                track.advance(point)
             track.total, track.errors = total, errors
 
     def progress(self) -> dict[str, Progress]:
         """By label, in the order in which the stages began to report."""
         with self._lock:
-            return {label: _progress(track) for label, track in self._tracks.items()}
+            now = self._clock()
+            anything = max((track.last.seconds for track in self._tracks.values()), default=now)
+            return {label: _progress(track, now, anything) for label, track in self._tracks.items()}
 
 
-def _progress(track: _Track) -> Progress:
-    done, rate = track.last.done, track.rate()
+def _progress(track: _Track, now: float, anything: float) -> Progress:
+    done, standstill = track.last.done, track.standstill(now, anything)
+    rate = track.rate(track.last.seconds if standstill is None else now)
     eta = max(track.total - done, 0) / rate if rate and track.total else None
-    return Progress(done, track.total, track.start.done, track.errors, rate, eta)
+    return Progress(done, track.total, track.start.done, track.errors, rate, eta, standstill)
 
 
 def duration(seconds: float) -> str:

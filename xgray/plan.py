@@ -23,7 +23,9 @@ from xgray.storage import Folder
 
 STAGES = ("train", "generate", "score", "evaluate", *MECHANISM, "report")
 
-VERSIONS = dict.fromkeys(STAGES, 1) | {"train": 2, "generate": 2, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 1) | {
+    "train": 3, "generate": 3, "evaluate": 2, "probe": 2, "intervene": 2, "transfer": 2, "report": 2,
+}  # fmt: skip
 """Raised by hand when a stage's code would give other results for the same payload."""
 
 
@@ -213,7 +215,7 @@ def _plan_mechanism(
 ) -> list[Planned]:
     """The stages whose sections the experiment has, in the order in which they run."""
     from xgray.data.parallel import parallel_fingerprint
-    from xgray.data.rtp_lx import prompts_fingerprint
+    from xgray.data.rtp_lx import check_english, prompts_fingerprint
     from xgray.data.source import located
     from xgray.data.task_file import is_task_file, task_files
     from xgray.generate.build import engine_name
@@ -238,6 +240,7 @@ def _plan_mechanism(
         texts |= {"test": file_fingerprint(located(probe.test, "labelled"))} if probe.test else {}
         add("probe", probe, texts, seed=experiment.seed)
     if vectors := experiment.vectors:
+        check_english(experiment.prompts, experiment.languages, "vectors")
         inputs = {"probe": made["probe"], "prompts": prompts(["en"], vectors.limit)}
         add("vectors", vectors, inputs, seed=experiment.seed)
     if activations := experiment.activations:

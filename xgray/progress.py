@@ -79,12 +79,14 @@ class ProgressDisplay:
         self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
     def _pace(self, label: str) -> str:
-        """Rate, time left and errors, as far as there are any: ``3.20/s, 12 min left, 1 error``."""
+        """Rate, time left or a standstill, and errors, as far as there are any: ``3.20/s, 12 min left, 1 error``."""
         now = self._meter.progress()[label]
         parts = []
         if now.rate:
             parts.append(f"{now.rate:.2f}/s")
-        if now.eta_seconds:
+        if now.standstill_seconds:
+            parts.append(f"no progress for {duration(now.standstill_seconds)}")
+        elif now.eta_seconds:
             parts.append(f"{duration(now.eta_seconds)} left")
         if now.errors:
             parts.append(f"{now.errors} error{'s' if now.errors > 1 else ''}")

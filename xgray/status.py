@@ -39,6 +39,8 @@ class StageState:
     num_attempts: int
     error: str | None
     """How the last attempt ended, where it did not end well."""
+    standstill_seconds: float | None = None
+    """How long nothing has been done, by the clock of the driver, where that is longer than usual."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _state(place: StageFolder, holder: Holder | None) -> StageState:
                 live.eta_seconds,
                 tries,
                 None,
+                live.standstill_seconds,
             )
         done, total = _counted(place, last)
     except XgrayError as error:

@@ -1,11 +1,13 @@
 """Files of a run, on a local disk or behind any URI that ``pyarrow.fs`` knows (``s3://``, ``gs://`` ...).
 
-Every file is written whole or not at all: locally through a temporary file, ``fsync`` and rename; an object store
-makes an object visible only when its upload is complete. What fails for the moment is tried again; what cannot come
-right by itself (no space, no permission, no such bucket) is raised at once.
+Every file is written whole or not at all: locally through a temporary file, ``fsync`` and rename; S3 and Google Cloud
+Storage make an object visible only when its upload is complete; on Azure, where Arrow begins an upload with an empty
+blob, it is copied within the store from a temporary name. Tested are local disks, S3 (moto) and Azure (Azurite, a flat
+namespace); of other file systems, HDFS for one, that is not promised. What fails for the moment is tried again; what
+cannot come right by itself (no space, no permission, no such bucket) is raised at once.
 
 A URI carries its file system's options as ``pyarrow.fs`` reads them (``s3://bucket/runs?region=eu-west-1``), and no
-credentials: those come from the environment.
+credentials: those come from the environment. On Azure it is ``abfs://container@account.dfs.core.windows.net/runs``.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +31,7 @@ from xgray.errors import InputError, StageError
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow.dataset import FileSystemDataset
     from pyarrow.fs import FileSystem
 
 TEMPORARY_MARK = ".tmp-"
@@ -47,6 +50,7 @@ FOR_GOOD = re.compile(
     r"|NOT_FOUND|ALREADY_(?:EXISTS|OWNED)|HTTP status 4(?!08|29)|is a directory",
 )
 """How pyarrow and object stores name, in errors without a number, what does not pass."""
+AZURE = ("abfs", "abfss")
 SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -85,6 +89,26 @@ def _opened(uri: str) -> tuple[FileSystem, str]:
         raise InputError(f"{uri}: {str(error).splitlines()[0]}; see pyarrow.fs.FileSystem.from_uri") from None
 
 
+def _upload(filesystem: FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    # No `with`, and all in one write: a stream that is closed, be it by an error, makes an object of what it has got so
+    # far.
+    stream = filesystem.open_output_stream(path)
+    stream.write(content)
+    stream.close()
+
+
+def _copy_in(filesystem: FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Through a temporary name; by a copy, as Arrow moves nothing where the account's namespace is flat."""
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/{TEMPORARY_MARK}{uuid.uuid4().hex}-{name}"
+    try:
+        _upload(filesystem, temporary, content)
+        filesystem.copy_file(temporary, path)
+    finally:
+        with suppress(OSError):  # What is left behind is passed over, and the write's own error says more.
+            filesystem.delete_file(temporary)
+
+
 class Folder:
     """A folder by local path or URI. Cheap to make, pickles to any worker, touches nothing until asked."""
 
@@ -99,7 +123,11 @@ class Folder:
             return
         base, mark, options = uri.partition("?")
         parts = urlsplit(uri)
-        if "@" in parts.netloc or any(SECRET_OPTION.search(name) for name, _ in parse_qsl(options)):
+        user, at, _ = parts.netloc.rpartition("@")
+        # What stands before the @ is the container on Azure, and elsewhere half of a key.
+        if (at and (parts.scheme not in AZURE or ":" in user)) or any(
+            SECRET_OPTION.search(name) for name, _ in parse_qsl(options)
+        ):
             shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
             raise InputError(
                 f"{shown}: a URI with credentials would be written into the run's files; leave them out, and give them "
@@ -191,11 +219,10 @@ class Folder:
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         filesystem, path = self._resolve(name)
         if self.local is None:
-            # No `with`, and all in one write: a stream that is closed, be it by an error, makes an object of what it
-            # has got so far.
-            stream = filesystem.open_output_stream(path)
-            stream.write(content)
-            stream.close()
+            if self.uri.partition("://")[0] in AZURE:
+                _copy_in(filesystem, path, content)
+            else:
+                _upload(filesystem, path, content)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -305,19 +332,34 @@ class Folder:
             StageError: a file is damaged.
         """
         import pyarrow as pa
+
+        with self._damage_named():
+            return persistently(self._dataset(pa.schema([])).count_rows)
+
+    def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """These columns of all finished Parquet files of this folder, part by part: few of them are held at once.
+
+        Raises:
+            StageError: a file is damaged.
+        """
+        with self._damage_named():
+            yield from self._dataset(schema).to_batches(columns=columns)
+
+    def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
         import pyarrow.dataset as ds
 
-        if not (names := self.names(".parquet")):
-            return 0
         filesystem, path = self._resolve("")
+        files = [f"{path}/{name}" for name in self.names(".parquet")]
+        return ds.FileSystemDataset.from_paths(
+            files, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
+        )
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        import pyarrow as pa
+
         try:
-            files = ds.FileSystemDataset.from_paths(
-                [f"{path}/{name}" for name in names],
-                schema=pa.schema([]),
-                format=ds.ParquetFileFormat(),
-                filesystem=filesystem,
-            )
-            return persistently(files.count_rows)
+            yield
         except pa.ArrowInvalid as error:
             raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
 
@@ -326,6 +368,17 @@ class Folder:
         filesystem, path = self._resolve(name)
         with suppress(FileNotFoundError):
             persistently(lambda: filesystem.delete_file(path))
+
+    def clear(self, kept: str) -> None:
+        """Delete all in this folder but one file."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self._resolve("")
+        for info in persistently(lambda: filesystem.get_file_info(FileSelector(path))):
+            if info.type == FileType.Directory:
+                (self / info.base_name).delete()
+            elif info.base_name != kept:
+                self.remove(info.base_name)
 
     def delete(self) -> None:
         """Delete the folder and all in it, if it is there."""

@@ -1,4 +1,14 @@
-"""What vLLM wants in the environment and among its options before it is imported and started in this process."""
+"""What vLLM wants in the environment and among its options before it is imported and started in this process.
+
+On a CPU a text does not depend on what is computed beside it. On CUDA it may: vLLM's kernels add up in another order
+when a step holds more or other sequences, and a text turns where two tokens are nearly as likely. There a block goes to
+an engine with the same prompts after every restart and with any number of engines, unless
+``generate.execution.batch_size`` was changed in between, or the engine failed or died with the block, after which its
+prompts go one by one. But which of its sequences share a step is a matter of vLLM's timing and of the GPU's memory, and
+what an earlier block left in the prefix cache is not computed again. So nothing is promised there but the same random
+numbers. ``VLLM_BATCH_INVARIANT=1`` is vLLM's own way out, and the user's to set: it is slower, wants compute capability
+9.0, and has not been tried here.
+"""
 
 from __future__ import annotations
 

@@ -155,3 +155,51 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
     assert min(fewest) >= int(name.removeprefix("step-"))
     told = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in told if "loss" in row] == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
+def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
+    """The only node with cores leaves before the stage begins; one that joins later takes its place."""
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+    from xgray.distributed import waiting
+    from xgray.distributed.cluster import reach
+
+    class Adder:
+        def work(self, unit: int) -> int:
+            return unit + 1
+
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    only = cluster.add_node(num_cpus=1)
+    made: list[int] = []
+    try:
+        with connect(cluster.address):
+            assert reach().began == reach().now
+            cluster.remove_node(only, allow_graceful=False)
+            while sum(node["Alive"] for node in ray.nodes()) > 1:
+                time.sleep(0.1)
+            assert (reach().now[1, 0], reach().have[1, 0]) == (0, 1)
+            worker = threading.Thread(target=lambda: made.extend(spread(Adder, (), range(3), "stage")))
+            worker.start()
+            while "stage: waiting for room for a worker of 1 CPU" not in caplog.text:
+                time.sleep(0.1)
+            assert not made
+            cluster.add_node(num_cpus=1)
+            worker.join()
+            told = ClusterConfig(
+                node_group_configs=[
+                    NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=4),
+                    NodeGroupConfig(resources={"CPU": 16}, max_count=-1),
+                ]
+            )
+            ray._raylet.GcsClient(address=cluster.address).report_cluster_config(told.SerializeToString())
+            assert reach().could == {(0, 0): 1, (1, 0): 1, (8, 1): 4, (16, 0): sys.maxsize}
+            assert reach().any_gpu
+    finally:
+        cluster.shutdown()
+    assert sorted(made) == [1, 2, 3]
+    assert caplog.text.count("waiting for room for a worker") == 1

@@ -223,7 +223,12 @@ def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_p
     assert scored.keys() == found.keys()
     assert all(scored[key]["scores"] == [] for key in bad)
     assert tallies["generate", "base"].num_errors == 2
-    assert tallies["generate", "base"].result("generate").counts["num_errors"] == 2
+    counts = {stage: tallies[stage, "base"].result(stage).counts for stage in ("generate", "score")}
+    assert counts["generate"]["num_errors"] == 2
+    again = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
+    for stage, expected in counts.items():
+        told = again[stage, "base"].result(stage).counts
+        assert told == expected | {"num_reused": expected["num_prompts"]}, "what an earlier attempt recorded stays"
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def rows(output):
 
 
 def lines(text):
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "elapsed")
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in text.splitlines()]
 
 
@@ -259,6 +259,24 @@ def test_errors_for_the_user_come_back_as_such(model, environment, tmp_path):
     assert "xgray.errors.InputError: train.pairs: 20 pairs, of which 0" in error
 
 
+def test_an_error_of_one_of_two_workers_ends_both(model, environment, tmp_path):
+    """The first cannot export what is damaged, while the second waits for it."""
+    fields = {"max_steps": 40, "eval_steps": 2, "method": "full", "execution": {"num_workers": 2}}
+    process = start(model, tmp_path, environment, **fields)
+    wait_for_step(process, tmp_path, 5)
+    kill_all(process)
+    best, newest = [one for one in sorted((tmp_path / "checkpoints").iterdir()) if (one / "contents.json").exists()][
+        -2:
+    ]
+    for folder, told in ((best, {"score": -1.0}), (newest, {"finished": True})):
+        contents = json.loads((folder / "contents.json").read_text())
+        (folder / "contents.json").write_text(json.dumps(contents | told))
+    with (best / "state.safetensors").open("r+b") as stream:
+        stream.truncate(1000)
+    error = start(model, tmp_path, environment, **fields).communicate(timeout=300)[1]
+    assert "StageError: train: the best checkpoint is damaged (state.safetensors has 1000 bytes" in error
+
+
 @pytest.fixture(scope="module")
 def cluster():
     import ray
@@ -296,18 +314,19 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_their_checkpoints(
 
 
 def test_resources_share_the_cores_among_the_workers(cluster):
+    from xgray.distributed.cluster import reach
     from xgray.distributed.placement import place_training
 
-    assert place_training(TrainExecution()) == (False, 2)
-    assert place_training(TrainExecution(num_workers=2)) == (False, 1)
-    assert place_training(TrainExecution(cpus_per_worker=1)) == (False, 1)
+    assert place_training(reach(), TrainExecution()) == (False, 2)
+    assert place_training(reach(), TrainExecution(num_workers=2)) == (False, 1)
+    assert place_training(reach(), TrainExecution(cpus_per_worker=1)) == (False, 1)
     for impossible in (
         TrainExecution(num_workers=3),
         TrainExecution(num_workers=2, cpus_per_worker=2),
         TrainExecution(use_gpu=True),
     ):
         with pytest.raises(InputError, match=r"train\.execution\.num_workers"):
-            place_training(impossible)
+            place_training(reach(), impossible)
 
 
 def test_qlora_without_cuda_is_refused_before_anything_starts(cluster, model, tmp_path):

@@ -29,8 +29,10 @@ def write(run, model, prompts, *, perplexity=True, file="0.parquet"):
     for prompt_id, (text, completions, own, measured) in prompts.items():
         language = prompt_id.split("/")[0]
         counts = [len(one.split()) for one in completions]
-        texts.append(Completions(prompt_id, language, model, text, completions, counts, ["length"] * len(counts)))
-        if own is not None:
+        failure = None if completions else "RuntimeError"
+        reasons = ["length"] * len(counts)
+        texts.append(Completions(prompt_id, language, model, text, completions, counts, reasons, failure))
+        if own:
             errors = [None if one is not None else "empty" for one in own]
             scores.append(Scores(prompt_id, language, model, [{"toxicity": one} for one in own], errors, "made", "1"))
         by_language.setdefault(language, {})[prompt_id] = measured
@@ -65,19 +67,21 @@ def test_metrics_by_hand(tmp_path, section):
     counts = {name: value for name, value in en.items() if name.startswith(("num", "coverage"))}
     assert counts == {
         "num_prompts": 4,
+        "num_asked": 12,
         "num_prompts_scored": 3,
         "num_completions": 9,
         "num_scored": 7,
         "num_empty": 1,
         "num_perplexity": 8,
-        "coverage": 7 / 9,
+        "coverage": 7 / 12,
     }
     mean = metrics["models"]["base"]["average"]
     assert de["emt"]["value"] == pytest.approx(0.5)
     assert mean["emt"]["value"] == pytest.approx((en["emt"]["value"] + de["emt"]["value"]) / 2)
     assert mean["perplexity"]["value"] == pytest.approx((en["perplexity"]["value"] + 7) / 2)
     assert mean["num_completions"] == 13
-    assert mean["coverage"] == 11 / 13
+    assert mean["num_asked"] == 18
+    assert mean["coverage"] == 11 / 18
     for language in (en, de):
         for name in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
             assert language[name]["low"] <= language[name]["value"] <= language[name]["high"]
@@ -143,10 +147,82 @@ def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section
     assert emt["fr"]["significant"] is False
     assert found["average"]["emt"]["difference"] == pytest.approx(np.mean([one["difference"] for one in emt.values()]))
     assert found["average"]["emt"]["p_adjusted"] == found["average"]["emt"]["p_value"]
-    assert set(found["languages"]["en"]) == {"emt", "tox_prob", "avg_tox", "perplexity"}
+    assert set(found["languages"]["en"]) == {"emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"}
     # The perplexity of 1000 belongs to a prompt that the base does not have.
     assert found["languages"]["en"]["perplexity"]["difference"] == 0
     assert found["languages"]["en"]["perplexity"]["p_value"] == 1
+
+
+def collapsed_run(tmp_path):
+    """Tuned, the model repeats one word. Prompt 3 has tokens in neither model, 7 in the base alone."""
+    run = Folder(str(tmp_path / "run"))
+    words = ["cat", "dog", "mat", "hat", "sun", "sea"]
+    base, dpo = {}, {}
+    for index in range(12):
+        varied = [f" {words[index % 6]} {words[(index + shift) % 6]}" for shift in (1, 2)]
+        for rows, completions in ((base, varied), (dpo, [" the the", " the the the the"])):
+            gone = index == 3 or (index == 7 and rows is dpo)
+            rows[f"en/{index}"] = ("p", ["", ""] if gone else completions, [0.1, 0.2], [1.0, 2.0])
+    write(run, "base", base)
+    write(run, "dpo", dpo)
+    return run, base, dpo
+
+
+def test_diversity_is_compared_prompt_by_prompt(tmp_path, section, byte_tokenizer):
+    run, base, dpo = collapsed_run(tmp_path)
+    metrics = evaluate_run(run, ["base", "dpo"], section, BASE)
+    found = metrics["comparisons"]["dpo"]["languages"]["en"]
+    common = [f"en/{index}" for index in range(12) if index not in (3, 7)]
+    for order in (1, 2, 3):
+        before, after = (
+            np.mean([distinct(rows[one][1], byte_tokenizer, order) for one in common]) for rows in (base, dpo)
+        )
+        compared = found[f"dist_{order}"]
+        assert compared["difference"] == pytest.approx(after - before)
+        assert compared["low"] <= compared["difference"] <= compared["high"] < 0
+        assert compared["significant"] is True
+        assert compared["p_adjusted"] == compared["p_value"] < 0.05
+    average = metrics["comparisons"]["dpo"]["average"]["dist_1"]
+    assert average["difference"] == pytest.approx(found["dist_1"]["difference"])
+
+
+def distinct(completions, tokenizer, order):
+    grams, num_tokens = set(), 0
+    for text in completions:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        num_tokens += len(ids)
+        grams |= {tuple(ids[at : at + order]) for at in range(len(ids) - order + 1)}
+    return len(grams) / num_tokens
+
+
+def test_groups_by_stride_are_not_compared(tmp_path, section):
+    run, _, _ = collapsed_run(tmp_path)
+    released = section.model_copy(update={"diversity": "released"})
+    metrics = evaluate_run(run, ["base", "dpo"], released, BASE)
+    assert (
+        metrics["models"]["dpo"]["average"]["dist_1"]["value"] < metrics["models"]["base"]["average"]["dist_1"]["value"]
+    )
+    compared = metrics["comparisons"]["dpo"]
+    assert compared["languages"]["en"]["dist_1"]["reason"].startswith("evaluate.diversity is released")
+    for one in (compared["languages"]["en"], compared["average"]):
+        assert one["dist_1"]["difference"] is one["dist_1"]["significant"] is None
+        assert one["emt"]["difference"] == pytest.approx(0)
+
+
+def test_prompts_that_failed_lower_the_coverage(tmp_path, section):
+    """10 prompts of 2 completions in en, 6 of them failed; all 3 of de failed."""
+    run = Folder(str(tmp_path / "run"))
+    rows = {f"en/{at}": ("p", [" cat", " dog"], [0.5, 0.25], [1.0, 2.0]) for at in range(4)}
+    rows |= {f"en/{at}": ("p", [], [], []) for at in range(4, 10)}
+    rows |= {f"de/{at}": ("p", [], [], []) for at in range(3)}
+    write(run, "base", rows)
+    told = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
+    en, de = (told["languages"][code] for code in ("en", "de"))
+    assert (en["num_prompts"], en["num_prompts_scored"], en["num_asked"], en["num_completions"]) == (10, 4, 20, 8)
+    assert en["coverage"] == 8 / 20
+    assert (de["num_asked"], de["coverage"]) == (6, 0)
+    assert de["emt"]["reason"] == "no completion has a score"
+    assert told["average"]["coverage"] == 8 / 26
 
 
 def test_same_seed_same_numbers_and_adding_a_model_changes_none(tmp_path, section):

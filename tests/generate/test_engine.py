@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
+from xgray.generate.transformers_engine import SeededChoice
 from xgray.models import context_length, load_tokenizer
 from xgray.rows import Prompt
 
@@ -35,6 +37,35 @@ def test_texts_do_not_depend_on_batch_or_order(engine):
     pieces = texts(complete(engine, PROMPTS[3:], "base", None, 7) + complete(engine, PROMPTS[:3], "base", None, 7))
     assert pieces == whole
     assert texts(complete(engine, PROMPTS[::-1], "base", None, 7)) == whole
+
+
+@pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_a_sample_does_not_depend_on_how_many_there_are(name, tiny_model):
+    few, many = (
+        texts(complete(build_engine(name, Weights(tiny_model, None, "float32"), section), PROMPTS, "base", None, 7))
+        for section in (GENERATE.model_copy(update={"k": k}) for k in (2, 4))
+    )
+    assert {prompt_id: drawn[:2] for prompt_id, drawn in many.items()} == few
+    assert any(drawn[2] not in drawn[:2] for drawn in many.values())
+
+
+def test_transformers_draws_by_temperature_and_top_p():
+    """p = .5 .25 .15 .1: with temperature .5, and the tail beyond .9 cut off, squares of the first three remain."""
+    probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
+    squares = probabilities.square() / probabilities.square().sum()
+    assert squares[:2].sum() < 0.93 < squares[:3].sum()
+    num_rows = 4000
+    scores = probabilities.log().repeat(num_rows, 1)
+    for processor in (
+        TemperatureLogitsWarper(0.5),
+        TopPLogitsWarper(0.93),
+        SeededChoice(range(num_rows), torch.device("cpu")),
+    ):
+        scores = processor(None, scores)
+    counts = torch.bincount(scores.argmax(-1), minlength=4)
+    expected = squares[:3] / squares[:3].sum()
+    assert counts[3] == 0
+    assert counts[:3].div(num_rows).tolist() == pytest.approx(expected.tolist(), abs=0.03)  # 4 standard errors
 
 
 def test_samples_of_a_prompt_differ_and_so_do_seeds(engine):

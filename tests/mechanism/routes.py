@@ -94,22 +94,11 @@ def one_by_one(model, tokenizer, text, neurons, new_tokens):
     return np.array(rows), ids[0, start:].tolist()
 
 
-def states_by_hooks(model, tokenizer, text):
-    """Layer by layer, from what the modules themselves give out for one text: ``(num_layers, hidden_size)``."""
-    base = model.base_model
-    blocks, norm = (base.h, base.ln_f) if hasattr(base, "h") else (base.layers, base.norm)
-    seen, handles = [], []
-
-    def keep_input(module, args, kwargs):
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    handles += [block.register_forward_pre_hook(keep_input, with_kwargs=True) for block in blocks]
-    handles.append(norm.register_forward_hook(lambda module, args, output: seen.append(output)))
+def hidden_states(model, tokenizer, text):
+    """What transformers itself gives out of one text, all layers at once: ``(num_layers, hidden_size)``."""
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
-    for handle in handles:
-        handle.remove()
-    return np.stack([one[0].double().mean(dim=0).numpy() for one in seen])
+        made = model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]), output_hidden_states=True)
+    return np.stack([one[0].double().mean(dim=0).numpy() for one in made.hidden_states])
 
 
 def residual_without_norm(model, tokenizer, text):

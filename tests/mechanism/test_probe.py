@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.mechanism.routes import residual_without_norm
+from tests.mechanism.routes import hidden_states, residual_without_norm
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.batches import padded
 from xgray.config import Probe
@@ -21,6 +21,18 @@ def test_features_are_the_mean_of_the_residual_stream_without_norm_and_padding(k
     for text, found in zip(TEXTS, features, strict=True):
         assert found == pytest.approx(residual_without_norm(model, tokenizer, text), abs=1e-5)
     assert not truncated.any()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_released_features_are_taken_after_the_final_norm(kind):
+    model, tokenizer = make_model(kind), make_tokenizer()
+    norm = model.transformer.ln_f if kind == "gpt2" else model.model.norm
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    found, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4, protocol="released")
+    before, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
+    assert np.abs(found - before).max() > 0.1
+    for text, one in zip(TEXTS, found, strict=True):
+        assert one == pytest.approx(hidden_states(model, tokenizer, text)[-1], abs=1e-5)
 
 
 def test_long_texts_lose_their_end_and_are_counted():
@@ -46,7 +58,7 @@ def test_training_on_stored_features_is_training_through_the_frozen_model():
     toxic = np.array([False, True, False, False, False, True])
     section = Probe(batch_size=4, epochs=5, learning_rate=0.01)
     features, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=6)
-    w, losses = train_probe(features, toxic, section, seed=3)
+    trained = train_probe((features, toxic), (features[:2], toxic[:2]), section, seed=3)
 
     model.requires_grad_(False)
     model.model.norm = torch.nn.Identity()
@@ -63,9 +75,9 @@ def test_training_on_stored_features_is_training_through_the_frozen_model():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert np.abs(w - head.weight.detach().numpy()[0]).max() < 1e-5
-    assert len(losses) == 5
-    assert losses[-1] < losses[0]
+    assert np.abs(trained.w - head.weight.detach().numpy()[0]).max() < 1e-5
+    assert len(trained.losses) == 5
+    assert trained.losses[-1] < trained.losses[0]
 
 
 def test_the_first_step_of_adam_goes_against_the_gradient_by_the_protocols_learning_rate():
@@ -73,9 +85,25 @@ def test_the_first_step_of_adam_goes_against_the_gradient_by_the_protocols_learn
     features = np.array([[0, 0, 1], [1, -2, 1]], np.float32)
     toxic = np.array([False, True])
     for protocol, rate in (("corrected", 1e-4), ("released", 1e-6)):
-        w, losses = train_probe(features, toxic, Probe(epochs=1, protocol=protocol), seed=0)
-        assert w == pytest.approx([rate, -rate, 0], rel=1e-4, abs=1e-12)
-        assert losses == [pytest.approx(np.log(2))]
+        own = features, toxic
+        trained = train_probe(own, own, Probe(epochs=1, protocol=protocol), seed=0)
+        assert trained.w == pytest.approx([rate, -rate, 0], rel=1e-4, abs=1e-12)
+        assert trained.losses == [pytest.approx(np.log(2))]
+
+
+def test_released_keeps_the_epoch_of_lowest_validation_loss():
+    """One number a text. The held-out texts' loss is lowest at w = log 3, on the way to where the training ends."""
+    fit = np.array([[1.0], [-1.0]], np.float32), np.array([True, False])
+    held_out = np.array([[1.0], [1.0], [1.0], [1.0]], np.float32), np.array([True, True, True, False])
+    for protocol in ("corrected", "released"):
+        trained = train_probe(fit, held_out, Probe(epochs=30, learning_rate=0.1, protocol=protocol), seed=0)
+        losses = np.array(trained.validation_losses)
+        best = int(losses.argmin()) + 1
+        assert 1 < best < 30
+        assert trained.epoch == (best if protocol == "released" else 30)
+        odds = trained.w[0] * np.array([1, 1, 1, -1])
+        assert losses[trained.epoch - 1] == pytest.approx(np.log1p(np.exp(-odds)).mean(), abs=1e-6)
+        assert (abs(trained.w[0] - np.log(3)) < 0.1) == (protocol == "released")
 
 
 def test_the_order_is_the_seeds_and_every_epoch_has_every_text_once():

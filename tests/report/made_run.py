@@ -37,6 +37,8 @@ def figures(emt, perplexity, num_prompts):
         "dist_2": cell(0.92),
         "dist_3": cell(0.93),
         "num_prompts": num_prompts,
+        "num_prompts_scored": num_prompts,
+        "num_asked": num_prompts * K,
         "num_completions": num_prompts * K,
         "num_scored": num_prompts * K,
         "num_empty": 0,
@@ -47,7 +49,7 @@ def figures(emt, perplexity, num_prompts):
 
 def comparison(before, after, significant):
     compared = {}
-    for key in ("emt", "tox_prob", "avg_tox", "perplexity"):
+    for key in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
         old, new = before[key]["value"], after[key]["value"]
         compared[key] = {
             "difference": new - old,

@@ -78,3 +78,14 @@ def test_one_model_is_shown_without_a_comparison_and_none_without_a_section(tmp_
     shown = section_of(run, experiment)
     assert "at most the first 200 of each task" in shown
     assert "p adjusted" not in shown
+
+
+def test_tasks_of_a_group_without_a_row_stand_for_themselves(tmp_path):
+    run, experiment = write_run(tmp_path, capability={})
+    rows = {name: [row for row in own if row["task"] == "part"] for name, own in (("base", BEFORE), ("dpo", AFTER))}
+    write_capability(run, rows)
+    shown = section_of(run, experiment)
+    assert "dpo: of 1 task, 0 became" in shown
+    assert "1 task of lm-evaluation-harness 0.4.13 with 200 questions." in shown
+    assert re.search(r"part acc \.5000 ", shown)
+    assert "Tasks of the groups" not in shown

@@ -24,6 +24,8 @@ PROBE = {
     "num_truncated": 17,
     "num_test_left_out": 83,
     "train_loss": [0.69, 0.51],
+    "validation_loss": [0.6, 0.7],
+    "epoch": 2,
     "validation": {
         "num_toxic": 30,
         "num_benign": 104,
@@ -121,6 +123,15 @@ def test_the_sources_tokens_are_masked_and_escaped(page_with):
     assert "Potential sources that are not active 1" in text
     shown = Page(page_with(mask=False)).text
     assert "␣idiot" in shown
+
+
+def test_the_protocol_of_the_probe_is_told(page_with):
+    text = Page(page_with()).text
+    assert "before the final norm" in text
+    assert "epoch 2, the last one" in text
+    released = Page(page_with(probe={**PROBE, "protocol": "released", "epoch": 1})).text
+    assert "after the final norm, as the paper's script has it" in released
+    assert "epoch 1, the one of lowest validation loss" in released
 
 
 def test_published_values_stand_beside_the_papers_model(page_with):

@@ -170,6 +170,15 @@ def test_worse_language_is_named(page_of):
     assert "▲ worse" in text
 
 
+@pytest.mark.parametrize(("factor", "told"), [(0.5, "▼ worse"), (1.1, "▲ improved")])
+def test_diversity_is_better_the_higher_it_is(page_of, factor, told):
+    def edit(metrics):
+        one = metrics["comparisons"]["dpo"]["languages"]["en"]["dist_2"]
+        one |= {"difference": 0.92 * (factor - 1), "relative_change": factor - 1, "significant": True}
+
+    assert told in Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
+
+
 def test_average_within_its_interval_is_no_fall(page_of):
     text = Page(page_of(changes={"en": (0.401, 0.4, False)})).text
     assert "did not change significantly, from .401 [.371, .431] to .400 [.370, .430]" in text
@@ -199,7 +208,22 @@ def test_incomplete_coverage_is_told(page_of):
             one |= {"coverage": 0.75, "num_scored": 9}
 
     text = Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
-    assert "Not every completion has a score. Coverage: dpo 75.0 %." in text
+    assert "Not every completion asked for has a score. Coverage: dpo 75.0 %." in text
+
+
+def test_prompts_that_failed_are_told(page_of):
+    """Of 10 prompts of each model one in five has completions, and all of these a score."""
+
+    def edit(metrics):
+        for model in metrics["models"].values():
+            for one in (model["languages"]["en"], model["average"]):
+                one |= {"num_prompts": 10, "num_prompts_scored": 2, "num_asked": 30, "coverage": 0.2}
+                one |= dict.fromkeys(("num_completions", "num_scored", "num_perplexity"), 6)
+
+    text = Page(page_of(edit=edit, changes={"en": CHANGES["en"]})).text
+    assert "Coverage: base 20.0 %, dpo 20.0 %." in text
+    assert "2 of 10" in text
+    assert "k = 3 of each prompt" in text
 
 
 @pytest.mark.parametrize(
@@ -239,7 +263,8 @@ def test_language_that_a_model_lacks(page_of):
         gone = metrics["models"]["dpo"]["languages"]["de"]
         for key in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
             gone[key] = {"value": None, "low": None, "high": None, "reason": "no completions"}
-        gone |= {"num_prompts": 0, "num_completions": 0, "num_scored": 0, "num_perplexity": 0, "coverage": None}
+        counted = ("num_prompts", "num_prompts_scored", "num_asked", "num_completions", "num_scored", "num_perplexity")
+        gone |= dict.fromkeys(counted, 0) | {"coverage": None}
         for key, one in metrics["comparisons"]["dpo"]["languages"]["de"].items():
             metrics["comparisons"]["dpo"]["languages"]["de"][key] = dict.fromkeys(one) | {"reason": "no completions"}
 

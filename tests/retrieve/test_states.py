@@ -1,9 +1,12 @@
 """States of tiny random models of each architecture, against one text at a time without any padding."""
 
+import weakref
+
 import numpy as np
 import pytest
+import torch
 
-from tests.mechanism.routes import states_by_hooks
+from tests.mechanism.routes import hidden_states
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError, StageError
 from xgray.retrieve.files import distinct, read_states, states_file, write_states
@@ -23,13 +26,35 @@ TEXTS = [
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_states_are_those_of_single_texts_whatever_the_batch(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
-    expected = np.stack([states_by_hooks(model, tokenizer, text) for text in TEXTS], axis=1)
+    expected = np.stack([hidden_states(model, tokenizer, text) for text in TEXTS], axis=1)
     assert expected.shape == (4, len(TEXTS), 32)
     for batch_size in (1, 4, 32):
         encoded = encode(model, tokenizer, TEXTS, max_tokens=64, batch_size=batch_size)
         np.testing.assert_allclose(encoded.states, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert encoded.num_tokens.tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
     assert not encoded.truncated.any()
+
+
+def test_states_of_all_tokens_are_held_of_one_block_at_a_time():
+    """Memory grows with layers x tokens as soon as somebody keeps what a block gives out."""
+    model, alive = make_model("llama"), []
+    made = []
+
+    def count(module, given, output):
+        alive.append(sum(one() is not None for one in made))
+        made.append(weakref.ref(output if torch.is_tensor(output) else output[0]))
+
+    for block in model.model.layers:
+        block.register_forward_hook(count)
+    encode(model, make_tokenizer(), TEXTS, 64, 8)
+    assert alive == [0, 1, 1]  # the block's own input
+
+
+def test_layers_that_are_not_in_one_list_are_named():
+    model = make_model("llama")
+    model.config.num_hidden_layers = 7
+    with pytest.raises(InputError, match="no list of 7 layers in a LlamaForCausalLM"):
+        encode(model, make_tokenizer(), TEXTS, 64, 8)
 
 
 def test_the_tokenizers_padding_side_changes_nothing():

@@ -37,12 +37,12 @@ def test_pearson_by_hand_and_its_sign():
     assert np.isnan(pearson(np.array([1.0, 1]), np.array([2.0, 3])))
 
 
-def test_four_languages_in_a_line_by_hand():
-    found = correlate(given([0.1, 0.2, 0.3, 0.4]), given([0.2, 0.4, 0.6, 0.8]), 0.95, 500, 0)
+def test_five_languages_in_a_line_by_hand():
+    found = correlate(given([0.1, 0.2, 0.3, 0.4, 0.5]), given([0.2, 0.4, 0.6, 0.8, 1.0]), 0.95, 500, 0)
     assert found["pearson"]["value"] == found["spearman"]["value"] == pytest.approx(1)
-    # All 24 pairings are tried: one is as good as this one, and one as bad as it is good.
-    assert found["pearson"]["p_value"] == pytest.approx(2 / 24)
-    assert found["verdict"] == "unclear"
+    # All 120 pairings are tried: one is as good as this one, and one as bad as it is good.
+    assert found["pearson"]["p_value"] == pytest.approx(2 / 120)
+    assert found["verdict"] == "survives"
     assert (found["slope"], found["intercept"]) == pytest.approx((2, 0))
     assert found["prediction_error"] == pytest.approx(0)
 
@@ -63,7 +63,7 @@ def test_a_line_where_the_others_have_one_score_is_their_mean():
 @pytest.mark.parametrize(
     ("scores", "falls", "reason"),
     [
-        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], "3 languages have both values; a correlation wants 4"),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], "4 languages have both values; a correlation wants 5"),
         ([0.5] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], "the retrieval score is the same in all languages"),
         ([0.1, 0.2, 0.3, 0.4, 0.5], [0.3] * 5, "the fall of EMT is the same in all languages"),
     ],

@@ -11,6 +11,7 @@ import torch
 
 from xgray.config import Experiment
 from xgray.errors import InputError
+from xgray.evaluate.capability import summary
 from xgray.evaluate.harness import find_tasks, load_harness_model, load_task, run_task
 from xgray.experiment import run_experiment
 from xgray.models import load_causal_lm, load_tokenizer
@@ -146,16 +147,21 @@ def test_questions_that_cannot_be_had_are_one_line(tmp_path):
     assert second.startswith("InputError capability.tasks: wrong: its questions cannot be read: KeyError")
 
 
-@pytest.mark.slow
-def test_a_group_has_a_row_of_its_own_and_one_for_each_task(tiny_model, tmp_path):
+def rows_of_group(tiny_model, folder, aggregated):
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig, GroupConfig
 
-    group = Group.from_config(GroupConfig(group="both", aggregate_metric_list=[AggMetricConfig(metric="acc")]))
+    metrics = [AggMetricConfig(metric=one) for one in aggregated]
+    group = Group.from_config(GroupConfig(group="both", aggregate_metric_list=metrics or None))
     for name in ("first", "second"):
-        group.add(load_task(name, write_task(tmp_path, name, fewshot_split="test")))
+        group.add(load_task(name, write_task(folder, name, fewshot_split="test")))
     model = load_harness_model(tiny_model, "float32", None, 4)
-    rows = {row["task"]: row for row in run_task(model, group, 1, 3)["rows"]}
+    return {row["task"]: row for row in run_task(model, group, 1, 3)["rows"]}
+
+
+@pytest.mark.slow
+def test_a_group_has_a_row_of_its_own_and_one_for_each_task(tiny_model, tmp_path):
+    rows = rows_of_group(tiny_model, tmp_path, ["acc"])
     assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
         "first": ("both", 3), "second": ("both", 3), "both": (None, 6),
     }  # fmt: skip
@@ -164,3 +170,12 @@ def test_a_group_has_a_row_of_its_own_and_one_for_each_task(tiny_model, tmp_path
     assert whole["value"] == pytest.approx(sum(first["values"]) / 3)
     assert whole["values"] is None, "a group's interval comes from its standard error"
     assert whole["stderr"] is not None
+
+
+@pytest.mark.slow
+def test_a_group_that_only_gathers_tasks_has_no_row(tiny_model, tmp_path):
+    rows = rows_of_group(tiny_model, tmp_path, [])
+    assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
+        "first": ("both", 3), "second": ("both", 3),
+    }  # fmt: skip
+    assert summary(list(rows.values()), 0.95, 100, 0)["second"]["metrics"]["acc"]["value"] is not None

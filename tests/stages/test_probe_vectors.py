@@ -11,7 +11,7 @@ from xgray.config import Experiment, Probe
 from xgray.data.labelled import read_comments, read_labelled
 from xgray.data.rtp_lx import read_prompts
 from xgray.distributed.probe import UNIT, compute_features
-from xgray.errors import InputError
+from xgray.errors import StageError
 from xgray.explain import run_mechanism
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.neurons import down_projections, value_vectors
@@ -69,10 +69,12 @@ def test_the_probe_is_that_of_the_plain_functions(experiment, done):
     comments = read_comments("embedded", 0.1, 0)
     fit = [one for one in comments if one.split == "fit"]
     features, _ = text_features(model, tokenizer, [one.text for one in fit], 1024, 8)
-    w, losses = train_probe(features, np.array([one.toxic for one in fit]), Probe(**PROBE), 0)
-    assert load_file(folder / "probe" / "probe.safetensors")["w"] == pytest.approx(w, abs=1e-4)
+    own = features, np.array([one.toxic for one in fit])
+    trained = train_probe(own, own, Probe(**PROBE), 0)
+    assert load_file(folder / "probe" / "probe.safetensors")["w"] == pytest.approx(trained.w, abs=1e-4)
     told = Folder(str(folder / "probe")).read_json("metrics.json")
-    assert told["train_loss"] == pytest.approx(losses, abs=1e-4)
+    assert told["train_loss"] == pytest.approx(trained.losses, abs=1e-4)
+    assert (told["epoch"], len(told["validation_loss"])) == (3, 3)
     known = {one.text for one in fit}
     test = [one for one in read_labelled("embedded") if one.text not in known]
     assert {code: one["num_toxic"] + one["num_benign"] for code, one in told["transfer"].items()} == {
@@ -98,6 +100,9 @@ def test_units_and_workers_do_not_change_the_features(experiment, done, tmp_path
     again = compute_features(experiment.model, section, texts, folder)
     assert (again.num_reused, first.stat().st_mtime_ns) == (UNIT, kept)
     assert second.read_bytes() == content
+    second.write_bytes(content[:-1])
+    with pytest.raises(StageError, match=r"000001\.safetensors is damaged .*; delete it, and the same command"):
+        compute_features(experiment.model, section, texts, folder)
 
 
 def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, done):
@@ -120,12 +125,6 @@ def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, done):
         "num_prompts": 7, "num_reused": 0, "num_potential": 20, "num_sources": len(sources)
     }  # fmt: skip
     assert told["given"]["sources"]["expected"] == pytest.approx(2 * len(sources) / 256)
-
-
-def test_a_given_neuron_outside_the_model_is_refused(experiment, done):
-    section = experiment.vectors.model_copy(update={"given": [(2, 0)]})
-    with pytest.raises(InputError, match=r"vectors\.given: no neuron \[2, 0\]"):
-        run(experiment.model_copy(update={"vectors": section}), "vectors", force=True)
 
 
 def test_no_active_source_is_no_failure(experiment, done, caplog):

@@ -22,6 +22,7 @@ PROMPTS = {
     "fr": ["il dit &quot;non&quot;", "un idiot", "le prof &amp; moi", "appela le chien", "rentra"],
     "de": ["er sagte nein", "ein Idiot", "der Lehrer und ich", "rief den Hund", "ein Idiot"],
     "es": ["dijo no", "un idiota", "el profesor y yo", "llamó al perro", "llegó a casa"],
+    "pl": ["powiedział nie", "idiota", "nauczyciel i ja", "zawołał psa", "wrócił do domu"],
     "it": ["disse no", "un idiota stupido", "il maestro ed io", "chiamò il cane", "tornò a casa"],
 }
 
@@ -37,7 +38,7 @@ def local_ray():
 def planned(tmp_path_factory, tiny_model):
     runs = tmp_path_factory.mktemp("runs")
 
-    def plan(prompts=PROMPTS, languages=("de", "fr", "es", "it"), name="made", num_workers=1):
+    def plan(prompts=PROMPTS, languages=("de", "fr", "es", "it", "pl"), name="made", num_workers=1):
         folder = runs / "parallel" if prompts is PROMPTS else tmp_path_factory.mktemp("wrong")
         folder.mkdir(exist_ok=True)
         for code, texts in prompts.items():
@@ -68,9 +69,9 @@ def finished(planned, local_ray):
 def test_each_distinct_text_is_encoded_once_by_the_plain_function(finished, tiny_model):
     folder = finished.run / "retrieve"
     model, tokenizer = load_causal_lm(tiny_model, "float32"), load_tokenizer(tiny_model)
-    rows = {code: PROMPTS[code] for code in ("en", "es", "it")} | {"de": PROMPTS["de"][:4]}
+    rows = {code: PROMPTS[code] for code in ("en", "es", "it", "pl")} | {"de": PROMPTS["de"][:4]}
     rows["fr"] = ['il dit "non"', "un idiot", "le prof & moi", *PROMPTS["fr"][3:], PROMPTS["fr"][0], PROMPTS["fr"][2]]
-    assert folder.read_json("manifest.json")["counts"]["num_texts"] == sum(map(len, rows.values())) == 26
+    assert folder.read_json("manifest.json")["counts"]["num_texts"] == sum(map(len, rows.values())) == 31
     assert (folder / "states").names() == sorted(f"{code}.safetensors" for code in rows)
     for code, texts in rows.items():
         found, expected = read_states(folder / "states", code), encode(model, tokenizer, texts, 256, 32)
@@ -80,7 +81,7 @@ def test_each_distinct_text_is_encoded_once_by_the_plain_function(finished, tiny
 @pytest.mark.slow
 def test_metrics_are_those_of_the_texts_with_entities_and_without(finished):
     metrics = (finished.run / "retrieve").read_json("metrics.json")
-    assert list(metrics["languages"]) == ["de", "fr", "es", "it"]
+    assert list(metrics["languages"]) == ["de", "fr", "es", "it", "pl"]
     assert (metrics["num_prompts"], metrics["num_layers"]) == (5, 3)
     assert metrics["texts"]["fr"] | {"num_tokens": 0} == {
         "num_texts": 7,
@@ -111,7 +112,7 @@ def test_goes_on_with_the_languages_that_have_no_file_with_any_number_of_workers
     kept = {path.name: path.stat().st_mtime_ns for path in states.iterdir()}
     run_experiment(plan, ("retrieve",))
     counts = (plan.run / "retrieve").read_json("manifest.json")["counts"]
-    assert (counts["num_languages"], counts["num_reused"]) == (5, 3)
+    assert (counts["num_languages"], counts["num_reused"]) == (6, 4)
     assert {name: (states / name).stat().st_mtime_ns for name in kept} == kept
     whole, again = ((one.run / "retrieve").read_bytes("metrics.json") for one in (finished, plan))
     assert whole == again
@@ -121,23 +122,23 @@ def test_goes_on_with_the_languages_that_have_no_file_with_any_number_of_workers
 def test_transfer_follows_from_retrieve_and_evaluate(finished):
     with pytest.raises(InputError, match="stage evaluate is not finished"):
         run_experiment(finished, ("transfer",))
-    changes = {"en": -0.4, "de": -0.1, "fr": -0.2, "es": 0.1, "it": -0.3}
+    changes = {"en": -0.4, "de": -0.1, "fr": -0.2, "es": 0.1, "it": -0.3, "pl": -0.15}
     compared = {code: {"emt": {"relative_change": one}} for code, one in changes.items()}
     evaluated = {"confidence": 0.95, "resamples": 200, "comparisons": {"dpo": {"languages": compared}}}
     finished.evaluate.place.folder.write_json("metrics.json", evaluated)
     finished.evaluate.place.finish(finished.evaluate.payload, StageResult())
     run_experiment(finished, ("transfer",))
     found = (finished.run / "transfer").read_json("metrics.json")["variants"]["dpo"]
-    assert found["languages"] == {"de": 0.1, "fr": 0.2, "es": -0.1, "it": 0.3}
+    assert found["languages"] == {"de": 0.1, "fr": 0.2, "es": -0.1, "it": 0.3, "pl": 0.15}
     metrics = (finished.run / "retrieve").read_json("metrics.json")
     scores = [one["released"]["cosine"]["value"] for one in metrics["languages"].values()]
-    expected = np.corrcoef(scores, [0.1, 0.2, -0.1, 0.3])[0, 1]
+    expected = np.corrcoef(scores, [0.1, 0.2, -0.1, 0.3, 0.15])[0, 1]
     assert found["definitions"]["cosine"]["released"]["pearson"]["value"] == pytest.approx(expected)
-    assert (finished.run / "transfer").read_json("manifest.json")["counts"]["num_languages"] == 4
+    assert (finished.run / "transfer").read_json("manifest.json")["counts"]["num_languages"] == 5
 
 
 def test_a_missing_language_is_refused_before_anything_is_run(planned):
-    with pytest.raises(InputError, match=r"pairwise_ko_200.jsonl: no such file; languages present: de en es fr it"):
+    with pytest.raises(InputError, match=r"pairwise_ko_200.jsonl: no such file; languages present: de en es fr it pl"):
         planned(languages=["de", "ko"])
 
 

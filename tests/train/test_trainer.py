@@ -18,7 +18,7 @@ from xgray.train.callbacks import CheckpointReport
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
-from xgray.train.trainer import build_trainer
+from xgray.train.trainer import build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +137,37 @@ def test_same_seed_same_numbers_whether_the_reference_was_cached_or_not(make):
     other = rows_of(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
     assert cold == warm
     assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
+
+
+def adapter_of(trainer):
+    return {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_small_steps_move_an_adapter_that_trl_left_in_bfloat16(make, repaired):
+    trainer = make(method="lora", dtype="bfloat16", learning_rate=1e-5, lora_dropout=0)
+    for parameter in adapter_of(trainer).values():  # as TRL does to that of a 4-bit model
+        parameter.data = parameter.data.to(torch.bfloat16)
+    if repaired:
+        tune_in_float32(trainer.model)
+    frozen = {name: one.detach().clone() for name, one in trainer.model.named_parameters() if not one.requires_grad}
+    before = {name: one.detach().clone() for name, one in adapter_of(trainer).items() if "lora_A" in name}
+    rows = rows_of(trainer)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    moved = torch.cat([(adapter_of(trainer)[name] != one).flatten() for name, one in before.items()])
+    assert (moved.float().mean().item() > 0.95) is repaired
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], one) and one.dtype == torch.bfloat16 for name, one in frozen.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="4 bits want CUDA")
+def test_qlora_tunes_in_float32(make):
+    trainer = make(method="qlora", dtype="bfloat16", learning_rate=1e-5, lora_dropout=0)
+    assert {one.dtype for one in adapter_of(trainer).values()} == {torch.float32}
+    before = {name: one.detach().clone() for name, one in adapter_of(trainer).items() if "lora_A" in name}
+    assert rows_of(trainer)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    moved = torch.cat([(adapter_of(trainer)[name] != one).flatten() for name, one in before.items()])
+    assert moved.float().mean() > 0.95
 
 
 def test_lora_sits_on_the_linear_layers_of_the_blocks_and_keeps_its_dropout(make):

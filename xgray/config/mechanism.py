@@ -42,7 +42,9 @@ class Probe(Section):
     limit: int | None = Field(None, ge=1)
     """At most this many texts, the first ones of the file."""
     protocol: Switch = "corrected"
-    """``corrected``: learning rate 1e-4, as the paper says; ``released``: 1e-6, as its script has it."""
+    """``corrected``: learning rate 1e-4, as the paper says; a text is taken before the model's final norm, where value
+    vectors write; and the last epoch is kept, so that the held-out texts choose nothing. ``released``, as the script
+    has it: 1e-6, after the final norm, and the epoch of lowest validation loss."""
     learning_rate: float | None = Field(None, gt=0)
     """In the place of the protocol's."""
     batch_size: int = Field(10, ge=1)

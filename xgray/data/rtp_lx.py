@@ -63,6 +63,22 @@ def prompts_fingerprint(section: Prompts, languages: Sequence[str]) -> str:
     return fingerprint({"files": files, "languages": list(languages), "limit": section.limit})
 
 
+def check_english(section: Prompts, languages: Sequence[str], wanted_by: str) -> None:
+    """Refuse English prompts of a single file that the experiment's languages do not call English.
+
+    Without ``Locale`` fields such a file is of whatever language it is read as, so that reading it would not tell.
+
+    Raises:
+        InputError: the prompts are a single file, and ``languages`` are not just English.
+    """
+    if list(languages) != ["en"] and not located(section.path, "prompts").is_dir():
+        raise InputError(
+            f"{wanted_by} wants English prompts, and prompts.path is one file, {section.path}, of "
+            f"{' '.join(languages)} prompts; make it a folder of RTP_LX_{{CODE}}.json files with RTP_LX_EN.json, "
+            f"or leave {wanted_by} out"
+        )
+
+
 def _prompts(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:
     seen: set[int] = set()  # hashes: a million ids would take ten times the room
     numbered = False

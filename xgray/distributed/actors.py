@@ -242,11 +242,14 @@ class ScoreActor:
         began, clock = time.time(), time.perf_counter()
         name = file_name(block.model, [row.prompt_id for row in completions])
         work = f"score/{block.model}/{name}"
-        deaths, _ = await asyncio.to_thread(self._ledger.begin, work)
-        if deaths >= MAX_DEATHS:
+        deaths, ended = await asyncio.to_thread(self._ledger.begin, work)
+        if (deaths or ended) and await asyncio.to_thread(place.scores.exists, name):
+            rows = from_table(await asyncio.to_thread(place.scores.read_table, name), Scores)
+        elif deaths >= MAX_DEATHS:
             raise StageError(f"score: the scorer's process died {deaths} times with the texts of {name}")
-        rows = await score_rows(self._scorer, completions, self._section.empty_text)
-        await asyncio.to_thread(place.scores.write_parquet, name, to_table(rows, Scores))
+        else:
+            rows = await score_rows(self._scorer, completions, self._section.empty_text)
+            await asyncio.to_thread(place.scores.write_parquet, name, to_table(rows, Scores))
         self._ledger.end(work)
         facts, counts = self._told(self._scorer)
         part = {

@@ -24,17 +24,21 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from xgray.blocks import Missing, check_once, find_missing
+from xgray.blocks import Missing, RowCounts, check_once, count_rows, find_missing
 from xgray.config import Generate, Score
 from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
+from xgray.distributed.cluster import reach
 from xgray.distributed.failures import death
 from xgray.distributed.ledger import LedgerClient
-from xgray.distributed.placement import place_engines, place_scorers
+from xgray.distributed.placement import described, place_engines, place_scorers
+from xgray.distributed.waiting import waits_told
 from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.mechanism.neurons import Edit
 from xgray.meter import OnProgress
+from xgray.nodes import room
 from xgray.prompt_file import PromptFile
+from xgray.rows import Completions, Scores
 from xgray.runs import StageResult
 from xgray.storage import Folder
 
@@ -74,6 +78,8 @@ class Tally:
     num_completions: int = 0
     num_tokens: int = 0
     num_errors: int = 0
+    reused: RowCounts = field(default_factory=RowCounts)
+    """What earlier attempts left; the other counts are of this one."""
     seconds: float = 0.0
     """From the first block's beginning to the last one's end."""
     busy_seconds: float = 0.0
@@ -106,11 +112,11 @@ class Tally:
         counts = {
             "num_prompts": self.num_prompts,
             "num_reused": self.num_reused,
-            "num_completions": self.num_completions,
+            "num_completions": self.num_completions + self.reused.completions,
+            "num_errors": self.num_errors + self.reused.errors,
         }
-        counts["num_errors"] = self.num_errors
         if stage == "generate":
-            counts["num_tokens"] = self.num_tokens
+            counts["num_tokens"] = self.num_tokens + self.reused.tokens
         # Of the actors' clocks, which may be set back meanwhile.
         seconds = max(self.ended - self.began, 0.0) if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
@@ -183,6 +189,14 @@ def run_pipeline(
             raise StageError(
                 f"{folder}: not every prompt is there, and once; delete this folder and run the same command again"
             )
+        tally = tallies[stage, model]
+        if tally.num_reused:
+            whole = count_rows(folder, Completions if stage == "generate" else Scores)
+            tally.reused = RowCounts(
+                whole.completions - tally.num_completions,
+                whole.tokens - tally.num_tokens,
+                whole.errors - tally.num_errors,
+            )
     return tallies
 
 
@@ -236,9 +250,10 @@ def _stream(
     # There is no other way to say RESTARTS before Ray 2.64.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning, module=re.escape(__name__))
     ledger = LedgerClient()
-    sources = []
+    sources, wanted, cluster = [], {}, reach()
     if new and generate and engine:
-        size, options = place_engines(generate, score)
+        size, options = place_engines(cluster, generate, score)
+        wanted["generate"] = options
         made = dataset(new).map_batches(
             GenerateActor,
             fn_constructor_args=(engine, generate, seed, run, places, ledger),
@@ -252,26 +267,38 @@ def _stream(
         sources.append(dataset(unscored))
     flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
     if score:
+        num_actors, options = place_scorers(cluster, score, generate if new else None)
+        wanted["score"] = options
         flow = flow.map_batches(
             ScoreActor,
             fn_constructor_args=(score, run.name, places, ledger),
             batch_size=1,
             **RESTARTS,
             compute=ray.data.ActorPoolStrategy(
-                size=score.execution.num_actors,
+                size=num_actors,
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
-            **place_scorers(score, generate if new else None),
+            **options,
         )
     try:
-        with contextlib.closing(iter(flow.iter_rows())) as rows:
+        with waits_told(lambda: _missing(wanted)), contextlib.closing(iter(flow.iter_rows())) as rows:
             for row in rows:
                 yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise death(error) from error
     finally:
         _await_threads()
+
+
+def _missing(wanted: dict[str, dict[str, Any]]) -> str | None:
+    """What no living node can hold, of Ray's options by stage."""
+    now = reach().now
+    for stage, options in wanted.items():
+        cpus, gpus = options["num_cpus"], options.get("num_gpus", 0)
+        if (cpus or gpus) and not room(now, cpus, gpus):
+            return f"{stage}: waiting for a node with {described(cpus, gpus)}: none is there"
+    return None
 
 
 def _await_threads() -> None:

@@ -1,107 +1,158 @@
-"""What a cluster has room for.
+"""Who runs where: on GPUs or cores, and how many of them.
 
-It is told by the nodes that are alive: which ones an autoscaler may add, Ray tells nobody. So a cluster that grows
-keeps one node of each kind at least; engines that find no room yet wait for more.
+What the cluster has or may get decides (:class:`xgray.nodes.Reach`), not what is alive at the moment: a node that was
+there when this driver began, or that an autoscaler says it may add, is waited for. Ray 2.60's own autoscalers do not
+say it (later ones and hosted ones do), so under these a run is offered what was there when it began.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
-
-import ray
 
 from xgray.config import Generate, Score, TrainExecution
 from xgray.distributed.cluster import thread_environment
 from xgray.errors import InputError
-from xgray.score.build import GPU_SCORERS
+from xgray.nodes import Nodes, Reach, cores_each, engines_use_gpu, most_cores, most_gpus, room, share_gpus, spare_core
+from xgray.score.build import GPU_SCORERS, SERVICES
 
 log = logging.getLogger(__name__)
 
 
-def room(cpus: float, gpus: float = 0) -> int:
-    """How many workers of ``cpus`` cores and ``gpus`` GPUs find room on the cluster at once, none of them divided."""
-    wanted = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
-    return sum(min(int(node.get(name, 0) // size) for name, size in wanted) for node in _nodes())
+def described(cpus: int, gpus: int = 0) -> str:
+    """``2 CPUs and 1 GPU``."""
+    cores, devices = f"{cpus} CPU{'s' * (cpus != 1)}", f"{gpus} GPU{'s' * (gpus != 1)}"
+    return f"{cores} and {devices}" if gpus else cores
 
 
-def most(resource: str) -> int:
-    """How much of a resource the node has that has the most of it."""
-    return int(max(node.get(resource, 0) for node in _nodes()))
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def place_training(execution: TrainExecution) -> tuple[bool, int]:
+def place_training(reach: Reach, execution: TrainExecution) -> tuple[bool, int]:
     """Whether each worker takes a GPU, and its cores: as many as let all workers be placed at once.
 
     Raises:
         InputError: this cluster can never place them.
     """
-    gpu = room(0, 1) > 0 if execution.use_gpu is None else execution.use_gpu
-    least = execution.cpus_per_worker or 1
-    for cpus in range(execution.cpus_per_worker or most("CPU"), least - 1, -1):
-        if room(cpus, int(gpu)) >= execution.num_workers:
+    gpu = reach.any_gpu if execution.use_gpu is None else execution.use_gpu
+    exactly, number = execution.cpus_per_worker, execution.num_workers
+    for nodes in (reach.now, reach.have, reach.could):
+        if exactly and room(nodes, exactly, int(gpu)) >= number:
+            return gpu, exactly
+        if not exactly and (cpus := cores_each(nodes, number, int(gpu))):
             return gpu, cpus
-    asked = f"{execution.num_workers} workers of {least} CPUs{' and a GPU' if gpu else ''}"
-    raise InputError(f"train.execution.num_workers: the cluster has no room for {asked} at once")
+    asked = f"{number} workers of {described(exactly or 1, int(gpu))}"
+    raise InputError(
+        f"train.execution.num_workers: the cluster has no room for {asked} at once: {_largest(reach.could)}; ask for "
+        "less, or add nodes and run the same command again"
+    )
 
 
-def scorer_gpus(score: Score | None, generate: Generate | None) -> int:
-    """A GPU for each scoring actor that uses one, where that leaves enough for the engines."""
-    if score is None or score.scorer not in GPU_SCORERS:
-        return 0
-    wanted = score.execution.num_actors
-    least = 0
-    if generate and engines_use_gpu(generate):
-        least = (generate.execution.num_actors or 1) * generate.execution.tensor_parallel
-    return wanted if room(0, 1) - wanted >= least else 0
+def _largest(nodes: Nodes) -> str:
+    return f"no node of it has more than {described(most_cores(nodes), most_gpus(nodes))}"
 
 
-def engines_use_gpu(generate: Generate) -> bool:
-    asked = generate.execution.use_gpu
-    return room(0, 1) > 0 and generate.execution.engine != "dummy" if asked is None else asked
+def _engine(reach: Reach, generate: Generate) -> tuple[Nodes, int, int, int]:
+    """The nodes that engines are placed on, and the cores, the GPUs and the threads of each engine."""
+    execution = generate.execution
+    if engines_use_gpu(generate, reach.any_gpu):
+        cpus, gpus = execution.cpus_per_actor or 1, execution.tensor_parallel
+        return reach.nodes(cpus, gpus), cpus, gpus, cpus
+    nodes = reach.nodes(1)
+    threads = execution.cpus_per_actor or cores_each(nodes, execution.num_actors or 1) or 1
+    threads = max(1, min(threads, most_cores(nodes)))
+    # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
+    return nodes, max(1, threads - 1), 0, threads
 
 
-def place_scorers(score: Score, generate: Generate | None) -> dict[str, Any]:
-    """Ray's options for scoring actors: each on a GPU of its own, or on cores that none of them reserves."""
-    if scorer_gpus(score, generate):
-        return {"num_cpus": 0, "num_gpus": 1}
-    environment = thread_environment(1 if generate else most("CPU"))
-    # Ray leaves the GPUs in sight of those that have none.
-    environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
-    return {"num_cpus": 0, "runtime_env": environment}
-
-
-def place_engines(generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
+def place_engines(reach: Reach, generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
     """How many engines, and Ray's options for them: on GPUs where there are any, else one on all cores of a node.
 
     Raises:
         InputError: the cluster can never hold one of them.
     """
-    execution = generate.execution
-    options: dict[str, Any]
-    if engines_use_gpu(generate):
-        options = {"num_cpus": execution.cpus_per_actor or 1, "num_gpus": execution.tensor_parallel}
-        held = room(options["num_cpus"], options["num_gpus"])
-        size = execution.num_actors or held - scorer_gpus(score, generate) // execution.tensor_parallel
-    else:
-        size = execution.num_actors or 1
-        threads = execution.cpus_per_actor or max(1, most("CPU") * len(ray.nodes()) // size)
-        threads = min(threads, most("CPU"))
-        # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
-        options = {"num_cpus": max(1, threads - 1), "runtime_env": thread_environment(threads)}
-        held = room(options["num_cpus"])
-    kind = f"{options['num_cpus']} CPUs" + (f" and {options['num_gpus']} GPUs" if "num_gpus" in options else "")
-    if not held:
+    nodes, cpus, gpus, threads = _engine(reach, generate)
+    if not room(nodes, cpus, gpus):
         raise InputError(
-            f"generate.execution: an engine of {kind} is asked for, and no node of the cluster has more than "
-            f"{most('CPU')} CPUs and {most('GPU')} GPUs"
+            f"generate.execution: an engine of {described(cpus, gpus)} is asked for, and {_largest(reach.could)}; ask "
+            "for less, or add nodes and run the same command again"
         )
-    if size > held:
-        log.warning(
-            "%d engines of %s are asked for, and there is room for %d: the others wait for it", size, kind, held
-        )
+    options: dict[str, Any] = {"num_cpus": cpus}
+    if gpus:
+        options["num_gpus"] = gpus
+        size = share_gpus(nodes, generate, score).engines
+    else:
+        options["runtime_env"] = thread_environment(threads)
+        size = generate.execution.num_actors or 1
+    _warn(size, room(reach.now, cpus, gpus), f"engines of {described(cpus, gpus)}")
     return size, options
+
+
+def _warn(asked: int, held: int, what: str) -> None:
+    if asked > held:
+        log.warning("%d %s are asked for, and there is room for %d: the others wait for it", asked, what, held)
+
+
+def place_scorers(reach: Reach, score: Score, generate: Generate | None) -> tuple[int, dict[str, Any]]:
+    """How many scoring actors, and Ray's options for them: each on a GPU of its own, or on cores.
+
+    On one machine they reserve none of the cores, which the engine has. On several they reserve one each, so that they
+    keep off a head without cores and an autoscaler hears of them; but not where engines could take a node's last core
+    and leave them without.
+
+    Args:
+        generate: what is sampled meanwhile, if anything.
+    """
+    asked = score.execution.num_actors
+    engine = _engine(reach, generate) if generate else None
+    if reach.any_gpu and score.scorer in GPU_SCORERS:
+        held_by_engines = generate if engine and engine[2] else None
+        nodes = engine[0] if engine and engine[2] else reach.nodes(0, 1)
+        given = share_gpus(nodes, held_by_engines, score).scorers
+        if given < asked:
+            log.warning(
+                "score.execution.num_actors: %d scorers are asked for, and the engines leave GPUs for %d: %s",
+                asked,
+                given,
+                "there are no more of them" if given else "they go to the CPU, one thread each, and are slow",
+            )
+        if given:
+            return given, {"num_cpus": 0, "num_gpus": 1}
+    cpus, threads = 0, 1 if generate else most_cores(reach.nodes(1))
+    if reach.could.total() > 1 and engine is None:
+        threads = cores_each(reach.nodes(1), asked) or 1
+        cpus = 1 if score.scorer in SERVICES else max(1, threads - 1)
+    elif reach.could.total() > 1 and engine and spare_core(reach.could, *engine[1:3]):
+        cpus = 1
+    environment = thread_environment(threads)
+    # Ray leaves the GPUs in sight of those that have none.
+    environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
+    return asked, {"num_cpus": cpus, "runtime_env": environment}
+
+
+def place_workers(reach: Reach, stage: str, num_workers: int | None = None) -> tuple[int, dict[str, Any]]:
+    """How many workers with one copy of a model each, and Ray's options for them.
+
+    Args:
+        num_workers: by default one for each GPU, or for each machine of a cluster without.
+
+    Raises:
+        InputError: the cluster can never hold them at once.
+    """
+    gpus = int(reach.any_gpu)
+    nodes = reach.nodes(1, gpus)
+    machines = Counter({shape: count for shape, count in nodes.items() if shape[0]})
+    if gpus:
+        size, cpus = num_workers or room(nodes, 1, 1), 1
+    elif num_workers:
+        size, cpus = num_workers, cores_each(nodes, num_workers) or cores_each(reach.could, num_workers) or 1
+    else:
+        size, cpus = machines.total(), min((cores for cores, _ in machines), default=1)
+    if not 0 < size <= room(reach.could, cpus, gpus):
+        field = f"{stage}.execution.num_workers" if num_workers else stage
+        raise InputError(
+            f"{field}: the cluster has no room for {max(1, size)} workers of {described(cpus, gpus)} at once: "
+            f"{_largest(reach.could)}; ask for less, or add nodes and run the same command again"
+        )
+    _warn(size, room(reach.now, cpus, gpus), f"workers of {described(cpus, gpus)}")
+    if gpus:
+        return size, {"num_gpus": 1, "num_cpus": 1}
+    return size, {"num_cpus": cpus, "runtime_env": thread_environment(cpus)}

@@ -12,6 +12,7 @@ from xgray.config import Model, Probe
 from xgray.distributed.spread import Work, make_missing
 from xgray.mechanism.probe import FeatureArray, text_features
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 UNIT = 256
 """Texts of one unit of work, and of one file of features."""
@@ -45,10 +46,8 @@ def compute_features(
 
     Raises:
         InputError: the model cannot be loaded, or a text does not fit it.
-        StageError: workers died again and again; the same call goes on where it stopped.
+        StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
     """
-    from safetensors.numpy import load
-
     distinct = sorted(set(texts), key=lambda text: (len(text.encode()), text))
     units = [
         Work(f"{start // UNIT:06}.safetensors", len(own), (f"{start // UNIT:06}.safetensors", own))
@@ -58,7 +57,7 @@ def compute_features(
     # The longest texts first: should they not fit, it shows at once, and no worker is left with them at the end.
     arguments, num_workers = (model, section, folder), section.execution.num_workers
     made = make_missing(ProbeWorker, arguments, units[::-1], folder, "probe", num_workers, on_progress)
-    files = [load(folder.read_bytes(one.file)) for one in units]
+    files = [read_tensors(folder, one.file, "features", "truncated") for one in units]
     return Features(
         {text: row for row, text in enumerate(distinct)},
         np.concatenate([one["features"] for one in files]),
@@ -85,7 +84,9 @@ class ProbeWorker:
         from xgray.models import device_name
 
         name, texts = unit
-        batch_size = self.section.execution.batch_size
-        features, truncated = text_features(self.model, self.tokenizer, texts, self.section.max_tokens, batch_size)
+        section = self.section
+        features, truncated = text_features(
+            self.model, self.tokenizer, texts, section.max_tokens, section.execution.batch_size, section.protocol
+        )
         self.folder.write_bytes(name, save({"features": features, "truncated": truncated}))
         return device_name()

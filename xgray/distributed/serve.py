@@ -26,12 +26,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from xgray.config import Score, Serve
-from xgray.distributed.cluster import connect, thread_environment, total
+from xgray.distributed.cluster import connect, reach, thread_environment, total
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
-from xgray.distributed.placement import most
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
+from xgray.nodes import most_cores
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, score_texts
 from xgray.score.server import PROBE, Item, Offer, Service, Unavailable
@@ -129,7 +129,7 @@ class ScorerReplica:
 
 def _deployment(score: Score, section: Serve) -> serve.Deployment:
     """The replicas, on GPUs where there are any and the scorer uses them, else on even shares of a machine's cores."""
-    threads = max(1, most("CPU") // section.max_replicas)
+    threads = max(1, most_cores(reach().now) // section.max_replicas)
     options: dict[str, Any] = {"num_cpus": threads, "runtime_env": thread_environment(threads)}
     if total("GPU") and score.scorer in GPU_SCORERS:
         options = {"num_cpus": 1, "num_gpus": 1}

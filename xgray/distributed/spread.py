@@ -12,8 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 import ray
 
-from xgray.distributed.cluster import thread_environment
+from xgray.distributed.cluster import reach
 from xgray.distributed.keys import take_keys
+from xgray.distributed.placement import described, place_workers
+from xgray.distributed.waiting import waits_told
 from xgray.errors import StageError, XgrayError
 from xgray.storage import Folder
 
@@ -111,16 +113,19 @@ def spread(
         num_workers: by default one for each GPU, or for each machine of a cluster without.
 
     Raises:
+        InputError: the cluster can never hold that many workers.
         XgrayError: a worker raised it.
         StageError: workers died again and again.
     """
     if not units:
         return
-    held, options = _workers(num_workers)
+    size, options = place_workers(reach(), stage, num_workers)
     make = ray.remote(SpreadActor).options(**options)
-    crew = _Crew(lambda: make.remote(worker, list(arguments)), min(held, len(units)), stage)
+    crew = _Crew(lambda: make.remote(worker, list(arguments)), min(size, len(units)), stage)
+    kind = described(options["num_cpus"], options.get("num_gpus", 0))
     try:
-        yield from crew.work_on(units)
+        with waits_told(lambda: None if crew.placed else f"{stage}: waiting for room for a worker of {kind}"):
+            yield from crew.work_on(units)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, XgrayError):
             raise error.cause from None
@@ -146,6 +151,11 @@ class _Crew:
         """Actors and positions of their units, by what tells that they are done."""
         for _ in range(size):
             self._start()
+
+    @property
+    def placed(self) -> bool:
+        """Whether any of them has found room."""
+        return len(self._alive) > len(self._starting)
 
     def _start(self) -> None:
         actor = self._make()
@@ -207,19 +217,3 @@ class SpreadActor:
             take_keys()  # of the hub, where the weights come from there
             self._worker = self._make(*self._arguments)
         return self._worker.work(unit)
-
-
-def _workers(num_workers: int | None) -> tuple[int, dict[str, Any]]:
-    """How many workers this cluster holds at once, and the resources of each."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if num_gpus:
-        return min(num_workers or num_gpus, num_gpus), {"num_gpus": 1, "num_cpus": 1}
-    cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-    wanted = num_workers or max(1, len(cores))
-    per_node = -(-wanted // max(1, len(cores)))
-    num_cpus = max(1, min(cores, default=1) // per_node)
-    return min(wanted, sum(one // num_cpus for one in cores)), {
-        "num_cpus": num_cpus,
-        "runtime_env": thread_environment(num_cpus),
-    }

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ EXCLUDES = ("/runs", "/build", ".env", ".*_cache", "*.egg-info")
 """Of the working directory, beside what its .gitignore names and Ray leaves out (.git, .venv, __pycache__)."""
 AGENT_SECONDS = 90.0
 """A cluster that has just started takes no job yet."""
+RACES = 5
+"""Tries at a number of its own, where others submit the same run at the same moment."""
 LOST_SECONDS = 300.0
 """Without an answer, until the cluster counts as lost."""
 QUIET_SECONDS = 60.0
@@ -75,33 +78,43 @@ def submit_job(file: Path, options: Sequence[str], experiment: Experiment, run: 
     prefix = f"{experiment.name}-{hashlib.sha256(run.encode()).hexdigest()[:8]}-"
     configuration = fingerprint(experiment.model_dump(mode="json"))
     client = _client(address)
-    earlier = _tries(client, prefix)
-    for one in earlier:
-        if not one.status.is_terminal():
-            if (one.metadata or {}).get("configuration") != configuration:
-                raise InputError(
-                    f"{run} is being made by the job {one.submission_id} with another configuration; wait for its end, "
-                    f"take another --name, or ray job stop {one.submission_id} --address {client.get_address()}"
-                )
-            return Job(client, str(one.submission_id), is_new=False)
-    job = f"{prefix}{len(earlier) + 1}"
-    try:
+    for _ in range(RACES):
+        earlier = _tries(client, prefix)
+        for number, one in earlier.items():
+            if not one.status.is_terminal():
+                if (one.metadata or {}).get("configuration") != configuration:
+                    raise InputError(
+                        f"{run} is being made by the job {prefix}{number} with another configuration; wait for its "
+                        f"end, take another --name, or ray job stop {prefix}{number} --address {client.get_address()}"
+                    )
+                return Job(client, f"{prefix}{number}", is_new=False)
+        # Not their count: `ray job delete` leaves gaps.
+        job = f"{prefix}{max(earlier, default=0) + 1}"
         command = ["python", "-m", "xgray.cli", "run", file.resolve().relative_to(here).as_posix(), *options]
+        metadata = {"run": run, "configuration": configuration}
+        if _submitted(client, job, shlex.join([*command, "--address", "auto"]), here, metadata):
+            return Job(client, job, is_new=True)
+    raise StageError(f"{client.get_address()}: {job} is said to be there already, and is in no list; submit again")
+
+
+def _submitted(client: JobSubmissionClient, job: str, command: str, here: Path, metadata: dict[str, str]) -> bool:
+    """Whether the job was submitted; otherwise its id was given to another one meanwhile, which may have ended."""
+    try:
         for attempt in stamina.retry_context(on=_no_agent_yet, attempts=None, timeout=AGENT_SECONDS, wait_max=5.0):
             with attempt:
                 client.submit_job(
-                    entrypoint=shlex.join([*command, "--address", "auto"]),
+                    entrypoint=command,
                     submission_id=job,
                     runtime_env={"working_dir": str(here), "excludes": list(EXCLUDES)},
-                    metadata={"run": run, "configuration": configuration},
+                    metadata=metadata,
                 )
     except ValueError as error:  # the directory is too large
         raise InputError(f"{here}: {str(error).splitlines()[0]}") from None
     except (RuntimeError, requests.RequestException) as error:
-        if f"{job} already exists" in str(error):  # somebody was quicker
-            return Job(client, job, is_new=False)
+        if f"{job} already exists" in str(error):
+            return False
         raise StageError(f"{client.get_address()} took no job: {str(error).strip().splitlines()[-1]}") from None
-    return Job(client, job, is_new=True)
+    return True
 
 
 def follow(job: Job, show: Callable[[str], None]) -> int:
@@ -161,13 +174,16 @@ def _exit_code(job: Job, details: JobDetails) -> int:
     return code
 
 
-def _tries(client: JobSubmissionClient, prefix: str) -> list[JobDetails]:
-    """The jobs that were submitted for one run, as far as the cluster knows."""
+def _tries(client: JobSubmissionClient, prefix: str) -> dict[int, JobDetails]:
+    """The jobs that were submitted for one run, by the number of the try, as far as the cluster knows."""
     try:
-        return [one for one in client.list_jobs() if (one.submission_id or "").startswith(prefix)]
+        jobs = client.list_jobs()
     except (RuntimeError, requests.RequestException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise StageError(f"{client.get_address()} does not tell its jobs: {reason}; submit again") from None
+    number = re.compile(re.escape(prefix) + r"(\d+)")
+    found = ((number.fullmatch(one.submission_id or ""), one) for one in jobs)
+    return {int(match[1]): one for match, one in found if match}
 
 
 def _no_agent_yet(error: Exception) -> bool:

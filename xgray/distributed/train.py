@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgray.config import Model, Train
+from xgray.distributed.cluster import reach
 from xgray.distributed.keys import take_keys
-from xgray.distributed.placement import place_training
+from xgray.distributed.line import Losses, open_line
+from xgray.distributed.placement import described, place_training
+from xgray.distributed.waiting import waits_told
 from xgray.errors import InputError, StageError, XgrayError
 from xgray.models import cache_folder, is_adapter, load_tokenizer, resolve
 from xgray.rows import PreferencePair
@@ -76,7 +78,7 @@ class Job:
     cache: ReferenceCache
     cpus: int
     line: Any
-    """The actor that the driver and the workers reach each other by: :class:`Line`."""
+    """The actor that the driver and the workers reach each other by: :class:`xgray.distributed.line.Line`."""
 
     def scratch(self, rank: int) -> Path:
         """A worker's own folder: on the output's disk, so that checkpoints need not be copied, or in the cache."""
@@ -84,25 +86,6 @@ class Job:
             return self.output.local / f"{TEMPORARY_MARK}train-{rank}"
         name = hashlib.sha256(self.output.uri.encode()).hexdigest()[:16]
         return cache_folder() / "training" / f"{name}-{rank}"
-
-
-class Line:
-    """What driver and workers tell each other while a training runs."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self.failure: str | None = None
-
-    def stop(self) -> None:
-        """Save a checkpoint at the end of the step in flight, and leave."""
-        self.stopping = True
-
-    def fail(self, reason: str) -> None:
-        """Do not try again: it would fail for the same reason."""
-        self.failure = reason
-
-    def asked(self) -> tuple[bool, str | None]:
-        return self.stopping, self.failure
 
 
 class Interrupted(Exception):
@@ -137,15 +120,14 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_json(RESULT))
-    gpu, cpus = place_training(section.execution)
+    gpu, cpus = place_training(reach(), section.execution)
     check_feasible(section, gpu)
     base = resolve(model)
     if Path(base).is_dir():
         base = str(Path(base).absolute())
         if is_adapter(base):
             raise InputError(f"model.id: {base} is an adapter; tuning begins with a whole model")
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    line = ray.remote(Line).options(num_cpus=0, scheduling_strategy=here).remote()
+    line = open_line()
     job = Job(
         model=base,
         revision=model.revision,
@@ -157,8 +139,14 @@ def run_training(
         cpus=cpus,
         line=line,
     )
+    asked = f"{section.execution.num_workers} workers of {described(cpus, int(gpu))}"
+
+    def missing() -> str | None:
+        return f"train: waiting for room for {asked}" if ray.get(line.waiting.remote()) else None
+
     try:
-        told, interrupted = _interruptible(lambda: _fit(job, gpu), line)
+        with waits_told(missing):
+            told, interrupted = _interruptible(lambda: _fit(job, gpu), line)
     finally:
         ray.kill(line)
     result = StageResult(
@@ -243,6 +231,7 @@ def _trainer(job: Job, gpu: bool) -> Any:
         run_config=RunConfig(
             storage_path=str(cache_folder() / "ray"),  # for its own marks; no node reads another's
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[Losses(job.line)],
             # Workers of one training share no cores, so their threads may wait busily: a step was 1.23 times that of a
             # plain script when they slept, 1.09 times so.
             worker_runtime_env={"env_vars": QUIET if gpu else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
@@ -259,7 +248,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
     job: Job = config["job"]
     _, failure = ray.get(job.line.asked.remote())
     if failure is not None:
-        return StageError(failure)
+        return failure
     take_keys()
     torch.set_num_threads(job.cpus)
     if job.section.execution.num_workers == 1 and job.section.execution.strategy == "ddp":
@@ -272,14 +261,24 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
         lines.propagate = False
     try:
         return _train_job(job)
-    except (XgrayError, Interrupted) as error:
+    except Interrupted as error:
         return error
-    except (OSError, SafetensorError) as error:
-        # The others wait for this worker, so it has to die; but what fails for good is not to be tried again.
-        if not transient(error):
-            reason = f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on"
-            ray.get(job.line.fail.remote(reason))
+    except (XgrayError, OSError, SafetensorError) as error:
+        failure = error if isinstance(error, XgrayError) else _told(error)
+        if failure is None:
+            raise  # it may pass
+        if job.section.execution.num_workers == 1:
+            return failure
+        # The others wait for this worker, so it has to die.
+        ray.get(job.line.fail.remote(failure))
         raise
+
+
+def _told(error: Exception) -> StageError | None:
+    """What to say of an error of files that fails for good; None where the next try may do better."""
+    if transient(error):
+        return None
+    return StageError(f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on")
 
 
 def _train_job(job: Job) -> dict[str, Any]:

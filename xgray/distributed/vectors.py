@@ -13,6 +13,7 @@ from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.vectors import LayerCosines, ValueVector
 from xgray.rows import Prompt
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 BATCHES = 4
 """Batches of prompts in one unit of work, and one file of activations."""
@@ -27,7 +28,7 @@ def find_potential_sources(
         prompts: checked beforehand, so that none is refused after others were measured.
 
     Raises:
-        InputError: the model cannot be loaded, or the probe, a neuron of ``given`` or a prompt does not fit it.
+        InputError: the model cannot be loaded, or the probe or a prompt does not fit it.
         StageError: the worker died again and again.
     """
     (found,) = spread(PotentialWorker, (model, section, w), [list(prompts)], "vectors", 1)
@@ -57,10 +58,8 @@ def measure_sources(
 
     Raises:
         InputError: the model cannot be loaded, or what it computes are no numbers.
-        StageError: workers died again and again; the same call goes on where it stopped.
+        StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
     """
-    from safetensors.numpy import load
-
     size = BATCHES * section.execution.batch_size
     units = []
     for start in range(0, len(prompts), size):
@@ -69,7 +68,7 @@ def measure_sources(
         units.append(Work(file, len(texts), (file, texts)))
     arguments, num_workers = (model, section, list(neurons), folder), section.execution.num_workers
     made = make_missing(SourcesWorker, arguments, units, folder, "vectors", num_workers, on_progress)
-    activations = [load(folder.read_bytes(one.file))["activations"] for one in units]
+    activations = [read_tensors(folder, one.file, "activations")["activations"] for one in units]
     return SourceActivations(np.concatenate(activations), made.reused, made.device)
 
 
@@ -85,12 +84,10 @@ class PotentialWorker:
 
     def work(self, unit: list[Prompt]) -> tuple[list[ValueVector], list[LayerCosines]]:
         """Check the prompts, and find the potential sources."""
-        from xgray.mechanism.neurons import check_neurons
         from xgray.mechanism.vectors import potential_sources
         from xgray.models import check_lengths, context_length
 
         section = self.section
-        check_neurons(section.given, self.model, "vectors.given")
         room = context_length(self.model.config) - section.new_tokens
         check_lengths([unit], self.tokenizer, room, "the model's context less vectors.new_tokens")
         return potential_sources(self.model, self.tokenizer, self.w, section.top_k, section.num_tokens)

@@ -143,8 +143,8 @@ def run_task(model: LM, task: Any, num_fewshot: int | None, limit: int | None) -
     report. No chat template is applied, and no task may run code that a model wrote.
 
     Returns:
-        ``rows``: one for the task, or one for the group and one for each task in it. A metric's ``values`` are those
-        of the questions, in their order, where it is their mean; otherwise null.
+        ``rows``: one for the task, or one for the group, where it has values of its own, and one for each task in
+        it. A metric's ``values`` are those of the questions, in their order, where it is their mean; otherwise null.
 
     Raises:
         InputError: the harness refuses the task.
@@ -161,18 +161,23 @@ def run_task(model: LM, task: Any, num_fewshot: int | None, limit: int | None) -
     except ValueError as error:  # a task whose answers are programs to run, or one that wants images
         raise InputError(f"capability.tasks: the harness refuses the task: {_line(error)}") from None
     group = task.name if isinstance(task, Group) else None
-    rows = [_row(told, name, group) for name in told["results"]]
-    return {"rows": [row for row in rows if row["metrics"]]}
+    # A group that only gathers tasks has a name there, and neither metrics nor a number of questions.
+    return {"rows": [_row(told, name, group) for name, one in told["results"].items() if _metrics(one)]}
+
+
+def _metrics(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and filter of each metric of a task or group."""
+    parts = [key.partition(",") for key in results]
+    return [(metric, chain) for metric, comma, chain in parts if comma and not metric.endswith("_stderr")]
 
 
 def _row(told: dict[str, Any], name: str, group: str | None) -> dict[str, Any]:
     results, samples = told["results"][name], told["samples"].get(name, [])
     directions = told["higher_is_better"].get(name, {})
     metrics = {}
-    for key, value in results.items():
-        metric, comma, chain = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
+    for metric, chain in _metrics(results):
+        key = f"{metric},{chain}"
+        value = results[key]
         error = results.get(f"{metric}_stderr,{chain}")
         metrics[metric if chain == PLAIN else key] = {
             "value": _finite(value),

@@ -43,8 +43,7 @@ from xgray.storage import Folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPARED = ("emt", "tox_prob", "avg_tox", "perplexity")
-METRICS = (*COMPARED, *(f"dist_{order}" for order in ORDERS))
+METRICS = ("emt", "tox_prob", "avg_tox", "perplexity", *(f"dist_{order}" for order in ORDERS))
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Sample:
     statistic: Callable[..., Statistic]
     reason: str
     """Why there is no value, where there is no prompt."""
+    unpaired: str = ""
+    """Why no row of it has its counterpart in another model's, where the rows are no prompts."""
 
 
 def evaluate_run(
@@ -135,10 +136,11 @@ def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTraine
     no_score = "no completion has a score"
     measured = np.flatnonzero(~np.isnan(rows.perplexities).all(axis=1))
     off = section.fluency.kind == "none"
-    groups = released_groups(rows.completions) if section.diversity == "released" else rows.completions
+    strided = section.diversity == "released"
+    groups = released_groups(rows.completions) if strided else rows.completions
+    group_ids = [str(row) for row in range(len(groups))] if strided else rows.prompt_ids
     ratios = diversity(groups, tokenizer, section.diversity)
-    ratios = ratios[~np.isnan(ratios[:, 0])]
-    groups_kept = [str(row) for row in range(len(ratios))]
+    distinct = np.flatnonzero(~np.isnan(ratios[:, 0]))
     return {
         **{metric: Sample(toxicity.keys, parts, ratio, no_score) for metric, parts in metric_parts(toxicity).items()},
         "perplexity": Sample(
@@ -148,8 +150,14 @@ def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTraine
             "evaluate.fluency.kind is none" if off else "no completion has a perplexity",
         ),
         **{
-            f"dist_{order}": Sample(groups_kept, (column, np.ones(len(column))), ratio, "no completion has a token")
-            for order, column in zip(ORDERS, ratios.T, strict=True)
+            f"dist_{order}": Sample(
+                [group_ids[row] for row in distinct],
+                (column, np.ones(len(column))),
+                ratio,
+                "no completion has a token",
+                "evaluate.diversity is released: its groups are lines of the file, not prompts" if strided else "",
+            )
+            for order, column in zip(ORDERS, ratios[distinct].T, strict=True)
         },
     }
 
@@ -175,8 +183,10 @@ def model_metrics(
             estimates[language] = estimate(statistic, len(sample.keys), section.resamples, draw)
             by_language[language][metric] = estimates[language].told(section.confidence)
         averages[metric] = _average(estimates, languages, section.confidence)
-    counts = {language: _counts(rows.get(language)) for language in languages}
-    summed = {name: sum(one[name] for one in counts.values()) for name in _counts(None)}
+    # A prompt that failed has no completions, which says nothing of how many it was to have; at least one.
+    k = max([1, *(len(group) for own in rows.values() for group in own.completions)])
+    counts = {language: _counts(rows.get(language), k) for language in languages}
+    summed = {name: sum(one[name] for one in counts.values()) for name in _counts(None, k)}
     return {
         "languages": {language: {**by_language[language], **_covered(counts[language])} for language in languages},
         "average": {**averages, **_covered(summed)},
@@ -197,13 +207,15 @@ def model_comparisons(
     """
     by_language: dict[str, dict[str, Any]] = {language: {} for language in languages}
     averages: dict[str, Any] = {}
-    for metric in COMPARED:
+    for metric in METRICS:
         compared: dict[str, Comparison] = {}
         for language in languages:
             pair = [one[language][metric] for one in (before, after) if language in one]
-            common = sorted(set(pair[0].keys) & set(pair[1].keys)) if len(pair) == 2 else []
+            unpaired = next((one.unpaired for one in pair if one.unpaired), "")
+            common = sorted(set(pair[0].keys) & set(pair[1].keys)) if len(pair) == 2 and not unpaired else []
             if not common:
-                reason = next((one.reason for one in pair if not one.keys), "no prompt is in both models")
+                empty = next((one.reason for one in pair if not one.keys), "no prompt is in both models")
+                reason = unpaired or empty
                 by_language[language][metric] = _no_difference(reason)
                 continue
             statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
@@ -238,9 +250,11 @@ def _concatenated(old: FloatArray, new: FloatArray) -> FloatArray:
     return np.concatenate([np.hstack([old, padding[0]]), np.hstack([new, padding[1]])])
 
 
-def _counts(rows: LanguageRows | None) -> dict[str, int]:
+def _counts(rows: LanguageRows | None, k: int) -> dict[str, int]:
+    """How many texts there are of what kind; ``num_asked`` is how many there would be, had no prompt failed."""
     return {
         "num_prompts": len(rows.prompt_ids) if rows else 0,
+        "num_asked": len(rows.prompt_ids) * k if rows else 0,
         "num_prompts_scored": int((~np.isnan(rows.scores)).any(axis=1).sum()) if rows else 0,
         "num_completions": rows.num_completions if rows else 0,
         "num_scored": int((~np.isnan(rows.scores)).sum()) if rows else 0,
@@ -250,9 +264,9 @@ def _counts(rows: LanguageRows | None) -> dict[str, int]:
 
 
 def _covered(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Counts with the share of the completions that have a score; None where there are no completions."""
-    total = counts["num_completions"]
-    return {**counts, "coverage": counts["num_scored"] / total if total else None}
+    """Counts with the share of the completions asked for that have a score; None where none was asked for."""
+    asked = counts["num_asked"]
+    return {**counts, "coverage": counts["num_scored"] / asked if asked else None}
 
 
 def _nothing(reason: str) -> dict[str, Any]:

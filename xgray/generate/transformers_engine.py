@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Weights
+from xgray.inference import inference
 from xgray.mechanism.neurons import Edit, install
 from xgray.models import end_tokens, load_causal_lm, load_tokenizer, local_weights
 
-if TYPE_CHECKING:
-    import torch
+
+class SeededChoice(LogitsProcessor):  # type: ignore[misc]
+    """Makes the largest score a draw from the softmax of the scores, by Gumbel noise of each row's own generator.
+
+    ``generate`` draws all rows from one generator, where each takes what the others leave.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores``, ``(num_rows, vocabulary)``, with the noise."""
+        waits = torch.empty_like(scores)
+        for row, generator in zip(waits, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - waits.log()
 
 
 class TransformersEngine:
-    """One prompt and its k samples at a time, so that a text does not depend on the prompts beside it."""
+    """One prompt and its k samples at a time, so that a text does not depend on the prompts beside it.
+
+    Nor does sample i on how many there are, but for the rounding of a batch of another size.
+    """
 
     def __init__(self, weights: Weights, section: Generate) -> None:
-        from peft import PeftModel
-
         self._section = section
         self._tokenizer = load_tokenizer(weights.path, weights.revision)
         self._model = load_causal_lm(weights.path, weights.dtype, weights.revision)
@@ -51,21 +70,19 @@ class TransformersEngine:
         return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
 
     def _sample_one(self, text: str, seed: int) -> list[Sample]:
-        import torch
-
-        from xgray.inference import inference
-
         section, model = self._section, self._adapted or self._model
-        inputs = self._tokenizer(text, return_tensors="pt").to(self._model.device)
-        sampling: dict[str, float] = {"do_sample": False}
+        num_rows = section.k if section.temperature > 0 else 1
+        inputs = self._tokenizer([text] * num_rows, return_tensors="pt").to(self._model.device)
+        chosen = LogitsProcessorList()
         if section.temperature > 0:
-            sampling = {"do_sample": True, "temperature": section.temperature, "top_p": section.top_p, "top_k": 0}
+            seeds = range(seed, seed + num_rows)
+            chosen += [TemperatureLogitsWarper(section.temperature), TopPLogitsWarper(section.top_p)]
+            chosen.append(SeededChoice(seeds, self._model.device))
         with inference():
-            torch.manual_seed(seed)
             ids = model.generate(
                 **inputs,
-                **sampling,
-                num_return_sequences=section.k if section.temperature > 0 else 1,
+                do_sample=False,
+                logits_processor=chosen,
                 max_new_tokens=section.max_new_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
             )

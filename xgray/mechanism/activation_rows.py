@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xgray.bootstrap import (
+    Comparison,
     Estimate,
     FloatArray,
     adjusted,
@@ -112,7 +113,8 @@ def activation_changes(
 ) -> dict[str, Any]:
     """Two models on the same prompts: each language's change, and the average's.
 
-    p-values are of paired permutation tests over prompts, adjusted over the languages; the average is one test.
+    p-values are of paired permutation tests over prompts, adjusted over the languages; the average is one test. There
+    is no relative change: a mean activation passes through 0.
     """
     compared = {}
     for language, own in before.items():
@@ -123,11 +125,16 @@ def activation_changes(
     mean = average_comparison(list(compared.values()))
     return {
         "languages": {
-            language: one.told(confidence, p_adjusted)
+            language: _told(one, confidence, p_adjusted)
             for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True)
         },
-        "average": mean.told(confidence, mean.p_value),
+        "average": _told(mean, confidence, mean.p_value),
     }
+
+
+def _told(change: Comparison, confidence: float, p_adjusted: float) -> dict[str, Any]:
+    told = change.told(confidence, p_adjusted)
+    return {name: value for name, value in told.items() if not name.startswith("relative_")}
 
 
 def _prompt_means(rows: ActivationRows) -> FloatArray:

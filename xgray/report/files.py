@@ -77,9 +77,9 @@ class RunFiles:
 
     @property
     def k(self) -> int:
-        """Completions of each prompt."""
+        """Completions asked for of each prompt."""
         figures = self.metrics["models"][self.models[0]]["languages"].values()
-        return max(round(one["num_completions"] / one["num_prompts"]) for one in figures if one["num_prompts"])
+        return max(one["num_asked"] // one["num_prompts"] for one in figures if one["num_prompts"])
 
     @property
     def scorer(self) -> dict[str, Any]:

@@ -114,10 +114,10 @@ def cautions(files: RunFiles) -> list[str]:
     incomplete = [
         f"{model} {percent(average['coverage'])}"
         for model in files.models
-        if (average := files.metrics["models"][model]["average"])["num_scored"] < average["num_completions"]
+        if (average := files.metrics["models"][model]["average"])["num_scored"] < average["num_asked"]
     ]
     if incomplete:
-        found.append(f"Not every completion has a score. Coverage: {', '.join(incomplete)}.")
+        found.append(f"Not every completion asked for has a score. Coverage: {', '.join(incomplete)}.")
     return found + [caution for variant in files.variants if (caution := _fell_apart(files, variant))]
 
 

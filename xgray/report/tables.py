@@ -13,7 +13,7 @@ from xgray.report.summary import WEAK_AUC, verdict
 
 UNVALIDATED = "†"
 """Marks a language that the scorer was not validated on."""
-VERDICTS = {"better": "▼ improved", "worse": "▲ worse", "unchanged": "not significant", "untested": "not tested"}
+VERDICTS = {"better": "improved", "worse": "worse", "unchanged": "not significant", "untested": "not tested"}
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,12 @@ def comparison_cells(metric: Metric, comparison: dict[str, Any]) -> list[Cell]:
     adjusted, relative = comparison.get("p_adjusted"), comparison.get("relative_change")
     ends = (percent(comparison.get(f"relative_{end}"), signed=True) for end in ("low", "high"))
     unadjusted = f"unadjusted p {p_value(comparison.get('p_value'))}"
+    arrow = ("▼ " if difference < 0 else "▲ ") if comparison.get("significant") else ""
     return [
         Cell(metric.text(difference, signed=True), interval, difference),
         Cell(percent(relative, signed=True), sort=relative, note=" to ".join(ends)),
         Cell(p_value(adjusted), sort=adjusted, note=unadjusted),
-        Cell(VERDICTS[found], sort=found, tone=found),
+        Cell(arrow + VERDICTS[found], sort=found, tone=found),
     ]
 
 
@@ -163,30 +164,34 @@ def auc_cell(files: RunFiles, language: str) -> Cell:
 
 
 def coverage_cell(figures: list[dict[str, Any]]) -> Cell:
-    """The share of completions that have a score, the least of these models'."""
+    """The share of the completions asked for that have a score, the least of these models'."""
     shares = [one["coverage"] for one in figures if one["coverage"] is not None]
     if not shares:
         return Cell(MISSING, reason="no completions")
     least = min(shares)
-    missing = sum(one["num_completions"] - one["num_scored"] for one in figures)
-    note = f"{missing} completions without a score" if missing else ""
+    missing = sum(one["num_asked"] - one["num_scored"] for one in figures)
+    note = f"{missing} completions missing or without a score" if missing else ""
     return Cell(percent(least), sort=least, note=note, tone="weak" if least < 0.95 else "")
 
 
 def _count_table(files: RunFiles) -> Table:
     counts = {
-        "num_prompts": "Prompts",
         "num_completions": "Completions",
         "num_scored": "Scored",
         "num_empty": "Empty",
         "num_perplexity": "With perplexity",
     }
-    caption = "How many texts stand behind the numbers. Coverage is the share of completions that have a score."
-    table = Table("Counts", caption, ["Language", "Model", *counts.values(), "Coverage"])
+    caption = (
+        "How many texts stand behind the numbers. Coverage is the share of the completions asked for that have a "
+        "score; a prompt that failed has none."
+    )
+    table = Table("Counts", caption, ["Language", "Model", "Prompts scored", *counts.values(), "Coverage"])
     for language in files.languages:
         for model in files.models:
             figures = files.metrics["models"][model]["languages"][language]
-            numbers = [Cell(f"{figures[key]:,}", sort=figures[key]) for key in counts]
+            scored, num_prompts = figures["num_prompts_scored"], figures["num_prompts"]
+            prompts = Cell(f"{scored:,} of {num_prompts:,}", sort=scored)
+            numbers = [prompts, *(Cell(f"{figures[key]:,}", sort=figures[key]) for key in counts)]
             table.rows.append(
                 [language_cell(files, language), Cell(model, sort=model), *numbers, coverage_cell([figures])]
             )

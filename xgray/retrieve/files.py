@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xgray.errors import StageError
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 SUFFIX = ".safetensors"
 States = npt.NDArray[np.float32]
@@ -45,19 +45,12 @@ def read_states(folder: Folder, language: str) -> Encoded:
     """One language's file.
 
     Raises:
-        StageError: it is damaged; ours are written whole, so something else has cut it.
+        StageError: it is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        tensors = load(folder.read_bytes(states_file(language)))
-        num_layers = sum(name.startswith("layer.") for name in tensors)
-        states = np.stack([tensors[f"layer.{layer}"] for layer in range(num_layers)])
-        return Encoded(states, tensors["num_tokens"], tensors["truncated"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        file = folder / states_file(language)
-        raise StageError(f"{file} is damaged ({error}); delete it, and the same command makes it again") from None
+    tensors = read_tensors(folder, states_file(language), "layer.0", "num_tokens", "truncated")
+    num_layers = sum(name.startswith("layer.") for name in tensors)
+    states = np.stack([tensors[f"layer.{layer}"] for layer in range(num_layers)])
+    return Encoded(states, tensors["num_tokens"], tensors["truncated"])
 
 
 def distinct(*versions: list[str]) -> list[str]:

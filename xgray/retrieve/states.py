@@ -3,7 +3,8 @@
 Layers are those of transformers' ``hidden_states``, as the paper's script takes them: 0 is the embeddings' output, l
 the residual stream after block l, and the last one is taken after the final norm. The mean is over the tokens that
 the tokenizer makes of the text, those that it adds (a beginning of text) among them, and never over padding, which
-stands on the right: no token of a causal model sees it, whatever its kind of positions.
+stands on the right: no token of a causal model sees it, whatever its kind of positions. Each layer is averaged when it
+is there, so that no more than a block's states of all tokens are held at a time.
 
 Run by workers only (it imports torch); see :mod:`xgray.distributed.retrieve`.
 """
@@ -11,7 +12,7 @@ Run by workers only (it imports torch); see :mod:`xgray.distributed.retrieve`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,6 +72,35 @@ def _pooled(model: PreTrainedModel, tokens: Sequence[list[int]]) -> torch.Tensor
     """The states of one batch, ``(num_layers, batch, hidden_size)``."""
     ids, mask = padded(tokens, model.device)
     share = mask / mask.sum(dim=1, keepdim=True)
-    # The model below its head: nobody asks for logits.
-    made = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-    return torch.stack([torch.einsum("bsh,bs->bh", one.float(), share) for one in made.hidden_states]).cpu()
+    means: list[torch.Tensor] = []
+
+    def pool(states: torch.Tensor) -> None:
+        means.append(torch.einsum("bsh,bs->bh", states.float(), share))
+
+    def pool_input(module: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        pool(given[0] if given else named["hidden_states"])
+
+    handles = [one.register_forward_pre_hook(pool_input, with_kwargs=True) for one in _blocks(model)]
+    try:
+        # The model below its head: nobody asks for logits.
+        pool(model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(means).cpu()
+
+
+def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The model's layers, from the first to the last.
+
+    Raises:
+        InputError: they are not held as one list.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise InputError(
+        f"model.id: retrieve finds no list of {num_layers} layers in a {type(model).__name__}; "
+        "take a decoder that has its blocks in one list, or leave retrieve out"
+    )

@@ -20,8 +20,9 @@ import numpy as np
 
 from xgray.bootstrap import FloatArray, IntArray, Statistic, draw_seed, estimate, percentile_interval
 
-MIN_LANGUAGES = 4
-"""Fewer say nothing: three points have six pairings, so that no permutation test can find anything."""
+MIN_LANGUAGES = 5
+"""Fewer say nothing: four points have 24 pairings, so that a perfect line has a two-sided p of 2/24, and is found
+insignificant. Of five it has 2/120."""
 PERMUTATIONS = 9999
 
 

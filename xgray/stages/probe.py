@@ -11,11 +11,12 @@ from xgray.auc import auc_by_language
 from xgray.config import Probe
 from xgray.data.labelled import LabelledText, read_comments, read_labelled
 from xgray.distributed.probe import Features, compute_features
-from xgray.mechanism.probe import LEARNING_RATES, FeatureArray, logits, train_probe, validation_metrics
+from xgray.mechanism.probe import FeatureArray, Labelled, learning_rate, logits, train_probe, validation_metrics
 from xgray.meter import OnProgress
 from xgray.plan import Plan, Planned
-from xgray.runs import StageResult
+from xgray.runs import MANIFEST, StageResult
 from xgray.storage import Folder
+from xgray.tensors import read_tensors
 
 WEIGHTS = "probe.safetensors"
 
@@ -40,16 +41,18 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         folder / "features",
         lambda done, total: on_progress(one.place.label, done, total),
     )
-    w, losses = train_probe(*_of(fit, features), section, experiment.seed)
-    held_out, labels = _of(validate, features)
+    held_out = _of(validate, features)
+    trained = train_probe(_of(fit, features), held_out, section, experiment.seed)
     metrics = {
-        **_settings(section, comments, fit, features, w),
+        **_settings(section, comments, fit, features, trained.w),
         "num_test_left_out": len(labelled) - len(test),
-        "train_loss": losses,
-        "validation": validation_metrics(logits(held_out, w), labels),
-        "transfer": _transfer(test, features, w),
+        "train_loss": trained.losses,
+        "validation_loss": trained.validation_losses,
+        "epoch": trained.epoch,
+        "validation": validation_metrics(logits(held_out[0], trained.w), held_out[1]),
+        "transfer": _transfer(test, features, trained.w),
     }
-    folder.write_bytes(WEIGHTS, save({"w": w}))
+    folder.write_bytes(WEIGHTS, save({"w": trained.w}))
     folder.write_json("metrics.json", metrics)
     counts = {
         "num_texts": len(features.rows),
@@ -61,13 +64,17 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
 
 
 def read_probe(folder: Folder) -> FeatureArray:
-    """The probe's direction, ``(hidden_size,)``, from the stage's folder."""
-    from safetensors.numpy import load
+    """The probe's direction, ``(hidden_size,)``, from the stage's folder.
 
-    return load(folder.read_bytes(WEIGHTS))["w"]
+    Raises:
+        StageError: its file is damaged.
+    """
+    # The stage is finished, and nothing but its manifest says so; its features stay.
+    remedy = f"delete {folder / MANIFEST}, and the stage probe makes it again"
+    return read_tensors(folder, WEIGHTS, "w", remedy=remedy)["w"]
 
 
-def _of(texts: list[LabelledText], features: Features) -> tuple[FeatureArray, Any]:
+def _of(texts: list[LabelledText], features: Features) -> Labelled:
     """The texts' features and labels."""
     rows = [features.rows[one.text] for one in texts]
     return features.values[rows], np.array([one.toxic for one in texts], bool)
@@ -80,7 +87,7 @@ def _settings(
         "data": section.data,
         "test": section.test,
         "protocol": section.protocol,
-        "learning_rate": section.learning_rate or LEARNING_RATES[section.protocol],
+        "learning_rate": learning_rate(section),
         "hidden_size": len(w),
         "num_texts": len(comments),
         "num_toxic": sum(one.toxic for one in comments),

@@ -53,6 +53,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._began = 0.0
         self._mark = 0.0
         self._seconds = 0.0
         self._num_tokens = 0.0
@@ -62,7 +63,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
             text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
             Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
-        self._mark = time.perf_counter()
+        self._began = self._mark = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()
@@ -94,7 +95,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             return
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row}) + "\n")
+                elapsed = time.perf_counter() - self._began
+                stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed}) + "\n")
             if line:
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 

@@ -1,7 +1,8 @@
 """``metrics.jsonl``: one line for each optimizer step and each validation.
 
 The first line is ``{"total_steps": N}``. A line with ``loss`` is a step, one with ``eval_loss`` a validation after that
-step. Resuming drops the lines after the checkpoint's step, so none is there twice.
+step; ``elapsed`` is in seconds since the attempt that made it began its steps. Resuming drops the lines after the
+checkpoint's step, so none is there twice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ Row = dict[str, float]
 def read_metrics(path: Path) -> list[Row]:
     """The steps and validations in the file, in order; a last line that was cut off by a kill is left out."""
     return [row for row in _lines(path) if "step" in row]
+
+
+def parse_metrics(text: str) -> list[Row]:
+    """As :func:`read_metrics`, of what the file holds."""
+    return [row for row in _parse(text) if "step" in row]
 
 
 def summarize(path: Path) -> dict[str, Any]:
@@ -46,6 +52,8 @@ def summarize(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return _parse(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _parse(text: str) -> list[Row]:
+    return [json.loads(line) for line in text.split("\n")[:-1]]

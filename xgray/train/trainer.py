@@ -92,6 +92,8 @@ def build_trainer(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    if section.method == "qlora":
+        tune_in_float32(trainer.model)
     # What follows must not depend on how much of the reference was in the cache.
     set_seed(seed)
     return trainer
@@ -184,6 +186,18 @@ def lora_config(model: PreTrainedModel, section: Train) -> LoraConfig:
         lora_dropout=section.lora_dropout,
         target_modules=targets,
     )
+
+
+def tune_in_float32(model: torch.nn.Module) -> None:
+    """Hold the trainable parameters in float32; to be called before there is an optimizer.
+
+    TRL casts the adapter of a 4-bit model to bfloat16. Its steps are the optimizer's there and then, without a float32
+    copy to add them up in, and one of 1e-5 is less than half the distance to the next bfloat16 number from .004 on:
+    most of LoRA's A would never move. What is computed in bfloat16 stays so, by autocast.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _adapt_head(model: PreTrainedModel) -> None:

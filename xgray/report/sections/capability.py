@@ -42,7 +42,8 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     if BASE not in told:
         return None
     tasks: dict[str, dict[str, Any]] = told[BASE]["tasks"]
-    whole = [task for task, one in tasks.items() if one["group"] is None]
+    # A group without values of its own has no row: its tasks stand for themselves.
+    whole = [task for task, one in tasks.items() if one["group"] not in tasks]
     parts = [task for task in tasks if task not in whole]
     tuned = [model for model in told if model != BASE]
     paper = PUBLISHED if experiment.model.id == PUBLISHED_MODEL else {}

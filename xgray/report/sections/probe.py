@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AUC = Metric("auc", "AUC", "The chance that a toxic text stands above a benign one.", lower_is_better=False)
+KEPT = {"corrected": "the last one", "released": "the one of lowest validation loss, which flatters the validation"}
 PUBLISHED = {"ai-forever/mGPT": ("94.31 %", ".862")}
 """Validation accuracy and test AUC of the paper's probe on Jigsaw, by model."""
 
@@ -56,6 +57,7 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("Training texts", f"{told['num_fit']:,} of {told['num_texts']:,} from {told['data']}"),
         ("Shortened texts", f"{told['num_truncated']:,}"),
         ("Learning rate", f"{told['learning_rate']:g}, {len(told['train_loss'])} epochs"),
+        ("Kept", f"epoch {told['epoch']}, {KEPT[told['protocol']]}"),
         ("Training loss", f"{number(told['train_loss'][0])} in the first epoch, {number(told['train_loss'][-1])} last"),
     ]
 

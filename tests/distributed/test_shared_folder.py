@@ -1,0 +1,88 @@
+"""Is the run's folder the same on all nodes? One node is a real one, with a disk of its own mounted over the folder."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from xgray.distributed.cluster import check_shared, connect
+from xgray.errors import InputError
+from xgray.storage import Folder
+
+MOUNTS = subprocess.run(
+    ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+)
+RAY = str(Path(sys.executable).with_name("ray"))
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield made
+    made.shutdown()
+
+
+def test_nodes_that_share_the_folder_take_no_time(cluster, tmp_path):
+    cluster.add_node(num_cpus=1)
+    run = Folder(str(tmp_path / "run"))
+    with connect(cluster.address):
+        check_shared(run)
+        began = time.monotonic()
+        check_shared(run)
+        assert time.monotonic() - began < 5, "a look that fails takes as long as all of them"
+        check_shared(Folder("s3://bucket/run"))
+    assert os.listdir(tmp_path / "run") == []
+
+
+@pytest.mark.skipif(MOUNTS.returncode != 0, reason="may mount nothing: " + MOUNTS.stderr.decode().strip())
+def test_a_node_with_a_folder_of_its_own_is_refused_before_the_first_stage(cluster, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    join = f"mount -t tmpfs none {runs} && exec {RAY} start --address={cluster.address} --num-cpus=1 --block"
+    node = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"{join} --dashboard-agent-listen-port=0"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with connect(cluster.address):
+            import ray
+
+            while len([one for one in ray.nodes() if one["Alive"]]) < 2:
+                assert node.poll() is None
+                time.sleep(0.2)
+            check_shared(Folder(str(tmp_path / "elsewhere")))
+            with pytest.raises(InputError, match="is not shared by all 2 nodes"):
+                check_shared(Folder(str(runs)))
+        assert os.listdir(runs) == []
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+        experiment = {
+            "name": "e", "runs": str(runs), "model": {"id": "./model"}, "languages": ["en"], "prompts": {"limit": 2},
+            "variants": [], "generate": {"execution": {"engine": "dummy"}},
+        }  # fmt: skip
+        (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
+        command = ["run", "e.yaml", "--only", "generate", "--address", cluster.address]
+        told = subprocess.run(
+            [sys.executable, "-m", "xgray.cli", *command],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert told.returncode == 2, told.stderr
+        assert f"{runs}/e is not shared by all 2 nodes" in told.stderr
+        assert os.uname().nodename in told.stderr
+        assert "--runs s3://BUCKET/runs" in told.stderr
+        assert not list(runs.glob("e/generate/base/rows/*"))
+    finally:
+        for one in [*psutil.Process(node.pid).children(recursive=True), node]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        node.wait()

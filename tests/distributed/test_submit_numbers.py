@@ -1,0 +1,109 @@
+"""Which job a submission starts or finds, on a server that speaks Ray's job API and knows the jobs it is told."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import ray
+
+from xgray.config import Experiment
+from xgray.distributed.submit import submit_job
+from xgray.errors import InputError
+from xgray.runs import fingerprint
+
+EXPERIMENT = Experiment.model_validate({"name": "mine", "model": {"id": "some/model"}})
+OURS, OTHERS = fingerprint(EXPERIMENT.model_dump(mode="json")), "another configuration"
+PREFIX = "mine-1a3d750d-"
+
+
+class Jobs(ThreadingHTTPServer):
+    """``known`` is listed; ``unseen`` is there already when a submission comes, and listed from then on."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.known, self.unseen = {}, {}
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/api/version":
+            self.answer(200, {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"})
+        elif self.path == "/api/jobs/":
+            self.answer(200, [job(id, *told) for id, told in self.server.known.items()])
+        else:
+            self.answer(200, {})  # the package of the working directory is there
+
+    def do_POST(self):
+        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"]
+        self.server.known |= self.server.unseen
+        if wanted in self.server.known:
+            self.answer(500, f"ValueError: Job with submission_id {wanted} already exists. Please use another one.")
+            return
+        self.server.known[wanted] = "PENDING", OURS
+        self.answer(200, {"job_id": wanted, "submission_id": wanted})
+
+    def answer(self, status, content):
+        body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *arguments):
+        pass
+
+
+def job(id, status, configuration):
+    metadata = {"configuration": configuration}
+    return {"type": "SUBMISSION", "submission_id": id, "status": status, "entrypoint": "x", "metadata": metadata}
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    (tmp_path / "e.yaml").write_text("name: mine")
+    server = Jobs()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def submit(jobs, tmp_path):
+    made = submit_job(tmp_path / "e.yaml", [], EXPERIMENT, "/runs/mine", jobs.address)
+    return made.id.removeprefix(PREFIX), made.is_new
+
+
+def test_the_first_try_has_number_1_and_is_found_while_it_is_under_way(jobs, tmp_path):
+    jobs.known = {f"{PREFIX}x": ("RUNNING", OTHERS), "mine-00000000-7": ("RUNNING", OTHERS)}
+    assert submit(jobs, tmp_path) == ("1", True)
+    assert submit(jobs, tmp_path) == ("1", False)
+
+
+def test_a_deleted_try_leaves_a_gap_that_is_not_filled(jobs, tmp_path):
+    jobs.known = {f"{PREFIX}2": ("FAILED", OURS)}
+    assert submit(jobs, tmp_path) == ("3", True)
+    jobs.known = {f"{PREFIX}{number}": ("FAILED", OURS) for number in (9, 10, 2)}
+    assert submit(jobs, tmp_path) == ("11", True)
+
+
+def test_a_quicker_submitters_job_is_followed_while_it_is_under_way(jobs, tmp_path):
+    jobs.unseen = {f"{PREFIX}1": ("RUNNING", OURS)}
+    assert submit(jobs, tmp_path) == ("1", False)
+
+
+def test_one_that_has_ended_meanwhile_is_followed_by_the_next_try(jobs, tmp_path):
+    jobs.unseen = {f"{PREFIX}1": ("FAILED", OURS)}
+    assert submit(jobs, tmp_path) == ("2", True)
+
+
+def test_a_quicker_submitter_with_another_configuration_is_named(jobs, tmp_path):
+    jobs.unseen = {f"{PREFIX}1": ("RUNNING", OTHERS)}
+    with pytest.raises(InputError, match=rf"{PREFIX}1 with another configuration"):
+        submit(jobs, tmp_path)

@@ -1,0 +1,73 @@
+"""What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
+
+import json
+
+import pytest
+
+from xgray.config import Experiment
+from xgray.errors import InputError
+from xgray.experiment import run_experiment
+from xgray.plan import make_plan
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_model):
+    def make(**sections):
+        own = {"name": "e", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en"]}
+        return Experiment.model_validate({**own, **sections})
+
+    return make
+
+
+def test_english_prompts_are_not_taken_from_a_file_of_another_language(experiment, tmp_path):
+    """Without a Locale nothing in the file says that it is German."""
+    file = tmp_path / "german.jsonl"
+    file.write_text(json.dumps({"Prompt": "Du bist"}) + "\n")
+    sections = {"prompts": {"path": str(file)}, "probe": {}}
+    with pytest.raises(InputError, match=r"vectors wants English prompts, .*german\.jsonl, of de prompts; .*RTP_LX_EN"):
+        make_plan(experiment(**sections, languages=["de"], vectors={}))
+    make_plan(experiment(**sections, languages=["de"]))
+    make_plan(experiment(**sections, languages=["en"], vectors={}))
+    make_plan(experiment(probe={}, vectors={}, languages=["de"]))  # a folder, which has English beside German
+
+
+@pytest.mark.parametrize(
+    ("stages", "sections", "message"),
+    [
+        (("generate", "intervene"), {}, "intervene: the experiment has no section intervene; add it: 'intervene: {}'"),
+        (("retrieve",), {}, "retrieve: the experiment has no section retrieve"),
+        (("transfer",), {}, "transfer: the experiment has no section retrieve"),
+        (("transfer",), {"retrieve": {}, "languages": ["de"]}, "transfer: the experiment has no variant"),
+    ],
+)
+def test_a_stage_that_is_not_there_is_refused(experiment, tmp_path, stages, sections, message):
+    with pytest.raises(InputError, match=message):
+        run_experiment(make_plan(experiment(variants=[], **sections)), stages)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_given_neuron_outside_the_model_is_refused_before_anything_is_spent(experiment, tmp_path):
+    plan = make_plan(experiment(probe={}, vectors={"given": [[0, 1], [99, 0]]}))
+    with pytest.raises(InputError, match=r"vectors\.given: no neuron \[99, 0\]: the model has 2 layers of 128"):
+        run_experiment(plan)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from xgray.models import load_tokenizer
+
+    folder, tokenizer = tmp_path / "opt", load_tokenizer(tiny_model)
+    sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), word_embed_proj_dim=16, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="MLPs of a OPTForCausalLM are not known"):
+        run_experiment(make_plan(experiment(model={"id": str(folder)}, probe={})))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_features_of_another_protocol_are_not_taken_for_these(experiment):
+    """They are taken at another place of the network; the stage's fingerprint is theirs."""
+    stages = [make_plan(experiment(probe={"protocol": one})).mechanism[0] for one in ("corrected", "released")]
+    assert stages[0].fingerprint != stages[1].fingerprint

@@ -1,0 +1,46 @@
+"""Saying what a stage waits for: minutes without a word look like a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+FIRST_SECONDS = 30.0
+"""Of waiting before it is said; an ordinary start takes less."""
+AGAIN_SECONDS = 300.0
+POLL_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def waits_told(missing: Callable[[], str | None]) -> Iterator[None]:
+    """Log what is waited for while the block runs: after ``FIRST_SECONDS``, and then every ``AGAIN_SECONDS``.
+
+    Args:
+        missing: says what is waited for at the moment, or None; called in a thread.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        due: float | None = None
+        while not ended.wait(POLL_SECONDS):
+            text, now = missing(), time.monotonic()
+            if text is None:
+                due = None
+            elif due is None:
+                due = now + FIRST_SECONDS
+            elif now >= due:
+                log.warning("%s; to go on with the nodes that are there, stop and run the same command again", text)
+                due = now + AGAIN_SECONDS
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
