@@ -99,6 +99,19 @@ def test_wrong_option_names_it(options, expected, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [["run"], ["plan", "--measure"], ["scorer", "measure"]])
+def test_key_in_an_address_is_refused_before_anything_is_written(command, tmp_path):
+    where = "labelled" if command[0] == "scorer" else experiment(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    options = "--score.scorer", "perspective", "--score.perspective-url", "https://host.example/?key=hidden-17"
+    done = xgray(*command, where, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "perspective_url: an address goes without user, password and query" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "hidden-17" not in done.stdout + done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_stage_without_its_input_says_what_to_run(tmp_path):
     done = xgray("generate", experiment(tmp_path), cwd=tmp_path)
     assert done.returncode == 2

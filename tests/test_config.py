@@ -176,3 +176,32 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 def test_resolved_experiment_reads_back_the_same(tmp_path: Path) -> None:
     experiment = load(tmp_path, MINIMAL + "variants: [{name: a, train: {beta: 0.3}}]\n")
     assert Experiment.model_validate(experiment.model_dump(mode="json")) == experiment
+
+
+@pytest.mark.parametrize("field", ["perspective_url: '{}'", "openai: {{url: '{}'}}"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:hidden@host/v1", "https://hidden@host/", "https://host/v1?key=hidden", "https://host/#hidden",
+        "user:hidden@host", "127.0.0.1:8000", "host.example", "ftp://hidden@host/", "https://", "https://host:hidden/", "https://[hidden",
+    ],
+)  # fmt: skip
+def test_an_address_that_is_none_or_holds_a_key_is_refused_and_not_repeated(
+    tmp_path: Path, field: str, address: str
+) -> None:
+    message = refused(tmp_path, f"{MINIMAL}score: {{{field.format(address)}}}\n")
+    assert "hidden" not in message
+    assert "score.perspective_url: " in message or "score.openai.url: " in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_address_in_the_place_of_a_section_is_not_repeated(tmp_path: Path) -> None:
+    message = refused(tmp_path, MINIMAL, "--score.openai", "https://user:hidden@host/v1")
+    assert "score.openai: Input should be a valid dictionary" in message
+    assert "hidden" not in message
+
+
+def test_addresses_of_services_are_taken_as_they_are(tmp_path: Path) -> None:
+    for address in ("http://127.0.0.1:8080", "https://host.example/v1/", "http://[::1]:80/@team/v1"):
+        experiment = load(tmp_path, MINIMAL, "--score.perspective-url", address, "--score.openai.url", address)
+        assert (experiment.score.perspective_url, experiment.score.openai.url) == (address, address)

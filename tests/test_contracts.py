@@ -36,3 +36,17 @@ def test_file_is_short_and_ray_stays_in_its_place(file: Path) -> None:
             imported.add((node.module or "").split(".")[0])
     if "distributed" not in file.relative_to(ROOT).parts:
         assert "ray" not in imported
+
+
+def test_readme_has_a_line_with_a_comment_for_each_file_of_the_code() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nxgray/\n")[2].partition("```")[0]
+    folders, named = [Path("xgray")], set()
+    for line in tree.splitlines():
+        name, _, comment = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = folders[depth - 1] / name
+        assert comment.strip(), path
+        assert (ROOT / path).exists(), path
+        folders[depth:] = [path]
+        named.add(path)
+    assert {file.relative_to(ROOT) for file in FILES if file.name != "__init__.py"} <= named

@@ -208,7 +208,6 @@ def test_the_version_is_that_of_model_and_rubric():
         ({"openai": {"model": "m"}}, None, "OPENAI_API_KEY"),
         ({"openai": {"model": "m"}}, "two\nlines", "OPENAI_API_KEY"),
         ({"openai": {}}, KEY, r"score\.openai\.model"),
-        ({"openai": {"model": "m", "url": "127.0.0.1:8000"}}, KEY, r"score\.openai\.url"),
         ({"openai": {"model": "m", "languages": ["xx"]}}, KEY, r"score\.openai\.languages: unknown language 'xx'"),
         ({"openai": {"model": "m"}, "attributes": ["threat"]}, KEY, r"score\.attributes: unknown: threat"),
         (

@@ -242,7 +242,6 @@ def test_slots_hold_what_slow_connections_bunch_together():
         ({}, None, "PERSPECTIVE_API_KEY"),
         ({}, "  ", "PERSPECTIVE_API_KEY"),
         ({}, "two\nlines", "PERSPECTIVE_API_KEY"),
-        ({"perspective_url": "commentanalyzer.googleapis.com"}, KEY, "score.perspective_url"),
         ({"attributes": ["toxicity", "rudeness"]}, KEY, "rudeness"),
         ({"attributes": []}, KEY, "score.attributes"),
     ],

@@ -14,6 +14,7 @@ from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models import load_tokenizer
 from xgray.rows import PreferencePair
+from xgray.train.callbacks import CheckpointReport
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
@@ -26,7 +27,7 @@ SHORT = {"max_steps": 4, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e
 
 @pytest.fixture
 def make(tiny_model, tmp_path):
-    def build(pairs=PAIRS, seed=0, name="run", **fields):
+    def build(pairs=PAIRS, seed=0, name="run", callbacks=(), **fields):
         section = Train(**(SHORT | fields))
         tokenizer = load_tokenizer(tiny_model)
         cache = ReferenceCache.of(section, "tiny", str(tmp_path / "cache"))
@@ -35,13 +36,14 @@ def make(tiny_model, tmp_path):
         return build_trainer(
             tiny_model, section, prepared, tokenizer, cache,
             seed=seed, work=tmp_path / name / "work", metrics=tmp_path / name / "metrics.jsonl",
+            callbacks=callbacks,
         )  # fmt: skip
 
     return build
 
 
-def rows_of(trainer):
-    trainer.train()
+def rows_of(trainer, checkpoint=None):
+    trainer.train(resume_from_checkpoint=checkpoint)
     timed = ("seconds", "tokens_per_second")
     [path] = {one.path for one in trainer.callback_handler.callbacks if hasattr(one, "path")}
     return [{key: value for key, value in row.items() if key not in timed} for row in read_metrics(path)]
@@ -193,6 +195,27 @@ def test_released_targets_train_the_head(make):
 def test_training_stops_when_validation_does_not_improve(make):
     rows = rows_of(make(learning_rate=1e-12, patience=1, max_steps=20))
     assert max(row["step"] for row in rows) == 4
+
+
+@pytest.mark.parametrize("stop_at", [4, 5])
+def test_patience_counts_on_over_a_resume(make, stop_at):
+    """Validations at 2, 4, 6 and 8, of which the first is the best: the third without a better one ends it at 8."""
+    fields = {"learning_rate": 1e-12, "patience": 3, "max_steps": 20}
+    saved = {}
+    steps = iter(range(1, 20))
+    report = CheckpointReport(
+        lambda folder, step, score, finished: saved.update({step: (str(folder), finished)}),
+        asked=lambda: next(steps) == stop_at,
+        leaving=lambda: False,
+    )
+    first = make(name="stopped", callbacks=[report], **fields)
+    assert max(row["step"] for row in rows_of(first)) == stop_at
+    assert saved.keys() == {2, 4, stop_at}
+    folder, finished = saved[stop_at]
+    assert not finished
+    resumed = rows_of(make(name="resumed", **fields), folder)
+    assert resumed[-1]["step"] == 8
+    assert resumed == [row for row in rows_of(make(name="whole", **fields)) if row["step"] > stop_at]
 
 
 def test_unknown_model_is_refused_by_name(make, tiny_model, tmp_path):

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from xgray.config.section import Model, Section, Switch
+
+
+def _service(address: str) -> str:
+    """Refuse an address that cannot be asked, or that holds what the run's files are not to hold; never repeat it."""
+    try:
+        url = urlsplit(address)
+        asked = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        asked = False
+    if not asked:
+        raise ValueError("no address of a service: it is written http(s)://HOST/PATH")
+    if "@" in url.netloc or url.query or url.fragment:
+        raise ValueError(
+            "an address goes without user, password and query, as it is written into the run's files; keys come from "
+            "the environment (PERSPECTIVE_API_KEY, OPENAI_API_KEY)"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_service)]
 
 
 class Prompts(Section):
@@ -87,7 +108,7 @@ class Classifier(Section):
 
 
 class OpenAI(Section):
-    url: str = "https://api.openai.com/v1"
+    url: Address = "https://api.openai.com/v1"
     """An OpenAI-compatible service; its key, where it wants one, comes from the environment (OPENAI_API_KEY)."""
     model: str | None = None
     """The service's name for its model."""
@@ -108,7 +129,7 @@ class Score(Section):
     """Embedding: a file that ``xgray scorer fit`` wrote, in the place of a head for the labelled texts."""
     classifier: Classifier = Classifier()
     openai: OpenAI = OpenAI()
-    perspective_url: str = "https://commentanalyzer.googleapis.com"
+    perspective_url: Address = "https://commentanalyzer.googleapis.com"
     """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
     archived: bool = False
     """Perspective: take scores from the store alone and ask nobody; a text that it lacks has no score."""

@@ -16,7 +16,12 @@ class Section(BaseModel):
     """A part of the experiment file: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # an address may hold a password
     )
 
 
@@ -75,5 +80,7 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
+                if "://" in given:  # as above
+                    given = ""
                 lines.append(f"{where}: {path + ': ' if path else ''}{message}{given}")
         raise InputError("\n".join(lines)) from None

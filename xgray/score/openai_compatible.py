@@ -21,11 +21,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from yarl import URL
+
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.runs import fingerprint
 from xgray.score.scorer import Scored, declared_languages, known_attributes
-from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, service_url, without_key
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, without_key
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -67,13 +69,13 @@ class OpenAIScorer:
     def __init__(self, section: Score) -> None:
         """
         Raises:
-            InputError: the address, the model, the key or a language is missing or wrong, or an attribute is not one
+            InputError: the model, the key or a language is missing or wrong, or an attribute is not one
                 that the endpoint measures.
         """
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         given, execution = section.openai, section.execution
-        self._url = service_url(given.url, "score.openai.url")
+        self._url = URL(given.url)
         self.device = str(self._url.host)
         self._judge = given.endpoint == "judge"
         if self._judge and not given.model:

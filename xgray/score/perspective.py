@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import stamina
+from yarl import URL
 
 from xgray.config import Score
 from xgray.data.perspective_results import SCORER, SCORER_VERSION
@@ -28,7 +29,7 @@ from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
 from xgray.score.quota import Pacer, Quota, Turn, spend_when_written
 from xgray.score.scorer import Scored, known_attributes
-from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, service_url, without_key
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, without_key
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 MAX_BYTES = 20 * 1024
@@ -73,9 +74,9 @@ class PerspectiveScorer:
             pacer: the quota that all who send with the same key share; by default one of this scorer's own.
 
         Raises:
-            InputError: the key is missing or unfit for a header, the URL is none, or an attribute is unknown.
+            InputError: the key is missing or unfit for a header, or an attribute is unknown.
         """
-        url = service_url(section.perspective_url, "score.perspective_url")
+        url = URL(section.perspective_url)
         self.device = str(url.host)
         self.attributes = known_attributes(section.attributes)
         self._key = key_in(KEY_VARIABLE)

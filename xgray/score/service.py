@@ -1,4 +1,4 @@
-"""What the scorers that ask a service share: its address, the key, the wait that it names, one task for each text."""
+"""What the scorers that ask a service share: the key, the wait that it names, one task for each text."""
 
 from __future__ import annotations
 
@@ -10,25 +10,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from yarl import URL
-
 from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored
 
 MAX_REASON = 300
 """Characters of a service's message that are kept."""
-
-
-def service_url(address: str, field: str) -> URL:
-    """The address in ``field`` of the experiment.
-
-    Raises:
-        InputError: it is no http(s) address.
-    """
-    url = URL(address)
-    if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"{field}: {address!r} is no http(s) address")
-    return url
 
 
 def key_in(variable: str) -> str:
