@@ -126,6 +126,7 @@ def test_the_experiment_is_measured(tmp_path, experiment):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a model of 135M parameters goes through a small S3 server several times
 def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
     """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
     with object_store() as store:
