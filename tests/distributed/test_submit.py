@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -195,8 +196,18 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
         assert len(ids) == len(set(ids)) == 12
     assert all(KEY in str(one.headers) + one.query for one in service[0].received)
 
-    out, err = finish(cluster.submit(work, "e.yaml", "--score.perspective-url", "nowhere"), 2)
-    assert "of another configuration" in out
+    with without_tails(cluster.dashboard) as address:
+        command = (
+            "xgray.cli",
+            "submit",
+            "e.yaml",
+            "--score.perspective-url",
+            "http://nowhere.invalid",
+            "--address",
+            address,
+        )
+        out, err = finish(cluster.start(work, *command), 2)
+    assert out.count("of another configuration") == 1
     assert "xgray: job mine-" in err
 
     made = {path: path.stat().st_mtime_ns for path in (work / "shared" / "mine").rglob("*")}
@@ -207,6 +218,35 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
     out, _ = finish(with_ray, 0)
     assert "shared/mine/report/index.html" in out
     assert {path: path.stat().st_mtime_ns for path in (work / "shared" / "mine").rglob("*")} == made
+
+
+@contextlib.contextmanager
+def without_tails(dashboard):
+    """The address of a dashboard whose connections for following a log break at once."""
+
+    class Passing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.endswith("/logs/tail"):
+                self.send_error(502)
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = requests.request(self.command, dashboard + self.path, headers=headers, data=body, timeout=60)
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Passing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def iter_until(stream, text):

@@ -65,8 +65,14 @@ def rows(output):
 
 
 def lines(text):
-    timed = ("seconds", "tokens_per_second", "elapsed")
-    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in text.splitlines()]
+    """Without what differs between two runs: times, and which of two equal rewards is the greater by rounding."""
+    told = []
+    for line in text.splitlines():
+        row = json.loads(line)
+        dropped = {"seconds", "tokens_per_second", "elapsed"}
+        dropped |= {f"{kind}accuracy" for kind in ("", "eval_") if abs(row.get(f"{kind}margin", 1.0)) < 1e-4}
+        told.append({key: value for key, value in row.items() if key not in dropped})
+    return told
 
 
 def wait_for_step(process, output, step):

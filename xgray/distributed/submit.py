@@ -142,6 +142,7 @@ def follow(job: Job, show: Callable[[str], None]) -> int:
             asyncio.run(tail())
         details = _details(job)
         if details.status.is_terminal():
+            show(_rest(job, shown))
             return _exit_code(job, details)
         time.sleep(1.0)
 
@@ -160,6 +161,17 @@ def _details(job: Job) -> JobDetails:
     except RuntimeError as error:
         raise StageError(f"{job.address} knows the job {job.id} no more; submit again: {error}") from None
     return details
+
+
+def _rest(job: Job, shown: int) -> str:
+    """The log after its first characters: what came after a connection that broke near the end."""
+    try:
+        for attempt in stamina.retry_context(on=(RuntimeError, requests.RequestException), attempts=4, wait_max=5.0):
+            with attempt:
+                rest = job.client.get_job_logs(job.id)[shown:]
+    except (RuntimeError, requests.RequestException):
+        return f"[the log's end cannot be read now; see it by: ray job logs {job.id} --address {job.address}]\n"
+    return rest
 
 
 def _exit_code(job: Job, details: JobDetails) -> int:
