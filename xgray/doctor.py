@@ -190,7 +190,7 @@ def check_torch(probe: Probe, versions: Mapping[str, str]) -> Check:
             f"{names}: of another build than torch {versions['torch']}; transformers imports them and fails",
             f"pip uninstall {names}",
         )
-    precision = "bfloat16" if found["bf16"] else "no fast bfloat16"
+    precision = "bfloat16" if found["bf16"] else "no fast bfloat16: take dtype float32"
     if found["devices"]:
         names = ", ".join(f"{one['name']} {one['gib']:.0f} GiB" for one in found["devices"])
         return Check("torch", "ok", f"{versions['torch']} on {names}; {precision}")
