@@ -51,9 +51,8 @@ def cpu_options(length: int) -> dict[str, Any]:
     return {
         "enforce_eager": True,  # compiling takes more than a minute, and gains less in the time that a run has
         "max_num_batched_tokens": max(length, CPU_STEP_TOKENS),
-        "block_size": 32,  # sequences are short: with the default of 128 the cache would hold few of them
+        # Sequences are short: with the default of 128 the cache would hold few of them, and samples share no prompt.
+        "block_size": 32,
         # A prompt cut in two fails: vLLM then winds the request's generator back, which CPU generators cannot do.
         "enable_chunked_prefill": False,
-        # What a prompt shares with others depends on which were there before it; here it is too short to gain.
-        "enable_prefix_caching": False,
     }

@@ -33,7 +33,7 @@ class VllmEngine:
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(load_config(weights.path, weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
-        options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
+        options = cpu_options(length) | _lora_options(weights) | _edit_options(weights)
         try:
             self._llm = LLM(
                 model=local_weights(weights.path),
@@ -42,6 +42,9 @@ class VllmEngine:
                 seed=0,
                 max_model_len=length,
                 tensor_parallel_size=section.execution.tensor_parallel,
+                # The k samples share their prompt's blocks; on a CPU a text is the same whether they do or not.
+                # What is cached of a prompt under one edit does not hold under another.
+                enable_prefix_caching=not weights.edited,
                 disable_log_stats=True,
                 **options,
             )
@@ -87,12 +90,8 @@ class VllmEngine:
 def _edit_options(weights: Weights) -> dict[str, Any]:
     if not weights.edited:
         return {}
-    # Compiled graphs run no hooks, and what is cached of a prompt was computed under another edit.
-    return {
-        "worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons",
-        "enforce_eager": True,
-        "enable_prefix_caching": False,
-    }
+    # Compiled graphs run no hooks.
+    return {"worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons", "enforce_eager": True}
 
 
 def _lora_options(weights: Weights) -> dict[str, Any]:

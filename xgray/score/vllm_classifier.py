@@ -31,6 +31,7 @@ class VllmEngine:
                 runner="pooling",
                 max_model_len=max_length,
                 load_format="safetensors",
+                enable_prefix_caching=False,  # each text is read once
                 disable_log_stats=True,
                 **cpu_options(max_length),
             )
