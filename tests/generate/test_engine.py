@@ -14,11 +14,11 @@ from xgray.generate.transformers_engine import SeededChoice
 from xgray.models import context_length, load_tokenizer
 from xgray.rows import Prompt
 
+LONG = "It was late, and the rain came down on the roofs " * 4
+"""More than a block of a cache, which the prompts that begin by it share."""
 PROMPTS = [
     Prompt(f"en/{index}", "en", text)
-    for index, text in enumerate(
-        ["Shut up, you", "The weather in the north", "My neighbour is", "A", "It was late and the"]
-    )
+    for index, text in enumerate(["Shut up, you", "The weather in the", LONG + "he", "A", LONG + "My neighbour is"])
 ]
 GENERATE = Generate(k=3, max_new_tokens=6)
 
