@@ -18,7 +18,6 @@ from xgray import __version__, stop
 from xgray.cli_cluster import check_folders, submit
 from xgray.cli_plan import plan
 from xgray.cli_scores import scorer, scores, serve
-from xgray.config.mechanism import MECHANISM
 from xgray.errors import InputError, XgrayError
 from xgray.job_environment import in_job
 from xgray.runs import without_secrets
@@ -99,6 +98,8 @@ def _stage_command(stage: str, summary: str, own_files: str) -> None:
         address: str | None = None,
         as_json: Annotated[bool, Parameter("--json")] = False,
     ) -> None:
+        from xgray.config import MECHANISM
+
         _run(arguments, stage, force, address, as_json, section=stage if stage in MECHANISM else None)
 
     command.__doc__ = f"""{summary}

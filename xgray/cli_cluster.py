@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from xgray.config import Experiment
 from xgray.errors import InputError, StageError
+
+if TYPE_CHECKING:
+    from xgray.config import Experiment
 
 Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
