@@ -78,7 +78,8 @@ def calibrate(
     try:
         with connect(address):
             nodes = reach().now
-            num_gpus, num_workers = room(nodes, 0, 1), place_workers(reach(), "evaluate")[0]
+            num_gpus = room(nodes, 0, 1)
+            num_workers, _ = place_workers(reach(), "evaluate", experiment.evaluate.execution.num_workers)
             plan = make_plan(small(experiment, work, folder.uri))
             (trained,) = plan.train or (None,)
             began = heard.now()

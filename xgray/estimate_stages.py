@@ -178,10 +178,11 @@ def fluency_line(experiment: Experiment, work: Work, rates: Rates) -> Line:
         return Line(stage, "completions", total, 0, 0.0)
     own = _needed(rates.fluency, "fluency.tokens_per_second", f"{left:,} completions are to be measured")
     tokens = round(left * _new_tokens(experiment, rates.generate))
-    seconds = own.start_seconds + tokens / own.tokens_per_second / (rates.num_gpus or rates.num_nodes)
+    workers = experiment.evaluate.execution.num_workers or rates.num_gpus or rates.num_nodes
+    seconds = own.start_seconds + tokens / own.tokens_per_second / workers
     return Line(
         stage, "completions", total - left, left, seconds, num_completions=left, new_tokens=tokens,
-        gpu_hours=rates.num_gpus * seconds / 3600, source=own.source,
+        gpu_hours=min(workers, rates.num_gpus) * seconds / 3600, source=own.source,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
 """The stages that need an engine, and those that need a scorer."""
-SPREAD = ("probe", "vectors", "activations", "retrieve", "capability")
+SPREAD = ("evaluate", "probe", "vectors", "activations", "retrieve", "capability")
 """The stages of workers that each hold a copy of a model: sections with ``execution.num_workers``."""
 OF_MLPS = ("probe", "vectors", "activations", "intervene")
 """The stages that must know where a model's MLPs are."""
@@ -192,6 +192,8 @@ def _check_room(plan: Plan, todo: list[Planned]) -> None:
         if one.place.stage == "train":
             trained = experiment.train_section(experiment.variant(one.place.model or ""))
             check_feasible(trained, place_training(cluster, trained.execution)[0])
+        elif one.place.stage == "evaluate" and experiment.evaluate.fluency.kind == "none":
+            continue
         elif one.place.stage in SPREAD:
             section = getattr(experiment, one.place.stage)
             place_workers(cluster, one.place.stage, section.execution.num_workers)

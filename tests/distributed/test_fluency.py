@@ -59,10 +59,11 @@ def written(run):
     return {path.name: pq.read_table(path).to_pylist() for path in sorted(table.iterdir())}
 
 
-def test_writes_a_file_for_each_model_and_language_with_the_plain_functions_values(tmp_path, base):
-    run = make_run(tmp_path)
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_writes_a_file_for_each_model_and_language_with_the_plain_functions_values(tmp_path, base, num_workers):
+    run, section = make_run(tmp_path), Evaluate(execution={"num_workers": num_workers})
     progress = []
-    result = measure_fluency(run, ["base", "dpo"], SECTION, base, lambda done, total: progress.append((done, total)))
+    result = measure_fluency(run, ["base", "dpo"], section, base, lambda done, total: progress.append((done, total)))
     assert result.counts == {"num_completions": 36, "num_reused": 0}
     assert result.device == "cuda:0" if torch.cuda.is_available() else "cpu"
     assert progress == [(0, 36), (9, 36), (18, 36), (27, 36), (36, 36)]

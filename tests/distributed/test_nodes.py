@@ -125,7 +125,7 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
 
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    output, steps = tmp_path / "out", 600
+    output, steps = tmp_path / "out", 250
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     first, second = (cluster.add_node(num_cpus=2) for _ in range(2))
     saved: list[str] = []

@@ -5,7 +5,7 @@ computes, and do not enter its fingerprint. Where a published protocol leaves so
 field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
 """
 
-from xgray.config.evaluate import Evaluate, EvaluateExecution, Fluency, Report
+from xgray.config.evaluate import Evaluate, Fluency, Report
 from xgray.config.experiment import STORE, Experiment
 from xgray.config.mechanism import (
     MECHANISM,
@@ -13,7 +13,6 @@ from xgray.config.mechanism import (
     Capability,
     Greedy,
     Intervene,
-    MechanismExecution,
     Neuron,
     Probe,
     Retrieve,
@@ -30,12 +29,12 @@ from xgray.config.sampling import (
     ScoreExecution,
     Serve,
 )
-from xgray.config.section import Model, Section, Switch, merge, validate
+from xgray.config.section import MeasuringExecution, Model, Section, Switch, merge, validate
 from xgray.config.train import BASE, Train, TrainExecution, Variant
 
 __all__ = [
-    "BASE", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate", "EvaluateExecution",
-    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MechanismExecution", "Model",
-    "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
-    "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
+    "BASE", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate", "Experiment",
+    "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MeasuringExecution", "Model", "Neuron",
+    "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve", "Switch",
+    "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip

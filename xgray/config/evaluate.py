@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from xgray.config.section import Model, Section, Switch
+from xgray.config.section import MeasuringExecution, Model, Section, Switch
 
 
 class Fluency(Section):
@@ -16,11 +16,6 @@ class Fluency(Section):
     """The measuring model; by default the experiment's base model."""
     protocol: Switch = "corrected"
     """``released`` drops values of 1e4 and more, and has its own arithmetic for seq2seq: see xgray.evaluate.fluency."""
-
-
-class EvaluateExecution(Section):
-    batch_size: int = Field(32, ge=1)
-    """Completions in one forward pass of the fluency model."""
 
 
 class Evaluate(Section):
@@ -39,7 +34,7 @@ class Evaluate(Section):
     diversity_tokenizer_revision: str | None = None
     """Branch, tag or commit of that tokenizer on the hub."""
     fluency: Fluency = Fluency()
-    execution: EvaluateExecution = EvaluateExecution()
+    execution: MeasuringExecution = MeasuringExecution()
 
 
 class Report(Section):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field, FiniteFloat, model_validator
 
 from xgray.config.sampling import Sampling
-from xgray.config.section import Section, Switch
+from xgray.config.section import MeasuringExecution, Section, Switch
 
 MECHANISM = ("probe", "vectors", "activations", "intervene", "retrieve", "transfer", "capability")
 """Its stages, in the order in which they run; ``transfer`` follows from ``retrieve`` and the stage ``evaluate``."""
@@ -21,13 +21,6 @@ TABLE_3_TASKS = (
 )  # fmt: skip
 """The harness's tasks for the paper's Table 3: ARC, HellaSwag and MMLU in vi, ru, hi and zh. Chinese HellaSwag, which
 the table has, the harness has not."""
-
-
-class MechanismExecution(Section):
-    num_workers: int | None = Field(None, ge=1)
-    """Copies of the model side by side; by default one for each GPU, or for each machine without."""
-    batch_size: int = Field(32, ge=1)
-    """Texts in one forward pass."""
 
 
 class Probe(Section):
@@ -54,7 +47,7 @@ class Probe(Section):
     """Of the texts, held out of the training; not used where the file has a ``split`` column."""
     max_tokens: int = Field(1024, ge=1)
     """Longer texts lose their end, and are counted."""
-    execution: MechanismExecution = MechanismExecution()
+    execution: MeasuringExecution = MeasuringExecution()
 
 
 class Vectors(Section):
@@ -70,7 +63,7 @@ class Vectors(Section):
     """At most this many English prompts."""
     given: list[Neuron] = []
     """``[[layer, index], ...]``, such as a published list: its overlap with the sources found is reported."""
-    execution: MechanismExecution = MechanismExecution()
+    execution: MeasuringExecution = MeasuringExecution()
 
 
 class Activations(Section):
@@ -82,7 +75,7 @@ class Activations(Section):
     """Greedy tokens after each prompt."""
     limit: int | None = Field(None, ge=1)
     """At most this many prompts of each language."""
-    execution: MechanismExecution = MechanismExecution()
+    execution: MeasuringExecution = MeasuringExecution()
 
 
 class Greedy(Sampling):
@@ -137,7 +130,7 @@ class Retrieve(Section):
     languages that have them. Both are measured; this one stands first."""
     max_tokens: int = Field(256, ge=1)
     """Longer texts lose their end, and are counted."""
-    execution: MechanismExecution = MechanismExecution()
+    execution: MeasuringExecution = MeasuringExecution()
 
 
 class Capability(Section):
@@ -151,4 +144,4 @@ class Capability(Section):
     it."""
     limit: int | None = Field(None, ge=1)
     """At most this many questions of each task."""
-    execution: MechanismExecution = MechanismExecution()
+    execution: MeasuringExecution = MeasuringExecution()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgray.errors import InputError
 
@@ -32,6 +32,15 @@ class Model(Section):
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The precision in which the model generates and is measured; training has its own."""
+
+
+class MeasuringExecution(Section):
+    """How a stage is run that measures texts with one model."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Copies of the model side by side; by default one for each GPU, or for each machine without."""
+    batch_size: int = Field(32, ge=1)
+    """Texts in one forward pass."""
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

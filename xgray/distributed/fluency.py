@@ -42,7 +42,9 @@ def measure_fluency(
         for model in models
         for language, rows in read_completions(run, model).items()
     ]
-    made = make_missing(FluencyWorker, (section, base, output), units, output, "evaluate", on_progress=on_progress)
+    made = make_missing(
+        FluencyWorker, (section, base, output), units, output, "evaluate", section.execution.num_workers, on_progress
+    )
     return StageResult(
         counts={"num_completions": made.total, "num_reused": made.reused},
         device=made.device,
