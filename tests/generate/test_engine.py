@@ -1,7 +1,9 @@
 """Both engines, with a tiny model: texts depend on the prompt and its seed, and an adapter is the merged model."""
 
+import gc
 import json
 
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig, TemperatureLogitsWarper, TopPLogitsWarper
@@ -157,3 +159,18 @@ def test_vllm_applies_plain_adapters_on_gpus_alone(tmp_path):
     adapter = write_config(tmp_path)
     assert serves_adapter("vllm", adapter, num_gpus=1)
     assert not serves_adapter("vllm", adapter, num_gpus=0)
+
+
+@pytest.mark.slow
+def test_a_closed_vllm_leaves_its_memory_to_the_next(tiny_model):
+    process = psutil.Process()
+    used = []
+    for _ in range(3):
+        engine = build_engine("vllm", Weights(tiny_model, None, "float32"), GENERATE)
+        complete(engine, PROMPTS, "base", None, 7)
+        used.append(process.memory_info().rss)
+        engine.close()
+        del engine
+        gc.collect()
+    # The cache of keys and values alone takes 1 GiB.
+    assert used[-1] - used[0] < 2**29

@@ -125,8 +125,10 @@ class GenerateActor:
     def _start(self, weights: Weights) -> Engine:
         work = self._begin("start", f"as it started with {weights.path}")
         began = time.perf_counter()
-        self._engine = None
-        gc.collect()  # two engines need not find room together
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            gc.collect()  # two engines need not find room together
         engine = build_engine(self._name, weights, self._section)
         self._loaded = weights
         self._start_seconds += time.perf_counter() - began

@@ -36,3 +36,6 @@ class DummyEngine:
 
     def edit(self, edit: Edit | None) -> None:
         """It has no neurons."""
+
+    def close(self) -> None:
+        """It holds nothing."""

@@ -57,6 +57,10 @@ class Engine(Protocol):
         """Edit neurons in all samples from now on; in none where it is None."""
         ...
 
+    def close(self) -> None:
+        """Give back the memory; nothing can be sampled afterwards."""
+        ...
+
 
 def complete(
     engine: Engine, prompts: Sequence[Prompt], model: str, adapter: str | None, seed: int

@@ -60,6 +60,9 @@ class TransformersEngine:
             hook.remove()
         self._hooks = install(self._model, edit) if edit else []
 
+    def close(self) -> None:
+        """What it holds goes with it."""
+
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         if self._adapted is None:
             return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]

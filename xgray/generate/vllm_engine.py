@@ -86,6 +86,10 @@ class VllmEngine:
         ]
         return [one * section.k for one in drawn] if greedy else drawn
 
+    def close(self) -> None:
+        # vLLM keeps what it loads in this process from the garbage collector (gc.freeze) until it is shut down.
+        self._llm.llm_engine.engine_core.shutdown()
+
 
 def _edit_options(weights: Weights) -> dict[str, Any]:
     if not weights.edited:
