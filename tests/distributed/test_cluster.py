@@ -8,7 +8,9 @@ from functools import partial
 
 import psutil
 import pytest
+import ray
 
+from xgray.distributed import cluster
 from xgray.distributed.keys import is_secret
 
 CODE = """
@@ -36,6 +38,17 @@ def test_interrupt_while_ray_starts_leaves_no_process():
     assert "up" not in out
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("build", "gpus"), [("2.13.0+cpu", 0), ("2.13.0", 2)])
+def test_a_torch_for_cpus_is_given_no_gpu(monkeypatch, build, gpus):
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: 2)
+    monkeypatch.setattr(cluster, "version", {"torch": build}.get)
+    with cluster.connect():
+        assert ray.cluster_resources().get("GPU", 0) == gpus
 
 
 @pytest.mark.parametrize(

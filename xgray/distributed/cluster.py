@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from types import FrameType
 
 import ray
@@ -66,10 +67,16 @@ def connect(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _num_gpus() -> int | None:
+    """For Ray on this machine: none where PyTorch was built for CPUs, whatever is in the machine; else Ray counts."""
+    return 0 if version("torch").endswith("+cpu") else None
+
+
 def _init(target: str | None, variables: dict[str, str]) -> None:
     try:
         ray.init(
             address=target or "local",
+            num_gpus=None if target else _num_gpus(),
             include_dashboard=None if target else False,
             logging_level=logging.ERROR,
             log_to_driver=False,
