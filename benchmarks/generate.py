@@ -39,18 +39,16 @@ def embedded_prompts(number: int) -> list[Any]:
 
 
 def vllm_alone(number: int, k: int) -> dict[str, float]:
-    """What somebody would write with vLLM."""
+    """What somebody would write with vLLM, in the same engine."""
     from xgray.models import resolve
-    from xgray.vllm_environment import CPU_ENVIRONMENT
+    from xgray.vllm_environment import CPU_ENVIRONMENT, cpu_options
 
     os.environ.update(CPU_ENVIRONMENT)
     began = time.perf_counter()
     from vllm import LLM, SamplingParams
 
-    # In chunks, prompts of seeded requests fail on a CPU; compiling takes longer than all of this.
-    llm = LLM(
-        resolve(MODEL), dtype=MODEL.dtype, max_model_len=1044, enforce_eager=True, enable_chunked_prefill=False
-    )  # fmt: skip
+    length = 1044
+    llm = LLM(resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, **cpu_options(length))
     ready = time.perf_counter()
     given, prompts = section(k), embedded_prompts(number)
     sampling = [
