@@ -14,7 +14,7 @@ from xgray.mechanism.probe import FeatureArray, text_features
 from xgray.storage import Folder
 from xgray.tensors import read_tensors
 
-UNIT = 256
+UNIT = 64
 """Texts of one unit of work, and of one file of features."""
 
 
