@@ -40,7 +40,7 @@ def embedded_prompts(number: int) -> list[Any]:
     return list(read_prompts(Prompts(limit=number), list(LANGUAGES)))
 
 
-def vllm_alone(number: int, k: int) -> dict[str, float]:
+def vllm_alone(number: int, given: Generate) -> dict[str, float]:
     """What somebody would write with vLLM, in the same engine."""
     from xgray.models import resolve
     from xgray.vllm_environment import CPU_ENVIRONMENT, cpu_options
@@ -49,13 +49,15 @@ def vllm_alone(number: int, k: int) -> dict[str, float]:
     began = time.perf_counter()
     from vllm import LLM, SamplingParams
 
-    length = 1044
-    llm = LLM(resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, **cpu_options(length))
+    length = given.max_prompt_tokens + given.max_new_tokens
+    llm = LLM(
+        resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, enable_prefix_caching=True, **cpu_options(length)
+    )  # fmt: skip
     ready = time.perf_counter()
-    given, prompts = Generate(k=k), embedded_prompts(number)
+    prompts = embedded_prompts(number)
     sampling = [
         SamplingParams(
-            n=k, max_tokens=given.max_new_tokens, temperature=given.temperature, top_p=given.top_p, seed=seed
+            n=given.k, max_tokens=given.max_new_tokens, temperature=given.temperature, top_p=given.top_p, seed=seed
         )
         for seed in seeds(prompts)
     ]
@@ -145,11 +147,12 @@ def main() -> None:
     parser.add_argument("--output", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
+        asked = section(given.k, given.batch_size, given.threads)
         if given.child == "vLLM alone":
-            result = vllm_alone(given.prompts, given.k)
+            result = vllm_alone(given.prompts, asked)
         else:
             models = 2 if given.child == "two models" else 1
-            result = through_ray(given.prompts, section(given.k, given.batch_size, given.threads), given.output, models)
+            result = through_ray(given.prompts, asked, given.output, models)
         print(json.dumps(result))
         return
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -3,10 +3,9 @@
 python benchmarks/train.py [--steps 20] [--repeats 3] [--method full|lora] [--threads 1]
 
 Both train SmolLM2-135M on the embedded pairs with one worker, reference log-probabilities computed before, each in a
-process of its own, on as many threads as asked: by default as there are cores, so that Ray's own processes, which wake
-now and then, stop one of them; with fewer threads than cores the wrapper alone is seen. A step is all that passes
-between the ends of two steps. Start-up (imports, model, reference, and for the wrapper Ray) and the export are in no
-step and are reported apart.
+process of its own. With a thread for every core, the default, Ray's own processes stop one of them now and then; with
+fewer the wrapper alone is seen. A step is all that passes between the ends of two steps. Start-up (imports, model,
+reference, and for the wrapper Ray) and the export are in no step and are reported apart.
 """
 
 from __future__ import annotations

@@ -192,9 +192,9 @@ def _check_room(plan: Plan, todo: list[Planned]) -> None:
         if one.place.stage == "train":
             trained = experiment.train_section(experiment.variant(one.place.model or ""))
             check_feasible(trained, place_training(cluster, trained.execution)[0])
-        elif one.place.stage == "evaluate" and experiment.evaluate.fluency.kind == "none":
-            continue
         elif one.place.stage in SPREAD:
+            if one.place.stage == "evaluate" and experiment.evaluate.fluency.kind == "none":
+                continue
             section = getattr(experiment, one.place.stage)
             place_workers(cluster, one.place.stage, section.execution.num_workers)
     if any(one.place.stage in SAMPLED for one in todo):

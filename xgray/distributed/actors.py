@@ -126,8 +126,10 @@ class GenerateActor:
         work = self._begin("start", f"as it started with {weights.path}")
         began = time.perf_counter()
         if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+            try:
+                self._engine.close()
+            finally:  # a broken one may fail at that too; it is not to be closed again
+                self._engine = None
             gc.collect()  # two engines need not find room together
         engine = build_engine(self._name, weights, self._section)
         self._loaded = weights
