@@ -26,11 +26,12 @@ install: .venv/installed-$(EXTRA)
 quickstart: install
 	$(BIN)/xgray quickstart
 
-test: install
-	$(BIN)/python -m pytest
+# What starts engines, trainers or clusters wants all cores, one test at a time.
+test: test-fast
+	$(BIN)/python -m pytest -m slow
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
