@@ -7,7 +7,6 @@ asked: it costs requests, and its quota is known.
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from xgray.rates import FluencyRates, GenerateRates, MetricsRates, Rates, Report
 from xgray.rows import Completions, Scores, from_table, schema, to_table
 from xgray.score.build import SERVICES
 from xgray.storage import TEMPORARY_MARK, Folder
+from xgray.watching import every
 
 if TYPE_CHECKING:
     from xgray.train.metrics import Row
@@ -164,21 +164,14 @@ def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
         yield steps_began
         return
     folder = plan.train[variant].place.folder
-    stop = threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(POLL_SECONDS):
-            with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
-                rows = parse_metrics(folder.read_bytes(METRICS).decode())
-                steps_began.extend(time.perf_counter() - row["elapsed"] for row in rows[-1:])
+    def look() -> None:
+        with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
+            rows = parse_metrics(folder.read_bytes(METRICS).decode())
+            steps_began.extend(time.perf_counter() - row["elapsed"] for row in rows[-1:])
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with every(POLL_SECONDS, look):
         yield steps_began
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _source(what: str, device: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from xgray.plan import STAGES, Plan, Planned, resolved_score, training_seed
 from xgray.prompt_file import PROMPTS
 from xgray.runs import Found
 from xgray.sampling import evaluate, generate_and_score, new_prompts
+from xgray.watching import every
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,21 +255,16 @@ def _train(plan: Plan, one: Planned, on_progress: OnProgress) -> None:
 @contextlib.contextmanager
 def _watching(read: Callable[[], tuple[int, int]], label: str, on_progress: OnProgress) -> Iterator[None]:
     """Report what ``read`` says every second while the block runs; its work goes on in other processes."""
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(1.0):
-            with contextlib.suppress(OSError):  # of the storage, which the next second may do better
-                on_progress(label, *read())
+    def look() -> None:
+        with contextlib.suppress(OSError):  # of the storage, which the next second may do better
+            on_progress(label, *read())
 
     on_progress(label, *read())
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(1.0, look):
+            yield
     finally:
-        ended.set()
-        thread.join()
         on_progress(label, *read())
 
 

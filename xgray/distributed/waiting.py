@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
+
+from xgray.watching import every
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +24,18 @@ def waits_told(missing: Callable[[], str | None]) -> Iterator[None]:
     Args:
         missing: says what is waited for at the moment, or None; called in a thread.
     """
-    ended = threading.Event()
+    due: float | None = None
 
-    def watch() -> None:
-        due: float | None = None
-        while not ended.wait(POLL_SECONDS):
-            text, now = missing(), time.monotonic()
-            if text is None:
-                due = None
-            elif due is None:
-                due = now + FIRST_SECONDS
-            elif now >= due:
-                log.warning("%s; to go on with the nodes that are there, stop and run the same command again", text)
-                due = now + AGAIN_SECONDS
+    def look() -> None:
+        nonlocal due
+        text, now = missing(), time.monotonic()
+        if text is None:
+            due = None
+        elif due is None:
+            due = now + FIRST_SECONDS
+        elif now >= due:
+            log.warning("%s; to go on with the nodes that are there, stop and run the same command again", text)
+            due = now + AGAIN_SECONDS
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with every(POLL_SECONDS, look):
         yield
-    finally:
-        ended.set()
-        thread.join()
