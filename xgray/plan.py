@@ -25,7 +25,8 @@ from xgray.storage import Folder
 STAGES = ("train", "generate", "score", "evaluate", *MECHANISM, "report")
 
 VERSIONS = dict.fromkeys(STAGES, 1) | {
-    "train": 3, "generate": 3, "evaluate": 2, "probe": 2, "intervene": 2, "transfer": 2, "report": 2,
+    "train": 3, "generate": 3, "evaluate": 3, "probe": 2, "vectors": 2, "activations": 2, "intervene": 3, "transfer": 2,
+    "report": 3,
 }  # fmt: skip
 """Raised by hand when a stage's code would give other results for the same payload."""
 

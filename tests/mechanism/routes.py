@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import gelu, silu
 
-from xgray.mechanism.neurons import capturing, down_projections, value_vectors
+from xgray.mechanism.neurons import capturing, down_projections, value_vectors, written_vectors
 
 NORM_BEFORE_MLP = {"gpt2": "ln_2", "cohere": "input_layernorm", "gemma3_text": "pre_feedforward_layernorm"}
 
@@ -52,13 +52,14 @@ def differences_by_layer(kind, model, ids):
     for layer, (block, projection) in enumerate(zip(blocks, down_projections(model), strict=True)):
         with torch.no_grad():
             activations.append(difference(found[:, :, layer], by_hand(kind, block.mlp, inputs[layer])))
-            added = found[:, :, layer] @ value_vectors(projection)
+            added = found[:, :, layer] @ written_vectors(block, projection)
             if getattr(projection, "bias", None) is not None:
                 added = added + projection.bias
             if kind == "cohere":
                 added = added + attended[layer]
-            if kind == "gemma3_text":
-                added = block.post_feedforward_layernorm(added)
+            if kind == "gemma3_text":  # what arrives is over the length of all that the MLP writes
+                raw = found[:, :, layer] @ value_vectors(projection)
+                added = added / (raw.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
             stream.append(difference(streams[layer] + added, written[layer]))
     return max(activations), max(stream)
 

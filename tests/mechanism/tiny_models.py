@@ -21,7 +21,7 @@ CONFIGS = {
 
 
 def make_model(kind, seed=0):
-    """The model, with random weights and biases large enough for clear greedy choices."""
+    """The model, with random weights, biases and gains large enough for clear greedy choices."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{"bos_token_id": 0, "eos_token_id": 0, **CONFIGS[kind]})
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -30,6 +30,8 @@ def make_model(kind, seed=0):
             parameter.data.normal_(0, 0.25)
         elif name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+        elif "post_feedforward" in name:  # a norm whose gain turns what the MLP writes
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 

@@ -2,7 +2,8 @@
 
 An MLP ends in its down projection. Neuron i of a layer is entry i of that projection's input (after the non-linearity
 and, where there is one, the gate); its value vector is what the projection writes into the residual stream for an
-activation of 1: column i of the matrix that maps activations to the stream.
+activation of 1: column i of the matrix that maps activations to the stream. Some architectures have a norm between the
+projection and the stream, whose gain turns the vector on its way (:func:`written_vectors`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ DOWN_PROJECTIONS = (
     "mlp.dense_4h_to_h",  # BLOOM, GPT-NeoX
 )
 """How a block's modules name the down projection of its MLP; another architecture is one more line."""
+
+NORMS_AFTER_MLP = (
+    "post_feedforward_layernorm",  # Gemma 2 and 3, OLMo 2 and 3
+    "post_mlp_layernorm",  # GLM-4
+)
+"""How a block names a norm between its MLP and the residual stream, where it has one."""
 
 NO_SOURCES = "the stage vectors found no actual sources, so that there is nothing to look at; list neurons of your own"
 """Why a stage that looks at them has an empty result: a finding, which keeps nothing else from going on."""
@@ -70,15 +77,15 @@ def down_projections(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for _, module in sorted(found, key=lambda one: one[0])]
 
 
-def last_block(model: torch.nn.Module) -> torch.nn.Module:
-    """The last layer: attention and MLP, with the residual stream as its output, before the model's final norm.
+def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers, each attention and MLP: the last one's output is the residual stream before the model's final norm.
 
     Raises:
         InputError: the model's MLPs are of a kind that is not known.
     """
-    last = down_projections(model)[-1]
-    name = next(name for name, module in model.named_modules() if module is last)
-    return model.get_submodule(name.removesuffix(next(end for end in DOWN_PROJECTIONS if name.endswith(end)))[:-1])
+    names = {module: name for name, module in model.named_modules()}
+    ending = re.compile(rf"\.(?:{'|'.join(map(re.escape, DOWN_PROJECTIONS))})$")
+    return [model.get_submodule(ending.sub("", names[one])) for one in down_projections(model)]
 
 
 def value_vectors(projection: torch.nn.Module) -> torch.Tensor:
@@ -93,6 +100,23 @@ def value_vectors(projection: torch.nn.Module) -> torch.Tensor:
             weight = weight + projection.get_delta_weight(adapter)
     # Conv1D holds (in, out); Linear, and vLLM's, (out, in).
     return weight if type(plain).__name__ == "Conv1D" else weight.T
+
+
+def written_vectors(block: torch.nn.Module, projection: torch.nn.Module) -> torch.Tensor:
+    """The directions in which a layer's neurons write into the residual stream, ``(num_neurons, hidden_size)``, fp32.
+
+    They are its value vectors; after a norm, each times the norm's gain. The norm also divides by the length of all
+    that the MLP writes for a token, which is one number for all neurons, and turns none of them.
+    """
+    import torch
+
+    vectors = value_vectors(projection).float()
+    norm = next((getattr(block, name) for name in NORMS_AFTER_MLP if hasattr(block, name)), None)
+    if norm is None:
+        return vectors
+    # Its gain is what a root-mean-square norm makes of ones, be it the weight or, as in Gemma, the weight and 1.
+    gain: torch.Tensor = norm(torch.ones(vectors.shape[1], device=vectors.device))
+    return vectors * gain.float()
 
 
 def check_neurons(neurons: Sequence[Neuron], model: torch.nn.Module, where: str) -> None:

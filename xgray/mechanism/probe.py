@@ -25,7 +25,7 @@ from xgray.batches import by_length, padded
 from xgray.bootstrap import FloatArray, draw_seed
 from xgray.config import Probe, Switch
 from xgray.errors import InputError
-from xgray.mechanism.neurons import last_block
+from xgray.mechanism.neurons import blocks
 from xgray.models import context_length
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _last_block_output(model: PreTrainedModel, inputs: torch.Tensor, mask: torch
     def keep(module: torch.nn.Module, arguments: Any, output: Any) -> None:
         kept.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = last_block(model).register_forward_hook(keep)
+    handle = blocks(model)[-1].register_forward_hook(keep)
     try:
         model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False)
     finally:

@@ -1,8 +1,9 @@
 """Value vectors that point the probe's way, and which of their neurons are at work.
 
-The value vectors of highest cosine with the probe are the *potential sources* of toxicity; those of them whose mean
-activation after the English prompts is above 0, and which thus do write their vector into the stream, are the *actual
-sources*. What a value vector promotes is told by the vocabulary's tokens of highest logit under the unembedding matrix.
+The value vectors of highest cosine with the probe, as they arrive in the residual stream, are the *potential sources*
+of toxicity; those of them whose mean activation after the English prompts is above 0, and which thus do write their
+vector into the stream, are the *actual sources*. What a value vector promotes is told by the vocabulary's tokens of
+highest logit under the unembedding matrix.
 
 All layers are gone through once, then the vocabulary; beside the model itself, no more than a layer's vectors are held
 at a time, or as many of the vocabulary's.
@@ -19,7 +20,7 @@ import numpy as np
 from xgray.bootstrap import FloatArray, draw_seed, estimate, ratio
 from xgray.config import Neuron
 from xgray.errors import InputError
-from xgray.mechanism.neurons import down_projections, value_vectors
+from xgray.mechanism.neurons import blocks, down_projections, written_vectors
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.tokens import token_texts
 
@@ -80,8 +81,9 @@ def potential_sources(
     neurons: list[Neuron] = []
     best, kept = torch.empty(0, device=model.device), torch.empty(0, hidden_size, device=model.device)
     with torch.inference_mode():
-        for layer, projection in enumerate(down_projections(model)):
-            cosines, indices, vectors, told = _best_of_layer(projection, direction, top_k)
+        for layer, (block, projection) in enumerate(zip(blocks(model), down_projections(model), strict=True)):
+            written = written_vectors(block, projection)
+            cosines, indices, vectors, told = _best_of_layer(written, direction, top_k)
             layers.append(told)
             neurons += [(layer, index) for index in indices]
             best, order = torch.cat([best, cosines]).topk(min(top_k, len(neurons)))
@@ -96,12 +98,11 @@ def potential_sources(
 
 
 def _best_of_layer(
-    projection: torch.nn.Module, direction: torch.Tensor, top_k: int
+    vectors: torch.Tensor, direction: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, list[int], torch.Tensor, LayerCosines]:
     """The highest cosines of a layer, their neurons' indices and value vectors, and what the layer has."""
     import torch
 
-    vectors = value_vectors(projection).float()
     lengths = torch.linalg.vector_norm(vectors, dim=1)
     cosines = torch.where(lengths > 0, vectors @ direction / lengths, 0)
     best, indices = cosines.topk(min(top_k, len(cosines)))
