@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from xgray.display import print_checks
 from xgray.doctor import (
     QUICKSTART,
     TORCH_PROBE,
@@ -153,6 +154,14 @@ def test_compiler_may_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert check_compiler("my-c++") == Check("compiler", "ok", str(compiler))
     assert check_compiler(None).status == "degraded"
+
+
+def test_brackets_of_a_remedy_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    print_checks([check_harness({}), Check("torch", "missing", "not installed: file.py:100: no [cpu]", "[/]")])
+    printed = capsys.readouterr().out
+    for part in ("│ missing │", "pip install 'xgray[capability]'", "file.py:100: no [cpu]", "[/]"):
+        assert part in printed
 
 
 def statuses(machine: list[Check], gib: float, memory_gib: int, packages: dict[str, str]) -> list[str]:

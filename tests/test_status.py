@@ -110,6 +110,14 @@ def test_a_standstill_is_shown_by_the_drivers_own_clock(
     assert "no progress for 6.0 h" in " ".join(capsys.readouterr().out.split())
 
 
+def test_errors_and_folders_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = StageState("generate/base", "failed", 0, 4, None, None, None, 1, "a.json:100: [red]broken[/]")
+    print_state(RunState("/runs/[bold]a", None, False, [failed]))
+    printed = capsys.readouterr().out
+    assert "/runs/[bold]a" in printed
+    assert "generate/base: a.json:100: [red]broken[/]\n" in printed
+
+
 @pytest.mark.parametrize("hours", [-48, 48])
 def test_clocks_that_jump_change_nothing(run: Folder, hours: int) -> None:
     generate = place(run, "generate", "base")

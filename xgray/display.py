@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xgray.meter import duration
 
@@ -34,8 +35,13 @@ def interval(metric: dict[str, Any]) -> str:
     return f"{metric['value']:.{digits}f} [{low}, {high}]"
 
 
+def _console() -> Console:
+    """Prints what users and libraries wrote as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
-    console = Console()
+    console = _console()
     if plan.evaluate.done and {"evaluate", "report"} & set(stages):
         _print_metrics(console, plan.evaluate.place.folder.read_json("metrics.json"))
     for one in plan.stages():
@@ -43,11 +49,11 @@ def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
         if manifest and one.place.stage in stages:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
             line = f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if plan.report.done and "report" in stages:
-        console.print(f"report: {plan.report.place.folder / 'index.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {plan.report.place.folder / 'index.html'}", soft_wrap=True)
     else:
-        console.print(f"run: {plan.run}", highlight=False, soft_wrap=True)
+        console.print(f"run: {plan.run}", soft_wrap=True)
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
@@ -61,7 +67,7 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["unvalidated"]:
         unvalidated = " ".join(metrics["unvalidated"])
-        console.print(f"the scorer was not validated on: {unvalidated}", highlight=False, soft_wrap=True)
+        console.print(f"the scorer was not validated on: {unvalidated}", soft_wrap=True)
     for model, comparison in metrics["comparisons"].items():
         languages = comparison["languages"]
         changes = {code: one["emt"] for code, one in languages.items() if one["emt"].get("difference") is not None}
@@ -71,7 +77,6 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
         console.print(
             f"{model}: EMT fell in {len(less)} of {len(languages)} languages (false discovery rate 5 %); "
             f"rose in: {' '.join(more) or 'none'}; no significant change in: {' '.join(rest) or 'none'}",
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -88,14 +93,14 @@ def print_state(run: RunState) -> None:
             left = f"no progress for {duration(one.standstill_seconds)}"
         errors = "" if one.num_errors is None else str(one.num_errors)
         table.add_row(one.label, one.state, f"{one.num_done}/{total}", errors, rate, left, str(one.num_attempts or ""))
-    console = Console()
+    console = _console()
     console.print(table)
     if run.driver:
         alive = "driver" if run.driver_alive else "no driver; the last one was killed"
-        console.print(f"{alive}: {run.driver}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{alive}: {run.driver}", soft_wrap=True)
     for one in run.stages:
         if one.error:
-            console.print(f"{one.label}: {one.error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{one.label}: {one.error}", soft_wrap=True)
 
 
 def print_checks(checks: list[Check]) -> None:
@@ -104,5 +109,5 @@ def print_checks(checks: list[Check]) -> None:
         table.add_column(name)
     colors = {"ok": "green", "degraded": "yellow", "missing": "red"}
     for check in checks:
-        table.add_row(check.name, f"[{colors[check.status]}]{check.status}[/]", check.detail, check.remedy)
-    Console().print(table)
+        table.add_row(check.name, Text(check.status, colors[check.status]), check.detail, check.remedy)
+    _console().print(table)
