@@ -149,6 +149,18 @@ def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
+def test_files_and_runs_may_lie_in_the_home_folder(tmp_path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    write(home / "scores" / "perspective_api_eval-x_en.json", perspective_line("p", "a", 0.6) + "\n")
+    write(home / "perspective_api_eval-x_de.json", perspective_line("p", "a", 0.4) + "\n")
+    given = "base=~/scores", "base=~/perspective_api_eval-x_de.json", "--name", "mine", "--runs", "~/runs"
+    done = xgray("score", *given, cwd=here, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert (home / "runs" / "mine" / "score" / "base" / "manifest.json").exists()
+    assert os.listdir(here) == []
+
+
 def test_force_takes_files_that_have_changed(tmp_path):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, perspective_line("p", "a", 0.6) + "\n")

@@ -117,6 +117,14 @@ def test_relative_path_stays_where_it_was_made(tmp_path: Path, monkeypatch: pyte
     assert pickle.loads(pickle.dumps(folder)).uri == str(tmp_path / "runs")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Folder("~/runs").local == tmp_path / "runs"
+    assert (Folder("~") / "~").local == tmp_path / "~"
+    assert Folder.of("~/a/b.json")[0].local == tmp_path / "a"
+    assert Folder("s3://bucket/~/runs").uri == "s3://bucket/~/runs"
+
+
 def test_parquet_files_of_a_folder_are_one_table(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     empty = folder.read_parquet(schema(Completions))

@@ -59,7 +59,8 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
     paths: dict[str, list[str]] = {}
     for argument in arguments:
         model, equals, path = argument.partition("=")
-        paths.setdefault(model if equals else BASE, []).append(path if equals else argument)
+        file = Path(path if equals else argument).expanduser()  # not every shell does it behind a =
+        paths.setdefault(model if equals else BASE, []).append(str(file))
     stated: Experiment = validate(Experiment, merge({"model": {"id": NO_MODEL}}, overrides), "options")
     models = {model: _read(model, files, stated) for model, files in paths.items()}
     scored = [bool(one.scores) for one in models.values()]

@@ -119,7 +119,7 @@ class Folder:
             InputError: the URI holds credentials, which would be written wherever it is.
         """
         if "://" not in uri:
-            self.uri = str(Path(uri).absolute())
+            self.uri = str(Path(uri).expanduser().absolute())
             return
         base, mark, options = uri.partition("?")
         parts = urlsplit(uri)
@@ -138,7 +138,7 @@ class Folder:
     @classmethod
     def of(cls, path: str) -> tuple[Folder, str]:
         """The folder that a file given by local path or URI lies in, and the file's name in it."""
-        file = cls(path if "://" in path else str(Path(path).expanduser()))
+        file = cls(path)
         return file.parent, file.name
 
     def __repr__(self) -> str:
