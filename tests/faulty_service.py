@@ -48,6 +48,8 @@ class FaultyService:
     def __init__(self, faults: dict[str, list[str]]) -> None:
         self.faults = {text: list(listed) for text, listed in faults.items()}
         self.received: list[Received] = []
+        self.port = 0
+        """Of the first time that it ran, and kept: by its address it is told from other services."""
 
     async def analyze(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -168,7 +170,8 @@ async def running(service: FaultyService, **settings: Any):
     app = web.Application()
     app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
     execution = {"requests_per_second": 200, "timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
-    async with TestServer(app) as server:
+    async with TestServer(app, port=service.port or None) as server:
+        service.port = server.port
         url = f"http://127.0.0.1:{server.port}"
         values = {"perspective_url": url, "execution": execution} | settings
         scorer = build_scorer(Score.model_validate({"scorer": "perspective", **values}))

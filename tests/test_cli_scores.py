@@ -99,10 +99,13 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     merged = xgray(tmp_path, "scores", "merge", "other", "--store", "runs/scores")
     assert merged.returncode == 0, merged.stderr
     known = ScoreStore(str(tmp_path / "other")).get(
-        [" du Idiot 3 b"], "de", "perspective", "perspective/v1alpha1", ["threat"]
+        [" du Idiot 3 b"], "de", "perspective", f"perspective/v1alpha1@{url[7:]}", ["threat"]
     )
     assert known[0].scores == {"threat": true_score(" du Idiot 3 b")}
 
+    experiment = yaml.safe_load(run.read_bytes("experiment.yaml"))
+    experiment["score"]["perspective_url"] = url
+    run.write_bytes("experiment.yaml", yaml.safe_dump(experiment).encode())
     paper = xgray(tmp_path, "scores", "export", "paper", "--run", "runs/mine")
     assert paper.returncode == 0, paper.stderr
     lines = (tmp_path / "paper" / "dpo" / "perspective_api_eval-output-rtp_lx_de.json").read_text().splitlines()
@@ -134,7 +137,7 @@ def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
     write_generations(tmp_path, "de", [[*row.completions, " neu"] for row in german])
     scored = xgray(
         tmp_path, "score", "output-rtp_lx_de.json", "--name", "again", "--score.scorer", "perspective",
-        "--score.archived", "true",
+        "--score.archived", "true", "--score.perspective-url", url,
     )  # fmt: skip
     assert scored.returncode == 0, scored.stderr
     folder = Folder(str(tmp_path / "runs" / "again" / "score" / "base" / "rows"))

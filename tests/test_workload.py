@@ -75,6 +75,18 @@ def test_what_is_on_disk_is_counted(experiment):
     assert done == {"one": (9, 9), "two": (4, 9)}, "a training goes on from its last checkpoint"
 
 
+def test_what_google_answered_is_asked_again_of_another_service(experiment):
+    section = experiment.score.model_copy(update={"perspective_url": "http://127.0.0.1:8080"})
+    elsewhere = experiment.model_copy(update={"score": section})
+    plan = make_plan(elsewhere)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    made = plan.generate["base"].place
+    made.begin(plan.generate["base"].payload)
+    made.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
+    ScoreStore(store_of(section, elsewhere.runs)).put([entry("c", "de")])
+    assert count_work(elsewhere, with_model=False).models["base"] == Sampling(1, 0, 1), "a repeated text alone"
+
+
 def entry(text, language):
     from xgray.data.perspective_results import SCORER, SCORER_VERSION
     from xgray.data.score_entry import ScoreEntry

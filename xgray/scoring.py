@@ -90,14 +90,15 @@ def plan_archive(runs: Sequence[Folder], section: Score) -> Archiving:
     Args:
         section: of the scorer perspective, with its store.
     """
-    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.data.perspective_results import SCORER
     from xgray.score.archive import Prompts, estimate, in_order, prompts_of
+    from xgray.score.perspective import perspective_version
     from xgray.score.store import ScoreStore
 
-    store = ScoreStore(_store_of(section))
+    store, version = ScoreStore(_store_of(section)), perspective_version(section)
 
     def known(texts: Sequence[str], language: str) -> list[bool]:
-        found = store.get(texts, language, SCORER, SCORER_VERSION, section.attributes)
+        found = store.get(texts, language, SCORER, version, section.attributes)
         return [one is not None for one in found]
 
     prompts: Prompts = {}
@@ -244,12 +245,13 @@ def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
 
     Returns the files. The attributes are those of the run's ``score`` section.
     """
-    from xgray.data.perspective_results import SCORER, SCORER_VERSION, write_perspective_results
+    from xgray.data.perspective_results import SCORER, write_perspective_results
+    from xgray.score.perspective import perspective_version
     from xgray.score.store import ScoreStore
     from xgray.score.stored import ArchivedScorer
 
     section = load_run(run).score
-    archived = ArchivedScorer(ScoreStore(store), SCORER, SCORER_VERSION, tuple(section.attributes))
+    archived = ArchivedScorer(ScoreStore(store), SCORER, perspective_version(section), tuple(section.attributes))
     written: list[Path] = []
     with _running(archived) as runner:
         for rows in _by_model(completions_of(run)):

@@ -148,7 +148,8 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
     """Completions on disk that wait for a score and take no request: Perspective's, whose requests are dear."""
     if experiment.score.scorer != "perspective":
         return 0
-    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.data.perspective_results import SCORER
+    from xgray.score.perspective import perspective_version
     from xgray.score.scorer import text_to_score
     from xgray.score.store import ScoreStore
 
@@ -156,6 +157,7 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
     rows = from_table(made.place.rows.read_parquet(schema(Completions)), Completions)
     waiting = [row for row in rows if row.prompt_id not in present]
     store = ScoreStore(store_of(experiment.score, experiment.runs))
+    version, attributes = perspective_version(experiment.score), experiment.score.attributes
     num_requests = 0
     for language in {row.language for row in waiting}:
         texts = {
@@ -165,7 +167,7 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
             for text in row.completions
         }
         asked = [text for text in texts if text is not None]
-        found = store.get(asked, language, SCORER, SCORER_VERSION, experiment.score.attributes) if asked else []
+        found = store.get(asked, language, SCORER, version, attributes) if asked else []
         num_requests += sum(one is None for one in found)
     return sum(len(row.completions) for row in waiting) - num_requests
 

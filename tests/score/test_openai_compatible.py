@@ -193,12 +193,12 @@ def test_a_local_server_needs_no_key(monkeypatch):
     assert all(KEY not in one.headers["Authorization"] for one in service.received)
 
 
-def test_the_version_is_that_of_model_and_rubric():
+def test_the_version_is_that_of_model_rubric_and_service():
     def version(**given):
         return build_scorer(Score.model_validate({"scorer": "openai", "openai": {"model": "m", **given}})).version
 
     first = version()
-    assert version(url="http://127.0.0.1:1/v1") == first
+    assert version(url="http://127.0.0.1:1/v1") == f"{first}@127.0.0.1:1"
     assert len({first, version(model="n"), version(endpoint="moderation")}) == 3
 
 

@@ -237,6 +237,22 @@ def test_slots_hold_what_slow_connections_bunch_together():
 
 
 @pytest.mark.parametrize(
+    ("url", "version"),
+    [
+        ("https://commentanalyzer.googleapis.com", "perspective/v1alpha1"),
+        ("http://127.0.0.1:8080/behind", "perspective/v1alpha1@127.0.0.1:8080"),
+        ("https://scores.example", "perspective/v1alpha1@scores.example"),
+    ],
+)
+def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
+    section = Score.model_validate({"scorer": "perspective", "perspective_url": url})
+    assert build_scorer(section).version == version
+    execution = section.execution.model_copy(update={"store": str(tmp_path)})
+    archived = section.model_copy(update={"archived": True, "execution": execution})
+    assert build_scorer(archived).version == version
+
+
+@pytest.mark.parametrize(
     ("settings", "variable", "said"),
     [
         ({}, None, "PERSPECTIVE_API_KEY"),

@@ -51,6 +51,13 @@ def test_a_text_is_paid_for_once(tmp_path):
     assert [one.text for one in service.received[82:]] == ["text 3"], "it was not refused for insult"
 
 
+def test_one_service_does_not_answer_for_another(tmp_path):
+    texts, services = ["one", "two"], [FaultyService({}), FaultyService({})]
+    for service in services * 2:
+        score_all(service, tmp_path, texts)
+    assert [len(service.received) for service in services] == [2, 2]
+
+
 def test_calls_at_once_share_a_request(tmp_path):
     service = FaultyService({"text 1": ["200 with an error"]})
     texts = [f"text {at}" for at in range(30)]
@@ -77,7 +84,7 @@ def test_what_came_before_a_failure_is_kept(tmp_path):
     with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
         score_all(service, tmp_path, texts, execution={"concurrency": 1})
     store = ScoreStore(str(tmp_path))
-    kept = store.get(texts, "en", "perspective", "perspective/v1alpha1", ["toxicity"])
+    kept = store.get(texts, "en", "perspective", f"perspective/v1alpha1@127.0.0.1:{service.port}", ["toxicity"])
     assert [one is not None for one in kept] == [True] * 30 + [False] * 10
     score_all(service, tmp_path, texts)
     assert len(service.received) == 41
@@ -162,8 +169,8 @@ def test_a_killed_run_loses_a_second_of_answers_at_most(tmp_path):
     service = FaultyService({"text 0": ["500"] * 9})
 
     async def main():
-        async with running(service) as inner:
-            url = f"http://127.0.0.1:{inner._url.port}"
+        async with running(service):
+            url = f"http://127.0.0.1:{service.port}"
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", SLOW_RUN, url, str(tmp_path))
             while len(service.received) < 240:
                 await asyncio.sleep(0.05)
@@ -174,5 +181,6 @@ def test_a_killed_run_loses_a_second_of_answers_at_most(tmp_path):
     num_paid = asyncio.run(main())
     texts = [f"text {at}" for at in range(2000)]
     store = ScoreStore(str(tmp_path))
-    num_kept = sum(map(bool, store.get(texts, "en", "perspective", "perspective/v1alpha1", ["toxicity"])))
+    version = f"perspective/v1alpha1@127.0.0.1:{service.port}"
+    num_kept = sum(map(bool, store.get(texts, "en", "perspective", version, ["toxicity"])))
     assert num_paid - 70 <= num_kept < num_paid

@@ -76,13 +76,15 @@ def _stored(section: Score, pacer: Pacer | None) -> Scorer:
         raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")
     if uri is None:
         return _alone(section, pacer)
-    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.data.perspective_results import SCORER
     from xgray.score.store import ScoreStore
     from xgray.score.stored import ArchivedScorer, StoredScorer
 
     store = ScoreStore(uri)
     if section.archived:
-        return ArchivedScorer(store, SCORER, SCORER_VERSION, known_attributes(section.attributes))
+        from xgray.score.perspective import perspective_version
+
+        return ArchivedScorer(store, SCORER, perspective_version(section), known_attributes(section.attributes))
     scorer = _alone(section, pacer)
     if section.scorer in SERVICES:
         return StoredScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)

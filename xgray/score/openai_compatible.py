@@ -27,7 +27,7 @@ from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.runs import fingerprint
 from xgray.score.scorer import Scored, declared_languages, known_attributes
-from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, without_key
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+OPENAI = "api.openai.com"
 LOCAL_KEY = "none"
 """Sent where there is no key: the client insists on one, and a local server ignores it."""
 MODERATION = {
@@ -83,11 +84,12 @@ class OpenAIScorer:
         self.attributes = known_attributes(section.attributes, ["toxicity"] if self._judge else list(MODERATION))
         self.validated = declared_languages(given.languages, "score.openai.languages")
         self._key = key_in(KEY_VARIABLE)
-        if self._url.host == "api.openai.com" and not self._key:
+        if self._url.host == OPENAI and not self._key:
             raise InputError(f"score.scorer: {self._url.host} needs a key in the environment variable {KEY_VARIABLE}")
         self._model = given.model
         rule: dict[str, Any] = {"rubric": RUBRIC} if self._judge else {"categories": MODERATION}
-        self.version = fingerprint({"endpoint": given.endpoint, "model": given.model, **rule})[:12]
+        asked = fingerprint({"endpoint": given.endpoint, "model": given.model, **rule})[:12]
+        self.version = version_at(self._url, OPENAI, asked)
         self._facts = {
             "service": self.device,
             "endpoint": given.endpoint,

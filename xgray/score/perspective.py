@@ -29,9 +29,10 @@ from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
 from xgray.score.quota import Pacer, Quota, Turn, spend_when_written
 from xgray.score.scorer import Scored, known_attributes
-from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, without_key
+from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
+GOOGLE = "commentanalyzer.googleapis.com"
 MAX_BYTES = 20 * 1024
 """Longest comment that the service takes, in UTF-8."""
 UNSUPPORTED = "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
@@ -55,6 +56,11 @@ class Unsupported:
     attributes: tuple[str, ...]
 
 
+def perspective_version(section: Score) -> str:
+    """The version under which the answers of the section's service are kept; Google's own alone have the plain one."""
+    return version_at(URL(section.perspective_url), GOOGLE, SCORER_VERSION)
+
+
 def backoff(error: Exception) -> bool | float:
     """Stamina's hook: whether to try again; a number is the wait in seconds instead of the exponential one."""
     if not isinstance(error, Retriable):
@@ -66,7 +72,6 @@ class PerspectiveScorer:
     """The async client. It belongs to one event loop."""
 
     name = SCORER
-    version = SCORER_VERSION
 
     def __init__(self, section: Score, pacer: Pacer | None = None) -> None:
         """
@@ -78,6 +83,7 @@ class PerspectiveScorer:
         """
         url = URL(section.perspective_url)
         self.device = str(url.host)
+        self.version = perspective_version(section)
         self.attributes = known_attributes(section.attributes)
         self._key = key_in(KEY_VARIABLE)
         if not self._key:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from yarl import URL
+
 from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored
 
@@ -32,6 +34,11 @@ def key_in(variable: str) -> str:
 def without_key(line: str, key: str) -> str:
     """A service's message in one line for the user, without the key whatever the service echoes."""
     return " ".join((line.replace(key, "***") if key else line).split())[:MAX_REASON]
+
+
+def version_at(url: URL, home: str, version: str) -> str:
+    """The version of a scorer at an address: elsewhere than at ``home`` the same name may stand for another model."""
+    return version if url.host == home else f"{version}@{url.host_port_subcomponent}"
 
 
 def retry_after_seconds(header: str | None) -> float | None:
