@@ -5,9 +5,10 @@ import json
 import pytest
 
 from xgray.config import Experiment
-from xgray.errors import InputError
+from xgray.errors import ConflictError, InputError
 from xgray.experiment import run_experiment
 from xgray.plan import make_plan
+from xgray.runs import StageResult
 
 
 @pytest.fixture
@@ -71,3 +72,51 @@ def test_features_of_another_protocol_are_not_taken_for_these(experiment):
     """They are taken at another place of the network; the stage's fingerprint is theirs."""
     stages = [make_plan(experiment(probe={"protocol": one})).mechanism[0] for one in ("corrected", "released")]
     assert stages[0].fingerprint != stages[1].fingerprint
+
+
+def finished(plan):
+    """Leave the run as if all of its stages were finished."""
+    for one in plan.stages():
+        one.place.begin(one.payload)
+        one.place.finish(one.payload, StageResult())
+    plan.run.write_bytes("experiment.yaml", b"as it was")
+
+
+def files(plan):
+    return {path: path.read_bytes() for path in plan.run.local.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["report", "retrieve"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_change_of_a_stage_that_is_not_asked_for_leaves_the_run_as_it_is(experiment, stage, force):
+    sections = {"variants": [], "retrieve": {}, "languages": ["en", "de"]}
+    plan = make_plan(experiment(**sections))
+    finished(plan)
+    (plan.run / stage).delete()
+    before = files(plan)
+    with pytest.raises(ConflictError, match=r"evaluate of another configuration: section\.threshold 0\.5 -> 0\.6"):
+        run_experiment(make_plan(experiment(**sections, evaluate={"threshold": 0.6})), (stage,), force)
+    assert files(plan) == before
+
+
+def test_a_stage_that_is_needed_is_missed_before_anything_is_deleted(experiment):
+    plan = make_plan(experiment(variants=[]))
+    finished(plan)
+    plan.evaluate.place.folder.delete()
+    plan = make_plan(experiment(variants=[], report={"mask": False}))
+    before = files(plan)
+    with pytest.raises(InputError, match=r"stage evaluate is not finished in .*; run it first"):
+        run_experiment(plan, ("report",))
+    assert files(plan) == before
+
+
+def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, monkeypatch):
+    begun = []
+    monkeypatch.setattr("xgray.experiment._run_stages", lambda plan, todo, *rest: begun.extend(todo))
+    finished(make_plan(experiment()))
+    plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
+    run_experiment(plan, ("train",))
+    assert [one.place.label for one in begun] == ["train/second"]
+    plan = make_plan(experiment(train={"beta": 0.3}))
+    run_experiment(plan, ("train",), force=True)
+    assert [one.place.label for one in begun] == ["train/second", "train/dpo"]

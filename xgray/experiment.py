@@ -52,7 +52,8 @@ def run_experiment(
 
     Raises:
         BusyError: another driver is at work in the run's folder.
-        ConflictError: a stage's folder holds results of another configuration, and ``force`` is off.
+        ConflictError: a stage's folder holds results of another configuration, and ``force`` is off or the stage is
+            not asked for.
         InputError: a stage that is needed but not asked for is not finished, or the experiment does not have one that
             is asked for by its name.
         StageError: a stage failed; the same call goes on where it stopped.
@@ -69,6 +70,7 @@ def run_experiment(
         meter(label, done, total, errors)
         on_progress(label, done, total, errors)
 
+    _check_others(plan, asked, force)
     _check_neurons(plan, asked, force)
     _check_tasks(plan, asked, force)
     with Lease(plan.run, meter.progress), stop.interruptible():
@@ -105,6 +107,25 @@ def _check_there(plan: Plan, stages: tuple[str, ...]) -> None:
         raise InputError(
             f"{stage}: the experiment has no section {section}; add it: '{section}: {{}}' takes the defaults"
         )
+
+
+def _check_others(plan: Plan, asked: list[Planned], force: bool) -> None:
+    """Refuse what stages that are not asked for do not fit, or are missing for, while the run is as it was."""
+    anew: list[Planned] = []
+    for one in plan.stages():
+        needed = plan.needs(one)
+        if one in asked:
+            found = _found(one, force)
+            if found in ("nothing", "other"):
+                anew.append(one)
+            for before in needed:
+                if found != "finished" and before not in asked:
+                    before.place.found(before.payload)  # says what has changed
+                    before.require()
+        elif any(before in anew for before in needed):
+            anew.append(one)  # out of date, which is no contradiction
+        else:
+            _found(one, force=False)
 
 
 def _check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:

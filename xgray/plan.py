@@ -86,6 +86,13 @@ class Plan(SamplingPlan):
         yield from self.mechanism
         yield self.report
 
+    def needs(self, one: Planned) -> list[Planned]:
+        """The stages without whose results ``one`` cannot be made: those that its payload names as inputs."""
+        if one == self.report:  # which shows of the others what is there
+            return [self.evaluate]
+        inputs = one.payload["inputs"].values()
+        return [other for other in self.stages() if other.fingerprint in inputs]
+
     def require_model(self, model: str) -> None:
         """Raise unless the model's weights are there: where it is trained, that its training is finished."""
         if model in self.train:
