@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xgray.storage import Folder
@@ -19,7 +19,7 @@ CONTENTS = "contents.json"
 
 
 class DamagedError(Exception):
-    """A file of a sealed folder is missing, cut off or changed."""
+    """A file of a sealed folder is missing, cut off or changed, or its list is none of ours."""
 
 
 def seal(source: Path, target: Folder, **about: Any) -> None:
@@ -42,6 +42,9 @@ def unseal(source: Folder, target: Path) -> Path:
     """
     files: dict[str, dict[str, Any]] = source.read_json(CONTENTS)["files"]
     folder = source.local or target
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DamagedError(f"{CONTENTS} names a file outside: {name}")
     for name, told in files.items():
         file = folder / name
         try:

@@ -1,10 +1,11 @@
 """Checkpoints on a disk: what is kept, and what is made of damaged ones."""
 
+import hashlib
 import logging
 
 import pytest
 
-from xgray.sealed import CONTENTS
+from xgray.sealed import CONTENTS, DamagedError, unseal
 from xgray.storage import Folder
 from xgray.train.checkpoints import Checkpoints
 
@@ -47,3 +48,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(made, tmp_path, capl
         assert checkpoints.newest(tmp_path / "copy").step == 40
     # One without a list was never finished, as every killed training may leave it.
     assert ("is damaged" in caplog.text) == (damage != "unlisted")
+
+
+@pytest.mark.parametrize("name", ["../state", "deep/../../state", "{outside}/state"])
+def test_a_list_that_names_a_file_outside_its_folder_is_damaged(tmp_path, name):
+    (tmp_path / "state").write_bytes(b"of somebody else")
+    told = {"bytes": 16, "sha256": hashlib.sha256(b"of somebody else").hexdigest()}
+    sealed = Folder(str(tmp_path / "sealed"))
+    sealed.write_json(CONTENTS, {"files": {name.format(outside=tmp_path): told}})
+    with pytest.raises(DamagedError, match="names a file outside"):
+        unseal(sealed, tmp_path / "copy")
