@@ -104,6 +104,7 @@ def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
         "a word": summary("high"),
         "seven": summary(7),
         "unknown key": refusal(400, f"API key {KEY} not valid.", reason="API_KEY_INVALID"),
+        "a proxy's 400": web.Response(status=400, text="<html>Bad Request</html>", content_type="text/html"),
         "echo": refusal(400, f"what is {KEY}?"),
         "moved": web.Response(status=308, headers={"Location": "http://127.0.0.1:1/"}),
     }

@@ -27,8 +27,10 @@ def true_category(text: str, category: str) -> float:
     return (len(text) * (CATEGORIES.index(category) + 3) % 101) / 100
 
 
-def refusal(status: int, message: str, code: str | None = None) -> web.Response:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+def refusal(
+    status: int, message: str, code: str | int | None = None, kind: str = "invalid_request_error"
+) -> web.Response:
+    error = {"message": message, "type": kind, "param": None, "code": code}
     return web.json_response({"error": error}, status=status)
 
 
@@ -98,6 +100,16 @@ def answers() -> dict[str, web.Response]:
         "200 with an error": web.json_response({"error": {"message": "model is away", "code": 500}}),
         "200 with an error text": web.json_response({"error": "model is away"}),
         "too long": refusal(400, "This model's maximum context length is 512 tokens", "context_length_exceeded"),
+        "too long for vLLM": refusal(
+            400, "The decoder prompt (length 600) is longer than the maximum model length of 512.", 400
+        ),
+        "too long for llama.cpp": refusal(
+            400, "the request exceeds the available context size", 400, "exceed_context_size_error"
+        ),
+        "too large": web.Response(status=413),
+        "filtered by the service": refusal(400, "The response was filtered", "content_filter"),
+        "no template": refusal(400, "default chat template is no longer allowed, so you must provide one", 400),
+        "a proxy's 400": web.Response(status=400, text="<html>Bad Request</html>", content_type="text/html"),
         "unsupported": refusal(400, "Unsupported parameter: 'max_tokens'", "unsupported_parameter"),
         "wrong key": refusal(401, f"Incorrect API key provided: {KEY}"),
         "echo": refusal(400, f"what is {KEY}?"),

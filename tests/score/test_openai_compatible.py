@@ -97,6 +97,17 @@ MISSING = {
 }
 
 
+OF_THE_TEXT = ("too long", "too long for vLLM", "too long for llama.cpp", "too large", "filtered by the service")
+OF_THE_SERVER = ("no template", "a proxy's 400", "echo")
+
+
+def test_only_what_lies_in_the_text_is_kept():
+    service = FaultyOpenAI({fault: [fault] for fault in OF_THE_TEXT + OF_THE_SERVER})
+    results, _ = score_all(service, [*OF_THE_TEXT, *OF_THE_SERVER])
+    assert all(one.error.startswith("status 4") for one in results)
+    assert [one.lasting for one in results] == [True] * len(OF_THE_TEXT) + [False] * len(OF_THE_SERVER)
+
+
 @pytest.mark.parametrize("endpoint", ["judge", "moderation"])
 def test_every_text_gets_its_score_or_its_reason(endpoint, caplog):
     caplog.set_level(logging.DEBUG)

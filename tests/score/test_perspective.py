@@ -113,6 +113,13 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert KEY not in repr(results) + repr(provenance)
 
 
+def test_only_googles_own_refusal_of_a_text_is_kept():
+    faults = ["empty", "too long", "undetected", "413", "a proxy's 400"]
+    results, _ = score_all(FaultyService({fault: [fault] for fault in faults}), faults)
+    assert all(one.error.startswith("status 4") for one in results)
+    assert [one.lasting for one in results] == [True] * 4 + [False]
+
+
 def test_an_attribute_is_asked_for_only_where_it_exists():
     service = FaultyService({})
 

@@ -8,8 +8,9 @@ largest of harassment and hate, with and without threats. Violence, self-harm, s
 be spoken of without rudeness, are left out; severe toxicity, insult and profanity have no category of their own.
 
 What may pass is tried again by OpenAI's client: 408, 409, 429, 5xx, timeouts and broken connections, with backoff or
-after the time that the service names. What lies in the text (400, 413) or in the answer is a missing score with its
-reason. What would fail for every text (a key, an address or a model that the service refuses) stops the stage.
+after the time that the service names. A 400, a 413 or an answer without a grade is a missing score with its reason; the
+text is not sent again where it is too long or filtered, since any other 400 may be the server's own fault. What would
+fail for every text (a key, an address or a model that the service refuses) stops the stage.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,8 @@ MAX_GRADE = 4
 MAX_GRADE_TOKENS = 8
 MAX_WAIT_SECONDS = 120.0
 """OpenAI's client waits no longer than that for another try; a service that asks for more stops the stage."""
+OF_THE_TEXT = re.compile(r"content.filter|context.(length|size)|maximum model length", re.IGNORECASE)
+"""What services write in a 400 that the same text would get again; others say nothing of the text."""
 
 
 class OpenAIScorer:
@@ -208,7 +212,7 @@ class OpenAIScorer:
                 ) from None
             return self._missing(f"{line} (tried {self._attempts} times)")
         if error.status_code in (400, 413) and error.code not in ("unsupported_parameter", "unsupported_value"):
-            return self._missing(line, lasting=True)
+            return self._missing(line, lasting=error.status_code == 413 or _lies_in_text(error.body))
         raise StageError(
             f"{self.device} answered {line}; check score.openai.url and score.openai.model, then resume"
         ) from None
@@ -233,6 +237,11 @@ def _first(answer: dict[str, Any], name: str) -> dict[str, Any]:
     """The first object of a list in the answer; empty where there is none."""
     listed = answer.get(name)
     return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+
+
+def _lies_in_text(error: object) -> bool:
+    said = [str(error.get(name)) for name in ("code", "type", "message")] if isinstance(error, dict) else []
+    return any(OF_THE_TEXT.search(one) for one in said)
 
 
 def _message(error: object) -> str:

@@ -1,9 +1,9 @@
 """Scores of Google's Perspective API, or of any service that speaks its ``v1alpha1/comments:analyze``.
 
 What may pass is tried again, with backoff or after the time that the service names: 429, 408, 5xx, timeouts, broken
-connections, bodies that end early or are no JSON. What lies in the text (400, 413) is recorded as a missing score with
-the service's reason. What would fail for every text (a wrong key, a wrong address) stops the stage. Every try counts
-against the quota.
+connections, bodies that end early or are no JSON. What lies in the text (413, and a 400 in Google's form; any other is a
+proxy's) is recorded as a missing score with the service's reason. What would fail for every text (a wrong key, a wrong
+address) stops the stage. Every try counts against the quota.
 """
 
 from __future__ import annotations
@@ -200,7 +200,10 @@ class PerspectiveScorer:
         wrong_key = status in (401, 403) or any(kind.startswith("API_KEY") for kind in kinds)
         if status in (400, 413) and not wrong_key:
             refused = tuple(one for one in attributes if re.search(rf"\b{one.upper()}\b", line))
-            return Unsupported(refused) if UNSUPPORTED in kinds and refused else Scored(None, line)
+            if UNSUPPORTED in kinds and refused:
+                return Unsupported(refused)
+            explained = isinstance(answer, dict) and isinstance(answer.get("error"), dict)
+            return Scored(None, line, lasting=status == 413 or explained)
         if status != 200:
             hint = KEY_VARIABLE if wrong_key else "score.perspective_url"
             raise StageError(f"{self._url.host} answered {line}; check {hint}, then resume")
