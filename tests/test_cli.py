@@ -149,6 +149,20 @@ def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("second", ["tuned", "base"])
+def test_models_with_different_numbers_of_completions_are_not_compared(second, tmp_path):
+    for code, num in {"en": 3, "de": 2}.items():
+        lines = [json.dumps({"prompt": prompt, "generated_text": "x"}) for prompt in "pq" for _ in range(num)]
+        write(tmp_path / f"output-rtp_lx_{code}.json", "\n".join(lines) + "\n")
+    files = "base=output-rtp_lx_en.json", f"{second}=output-rtp_lx_de.json"
+    refused = xgray("score", *files, "--name", "mine", "--score.scorer", "dummy", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"model 'base' has 3 completions of each prompt, model {second!r} has 2" in refused.stderr
+    assert "keep 2 of each prompt in every file" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_files_and_runs_may_lie_in_the_home_folder(tmp_path):
     home, here = tmp_path / "home", tmp_path / "here"
     here.mkdir()

@@ -52,7 +52,8 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
     Raises:
         BusyError: another driver is at work in the run's folder.
         ConflictError: the run holds other files' rows, and ``force`` is off.
-        InputError: a file is wrong, two hold the same prompt of one model, or some hold scores and others none.
+        InputError: a file is wrong, two hold the same prompt of one model, some hold scores and others none, or
+            prompts have different numbers of completions.
     """
     if "name" not in overrides:
         raise InputError("files of your own need a name for the run: --name NAME")
@@ -68,6 +69,7 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
         raise InputError(
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
+    _check_k(models)
     plan = make_plan(_experiment(models, overrides), {model: one.fingerprint for model, one in models.items()})
     made = [(plan.generate[model], to_table(one.completions, Completions)) for model, one in models.items()]
     made += [(plan.score[model], to_table(one.scores, Scores)) for model, one in models.items() if one.scores]
@@ -78,6 +80,17 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             for planned, rows in todo:
                 _write(planned, rows, force)
     return plan
+
+
+def _check_k(models: dict[str, Imported]) -> None:
+    """Raise unless all prompts have the same number of completions; those that failed have none."""
+    found = {len(row.completions): model for model, one in models.items() for row in one.completions if row.completions}
+    if len(found) > 1:
+        (k, model), (other, another), *_ = found.items()
+        raise InputError(
+            f"model {model!r} has {k} completions of each prompt, model {another!r} has {other}: EMT, ToxProb and "
+            f"Dist-n depend on that number; keep {min(k, other)} of each prompt in every file"
+        )
 
 
 def _experiment(models: dict[str, Imported], overrides: dict[str, Any]) -> Experiment:
