@@ -92,6 +92,14 @@ def test_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
     assert experiment.train_section(experiment.variants[0]).learning_rate == 5e-7
 
 
+def test_text_that_looks_like_a_number_is_text_in_quotes(tmp_path: Path) -> None:
+    experiment = load(tmp_path, MINIMAL + "variants: [{name: '5e-6', checkpoint: \"1E5\"}]\n", "--name", "'5e-7'")
+    assert (experiment.name, experiment.variants[0].name, experiment.variants[0].checkpoint) == ("5e-7", "5e-6", "1E5")
+    values = parse_overrides(["--a", "[1e-5, -2.E+3, '1e-5', 1e5x, 1e]"])
+    assert values == {"a": [1e-5, -2e3, "1e-5", "1e5x", "1e"]}
+    assert "name: Input should be a valid string (got 5e-06)" in refused(tmp_path, MINIMAL, "--name", "5e-6")
+
+
 def test_variant_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
     text = (
         MINIMAL + "train: {beta: 0.2, epochs: 3, execution: {num_workers: 2}}\n"
@@ -141,6 +149,10 @@ def test_later_override_wins() -> None:
         (["--generate.k"], "--generate.k needs a value"),
         (["generate.k", "3"], "cannot read 'generate.k'"),
         (["--name", "[a"], "--name: cannot read the value '[a'"),
+        (["--name", "2024-31-12"], "--name: cannot read the value '2024-31-12'; it is read as YAML, so quote it"),
+        (["--seed=0x_"], "--seed=0x_: cannot read the value '0x_'"),
+        (["--seed", "!!int x"], "--seed: cannot read the value '!!int x'"),
+        (["--seed", "!!bool x"], "--seed: cannot read the value '!!bool x'"),
     ],
 )
 def test_broken_override_is_refused(tokens: list[str], expected: str) -> None:
@@ -157,6 +169,10 @@ def test_broken_override_is_refused(tokens: list[str], expected: str) -> None:
         (b"name: a\nmodel: {id: [\n", "mine.yaml:3: no valid YAML"),
         (b"name: a\nmodel: {id: b}\nname: c\n", "mine.yaml:3: no valid YAML: key 'name' is given twice"),
         (b"name: a\nmodel: {id: b, id: c}\n", "mine.yaml:2: no valid YAML: key 'id' is given twice"),
+        (b"name: a\nseed: 2024-31-12", "mine.yaml:2: no valid YAML: '2024-31-12' is no timestamp; quote a text"),
+        (b"name: a\nseed: !!int x\n", "mine.yaml:2: no valid YAML: 'x' is no int"),
+        (b"name: a\nseed: !!timestamp x\n", "mine.yaml:2: no valid YAML: 'x' is no timestamp"),
+        (b"name: a\nseed: " + b"1" * 5000, "mine.yaml:2: no valid YAML: '1111"),
         (b"name: caf\xe9\n", "not UTF-8 (byte 10)"),
     ],
 )

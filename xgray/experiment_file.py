@@ -13,6 +13,37 @@ from xgray.config import Experiment, merge, validate
 from xgray.errors import InputError
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads ``5e-6`` as the number that everybody means, where YAML 1.1 sees text.
+
+    Refuses a key that is given twice, of which YAML would silently keep the last.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # PyYAML's, of 2024-31-12, !!bool x and !!timestamp x
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}; quote a text",
+                problem_mark=node.start_mark,
+            ) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments, and options with their values."""
     positional, options, rest = [], [], list(arguments)
@@ -45,7 +76,7 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
         text = rest.pop(0) if match[2] is None else match[2]
         path = match[1].replace("-", "_").split(".")
         try:
-            value: Any = _number(yaml.safe_load(text))
+            value: Any = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
         if path == ["languages"] and isinstance(value, str):
@@ -54,29 +85,6 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
             value = {key: value}
         values = merge(values, value)
     return values
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-6`` as text; everybody means the number."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    if isinstance(value, dict):
-        return {key: _number(one) for key, one in value.items()}
-    return [_number(one) for one in value] if isinstance(value, list) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -99,4 +107,4 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
         raise InputError(f"{where}: no valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
-    return validate(Experiment, merge(_number(values), overrides or {}), str(path))
+    return validate(Experiment, merge(values, overrides or {}), str(path))
