@@ -14,6 +14,7 @@ from faulty_service import KEY, FaultyService, serving, true_score
 
 from xgray.config import Experiment
 from xgray.data.labelled import read_labelled
+from xgray.data.score_entry import ScoreEntry
 from xgray.rows import Completions, Scores, from_table, schema, to_table
 from xgray.score.store import ScoreStore
 from xgray.storage import Folder
@@ -28,26 +29,33 @@ def xgray(folder, *arguments, start=subprocess.run, **options):
     return start([sys.executable, "-m", "xgray.cli", *arguments], cwd=folder, env=environment, text=True, **options)
 
 
+def made_run(tmp_path, name, rows):
+    folder = Folder(str(tmp_path / "runs" / name))
+    experiment = Experiment.model_validate(
+        {"name": name, "model": {"id": "made"}, "languages": list(TEXTS), "evaluate": {"fluency": {"kind": "none"}}}
+    )
+    folder.write_bytes("experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json")).encode())
+    for model in {row.model for row in rows}:
+        own = [row for row in rows if row.model == model]
+        (folder / "generate" / model / "rows").write_parquet("rows.parquet", to_table(own, Completions))
+    return folder
+
+
+def completed(code, index, model, texts):
+    num = len(texts)
+    return Completions(f"{code}/{index}", code, model, f"So {index},", texts, [3] * num, ["stop"] * num)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run with completions of two models, of which some texts are the same."""
-    folder = Folder(str(tmp_path / "runs" / "mine"))
-    experiment = Experiment.model_validate(
-        {"name": "mine", "model": {"id": "made"}, "languages": list(TEXTS), "evaluate": {"fluency": {"kind": "none"}}}
-    )
-    folder.write_bytes("experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json")).encode())
-    for model in ("base", "dpo"):
-        rows = [
-            Completions(
-                f"{code}/{index}", code, model, f"So {index},",
-                [f"{text} {index} {model[: index % 2]}" for text in texts],
-                [3] * 3, ["stop"] * 3,
-            )
-            for code, texts in TEXTS.items()
-            for index in range(NUM_PROMPTS)
-        ]  # fmt: skip
-        (folder / "generate" / model / "rows").write_parquet("rows.parquet", to_table(rows, Completions))
-    return folder
+    rows = [
+        completed(code, index, model, [f"{text} {index} {model[: index % 2]}" for text in texts])
+        for model in ("base", "dpo")
+        for code, texts in TEXTS.items()
+        for index in range(NUM_PROMPTS)
+    ]
+    return made_run(tmp_path, "mine", rows)
 
 
 def write_generations(folder, code, prompts):
@@ -199,6 +207,35 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
     refused = xgray(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
     assert refused.returncode == 2, "another head's calibration"
     assert "score.calibration: made for scorer embedding" in refused.stderr
+
+
+def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
+    english = sorted(text for code, text in distinct(run) if code == "en")
+    entries = [
+        ScoreEntry.of_text(text, "en", "perspective", "perspective/v1alpha1", ["toxicity"], {"toxicity": score})
+        for text, score in zip(english, map(true_score, english), strict=True)
+    ]
+    ScoreStore(str(tmp_path / "runs" / "scores")).put(entries)
+    made_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])
+    made_run(tmp_path, "failed", [completed("en", 0, "base", [])])
+    runs = [f"runs/{name}" for name in ("mine", "german", "failed")]
+    command = ["scorer", "calibrate", *runs, "--output", "cal.json", "--score.scorer", "dummy"]
+    done = xgray(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert "german: not compared, it has no completions in en" in done.stdout
+    assert "failed, raw" in done.stdout
+    assert (tmp_path / "cal.json").exists()
+
+    lines = done.stdout.splitlines()
+    assert "mine, raw" in lines
+    assert "mine, calibrated; in-sample: the map was fitted on these texts" in lines
+    assert "failed, calibrated" in lines
+    told = json.loads(xgray(tmp_path, *command, "--json").stdout)
+    assert (told["in_sample"], told["not_compared"]) == (["mine, calibrated"], ["german"])
+
+    absent = xgray(tmp_path, "scorer", "calibrate", "runs/absent", *command[5:])
+    assert absent.returncode == 2
+    assert "score 0" not in absent.stderr, "nothing is scored before a wrong run is named"
 
 
 WRONG = {

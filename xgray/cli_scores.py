@@ -284,9 +284,10 @@ def calibrate(
     write_calibration(output, found.calibration)
     if as_json:
         swaps = {name: asdict(effect) for name, effect in found.swaps.items()}
-        print(json.dumps({"calibration": found.calibration.model_dump(mode="json"), "swaps": swaps}))
+        told = {"swaps": swaps, "in_sample": found.in_sample, "not_compared": found.not_compared}
+        print(json.dumps({"calibration": found.calibration.model_dump(mode="json"), **told}))
     else:
-        print_calibration(found.calibration, found.swaps, output)
+        print_calibration(found, output)
 
 
 def serve(*arguments: Arguments, address: str | None = None) -> None:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from xgray.bootstrap import Measured
     from xgray.evaluate.swap import SwapEffect
     from xgray.score.agreement import LabelRow
-    from xgray.score.calibration import Calibration
-    from xgray.scoring import Archiving
+    from xgray.scoring import Archiving, Calibrated
 
 CONSOLE = Console()
 if not CONSOLE.is_terminal:
@@ -99,15 +98,15 @@ def print_labels(scorer: str, rows: list[LabelRow]) -> None:
     CONSOLE.print(table)
 
 
-def print_calibration(calibration: Calibration, swaps: Mapping[str, SwapEffect], output: str) -> None:
+def print_calibration(found: Calibrated, output: str) -> None:
     from xgray.score.calibration import calibration_rows
 
-    one = calibration
+    one = found.calibration
     table = _table(
         f"{one.scorer} {one.scorer_version} onto {one.target} {one.target_version}; calibrated figures cross-validated",
         "language", "pairs", ".5 lies at", "Spearman", "Kendall", "kappa raw", "kappa calibrated", "error calibrated",
     )  # fmt: skip
-    for row in calibration_rows(calibration):
+    for row in calibration_rows(one):
         if row.raw is None or row.calibrated is None:
             table.add_row(row.language, row.reason or "")
             continue
@@ -122,8 +121,12 @@ def print_calibration(calibration: Calibration, swaps: Mapping[str, SwapEffect],
         for curve in curves.values():
             if curve.threshold.value is None:
                 CONSOLE.print(f"{code}: .5 lies nowhere: {curve.threshold.reason}", highlight=False, soft_wrap=True)
-    for name, effect in swaps.items():
-        print_swap(name, effect, one.target, one.scorer)
+    for name, effect in found.swaps.items():
+        fitted = "; in-sample: the map was fitted on these texts" if name in found.in_sample else ""
+        print_swap(f"{name}{fitted}", effect, one.target, one.scorer)
+    for name in found.not_compared:
+        languages = " ".join(one.languages)
+        CONSOLE.print(f"{name}: not compared, it has no completions in {languages}", highlight=False, soft_wrap=True)
     CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", highlight=False, soft_wrap=True)
 
 

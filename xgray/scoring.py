@@ -20,7 +20,7 @@ from xgray.languages import LANGUAGES
 from xgray.plan import store_of
 from xgray.rows import Completions, Scores, from_table, schema
 from xgray.score.build import build_scorer
-from xgray.score.scorer import Scored, Scorer, check_languages, score_texts
+from xgray.score.scorer import Scored, Scorer, check_languages, score_texts, text_to_score
 from xgray.status import load_run
 from xgray.storage import Folder
 
@@ -146,6 +146,10 @@ class Calibrated:
     calibration: Calibration
     swaps: dict[str, SwapEffect]
     """How the toxicity of runs changes from the target's to the local scores, ``raw`` and ``calibrated``, by run."""
+    in_sample: list[str]
+    """Those of them that are mapped on texts that the map was fitted on, and so look better than on others."""
+    not_compared: list[str]
+    """Runs without completions in a calibrated language."""
 
 
 def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress) -> Calibrated:
@@ -157,7 +161,7 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
         runs: whose toxicity is compared under both scorers; the target's scores come from the store.
 
     Raises:
-        InputError: the store has no texts with scores of the target.
+        InputError: the store has no texts with scores of the target, or a run has no completions.
     """
     from xgray.score.calibrated import CalibratedScorer
     from xgray.score.calibration import fit_calibration
@@ -165,6 +169,7 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
     from xgray.score.stored import ArchivedScorer
 
     store = ScoreStore(_store_of(section))
+    made = [(run.name, completions_of(run), load_run(run).score.empty_text) for run in runs]
     name, version, targets = _targets(store, target, section.attributes)
     scorer = build_scorer(_raw(section))
     if (scorer.name, scorer.version) == (name, version):
@@ -185,12 +190,15 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
         )
         on_progress("calibrate", 1, 1)
         archived = ArchivedScorer(store, name, version, tuple(section.attributes))
-        swaps = {}
-        for run in runs:
-            rows = [row for row in completions_of(run) if row.language in calibration.languages]
-            switch = load_run(run).score.empty_text
+        swaps: dict[str, SwapEffect] = {}
+        in_sample, not_compared = [], []
+        for run, completions, switch in made:
+            rows = [row for row in completions if row.language in calibration.languages]
+            if not rows:
+                not_compared.append(run)
+                continue
             sides = [
-                _rows(runner, one, rows, switch, f"{run.name} by {label}", on_progress)
+                _rows(runner, one, rows, switch, f"{run} by {label}", on_progress)
                 for label, one in (
                     (name, archived),
                     (scorer.name, scorer),
@@ -198,8 +206,11 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
                 )
             ]
             for label, side in (("raw", sides[1]), ("calibrated", sides[2])):
-                swaps[f"{run.name}, {label}"] = _swap(sides[0], side, section.attributes[0])
-    return Calibrated(calibration, swaps)
+                swaps[f"{run}, {label}"] = _swap(sides[0], side, section.attributes[0])
+            asked = ((text_to_score(text, switch), row.language) for row in rows for text in row.completions)
+            if any(text in targets[language] for text, language in asked):
+                in_sample.append(f"{run}, calibrated")
+    return Calibrated(calibration, swaps, in_sample, not_compared)
 
 
 def measure(section: Score, labelled: str, on_progress: OnProgress) -> list[LabelRow]:
@@ -355,7 +366,8 @@ def _rows(
 
     async def work() -> list[Scores]:
         found: list[Scores] = []
-        step = max(1, TEXTS_AT_ONCE // max(len(row.completions) for row in rows))
+        most = max(len(row.completions) for row in rows)
+        step = max(1, TEXTS_AT_ONCE // max(1, most))  # No completion at all where every prompt has failed.
         for start in range(0, len(rows), step):
             for own in _by_model(rows[start : start + step]):
                 found += await score_rows(scorer, own, switch)

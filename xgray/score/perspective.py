@@ -1,9 +1,9 @@
 """Scores of Google's Perspective API, or of any service that speaks its ``v1alpha1/comments:analyze``.
 
 What may pass is tried again, with backoff or after the time that the service names: 429, 408, 5xx, timeouts, broken
-connections, bodies that end early or are no JSON. What lies in the text (413, and a 400 in Google's form; any other is a
-proxy's) is recorded as a missing score with the service's reason. What would fail for every text (a wrong key, a wrong
-address) stops the stage. Every try counts against the quota.
+connections, bodies that end early or are no JSON. What lies in the text (413, and a 400 in Google's form: any other
+is a proxy's) is recorded as a missing score with the service's reason. What would fail for every text (a wrong key, a
+wrong address) stops the stage. Every try counts against the quota.
 """
 
 from __future__ import annotations
