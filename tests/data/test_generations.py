@@ -142,5 +142,29 @@ def test_parquet_that_is_none_or_lacks_columns_or_repeats_ids_is_refused(tmp_pat
     assert "several models (base, dpo)" in refused(file)
 
 
+def test_parquet_without_rows_or_with_nulls_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    table = to_table([row("en/1"), row("en/2")], Completions)
+    pq.write_table(table[:0], file)
+    assert "a.parquet: no completions" in refused(file)
+    assert "no completions" in refused(file, k=2)
+    assert "no completions" in refused(tmp_path)
+    for name in ("prompt_id", "language", "model", "prompt", "completions"):
+        pq.write_table(with_second(table, name, None), file)
+        assert "a.parquet: row 2 lacks prompt_id, language, model, prompt or one of its completions" in refused(file)
+    pq.write_table(with_second(table, "completions", ["x", None]), file)
+    assert "row 2 lacks" in refused(file)
+    pq.write_table(with_second(table, "token_counts", None), file)
+    assert len(read_generations(str(file), "base")) == 2
+    pq.write_table(table.set_column(4, "completions", pa.array(["x", "y"])), file)
+    assert "a.parquet: a column has the wrong type" in refused(file)
+
+
+def with_second(table: pa.Table, name: str, value: object) -> pa.Table:
+    rows = table.to_pylist()
+    rows[1][name] = value
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
 def test_folder_without_generations_is_refused(tmp_path: Path) -> None:
     assert "neither output-*.json nor *.parquet" in refused(tmp_path)

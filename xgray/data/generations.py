@@ -34,8 +34,8 @@ def read_generations(path: str, model: str, language: str | None = None, k: int 
         k: completions of each prompt; by default what the file shows.
 
     Raises:
-        InputError: a file or line is broken; a prompt has not k completions, or the file does not show k; a second run
-            was appended; two rows have the same id.
+        InputError: a file, line or row is broken; a prompt has not k completions, or the file does not show k; a second
+            run was appended; two rows have the same id, or there are none.
     """
     source = located(path, "generations")
     files = files_of(source, "*.parquet") or files_of(source, "output-*.json")
@@ -126,7 +126,9 @@ def _check_once(runs: list[list[Record]]) -> None:
 
 
 def check_rows(source: Path, rows: list[Completions], k: int | None) -> None:
-    """Raise unless every id is there once, with the same number of completions."""
+    """Raise unless there are rows, every id is there once, and all have the same number of completions."""
+    if not rows:
+        raise InputError(f"{source}: no completions; the table has no rows")
     for prompt_id, num in Counter(row.prompt_id for row in rows).items():
         if num > 1:
             raise InputError(f"{source}: prompt {prompt_id!r} is there {num} times; keep one of its rows")
@@ -168,8 +170,11 @@ def _parquet(path: Path, model: str) -> list[Completions]:
         raise InputError(f"{path}: no column {', '.join(missing)}; completions have {', '.join(wanted.names)}")
     try:
         rows = from_table(table.select(wanted.names).cast(wanted), Completions)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{path}: a column has the wrong type: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if None in (row.prompt_id, row.language, row.model, row.prompt, row.completions, *(row.completions or ())):
+            raise InputError(f"{path}: row {number} lacks prompt_id, language, model, prompt or one of its completions")
     models = sorted({row.model for row in rows})
     if len(models) > 1:
         raise InputError(f"{path}: rows of several models ({', '.join(models)}); give the file of one model")
