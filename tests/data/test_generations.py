@@ -120,6 +120,15 @@ def test_empty_completion_is_kept_and_a_missing_one_refused(tmp_path: Path) -> N
     assert read_generations(str(file), "base")[0].completions == [""]
 
 
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000, "[" * 100_000 + "]" * 100_000])
+def test_json_that_python_cannot_read_is_refused_by_its_line(tmp_path: Path, value: str) -> None:
+    file = write(tmp_path / "output-rtp_lx_en.json", ["a"], k=1)
+    file.write_text(f'{file.read_text()}{{"prompt": "b", "generated_text": "x", "n": {value}}}\n')
+    message = refused(file)
+    assert "output-rtp_lx_en.json:2: JSON that cannot be read (" in message
+    assert len(message.splitlines()) == 1
+
+
 def row(prompt_id: str, model: str = "base") -> Completions:
     return Completions(prompt_id, "en", model, "p", ["x", "y"], [1, 2], ["stop", "length"])
 

@@ -94,6 +94,8 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: broken JSON ({error.msg}, column {error.colno}); one JSON object a line is expected"
         ) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets in each other
+        raise InputError(f"{where}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object is expected, not {json.dumps(value, ensure_ascii=False)[:40]}")
     return value
