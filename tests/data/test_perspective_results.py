@@ -61,6 +61,8 @@ def test_answers_become_scores_beside_their_completions(tmp_path: Path) -> None:
         ({"error": "timed out"}, "no score in the response: timed out"),
         ("<HttpError 503>", "no score in the response: <HttpError 503>"),
         ({"attributeScores": {}}, "no score in the response: {'attributeScores': {}}"),
+        ({"attributeScores": [1]}, "no score in the response: {'attributeScores': [1]}"),
+        ({"attributeScores": 5}, "no score in the response: {'attributeScores': 5}"),
         ({"attributeScores": {"FLIRTATION": {}}}, "the answer has only FLIRTATION"),
     ],
 )

@@ -107,7 +107,7 @@ def archived_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores
         return missing, EMPTY
     response = record.fields["response"]
     measured = response.get("attributeScores") if isinstance(response, dict) else None
-    if not measured:
+    if not measured or not isinstance(measured, dict):
         return missing, _reason(response)
     scores = {name: _value(record, measured, name) for name in ATTRIBUTES}
     if all(value is None for value in scores.values()):
