@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from xgray.config import Score, Serve, validate
-from xgray.distributed.serve import run_service
+from xgray.distributed.serve import offered, run_service
 from xgray.errors import InputError, StageError
+from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
 
@@ -268,3 +269,11 @@ def test_what_cannot_be_served_is_refused_before_anything_is_started():
             run_service(Score(), Serve(port=taken.getsockname()[1]))
     with pytest.raises(InputError, match="max_replicas"):
         validate(Serve, {"min_replicas": 3, "max_replicas": 2}, "serve")
+
+
+def test_a_scorer_that_declares_no_language_is_served_only_where_that_is_allowed():
+    section = Score(scorer="dummy")
+    with pytest.raises(InputError, match=r"score\.classifier\.languages.*score\.unvalidated_languages: true"):
+        offered(build_scorer(section), section)
+    allowed = Score(scorer="dummy", unvalidated_languages=True)
+    assert offered(build_scorer(allowed), allowed).languages == tuple(LANGUAGES)

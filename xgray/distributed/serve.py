@@ -101,14 +101,14 @@ class ScorerReplica:
         if isinstance(scorer, Failure):
             return scorer
         try:
+            offer = offered(scorer, self._section)
             await score_texts(
                 scorer, [PROBE], next(iter(scorer.validated), "en"), self._section.empty_text
             )  # loads a model
         except Exception as error:
             traceback.print_exc()
             return Failure.of(error)
-        languages = tuple(LANGUAGES) if self._section.unvalidated_languages else scorer.validated
-        return Offer(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
+        return offer
 
     async def score(self, items: Sequence[Item]) -> list[Scored]:
         """One result for each item, in order."""
@@ -125,6 +125,21 @@ class ScorerReplica:
         for own, scored in zip(places.values(), await asyncio.gather(*groups), strict=True):
             results.update(zip(own, scored, strict=True))
         return [results[place] for place in range(len(items))]
+
+
+def offered(scorer: Scorer, section: Score) -> Offer:
+    """What the scorer can be asked for.
+
+    Raises:
+        InputError: it can be asked for no language, so that every request would be refused.
+    """
+    languages = tuple(LANGUAGES) if section.unvalidated_languages else scorer.validated
+    if not languages:
+        raise InputError(
+            f"score.scorer: {scorer.name} declares no language to be served in; name some (score.classifier.languages, "
+            "score.openai.languages), or set score.unvalidated_languages: true"
+        )
+    return Offer(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
 
 
 def _deployment(score: Score, section: Serve) -> serve.Deployment:
