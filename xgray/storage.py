@@ -51,6 +51,8 @@ FOR_GOOD = re.compile(
 )
 """How pyarrow and object stores name, in errors without a number, what does not pass."""
 AZURE = ("abfs", "abfss")
+AGAIN = "delete it, and the manifest.json of its stage if there is one, and the stage makes its rows again"
+"""What to do about a damaged file of rows: a stage that is finished looks at them no more."""
 SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -321,9 +323,7 @@ class Folder:
             return pq.read_table(source, columns=columns)
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
             reason = str(error).splitlines()[0]
-            raise StageError(
-                f"{self / name} is damaged ({reason}); delete it, and the same command makes its rows again"
-            ) from None
+            raise StageError(f"{self / name} is damaged ({reason}); {AGAIN}") from None
 
     def count_rows(self) -> int:
         """Rows in all finished Parquet files of this folder, from their footers.
@@ -361,7 +361,7 @@ class Folder:
         try:
             yield
         except pa.ArrowInvalid as error:
-            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; delete it") from None
+            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; {AGAIN}") from None
 
     def remove(self, name: str) -> None:
         """Delete one file, if it is there."""

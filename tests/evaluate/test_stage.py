@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from xgray.errors import InputError, StageError
 from xgray.evaluate.stage import evaluate_run
 from xgray.evaluate.tables import write_perplexities
 from xgray.rows import Completions, Scores, to_table
+from xgray.runs import StageFolder, StageResult
 from xgray.storage import Folder
 
 SECTION = Evaluate(resamples=200, diversity_tokenizer="set in the test")
@@ -282,6 +284,25 @@ def test_missing_and_unfitting_rows_are_refused(tmp_path, section):
     write(run, "base", HAND)
     write(run, "base", {"en/1": HAND["en/1"]}, perplexity=False, file="1.parquet")
     with pytest.raises(InputError, match="prompt en/1 occurs twice"):
+        evaluate_run(run, ["base"], section, BASE)
+
+
+@pytest.mark.parametrize("stage", ["generate", "score"])
+def test_fewer_rows_than_a_finished_stage_made_are_refused(tmp_path, section, stage):
+    run = Folder(str(tmp_path / "run"))
+    write(run, "base", {"en/0": HAND["en/0"]}, file="0.parquet")
+    write(run, "base", {"en/1": HAND["en/1"]}, file="1.parquet")
+    write_perplexities(run / "evaluate" / "perplexity", "base", "en", ["en/0", "en/1"], [[1.0] * 3, [1.0] * 2])
+    for name in ("generate", "score"):
+        StageFolder(run / name / "base", name, "base").finish({}, StageResult(counts={"num_prompts": 2}))
+    evaluate_run(run, ["base"], section, BASE)
+    rows = run / stage / "base" / "rows"
+    rows.write_bytes("1.parquet", rows.read_bytes("1.parquet")[:-9])
+    manifest = re.escape(str(run / stage / "base" / "manifest.json"))
+    with pytest.raises(StageError, match=r"1\.parquet is damaged .*; delete it, and the manifest\.json of"):
+        evaluate_run(run, ["base"], section, BASE)
+    rows.remove("1.parquet")
+    with pytest.raises(StageError, match=rf"1 rows, where the finished stage made 2; delete {manifest}, and .*{stage}"):
         evaluate_run(run, ["base"], section, BASE)
 
 

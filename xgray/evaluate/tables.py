@@ -12,6 +12,7 @@ from xgray.bootstrap import FloatArray
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, schema
+from xgray.runs import MANIFEST, StageFolder
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -67,17 +68,20 @@ def read_completions(run: Folder, model: str) -> dict[str, LanguageRows]:
 
     Raises:
         InputError: there are none, or a prompt occurs twice.
+        StageError: there are not as many as the finished stage made.
     """
-    folder = run / "generate" / model / "rows"
+    place = StageFolder(run / "generate" / model, "generate", model)
+    folder = place.rows
     table = folder.read_parquet(schema(Completions), ["prompt_id", "language", "prompt", "completions"])
-    if not table.num_rows:
-        raise InputError(f"{folder}: no completions of model {model!r}; run the generate stage first")
     by_language: dict[str, dict[str, tuple[str, list[str]]]] = {}
     for row in table.to_pylist():
         rows = by_language.setdefault(row["language"], {})
         if row["prompt_id"] in rows:
             raise InputError(f"{folder}: prompt {row['prompt_id']} occurs twice; remove one of its files")
         rows[row["prompt_id"]] = (row["prompt"], row["completions"])
+    _check_whole(place, table.num_rows)
+    if not by_language:
+        raise InputError(f"{folder}: no completions of model {model!r}; run the generate stage first")
     found = {}
     for language in sorted(by_language, key=list(LANGUAGES).index):
         rows = by_language[language]
@@ -94,12 +98,15 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
 
     Raises:
         InputError: completions and scores do not fit.
-        StageError: perplexities are asked for, and some were not computed.
+        StageError: perplexities are asked for, and some were not computed; or there are not as many rows as the
+            finished stages made.
     """
     import pyarrow.compute as pc
 
-    folder = run / "score" / model / "rows"
+    place = StageFolder(run / "score" / model, "score", model)
+    folder = place.rows
     table = folder.read_parquet(schema(Scores), ["prompt_id", "scores"])
+    _check_whole(place, table.num_rows)
     flat = pc.struct_field(pc.list_flatten(table["scores"]), attribute)
     scores = _by_prompt(table, "scores", flat)
     perplexities = {}
@@ -120,6 +127,17 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
             _filled(rows, perplexities, f"{run / 'evaluate' / PERPLEXITY}: perplexities"),
         )
     return found
+
+
+def _check_whole(place: StageFolder, num_rows: int) -> None:
+    """Refuse what is left of a finished stage's rows: the metrics would be those of fewer prompts, without a word."""
+    manifest = place.manifest()
+    made = manifest["counts"]["num_prompts"] if manifest else num_rows
+    if num_rows != made:
+        raise StageError(
+            f"{place.rows}: {num_rows} rows, where the finished stage made {made}; "
+            f"delete {place.folder / MANIFEST}, and the stage {place.stage} makes those that are missing"
+        )
 
 
 def _by_prompt(table: pa.Table, column: str, flat: pa.ChunkedArray) -> dict[str, FloatArray]:
