@@ -251,6 +251,20 @@ WRONG = {
         "no texts with scores of perspective",
     ),
     "two folders": (["scorer", "measure", "a", "b"], "name one folder"),
+    "an export to a URI of what are many files": (
+        ["scores", "export", "s3://bucket/paper", "--run", "runs/mine"],
+        "--run writes a folder of files on this machine",
+    ),
+    "a store to export that is not there": (
+        ["scores", "export", "a.parquet", "--store", "typo"],
+        "typo: no score store",
+    ),
+    "a store to export a run from": (
+        ["scores", "export", "a", "--run", "runs/mine", "--store", "typo"],
+        "typo: no score store",
+    ),
+    "a store to merge that is not there": (["scores", "merge", "typo"], "typo: no score store"),
+    "a store to check that is a file": (["scores", "check", "--store", "e.yaml"], "e.yaml: no score store"),
     "a newer store": (["scores", "check", "--store", "newer"], "a score store of format 99"),
 }
 

@@ -61,15 +61,13 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
 
 
 @scores.command(name="export")
-def export_scores(
-    file: Path, *, store: str = DEFAULT_STORE, without_text: bool = False, run: str | None = None
-) -> None:
+def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: bool = False, run: str | None = None) -> None:
     """Write the store as one Parquet file, or a run's scores as the paper's perspective_api_eval-*.json files.
 
     Parameters
     ----------
     file
-        The Parquet file; with --run the folder for the JSON files.
+        The Parquet file, local or behind a URI; with --run the local folder for the JSON files.
     store
         The score store's folder or URI.
     without_text
@@ -81,13 +79,15 @@ def export_scores(
     from xgray.score.store import ScoreStore
 
     if run is None:
-        number = write_parquet(ScoreStore(store).entries(), file, with_text=not without_text)
+        number = write_parquet(ScoreStore.present(store).entries(), file, with_text=not without_text)
         print(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
         return
     from xgray.scoring import export_run
     from xgray.storage import Folder
 
-    for written in export_run(Folder(run), store, file):
+    if "://" in file:
+        raise InputError(f"{file}: --run writes a folder of files on this machine; name a local one")
+    for written in export_run(Folder(run), store, Path(file)):
         print(written)
 
 
@@ -157,7 +157,7 @@ def check(*, store: str = DEFAULT_STORE, salvage: bool = False) -> None:
     """
     from xgray.score.store import ScoreStore
 
-    target = ScoreStore(store)
+    target = ScoreStore.present(store)
     damaged = target.check()
     for name in damaged:
         print(f"{target.folder / 'segments' / name} is damaged{'; what is sound of it was kept' if salvage else ''}")
@@ -185,9 +185,10 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
 
     if not others:
         raise InputError("name the stores to merge: xgray scores merge OTHER ... --store STORE")
+    sources = [ScoreStore.present(other) for other in others]
     target = ScoreStore(store)
-    for other in others:
-        target.merge(ScoreStore(other))
+    for source in sources:
+        target.merge(source)
     target.compact()
     print(f"{target.folder}: {target.num_rows:,} scores")
 

@@ -254,7 +254,10 @@ def _raw(section: Score) -> Score:
 def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
     """A run's completions with their Perspective scores from the store, as the paper's files: a folder for each model.
 
-    Returns the files. The attributes are those of the run's ``score`` section.
+    Returns the files. The attributes and the service are those of the run's ``score`` section.
+
+    Raises:
+        InputError: there is no store, or no run with completions.
     """
     from xgray.data.perspective_results import SCORER, write_perspective_results
     from xgray.score.perspective import perspective_version
@@ -262,7 +265,9 @@ def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
     from xgray.score.stored import ArchivedScorer
 
     section = load_run(run).score
-    archived = ArchivedScorer(ScoreStore(store), SCORER, perspective_version(section), tuple(section.attributes))
+    archived = ArchivedScorer(
+        ScoreStore.present(store), SCORER, perspective_version(section), tuple(section.attributes)
+    )
     written: list[Path] = []
     with _running(archived) as runner:
         for rows in _by_model(completions_of(run)):

@@ -27,9 +27,9 @@ def keyed_alone(entry: ScoreEntry) -> ScoreEntry:
 
 
 def test_parquet_with_texts_and_without_come_back_exactly(tmp_path: Path) -> None:
-    assert write_parquet(ENTRIES, tmp_path / "all.parquet", with_text=True) == len(ENTRIES)
+    assert write_parquet(ENTRIES, str(tmp_path / "all.parquet"), with_text=True) == len(ENTRIES)
     assert list(read_scores(str(tmp_path / "all.parquet"))) == ENTRIES
-    write_parquet(ENTRIES, tmp_path / "safe.parquet", with_text=False)
+    write_parquet(ENTRIES, str(tmp_path / "safe.parquet"), with_text=False)
     assert list(read_scores(str(tmp_path / "safe.parquet"))) == [keyed_alone(one) for one in ENTRIES]
     table = pq.read_table(tmp_path / "safe.parquet")
     assert "text" not in table.column_names
@@ -38,9 +38,26 @@ def test_parquet_with_texts_and_without_come_back_exactly(tmp_path: Path) -> Non
     assert b"guten Tag" not in (tmp_path / "safe.parquet").read_bytes()
 
 
+def test_a_file_may_be_given_by_its_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_parquet(ENTRIES, f"file://{tmp_path}/shared/all.parquet", with_text=True)
+    assert list(read_scores("shared/all.parquet")) == ENTRIES
+    assert [file.name for file in tmp_path.iterdir()] == ["shared"]
+
+
+def test_a_folder_is_read_whole_whatever_kinds_of_files_it_holds(tmp_path: Path) -> None:
+    write_parquet(ENTRIES, str(tmp_path / "all.parquet"), with_text=True)
+    line = {"query": "x", "response": body(toxicity=0.5), "prompt": "a"}
+    (tmp_path / "perspective_api_eval-output-rtp_lx_en.json").write_text(json.dumps(line))
+    (tmp_path / "jigsaw.csv").write_text(
+        "comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\ny,0,0,0,0,0,0\n"
+    )
+    assert [one.text for one in read_scores(str(tmp_path))] == [*(one.text for one in ENTRIES), "y", "x"]
+
+
 def test_a_text_that_no_file_can_carry_goes_by_its_key(tmp_path: Path) -> None:
     half = ScoreEntry.of_text("half \ud83d pair", "en", *PERSPECTIVE, ["toxicity"], {"toxicity": 0.5})
-    write_parquet([half], tmp_path / "a.parquet", with_text=True)
+    write_parquet([half], str(tmp_path / "a.parquet"), with_text=True)
     assert list(read_scores(str(tmp_path / "a.parquet"))) == [keyed_alone(half)]
 
 
@@ -60,7 +77,7 @@ def changed(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
 )
 def test_a_changed_parquet_file_is_refused(tmp_path: Path, name: str, values: list[Any], said: str) -> None:
     file = tmp_path / "a.parquet"
-    write_parquet(ENTRIES, file, with_text=True)
+    write_parquet(ENTRIES, str(file), with_text=True)
     pq.write_table(changed(pq.read_table(file), name, values), file)
     with pytest.raises(InputError, match=r"a\.parquet") as caught:
         list(read_scores(str(file)))

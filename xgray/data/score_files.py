@@ -52,7 +52,7 @@ ROWS_AT_ONCE = 65536
 
 
 def read_scores(path: str, language: str | None = None) -> Iterator[ScoreEntry]:
-    """The entries of one file, or of all such files of a folder: ``*.parquet``, ``*.csv``, or the paper's.
+    """The entries of one file, or of all such files of a folder: ``*.parquet``, ``*.csv``, and the paper's.
 
     Args:
         language: of a Perspective file whose name does not end in it.
@@ -66,13 +66,16 @@ def read_scores(path: str, language: str | None = None) -> Iterator[ScoreEntry]:
         "*.csv": read_jigsaw,
         f"{PREFIX}*.json": lambda file: read_perspective(file, language),
     }
-    for pattern, read in kinds.items():
-        files = files_of(source, pattern) if source.is_dir() or source.match(pattern) else []
-        for file in files:
-            yield from read(file)
-        if files:
-            return
-    raise InputError(f"{source}: no scores are known in this form; known: {', '.join(kinds)}")
+    found = [
+        (file, read)
+        for pattern, read in kinds.items()
+        if source.is_dir() or source.match(pattern)
+        for file in files_of(source, pattern)
+    ]
+    if not found:
+        raise InputError(f"{source}: no scores are known in this form; known: {', '.join(kinds)}")
+    for file, read in found:
+        yield from read(file)
 
 
 def read_perspective(file: Path, language: str | None) -> Iterator[ScoreEntry]:
@@ -151,8 +154,12 @@ def _probability(where: str, name: str, value: Any) -> float:
     return number
 
 
-def write_parquet(entries: Iterable[ScoreEntry], file: Path, with_text: bool) -> int:
-    """Write entries as one Parquet file and return their number; without texts it is the licence-safe form."""
+def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> int:
+    """Write entries as one Parquet file and return their number; without texts it is the licence-safe form.
+
+    Args:
+        file: a local path or a URI.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -165,7 +172,8 @@ def write_parquet(entries: Iterable[ScoreEntry], file: Path, with_text: bool) ->
             rows = [vars(one) | one.scores | {"key": one.key.hex(), "text": _text(one)} for one in chunk]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             num_rows += len(rows)
-    Folder(str(file.parent)).write_bytes(file.name, sink.getvalue().to_pybytes())
+    folder, name = Folder.of(file)
+    folder.write_bytes(name, sink.getvalue().to_pybytes())
     return num_rows
 
 

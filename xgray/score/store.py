@@ -66,6 +66,18 @@ class ScoreStore:
         self._unreadable: set[str] = set()
         self.refresh()
 
+    @classmethod
+    def present(cls, uri: str) -> ScoreStore:
+        """Open a store that is there already: to read one that is not would look like an empty one.
+
+        Raises:
+            InputError: there is none, or it is of a newer version.
+        """
+        store = cls(uri)
+        if not store._has_format:
+            raise InputError(f"{store.folder}: no score store here ({FORMAT} is missing); give its folder")
+        return store
+
     def _check_format(self) -> bool:
         if not self.folder.exists(FORMAT):
             return False
