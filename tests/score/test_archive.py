@@ -69,6 +69,21 @@ def test_units_are_scored_in_their_order_and_failures_are_said(monkeypatch):
     assert {one.body["languages"][0] for one in service.received[2:4]} == {"de"}
 
 
+@pytest.mark.parametrize(("tries", "num_missing"), [(["empty"], 0), (["empty", "empty"], 1)])
+def test_a_text_of_several_prompts_is_missing_once_and_not_when_it_has_a_score_at_last(monkeypatch, tries, num_missing):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    service = FaultyService({"d": tries})
+    units = in_order(prompts_of("run", ROWS, "corrected"), lambda texts, _: [False] * len(texts))
+
+    async def main():
+        async with running(service) as scorer:
+            return await score_units(scorer, units, 1, lambda *_: None)
+
+    assert len(asyncio.run(main())) == num_missing
+    assert len(service.tries("d")) == 2, "in two prompts"
+
+
 def test_a_refused_key_stops_it(monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -102,16 +102,20 @@ async def score_units(
 ) -> list[Scored]:
     """Score the units in order, ``at_once`` under way together; the scorer keeps what it is answered.
 
-    Returns the results of the texts that have no score.
+    Returns the results of the distinct texts that have no score, after the last try of each.
     """
     waiting, num_done = iter(units), 0
-    missing: list[Scored] = []
+    missing: dict[tuple[str, str], Scored] = {}
 
     async def work() -> None:
         nonlocal num_done
         for unit in waiting:
             results = await scorer.score(unit.texts, unit.language)
-            missing.extend(one for one in results if one.scores is None)
+            for text, one in zip(unit.texts, results, strict=True):
+                if one.scores is None:
+                    missing[unit.language, text] = one
+                else:
+                    missing.pop((unit.language, text), None)
             num_done += 1
             on_progress(num_done, len(units))
 
@@ -121,4 +125,4 @@ async def score_units(
                 group.create_task(work())
     except* Exception as failed:
         raise failed.exceptions[0] from None
-    return missing
+    return list(missing.values())
