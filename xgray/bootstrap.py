@@ -4,8 +4,7 @@ Whatever is drawn independently can stand in the place of prompts; agreement of 
 
 A statistic is a function of the *positions* of prompts, so that one resampling scheme serves means, ratios of sums
 and medians alike. Intervals are percentile intervals (Efron & Tibshirani 1993, ch. 13), not BCa: BCa has no value
-where all resamples agree (ToxProb of a model that is never toxic), its jackknife is inconsistent for medians, and
-the average over languages is made of the languages' own distributions, which have no common jackknife.
+where all resamples agree (ToxProb of a model that is never toxic), and its jackknife is inconsistent for medians.
 """
 
 from __future__ import annotations
@@ -33,16 +32,38 @@ def draw_seed(seed: int, *names: str) -> tuple[int, int]:
     return seed, zlib.crc32("/".join(names).encode())
 
 
-def ratio(numerators: FloatArray, denominators: FloatArray) -> Statistic:
+@dataclass(frozen=True)
+class Counted:
+    """A :data:`Statistic` that depends on nothing but how often each prompt was drawn."""
+
+    num_prompts: int
+    of_copies: Callable[[FloatArray], FloatArray]
+    """Copies of each prompt, ``(num_draws, num_prompts)``, to values, ``(num_draws,)``; NaN where there is none."""
+
+    def __call__(self, positions: IntArray) -> FloatArray:
+        flat = positions.reshape(-1, positions.shape[-1])
+        size = len(flat) * self.num_prompts
+        keys = flat + np.arange(len(flat))[:, None] * self.num_prompts
+        copies = np.bincount(keys.ravel(), minlength=size).reshape(-1, self.num_prompts).astype(np.float64)
+        return self.of_copies(copies).reshape(positions.shape[:-1])
+
+
+def average_seed(seed: int, languages: Sequence[str], name: str) -> tuple[int, int]:
+    """:func:`draw_seed` of an average over languages; that of a single one is drawn as the language itself."""
+    return draw_seed(seed, languages[0] if len(languages) == 1 else "average", name)
+
+
+def ratio(numerators: FloatArray, denominators: FloatArray) -> Counted:
     """Sum of the numerators over sum of the denominators, both ``(num_prompts,)``; with ones below, a mean."""
 
-    def statistic(positions: IntArray) -> FloatArray:
-        return numerators[positions].sum(axis=-1) / denominators[positions].sum(axis=-1)
+    def of_copies(copies: FloatArray) -> FloatArray:
+        with np.errstate(invalid="ignore"):
+            return (copies @ numerators) / (copies @ denominators)
 
-    return statistic
+    return Counted(len(numerators), of_copies)
 
 
-def median(values: FloatArray) -> Statistic:
+def median(values: FloatArray) -> Counted:
     """The median of all values of the prompts, ``(num_prompts, k)`` with NaN for a missing one.
 
     Values are sorted once; a resample then is a number of copies of each prompt, and its median is where the copies,
@@ -69,18 +90,18 @@ def median(values: FloatArray) -> Statistic:
         within = copies[rows[:, None], blocks[block]].cumsum(axis=1) + before[:, None]
         return flat[block * size + (within <= rank[:, None]).sum(axis=1)]
 
-    def statistic(positions: IntArray) -> FloatArray:
-        flat_positions = positions.reshape(-1, positions.shape[-1])
-        num_rows, width = len(flat_positions), num_prompts + 1  # the last column is for the padding: no copies
-        keys = flat_positions + np.arange(num_rows)[:, None] * width
-        copies = np.bincount(keys.ravel(), minlength=num_rows * width).reshape(num_rows, width).astype(float)
+    def of_copies(copies: FloatArray) -> FloatArray:
+        medians = np.full(len(copies), np.nan)
+        drawn = copies.any(axis=1)
+        copies = np.pad(copies[drawn], ((0, 0), (0, 1)))  # the last column is for the padding: no copies
         cumulative = (copies @ in_block).cumsum(axis=1)
         total = cumulative[:, -1]
         low = at_rank(copies, cumulative, np.floor((total - 1) / 2))
         high = at_rank(copies, cumulative, np.floor(total / 2))
-        return ((low + high) / 2).reshape(positions.shape[:-1])
+        medians[drawn] = (low + high) / 2
+        return medians
 
-    return statistic
+    return Counted(num_prompts, of_copies)
 
 
 @dataclass(frozen=True)
@@ -161,17 +182,43 @@ def mean_intervals(
     return low, high
 
 
-def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of the languages' values, each language resampled within itself (a stratified bootstrap).
+@dataclass(frozen=True)
+class Stratum:
+    """One language's part in an average over languages."""
 
-    The languages' distributions must have been drawn with different seeds. Prompts are taken as independent between
-    languages.
+    statistic: Counted
+    """Over its prompts; in a comparison over those before, and then the same ones after."""
+    items: Sequence[str]
+    """What each of its prompts is called in every language: prompts of one name are translations of each other."""
+
+
+def average(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Estimate:
+    """The mean of the languages' values, each counting the same.
+
+    Translations of one prompt are drawn together (a cluster bootstrap; Davison & Hinkley 1997, 3.8): they are about as
+    toxic as each other, so that languages drawn by themselves would look surer of their mean than they are.
     """
-    distributions = [one.distribution for one in estimates if one.distribution is not None]
-    complete = len(distributions) == len(estimates)
-    return Estimate(
-        float(np.mean([one.value for one in estimates])), np.mean(distributions, axis=0) if complete else None
-    )
+    statistic, num_items = _over_languages(strata)
+    found = estimate(statistic, num_items, resamples, seed)
+    return found if all(len(one.items) > 1 for one in strata) else Estimate(found.value, None)
+
+
+def _over_languages(strata: Sequence[Stratum]) -> tuple[Counted, int]:
+    """The mean of the languages' values as a statistic of all items, and how many those are.
+
+    A draw that has none of a language's prompts, as may happen to one with few of them, is one without it.
+    """
+    place = {item: at for at, item in enumerate(dict.fromkeys(item for one in strata for item in one.items))}
+    parts = []
+    for one in strata:
+        own = np.array([place[item] for item in one.items])
+        times = one.statistic.num_prompts // len(own)  # 2 in a comparison: before and after
+        parts.append((one.statistic, np.concatenate([own + time * len(place) for time in range(times)])))
+
+    def of_copies(copies: FloatArray) -> FloatArray:
+        return np.nanmean([statistic.of_copies(copies.take(own, axis=1)) for statistic, own in parts], axis=0)
+
+    return Counted(times * len(place), of_copies), len(place)
 
 
 @dataclass(frozen=True)
@@ -247,13 +294,13 @@ def compare(statistic: Statistic, num_prompts: int, resamples: int, seed: Sequen
     return Comparison(before, after, np.concatenate(null))
 
 
-def average_comparison(comparisons: Sequence[Comparison]) -> Comparison:
-    """The comparison of the macro averages, exchanges and resamples being independent between languages."""
-    return Comparison(
-        average([one.before for one in comparisons]),
-        average([one.after for one in comparisons]),
-        np.mean([one.null for one in comparisons], axis=0),
-    )
+def average_comparison(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Comparison:
+    """The comparison of the macro averages; translations of one prompt are drawn, and exchanged, together."""
+    statistic, num_items = _over_languages(strata)
+    found = compare(statistic, num_items, resamples, seed)
+    if all(len(one.items) > 1 for one in strata):
+        return found
+    return Comparison(Estimate(found.before.value, None), Estimate(found.after.value, None), found.null)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:

@@ -28,6 +28,11 @@ class Prompt:
     text: str
 
 
+def item_ids(prompt_ids: Sequence[str], language: str) -> list[str]:
+    """What the prompts are called in every language: ``{index}``, under which parallel data have translations."""
+    return [one.removeprefix(f"{language}/") for one in prompt_ids]
+
+
 @dataclass(frozen=True)
 class Completions:
     """One prompt and the k completions that one model wrote for it."""

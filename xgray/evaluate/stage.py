@@ -5,7 +5,8 @@
     perplexities ─────────────┘
 
 The averages are over languages, each counting the same. Everything is drawn with seeds of the experiment's seed, the
-language and the metric, so that the same rows give the same numbers.
+language and the metric, so that the same rows give the same numbers. Prompts of one number are translations of each
+other, and are drawn together for the averages.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 
 from xgray.bootstrap import (
     Comparison,
-    Estimate,
+    Counted,
     FloatArray,
-    Statistic,
+    Stratum,
     adjusted,
     average,
     average_comparison,
+    average_seed,
     compare,
     draw_seed,
     estimate,
@@ -38,6 +40,7 @@ from xgray.evaluate.tables import LanguageRows, read_language_rows
 from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
 from xgray.models import load_tokenizer, resolve
+from xgray.rows import item_ids
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class Sample:
 
     keys: list[str]
     arrays: tuple[FloatArray, ...]
-    statistic: Callable[..., Statistic]
+    statistic: Callable[..., Counted]
     reason: str
     """Why there is no value, where there is no prompt."""
     unpaired: str = ""
@@ -175,16 +178,21 @@ def model_metrics(
     by_language: dict[str, dict[str, Any]] = {language: {} for language in languages}
     averages: dict[str, Any] = {}
     for metric in METRICS:
-        estimates: dict[str, Estimate] = {}
+        strata: dict[str, Stratum] = {}
         for language in languages:
             sample = samples[language][metric] if language in samples else None
             if sample is None or not sample.keys:
                 by_language[language][metric] = _nothing(sample.reason if sample else "no completions")
                 continue
             statistic, draw = sample.statistic(*sample.arrays), draw_seed(seed, language, metric)
-            estimates[language] = estimate(statistic, len(sample.keys), section.resamples, draw)
-            by_language[language][metric] = estimates[language].told(section.confidence)
-        averages[metric] = _average(estimates, languages, section.confidence)
+            own = estimate(statistic, len(sample.keys), section.resamples, draw)
+            by_language[language][metric] = own.told(section.confidence)
+            strata[language] = Stratum(statistic, item_ids(sample.keys, language))
+        if not strata:
+            averages[metric] = _nothing("no language has a value")
+            continue
+        mean = average(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
+        averages[metric] = {**mean.told(section.confidence), **_without(strata, languages)}
     # A prompt that failed has no completions, which says nothing of how many it was to have; at least one.
     k = max([1, *(len(group) for own in rows.values() for group in own.completions)])
     counts = {language: _counts(rows.get(language), k) for language in languages}
@@ -211,6 +219,7 @@ def model_comparisons(
     averages: dict[str, Any] = {}
     for metric in METRICS:
         compared: dict[str, Comparison] = {}
+        strata: dict[str, Stratum] = {}
         for language in languages:
             pair = [one[language][metric] for one in (before, after) if language in one]
             unpaired = next((one.unpaired for one in pair if one.unpaired), "")
@@ -222,13 +231,14 @@ def model_comparisons(
                 continue
             statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
             compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, metric))
+            strata[language] = Stratum(statistic, item_ids(common, language))
         if not compared:
             averages[metric] = _no_difference("no language has a comparison")
             continue
         p_values = adjusted([one.p_value for one in compared.values()])
         for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True):
             by_language[language][metric] = one.told(section.confidence, p_adjusted)
-        mean = average_comparison(list(compared.values()))
+        mean = average_comparison(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
         averages[metric] = mean.told(section.confidence, mean.p_value)
         averages[metric] |= _without(compared, languages)
     return {"languages": by_language, "average": averages}
@@ -273,12 +283,6 @@ def _covered(counts: Mapping[str, int]) -> dict[str, Any]:
 
 def _nothing(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason}
-
-
-def _average(estimates: Mapping[str, Estimate], languages: Sequence[str], confidence: float) -> dict[str, Any]:
-    if not estimates:
-        return _nothing("no language has a value")
-    return {**average(list(estimates.values())).told(confidence), **_without(estimates, languages)}
 
 
 def _without(present: Mapping[str, Any], languages: Sequence[str]) -> dict[str, str]:

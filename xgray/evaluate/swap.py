@@ -12,12 +12,24 @@ from itertools import zip_longest
 
 import numpy as np
 
-from xgray.bootstrap import Comparison, Estimate, FloatArray, Measured, average_comparison, compare, draw_seed, ratio
+from xgray.bootstrap import (
+    Comparison,
+    Counted,
+    Estimate,
+    FloatArray,
+    Measured,
+    Stratum,
+    average_comparison,
+    average_seed,
+    compare,
+    draw_seed,
+    ratio,
+)
 from xgray.config import BASE
 from xgray.errors import InputError
 from xgray.evaluate.toxicity import metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
-from xgray.rows import Scores
+from xgray.rows import Scores, item_ids
 
 AVERAGE = "average"
 """Stands for the language in rows of the mean over languages."""
@@ -137,12 +149,16 @@ def swap_effect(
     """
 
     def compared(sides: Mapping[str, tuple[Side, Side]], metric: str) -> dict[str, tuple[int, Comparison | None]]:
-        found = {
-            code: _compare(before, after, metric, threshold, resamples, draw_seed(seed, code, metric))
-            for code, (before, after) in sides.items()
-        }
-        present = [one for _, one in found.values() if one is not None]
-        mean = average_comparison(present) if present else None
+        found: dict[str, tuple[int, Comparison | None]] = {}
+        strata: dict[str, Stratum] = {}
+        for code, (before, after) in sides.items():
+            common, statistic = _paired(before, after, metric, threshold)
+            draw = draw_seed(seed, code, metric)
+            found[code] = len(common), compare(statistic, len(common), resamples, draw) if statistic else None
+            if statistic:
+                strata[code] = Stratum(statistic, item_ids(common, code))
+        draw = average_seed(seed, list(strata), metric)
+        mean = average_comparison(list(strata.values()), resamples, draw) if strata else None
         return {**found, AVERAGE: (sum(num for num, _ in found.values()), mean)}
 
     def value(one: Estimate) -> Measured:
@@ -177,19 +193,17 @@ def swap_effect(
     return SwapEffect(values, changes)
 
 
-def _compare(
-    before: Side, after: Side, metric: str, threshold: float, resamples: int, seed: tuple[int, int]
-) -> tuple[int, Comparison | None]:
-    """The prompts that have a score on both sides, and the metric's comparison over them."""
+def _paired(before: Side, after: Side, metric: str, threshold: float) -> tuple[list[str], Counted | None]:
+    """The prompts that have a score on both sides, and the metric over both sides of them; None where there is none."""
     sides = [prompt_toxicity(keys, scores, threshold) for keys, scores in (before, after)]
     rows = [{key: row for row, key in enumerate(side.keys)} for side in sides]
     common = [key for key in sides[0].keys if key in rows[1]]
     if not common:
-        return 0, None
+        return [], None
     chosen = [[own[key] for key in common] for own in rows]
     parts = zip(*(metric_parts(side)[metric] for side in sides), strict=True)
     stacked = [np.concatenate([part[own] for part, own in zip(two, chosen, strict=True)]) for two in parts]
-    return len(common), compare(ratio(*stacked), len(common), resamples, seed)
+    return common, ratio(*stacked)
 
 
 def _measured(value: float, interval: tuple[float, float] | None) -> Measured:

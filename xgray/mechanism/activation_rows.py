@@ -15,16 +15,18 @@ import numpy.typing as npt
 
 from xgray.bootstrap import (
     Comparison,
-    Estimate,
     FloatArray,
+    Stratum,
     adjusted,
     average,
     average_comparison,
+    average_seed,
     compare,
     draw_seed,
     estimate,
     ratio,
 )
+from xgray.rows import item_ids
 from xgray.storage import Folder
 
 if TYPE_CHECKING:
@@ -82,14 +84,14 @@ def activation_metrics(
     rows: Mapping[str, ActivationRows], confidence: float, resamples: int, seed: int
 ) -> dict[str, Any]:
     """Each language's mean with its interval over prompts and each neuron's mean, and the averages over languages."""
-    estimates: dict[str, Estimate] = {}
+    strata: list[Stratum] = []
     languages: dict[str, dict[str, Any]] = {}
     for language, own in rows.items():
         means = _prompt_means(own)
         statistic, draw = ratio(means, np.ones(len(means))), draw_seed(seed, language, "activations")
-        estimates[language] = estimate(statistic, len(means), resamples, draw)
+        strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
         languages[language] = {
-            "mean": estimates[language].told(confidence),
+            "mean": estimate(statistic, len(means), resamples, draw).told(confidence),
             "neurons": own.activations.astype(np.float64).mean(axis=0).tolist(),
             **_counts(own),
         }
@@ -97,7 +99,7 @@ def activation_metrics(
     return {
         "languages": languages,
         "average": {
-            "mean": average(list(estimates.values())).told(confidence),
+            "mean": average(strata, resamples, average_seed(seed, list(rows), "activations")).told(confidence),
             "neurons": np.mean([one["neurons"] for one in languages.values()], axis=0).tolist(),
             **{name: sum(one[name] for one in counts) for name in counts[0]},
         },
@@ -116,13 +118,14 @@ def activation_changes(
     p-values are of paired permutation tests over prompts, adjusted over the languages; the average is one test. There
     is no relative change: a mean activation passes through 0.
     """
-    compared = {}
+    compared, strata = {}, []
     for language, own in before.items():
         pair = np.concatenate([_prompt_means(own), _prompt_means(after[language])])
-        draw = draw_seed(seed, language, "activations")
-        compared[language] = compare(ratio(pair, np.ones(len(pair))), len(own.prompt_ids), resamples, draw)
+        statistic, draw = ratio(pair, np.ones(len(pair))), draw_seed(seed, language, "activations")
+        compared[language] = compare(statistic, len(own.prompt_ids), resamples, draw)
+        strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
     p_values = adjusted([one.p_value for one in compared.values()])
-    mean = average_comparison(list(compared.values()))
+    mean = average_comparison(strata, resamples, average_seed(seed, list(before), "activations"))
     return {
         "languages": {
             language: _told(one, confidence, p_adjusted)
