@@ -209,13 +209,28 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
     assert "score.calibration: made for scorer embedding" in refused.stderr
 
 
-def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
-    english = sorted(text for code, text in distinct(run) if code == "en")
+def put_english(tmp_path, texts, version="perspective/v1alpha1"):
     entries = [
-        ScoreEntry.of_text(text, "en", "perspective", "perspective/v1alpha1", ["toxicity"], {"toxicity": score})
-        for text, score in zip(english, map(true_score, english), strict=True)
+        ScoreEntry.of_text(text, "en", "perspective", version, ["toxicity"], {"toxicity": true_score(text)})
+        for text in texts
     ]
     ScoreStore(str(tmp_path / "runs" / "scores")).put(entries)
+
+
+def test_a_calibration_is_onto_one_of_several_services(tmp_path):
+    versions = ["perspective/v1alpha1", "perspective/v1alpha1@127.0.0.1:8080"]
+    for version in versions:
+        put_english(tmp_path, [f"text {index}" for index in range(60)], version)
+    command = ["scorer", "calibrate", "--output", "cal.json", "--score.scorer", "dummy"]
+    done = xgray(tmp_path, *command)
+    assert done.returncode == 2
+    assert f"name one: {', '.join(f'perspective@{version}' for version in versions)}" in done.stderr
+    told = json.loads(xgray(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
+    assert told["calibration"]["target_version"] == versions[1]
+
+
+def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
+    put_english(tmp_path, {text for code, text in distinct(run) if code == "en"})
     made_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])
     made_run(tmp_path, "failed", [completed("en", 0, "base", [])])
     runs = [f"runs/{name}" for name in ("mine", "german", "failed")]

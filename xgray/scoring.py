@@ -308,7 +308,8 @@ def _targets(
             "archive brings some"
         )
     if len(found) > 1:
-        raise InputError(f"--target: several versions of {name} are in the store; name one: {name}@{min(found)} ...")
+        named = ", ".join(f"{name}@{one}" for one in sorted(found))
+        raise InputError(f"--target: several versions of {name} are in the store; name one: {named}")
     ((version, scores),) = found.items()
     return name, version, {code: scores[code] for code in LANGUAGES if code in scores}
 
