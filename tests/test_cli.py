@@ -193,6 +193,50 @@ def test_force_takes_files_that_have_changed(tmp_path):
     assert models["base"]["languages"]["en"]["emt"]["value"] == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (["x.json", "--languages", "de"], ["x.json", "--languages", "fr"]),
+        (["x_de.json"], ["x_fr.json"]),
+        (["x_de.json", "--generate.k", "2"], ["x_de.json", "--generate.k", "1"]),
+    ],
+)
+def test_files_read_in_another_way_are_other_files(first, then, tmp_path):
+    lines = "".join(perspective_line("p", text, 0.6) + "\n" for text in "ab")
+    for name in (first[0], then[0]):
+        write(tmp_path / f"perspective_api_eval-{name}", lines)
+    first, then = (["score", f"perspective_api_eval-{file}", "--name", "mine", *more] for file, *more in (first, then))
+    assert xgray(*first, cwd=tmp_path).returncode == 0
+    refused = xgray(*then, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout
+    assert "generate/base of another configuration: inputs.imported" in refused.stderr
+    assert xgray(*then, "--force", cwd=tmp_path).returncode == 0
+    assert xgray(*then, cwd=tmp_path).returncode == 0
+
+
+def test_a_run_of_own_files_is_reported_again_without_them(tmp_path):
+    file = tmp_path / "perspective_api_eval-x_en.json"
+    write(file, "".join(perspective_line(prompt, "a", 0.6) + "\n" for prompt in "pq"))
+    told = xgray("run", f"tuned={file}", f"base={file}", "--name", "mine", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    file.unlink()
+    page = tmp_path / "runs" / "mine" / "report" / "index.html"
+    before = page.read_text()
+    again = xgray("report", "runs/mine", "--report.mask", "false", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["metrics"] == json.loads(told.stdout)["metrics"]
+    assert page.read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("command", "path"), [("report", "runs/typo"), ("run", "typo.json"), ("evaluate", "base=absent.json")]
+)
+def test_a_path_of_nothing_is_named(command, path, tmp_path):
+    told = xgray(command, path, cwd=tmp_path)
+    assert told.returncode == 2
+    assert told.stderr == f"xgray: {path.removeprefix('base=')}: no such run directory or file\n"
+
+
 def test_files_are_not_taken_into_a_run_that_has_a_driver(tmp_path):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, perspective_line("p", "a", 0.6) + "\n")

@@ -275,7 +275,7 @@ def _plan(arguments: tuple[str, ...], section: str | None, force: bool) -> Plan:
     """What the arguments ask for; ``section`` is in the experiment with its defaults if the file lacks it."""
     from xgray.config import Experiment, merge, validate
     from xgray.experiment_file import load_experiment, parse_overrides, split
-    from xgray.imports import import_files
+    from xgray.imports import import_files, imported_generations
     from xgray.plan import make_plan
     from xgray.status import load_run
     from xgray.storage import Folder
@@ -289,11 +289,12 @@ def _plan(arguments: tuple[str, ...], section: str | None, force: bool) -> Plan:
         if section and getattr(experiment, section) is None:
             experiment = load_experiment(Path(positional[0]), merge({section: {}}, overrides))
         return make_plan(experiment)
-    if len(positional) == 1 and Folder(positional[0]).exists("experiment.yaml"):
-        resolved = load_run(Folder(positional[0])).model_dump(mode="json")
+    if len(positional) == 1 and (folder := Folder(positional[0])).exists("experiment.yaml"):
+        resolved = load_run(folder).model_dump(mode="json")
         if section and resolved[section] is None:
             resolved[section] = {}
-        return make_plan(validate(Experiment, merge(resolved, overrides), positional[0]))
+        experiment = validate(Experiment, merge(resolved, overrides), positional[0])
+        return make_plan(experiment, imported_generations(folder, experiment))
     if positional:
         return import_files(positional, overrides, force)
     if not overrides:

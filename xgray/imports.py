@@ -18,7 +18,8 @@ from xgray.errors import InputError
 from xgray.lease import Lease
 from xgray.plan import Plan, Planned, make_plan
 from xgray.rows import Completions, Scores, to_table
-from xgray.runs import StageResult, file_fingerprint, fingerprint
+from xgray.runs import StageFolder, StageResult, file_fingerprint, fingerprint
+from xgray.storage import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,13 +56,15 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
         InputError: a file is wrong, two hold the same prompt of one model, some hold scores and others none, or
             prompts have different numbers of completions.
     """
-    if "name" not in overrides:
-        raise InputError("files of your own need a name for the run: --name NAME")
     paths: dict[str, list[str]] = {}
     for argument in arguments:
         model, equals, path = argument.partition("=")
         file = Path(path if equals else argument).expanduser()  # not every shell does it behind a =
+        if not file.exists():
+            raise InputError(f"{path if equals else argument}: no such run directory or file")
         paths.setdefault(model if equals else BASE, []).append(str(file))
+    if "name" not in overrides:
+        raise InputError("files of your own need a name for the run: --name NAME")
     stated: Experiment = validate(Experiment, merge({"model": {"id": NO_MODEL}}, overrides), "options")
     models = {model: _read(model, files, stated) for model, files in paths.items()}
     scored = [bool(one.scores) for one in models.values()]
@@ -80,6 +83,20 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             for planned, rows in todo:
                 _write(planned, rows, force)
     return plan
+
+
+def imported_generations(run: Folder, experiment: Experiment) -> dict[str, str] | None:
+    """What :func:`xgray.plan.make_plan` is to know of a run that was made from files; None where it was sampled.
+
+    Raises:
+        InputError: a manifest is damaged.
+    """
+    found = {}
+    for model in [BASE, *(variant.name for variant in experiment.variants)]:
+        manifest = StageFolder(run / "generate" / model, "generate", model).manifest()
+        if manifest and "imported" in manifest["payload"]["inputs"]:
+            found[model] = manifest["payload"]["inputs"]["imported"]
+    return found or None
 
 
 def _check_k(models: dict[str, Imported]) -> None:
@@ -126,7 +143,11 @@ def _read(model: str, files: list[str], stated: Experiment) -> Imported:
         raise InputError(f"two files of model {model!r} hold prompt {twice!r}: {' '.join(files)}")
     if scores and len(scores) < len(completions):
         raise InputError(f"model {model!r}: some files hold scores and others completions alone: {' '.join(files)}")
-    return Imported(completions, scores, fingerprint({"files": [file_fingerprint(Path(path)) for path in files]}))
+    read = {
+        "files": [file_fingerprint(Path(path)) for path in files],
+        "rows": [[row.prompt_id, len(row.completions)] for row in completions],  # names and options have a say in these
+    }
+    return Imported(completions, scores, fingerprint(read))
 
 
 def _holds_scores(path: Path) -> bool:
