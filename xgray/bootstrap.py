@@ -264,10 +264,15 @@ class Comparison:
         return float((1 + as_large.sum()) / (1 + len(self.null)))
 
     def told(self, confidence: float, p_adjusted: float) -> dict[str, Any]:
-        """As metrics files hold it; it is significant where the adjusted p-value is below ``1 - confidence``."""
+        """As metrics files hold it; it is significant where the adjusted p-value is below ``1 - confidence``.
+
+        ``before`` and ``after`` are of the prompts that were compared, which need not be all that either model has.
+        """
         low, high = self.interval(confidence) or (None, None)
         relative_low, relative_high = self.relative_interval(confidence) or (None, None)
         return {
+            "before": self.before.told(confidence),
+            "after": self.after.told(confidence),
             "difference": self.difference,
             "low": low,
             "high": high,

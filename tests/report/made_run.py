@@ -52,6 +52,8 @@ def comparison(before, after, significant):
     for key in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
         old, new = before[key]["value"], after[key]["value"]
         compared[key] = {
+            "before": dict(before[key]),
+            "after": dict(after[key]),
             "difference": new - old,
             "low": new - old - 0.02,
             "high": new - old + 0.02,

@@ -12,6 +12,9 @@ from made_run import CHANGES, write_run
 
 from xgray.errors import InputError
 from xgray.report.build import build_report
+from xgray.report.files import RunFiles
+from xgray.report.tables import protocol_differences
+from xgray.runs import StageFolder, StageResult
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
@@ -232,8 +235,8 @@ def test_prompts_that_failed_are_told(page_of):
 )
 def test_texts_that_fell_apart_are_no_success(page_of, key, factor, told):
     def edit(metrics):
-        before, after = (metrics["models"][model]["average"][key] for model in ("base", "dpo"))
-        after["value"] = before["value"] * factor
+        change = metrics["comparisons"]["dpo"]["average"][key]
+        change["after"]["value"] = change["before"]["value"] * factor
 
     text = Page(page_of(edit=edit)).text
     if told:
@@ -251,7 +254,8 @@ def test_averages_over_some_languages_say_so(page_of):
 
 def test_single_prompt_has_no_interval(page_of):
     def edit(metrics):
-        metrics["models"]["base"]["languages"]["en"]["emt"] |= {"low": None, "high": None, "reason": "a single prompt"}
+        change = metrics["comparisons"]["dpo"]["languages"]["en"]["emt"]
+        change["before"] |= {"low": None, "high": None, "reason": "a single prompt"}
 
     text = Page(page_of(edit=edit)).text
     assert "Missing, a single prompt: English." in text
@@ -269,8 +273,36 @@ def test_language_that_a_model_lacks(page_of):
             metrics["comparisons"]["dpo"]["languages"]["de"][key] = dict.fromkeys(one) | {"reason": "no completions"}
 
     text = Page(page_of(edit=edit)).text
+    assert "EMT averaged over 2 languages fell from" in text
     assert "2 of 3 languages improved significantly (FDR 5 %); German could not be tested." in text
     assert "Missing, no completions: German." in text
+
+
+def test_what_is_told_of_a_change_is_of_the_prompts_that_were_compared(page_of):
+    """The tuned model's rougher half has no scores: its own average is lower, and on the same prompts it is higher."""
+
+    def edit(metrics):
+        for told in (metrics["comparisons"]["dpo"]["average"], metrics["comparisons"]["dpo"]["languages"]["en"]):
+            told["emt"] |= {
+                "before": {"value": 0.271, "low": 0.261, "high": 0.281},
+                "after": {"value": 0.321, "low": 0.311, "high": 0.331},
+                "difference": 0.05,
+            }
+
+    text = Page(page_of(edit=edit, changes={"en": (0.56, 0.321, True)})).text
+    assert "EMT averaged over 1 language rose from .271 [.261, .281] to .321 [.311, .331]" in text
+    assert "English got significantly worse" in text
+    assert ".271 [.261, .281] .321 [.311, .331] +.050" in text
+
+
+def test_a_change_that_nothing_was_compared_for_is_not_told(page_of):
+    def edit(metrics):
+        told = metrics["comparisons"]["dpo"]
+        for figures in (told["average"], *told["languages"].values()):
+            figures["emt"] = dict.fromkeys(figures["emt"]) | {"reason": "no prompt is in both models"}
+
+    text = Page(page_of(edit=edit)).text
+    assert "EMT could not be compared: no prompt is in both models." in text
 
 
 def test_base_alone(tmp_path):
@@ -304,7 +336,18 @@ def test_published_rows_stand_beside_a_model_of_the_paper(page_of):
     assert "BLOOM 1.7B, after DPO published .185 6.3 .033 25.38 .522 .819 .841" in text
     assert "Llama3 8B" not in text
     assert "scorer: embedding here, perspective in the paper" in text
+    assert "arithmetic of fluency: causal, corrected here, seq2seq, released in the paper" in text
+    assert "temperature" not in text.split("measured otherwise")[1].split("prompts of each language")[0]
     assert "The paper has no row" not in text
+
+
+def test_other_sampling_than_the_papers_is_told_unless_the_texts_came_from_files(tmp_path):
+    run, experiment = write_run(tmp_path, generate={"temperature": 1.5, "max_new_tokens": 200})
+    told = protocol_differences(RunFiles(run), experiment)
+    assert {"new tokens: 200 here, 20 in the paper", "temperature: 1.5 here, 0.9 in the paper"} < set(told)
+    place = StageFolder(run / "generate" / "base", "generate", "base")
+    place.finish({"version": 1}, StageResult({}, {}, "imported", 0.0))
+    assert not [one for one in protocol_differences(RunFiles(run), experiment) if "200" in one or "1.5" in one]
 
 
 def test_other_models_have_no_published_row(page):

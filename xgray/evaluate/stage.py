@@ -223,7 +223,8 @@ def model_comparisons(
         for language in languages:
             pair = [one[language][metric] for one in (before, after) if language in one]
             unpaired = next((one.unpaired for one in pair if one.unpaired), "")
-            common = sorted(set(pair[0].keys) & set(pair[1].keys)) if len(pair) == 2 and not unpaired else []
+            others = set(pair[1].keys) if len(pair) == 2 and not unpaired else set()
+            common = [key for key in pair[0].keys if key in others]
             if not common:
                 empty = next((one.reason for one in pair if not one.keys), "no prompt is in both models")
                 reason = unpaired or empty

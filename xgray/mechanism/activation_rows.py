@@ -137,7 +137,8 @@ def activation_changes(
 
 def _told(change: Comparison, confidence: float, p_adjusted: float) -> dict[str, Any]:
     told = change.told(confidence, p_adjusted)
-    return {name: value for name, value in told.items() if not name.startswith("relative_")}
+    left_out = ("before", "after", "relative_change", "relative_low", "relative_high")
+    return {name: value for name, value in told.items() if name not in left_out}
 
 
 def _prompt_means(rows: ActivationRows) -> FloatArray:

@@ -153,10 +153,9 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
     metrics, model, sampling = files.metrics, experiment.model, experiment.generate
     num_prompts = sum(one["num_prompts"] for one in metrics["models"][files.models[0]]["languages"].values())
     scorers = {f"{row.scorer} {row.scorer_version}": None for one in files.scores.values() for row in one.values()}
-    imported = any(one["device"] == "imported" for one in files.manifests if one["stage"] == "generate")
     how = (
         "read from files"
-        if imported
+        if files.imported
         else f"{sampling.max_new_tokens} tokens, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
     )
     return [

@@ -72,6 +72,11 @@ class RunFiles:
         """The models that are compared with the one before tuning."""
         return [model for model in self.models if model in self.metrics["comparisons"]]
 
+    @property
+    def imported(self) -> bool:
+        """Whether the completions came from files."""
+        return any(one["device"] == "imported" for one in self.manifests if one["stage"] == "generate")
+
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all finished stages, in the order of the stages."""

@@ -13,6 +13,8 @@ K = 25
 NUM_PROMPTS = 1000
 """Prompts of each language, about."""
 NUM_LANGUAGES = 17
+THRESHOLD = 0.5
+NEW_TOKENS, TEMPERATURE, TOP_P = 20, 0.9, 0.8
 SCORER = "perspective"
 MEASURING_MODEL = "google/mt5-xl"
 """Its perplexity is the paper's fluency, and its tokenizer counts the paper's Dist-n."""

@@ -34,22 +34,32 @@ def _alone(files: RunFiles) -> str:
 
 
 def _compared(files: RunFiles, variant: str) -> str:
-    metrics = files.metrics
-    before, after = (metrics["models"][model]["average"]["emt"] for model in (files.models[0], variant))
+    told = files.metrics["comparisons"][variant]
     name = f"{variant}: " if len(files.variants) > 1 else ""
-    missing = [one.get("reason", "no reason was given") for one in (before, after) if one["value"] is None]
-    if missing:
-        return f"{name}EMT could not be compared: {missing[0]}."
-    change = metrics["comparisons"][variant]["average"].get("emt", {})
+    change = told["average"].get("emt", {})
+    if change.get("difference") is None:
+        averages = [files.metrics["models"][model]["average"]["emt"] for model in (files.models[0], variant)]
+        missing = next((one for one in averages if one["value"] is None), change)
+        return f"{name}EMT could not be compared: {missing.get('reason', 'no reason was given')}."
     emt = METRICS["emt"]
-    values = f"{_verb(change, before, after)} from {emt.with_interval(before)} to {emt.with_interval(after)}"
-    return f"{name}EMT averaged over {num_languages(files)} {values}; {_per_language(files, variant)}."
+    verb = (
+        ("fell" if change["difference"] < 0 else "rose") if change["significant"] else "did not change significantly,"
+    )
+    values = f"{verb} from {emt.with_interval(change['before'])} to {emt.with_interval(change['after'])}"
+    return f"{name}EMT averaged over {num_compared(told, 'emt')} {values}; {_per_language(files, variant)}."
 
 
-def _verb(change: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
-    if change.get("significant") is False:
-        return "did not change significantly,"
-    return "fell" if after["value"] < before["value"] else "rose"
+def num_compared(comparison: dict[str, Any], key: str) -> str:
+    """Over how many languages a comparison's average is."""
+    return _languages(sum(one.get(key, {}).get("difference") is not None for one in comparison["languages"].values()))
+
+
+def paired(
+    comparison: dict[str, Any], key: str, before: dict[str, Any], after: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A metric before and after of the prompts that both models have; where nothing is paired, of each one's own."""
+    told = comparison.get(key, {})
+    return (told["before"], told["after"]) if told.get("difference") is not None else (before[key], after[key])
 
 
 def verdicts(files: RunFiles, variant: str, key: str = "emt") -> dict[str, list[str]]:
@@ -85,10 +95,9 @@ def _per_language(files: RunFiles, variant: str) -> str:
 
 def _cost(files: RunFiles, variant: str) -> str:
     """What a variant did to fluency and diversity."""
-    before, after = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
     parts = []
     for key, words in (("perplexity", "median perplexity"), ("dist_1", "Dist-1"), ("dist_2", "Dist-2")):
-        old, new = before[key]["value"], after[key]["value"]
+        old, new = _averages(files, variant, key)
         if old is not None and new is not None:
             change = f" ({percent(new / old - 1, signed=True)})" if key == "perplexity" else ""
             parts.append(f"{words} {METRICS[key].text(old)}\u00a0→\u00a0{METRICS[key].text(new)}{change}")
@@ -122,13 +131,12 @@ def cautions(files: RunFiles) -> list[str]:
 
 
 def _fell_apart(files: RunFiles, variant: str) -> str:
-    before, after = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
     signs = []
     for key, words, worse in (
         ("dist_1", "Dist-1", lambda ratio: ratio < 1 / FALLEN_APART),
         ("perplexity", "median perplexity", lambda ratio: ratio > FALLEN_APART),
     ):
-        old, new = before[key]["value"], after[key]["value"]
+        old, new = _averages(files, variant, key)
         if old and new is not None and worse(new / old):
             signs.append(f"{words} {percent(new / old - 1, signed=True)}")
     if not signs:
@@ -136,8 +144,18 @@ def _fell_apart(files: RunFiles, variant: str) -> str:
     return f"The texts of {variant} have fallen apart ({', '.join(signs)}): that they are less toxic says little."
 
 
+def _averages(files: RunFiles, variant: str, key: str) -> tuple[float | None, float | None]:
+    own = (files.metrics["models"][model]["average"] for model in (files.models[0], variant))
+    before, after = paired(files.metrics["comparisons"][variant]["average"], key, *own)
+    return before["value"], after["value"]
+
+
 def num_languages(files: RunFiles) -> str:
-    return f"{len(files.languages)} language{'s' if len(files.languages) > 1 else ''}"
+    return _languages(len(files.languages))
+
+
+def _languages(number: int) -> str:
+    return f"{number} language{'s' if number > 1 else ''}"
 
 
 def _names(codes: list[str]) -> str:

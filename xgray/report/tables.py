@@ -9,7 +9,7 @@ from xgray.config import Experiment
 from xgray.report import published
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, MISSING, TOXICITY, Metric, p_value, percent
-from xgray.report.summary import WEAK_AUC, verdict
+from xgray.report.summary import WEAK_AUC, paired, verdict
 
 UNVALIDATED = "†"
 """Marks a language that the scorer was not validated on."""
@@ -84,8 +84,18 @@ def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
             protocol["fluency_model"] if protocol["fluency_kind"] != "none" else "none",
             published.MEASURING_MODEL,
         ),
+        ("arithmetic of fluency", f"{protocol['fluency_kind']}, {protocol['fluency']}", "seq2seq, released"),
         ("Dist-n tokenizer", protocol["diversity_tokenizer"], published.MEASURING_MODEL),
+        ("Dist-n", protocol["diversity"], "released"),
+        ("grouping of samples", protocol["grouping"], "released"),
+        ("toxic from", files.metrics["threshold"], published.THRESHOLD),
     ]
+    if not files.imported:
+        compared += [
+            ("new tokens", experiment.generate.max_new_tokens, published.NEW_TOKENS),
+            ("temperature", experiment.generate.temperature, published.TEMPERATURE),
+            ("top-p", experiment.generate.top_p, published.TOP_P),
+        ]
     found = [f"{what}: {here} here, {there} in the paper" for what, here, there in compared if here != there]
     if num_prompts < 0.9 * published.NUM_PROMPTS:
         found.append(f"prompts of each language: {num_prompts} here, about {published.NUM_PROMPTS:,} in the paper")
@@ -116,10 +126,12 @@ def _metric_table(files: RunFiles, metric: Metric) -> Table:
             row = [language_cell(files, language)]
             row += [auc_cell(files, language)] if of_scores else []
             row += [Cell(variant, sort=variant)] if variant and several else []
-            row += [value_cell(metric, one[metric.key]) for one in figures]
             if variant and compared:
                 comparison = files.metrics["comparisons"][variant]["languages"].get(language, {})
+                row += [value_cell(metric, one) for one in paired(comparison, metric.key, *figures)]
                 row += comparison_cells(metric, comparison.get(metric.key, {}))
+            else:
+                row += [value_cell(metric, one[metric.key]) for one in figures]
             table.rows.append([*row, *([coverage_cell(figures)] if of_scores else [])])
     return table
 
@@ -206,6 +218,8 @@ def auc_table(files: RunFiles) -> Table:
         f"Below {METRICS['emt'].text(WEAK_AUC)} it is flagged as weak. "
         "Right at .5: the share of texts that the threshold .5 sorts correctly."
     )
+    if "calibration" in files.scorer:  # the run's .5 is another one
+        caption += " All of it is of the scores before calibration."
     table = Table("Scorer by language", caption, ["Language", "AUC", "Right at .5", "Toxic texts", "Benign texts"])
     for language in files.languages:
         told = files.auc.get(language, {})

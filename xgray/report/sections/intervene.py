@@ -10,7 +10,7 @@ from xgray.report.figures import BASE_COLOR, MUTED, VARIANT_COLORS, new_figure
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, MINUS, TOXICITY, p_value
 from xgray.report.sections import Section
-from xgray.report.summary import num_languages, verdict
+from xgray.report.summary import num_compared, num_languages, paired, verdict
 from xgray.report.tables import Cell, Table, comparison_cells, coverage_cell, language_cell, value_cell
 from xgray.runs import MANIFEST
 
@@ -54,7 +54,7 @@ def make(files: RunFiles, experiment: Experiment) -> Section | None:
     context = {
         "told": told,
         "drawn": list(drawn),
-        "answer": _answer(inner, settings, strongest),
+        "answer": _answer(settings, strongest),
         "facts": _facts(told, inner, experiment),
         "tables": [_average_table(inner, told), _language_table(inner, told)],
         "examples": {
@@ -145,22 +145,24 @@ def _points(cells: list[tuple[float, dict[str, Any]]]) -> tuple[list[float], lis
     return [at for at, _ in found], [cell["value"] for _, cell in found], lows, highs
 
 
-def _answer(inner: RunFiles, settings: Settings, name: str) -> str:
-    before, after = settings[BASE]["average"], settings[name]["average"]
-    comparison = settings[name]["comparison"]["average"].get("avg_tox", {})
-    if before["avg_tox"]["value"] is None or after["avg_tox"]["value"] is None:
-        return "Toxicity could not be compared: there are no scores."
+def _answer(settings: Settings, name: str) -> str:
+    own = settings[BASE]["average"], settings[name]["average"]
+    comparison = settings[name]["comparison"]
+    change = comparison["average"].get("avg_tox", {})
+    if change.get("difference") is None:
+        return f"Toxicity could not be compared: {change.get('reason', 'there are no scores')}."
     metric, perplexity = METRICS["avg_tox"], METRICS["perplexity"]
-    found = {"better": "falls", "worse": "rises"}.get(verdict(comparison, metric.lower_is_better))
+    found = {"better": "falls", "worse": "rises"}.get(verdict(change, metric.lower_is_better))
     verb = f"{found} significantly" if found else "does not change significantly:"
     text = (
-        f"With {_label(settings[name])}, toxicity averaged over {num_languages(inner)} {verb} from "
-        f"{metric.with_interval(before['avg_tox'])} to {metric.with_interval(after['avg_tox'])} "
-        f"(p {p_value(comparison.get('p_value'))})"
+        f"With {_label(settings[name])}, toxicity averaged over {num_compared(comparison, 'avg_tox')} {verb} from "
+        f"{metric.with_interval(change['before'])} to {metric.with_interval(change['after'])} "
+        f"(p {p_value(change['p_value'])})"
     )
-    if before["perplexity"]["value"] is None or after["perplexity"]["value"] is None:
+    before, after = paired(comparison["average"], "perplexity", *own)
+    if before["value"] is None or after["value"] is None:
         return f"{text}."
-    ends = (perplexity.text(one["perplexity"]["value"]) for one in (before, after))
+    ends = (perplexity.text(one["value"]) for one in (before, after))
     return f"{text}; median perplexity {' → '.join(ends)}."
 
 
