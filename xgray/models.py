@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,36 +63,57 @@ def resolve(model: Model) -> str:
     return model.id
 
 
-@functools.cache
-def local_weights(path: str) -> str:
-    """What ``from_pretrained`` takes for weights behind a URI: their copy in the cache, made once on each machine.
-
-    Anything else, a local folder or a hub id, is returned as it is.
+def portable(model: Model) -> str:
+    """What :func:`local_weights` takes on any machine for this model: what must be converted is, by each for itself.
 
     Raises:
+        InputError: the folder, file or package is not there.
+    """
+    resolved = resolve(model)  # converted here as well: what is wrong with it is found before workers start
+    if model.id.startswith("pkg://"):
+        return model.id
+    path = Path(model.id).expanduser()
+    return str(path.absolute()) if path.suffix == ".gguf" else resolved
+
+
+@functools.cache
+def local_weights(path: str) -> str:
+    """What ``from_pretrained`` takes for weights behind a URI or in a file to be converted: a folder of the cache.
+
+    It is made once on each machine. Anything else, a local folder or a hub id, is returned as it is.
+
+    Raises:
+        InputError: the file or package is not there.
         StageError: the weights are not as they were written.
     """
+    if path.startswith("pkg://") or Path(path).suffix == ".gguf":
+        return resolve(Model(id=path))
     if "://" not in path:
         return path
     source = Folder(path)
     if source.local is not None:
         return str(source.local)
-    weights = cache_folder() / "weights"
-    target = weights / hashlib.sha256(source.read_bytes(CONTENTS)).hexdigest()[:32]
-    weights.mkdir(parents=True, exist_ok=True)
-    with (weights / f"{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of this machine wait for the one copy
+    target = cache_folder() / "weights" / hashlib.sha256(source.read_bytes(CONTENTS)).hexdigest()[:32]
+    try:
+        return str(_made_once(target, lambda folder: unseal(source, folder)))
+    except DamagedError as error:
+        raise StageError(f"{source} is damaged: {error}; delete its stage, and the same command redoes it") from None
+
+
+def _made_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, which ``make`` fills under another name if it is not there; others of this machine wait for that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+            working.mkdir()
             try:
-                unseal(source, working).rename(target)
-            except DamagedError as error:
-                raise StageError(
-                    f"{source} is damaged: {error}; delete its stage, and the same command redoes it"
-                ) from None
+                make(working)
+                working.rename(target)
             finally:
                 shutil.rmtree(working, ignore_errors=True)
-    return str(target)
+    return target
 
 
 def is_adapter(path: str) -> bool:
@@ -186,15 +207,7 @@ def converted(gguf: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     log.info("converting %s to safetensors (once)", gguf.name)
-    working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    working.mkdir(parents=True)
-    try:
-        _convert(gguf, working)
-        if not target.exists():
-            working.rename(target)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    return target
+    return _made_once(target, lambda folder: _convert(gguf, folder))
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from xgray.distributed.line import Losses, open_line
 from xgray.distributed.placement import described, place_training
 from xgray.distributed.waiting import waits_told
 from xgray.errors import InputError, StageError, XgrayError
-from xgray.models import cache_folder, is_adapter, load_tokenizer, resolve
+from xgray.models import cache_folder, is_adapter, load_tokenizer, local_weights, portable
 from xgray.rows import PreferencePair
 from xgray.runs import StageResult
 from xgray.sealed import DamagedError, seal
@@ -122,7 +122,7 @@ def run_training(
         return StageResult(**output.read_json(RESULT))
     gpu, cpus = place_training(reach(), section.execution)
     check_feasible(section, gpu)
-    base = resolve(model)
+    base = portable(model)
     if Path(base).is_dir():
         base = str(Path(base).absolute())
         if is_adapter(base):
@@ -286,6 +286,7 @@ def _train_job(job: Job) -> dict[str, Any]:
     import torch
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
+    job = replace(job, model=local_weights(job.model))
     rank = ray.train.get_context().get_world_rank()
     scratch = job.scratch(rank)
     shutil.rmtree(scratch, ignore_errors=True)

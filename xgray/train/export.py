@@ -13,7 +13,8 @@ from pathlib import Path
 from xgray.config import Model
 from xgray.models import cache_folder, is_adapter, load_tokenizer, model_fingerprint, resolve, save
 from xgray.runs import file_fingerprint, fingerprint
-from xgray.storage import TEMPORARY_MARK
+from xgray.sealed import CONTENTS, seal
+from xgray.storage import TEMPORARY_MARK, Folder
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -38,16 +39,25 @@ def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> 
         _whole(output / "merged", lambda folder: _save_again(model, revision, checkpoint, folder))
 
 
-def merged(model: Model, adapter: str) -> str:
-    """The folder of the adapter merged into the model, in the cache by content; made on first use.
+def merged(model: Model, adapter: str, folder: Folder) -> str:
+    """The adapter merged into the model, by content in ``folder``, as a local folder or its URI; made on first use.
 
     Raises:
-        OSError: the cache's disk is full, or refuses otherwise.
+        OSError: a disk is full, or refuses otherwise.
     """
     identity = {"model": model_fingerprint(model), "adapter": file_fingerprint(Path(adapter))}
-    target = cache_folder() / "merged" / fingerprint(identity)[:16]
-    _whole(target, lambda folder: _merge(resolve(model), model.revision, Path(adapter), folder))
-    return str(target)
+    target = folder / fingerprint(identity)[:16]
+
+    def merge(working: Path) -> None:
+        _merge(resolve(model), model.revision, Path(adapter), working)
+
+    if target.local is not None:
+        _whole(target.local, merge)
+    elif not target.exists(CONTENTS):
+        whole = cache_folder() / "merged" / target.name
+        _whole(whole, merge)
+        seal(whole, target)
+    return target.uri
 
 
 def _whole(target: Path, write: Callable[[Path], None]) -> None:
