@@ -153,7 +153,17 @@ def test_a_damaged_stage_is_named_and_the_others_are_shown(run: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1, 2]", b"name: [", b"\xff\xfe\x00", b"just text", b"name: e\n", b"name: e\nnew_section: {}\n"]
+    "content",
+    [
+        b"",
+        b"[1, 2]",
+        b"name: [",
+        b"name: 2024-31-12",
+        b"\xff\xfe\x00",
+        b"text",
+        b"name: e\n",
+        b"name: e\nnew_section: {}\n",
+    ],
 )
 def test_an_experiment_file_that_cannot_be_read_says_what_to_do(run: Folder, content: bytes) -> None:
     run.write_bytes("experiment.yaml", content)

@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
 
 def print_plan(name: str, told: Estimate) -> None:
     """The table, and below it where its numbers come from."""
-    CONSOLE.print(f"{name}: what is left to do", style="italic", highlight=False, markup=False)
+    CONSOLE.print(f"{name}: what is left to do", style="italic")
     columns = ["stage", "done", "left", "texts", "prompt tokens", "new tokens", "requests", "time", "GPU-hours"]
     if told.money is not None:
         columns.append(f"money{f', {told.currency}' if told.currency else ''}")
@@ -47,9 +47,9 @@ def print_plan(name: str, told: Estimate) -> None:
         if line.source:
             stages.setdefault(line.source, {})[line.stage.partition("/")[0]] = None
     for source, own in stages.items():
-        CONSOLE.print(f"{', '.join(own)}: {source}", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"{', '.join(own)}: {source}", soft_wrap=True)
     for note in told.notes:
-        CONSOLE.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"- {note}", soft_wrap=True)
 
 
 def _cells(line: Line) -> list[str]:

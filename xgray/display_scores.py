@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from xgray.score.agreement import LabelRow
     from xgray.scoring import Archiving, Calibrated
 
-CONSOLE = Console()
+CONSOLE = Console(markup=False, emoji=False, highlight=False)
+"""Shows names, paths and errors as they are, whatever brackets they hold."""
 if not CONSOLE.is_terminal:
-    CONSOLE = Console(width=170)  # a log has no width that tables must fit
+    CONSOLE.width = 170  # a log has no width that tables must fit
 
 
 def shown(measured: Measured | None) -> str:
@@ -34,7 +35,7 @@ def _long(seconds: float) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    CONSOLE.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    CONSOLE.print(title, style="italic", soft_wrap=True)
     table = Table()
     for at, name in enumerate(columns):
         table.add_column(name, justify="left" if at == 0 else "right")
@@ -60,7 +61,6 @@ def print_estimate(plan: Archiving) -> None:
     CONSOLE.print(
         f"{plan.num_known:,} texts are in the store already. The rest takes {_long(told.seconds)}, until "
         f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -69,11 +69,10 @@ def print_archive(plan: Archiving, missing: Counter[str]) -> None:
     total = sum(plan.estimate.num_texts.values())
     CONSOLE.print(
         f"{total - missing.total():,} of {total:,} texts scored; the store is {plan.section.execution.store}",
-        highlight=False,
         soft_wrap=True,
     )
     for reason, number in missing.most_common():
-        CONSOLE.print(f"  without a score: {number:,}  {reason}", highlight=False, markup=False)
+        CONSOLE.print(f"  without a score: {number:,}  {reason}")
 
 
 def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
@@ -82,7 +81,7 @@ def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
         auc = interval({"value": one["auc"], **one})
         table.add_row(code, auc, f"{one['accuracy']:.0%}", f"{one['num_toxic']:,}", f"{one['num_benign']:,}")
     CONSOLE.print(table)
-    CONSOLE.print(f"{output}: score.head takes it", highlight=False)
+    CONSOLE.print(f"{output}: score.head takes it")
 
 
 def print_labels(scorer: str, rows: list[LabelRow]) -> None:
@@ -120,14 +119,14 @@ def print_calibration(found: Calibrated, output: str) -> None:
     for code, curves in one.languages.items():
         for curve in curves.values():
             if curve.threshold.value is None:
-                CONSOLE.print(f"{code}: .5 lies nowhere: {curve.threshold.reason}", highlight=False, soft_wrap=True)
+                CONSOLE.print(f"{code}: .5 lies nowhere: {curve.threshold.reason}", soft_wrap=True)
     for name, effect in found.swaps.items():
         fitted = "; in-sample: the map was fitted on these texts" if name in found.in_sample else ""
         print_swap(f"{name}{fitted}", effect, one.target, one.scorer)
     for name in found.not_compared:
         languages = " ".join(one.languages)
-        CONSOLE.print(f"{name}: not compared, it has no completions in {languages}", highlight=False, soft_wrap=True)
-    CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"{name}: not compared, it has no completions in {languages}", soft_wrap=True)
+    CONSOLE.print(f"{output}: calibration {one.version}; score.calibration takes it", soft_wrap=True)
 
 
 def print_swap(title: str, effect: SwapEffect, first: str, second: str) -> None:
@@ -149,12 +148,11 @@ def print_swap(title: str, effect: SwapEffect, first: str, second: str) -> None:
             and None not in (row.first.value, row.second.value)
         ]
         if not own:
-            CONSOLE.print(f"{model}: no completion has a score of both", highlight=False)
+            CONSOLE.print(f"{model}: no completion has a score of both")
             continue
         lost = [f"{row.language} ({row.first_says}, then {row.second_says})" for row in own if not row.survives]
         same = f"in {len(own) - len(lost)} of {len(own)} languages"
         CONSOLE.print(
             f"{model}: what is said of EMT's change is the same {same}{'; not in ' + ', '.join(lost) if lost else ''}",
-            highlight=False,
             soft_wrap=True,
         )

@@ -66,7 +66,7 @@ def load_run(run: Folder) -> Experiment:
     remedy = "delete it and run the experiment again: it is written anew, and finished stages stay"
     try:
         values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-31-12, which is no date
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{file}{line} is damaged (no YAML); {remedy}") from None

@@ -77,6 +77,12 @@ def test_where_there_is_no_correlation_there_is_a_reason_and_no_number(scores, f
     )
 
 
+def test_a_p_value_is_never_told_as_zero():
+    errors = {"prediction_error": 0.1, "prediction_error_of_mean": 0.2}
+    found = {"pearson": {"value": 0.91, "p_value": 0.0002}, "verdict": "survives", **errors}
+    assert "(r +0.91, p < 0.001)" in statement([("accuracy", found)])
+
+
 def evaluated(falls):
     """evaluate's metrics in which each language's EMT fell by the share given; None for one without EMT before."""
     languages = {code: {"emt": {"relative_change": None if fall is None else -fall}} for code, fall in falls.items()}

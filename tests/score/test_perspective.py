@@ -14,10 +14,12 @@ from faulty_service import (
 )
 
 from xgray.config import Score
+from xgray.data.score_entry import ScoreEntry, score_keys
 from xgray.errors import InputError, StageError
 from xgray.score.build import build_scorer
 from xgray.score.scorer import EMPTY, score_texts
 from xgray.score.service import retry_after_seconds
+from xgray.score.store import ScoreStore
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +258,10 @@ def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
     assert build_scorer(section).version == version
     execution = section.execution.model_copy(update={"store": str(tmp_path)})
     archived = section.model_copy(update={"archived": True, "execution": execution})
+    with pytest.raises(InputError, match="no score store here"):
+        build_scorer(archived)
+    (key,) = score_keys(["a text"], "en", "perspective", version)
+    ScoreStore(str(tmp_path)).put([ScoreEntry(key, "en", "perspective", version, ("toxicity",), {"toxicity": 0.5})])
     assert build_scorer(archived).version == version
 
 

@@ -145,7 +145,10 @@ def statement(found: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """
     groups: dict[str, list[str]] = {}
     for name, one in found:
-        r = "" if one["pearson"] is None else f" (r {one['pearson']['value']:+.2f}, p {one['pearson']['p_value']:.3f})"
+        r = ""
+        if one["pearson"] is not None:
+            p = one["pearson"]["p_value"]
+            r = f" (r {one['pearson']['value']:+.2f}, p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
         groups.setdefault(one["verdict"], []).append(name + r)
     if list(groups) == ["untested"]:
         return f"Whether languages that retrieve better change more cannot be said: {found[0][1]['reason']}."

@@ -80,12 +80,13 @@ def _stored(section: Score, pacer: Pacer | None) -> Scorer:
     from xgray.score.store import ScoreStore
     from xgray.score.stored import ArchivedScorer, StoredScorer
 
-    store = ScoreStore(uri)
     if section.archived:
         from xgray.score.perspective import perspective_version
 
-        return ArchivedScorer(store, SCORER, perspective_version(section), known_attributes(section.attributes))
-    scorer = _alone(section, pacer)
+        return ArchivedScorer(
+            ScoreStore.present(uri), SCORER, perspective_version(section), known_attributes(section.attributes)
+        )
+    scorer, store = _alone(section, pacer), ScoreStore(uri)
     if section.scorer in SERVICES:
         return StoredScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
     return StoredScorer(scorer, store, slice_size=TEXTS_PER_CALL, num_slices=1)
