@@ -114,7 +114,7 @@ def test_prompts_without_translations_are_drawn_apart():
 
 @pytest.mark.parametrize("shared", [0.0, 0.6])
 def test_intervals_and_p_values_of_averages_hold_however_alike_translations_are(shared):
-    """Of translations drawn apart, at .6, 30 of 100 intervals missed (10 should) and 29 tests found what is not there."""
+    """Drawn apart, at .6, 30 of 100 intervals missed (10 should), and 29 of 100 tests found what is not there."""
     random = np.random.default_rng(11)
     covered, found = 0, []
     for repeat in range(150):
