@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from xgray.distributed.cluster import reach
+from xgray.distributed.failures import Failure, death
 from xgray.distributed.keys import take_keys
 from xgray.distributed.placement import described, place_workers
 from xgray.distributed.waiting import waits_told
@@ -23,6 +24,9 @@ MAX_DEATHS = 3
 """Deaths with one unit, or of starting actors between two finished units, that a stage survives by itself."""
 NONE = -1
 """The position of no unit: the actor was starting."""
+DIED = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+"""An actor's process or its node died or cannot be reached; or Ray ended it for want of memory, which other workers may
+have taken."""
 
 Unit = TypeVar("Unit", contravariant=True)
 Made = TypeVar("Made", covariant=True)
@@ -115,7 +119,7 @@ def spread(
     Raises:
         InputError: the cluster can never hold that many workers.
         XgrayError: a worker raised it.
-        StageError: workers died again and again.
+        StageError: a worker failed otherwise, or workers died again and again.
     """
     if not units:
         return
@@ -129,7 +133,9 @@ def spread(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, XgrayError):
             raise error.cause from None
-        raise
+        raise Failure.of(error.cause).error() from error
+    except ray.exceptions.RayError as error:
+        raise death(error) from error
     finally:
         crew.dismiss()
 
@@ -175,11 +181,14 @@ class _Crew:
             actor = self._starting.pop(ref) if actor is None else actor
             try:
                 made = ray.get(ref)
-            except ray.exceptions.RayActorError as error:  # its process or its node died, or cannot be reached
+            except ray.exceptions.RayTaskError:  # its class is also the one of what the worker raised
+                raise
+            except DIED as error:
                 self._drop(actor)
                 deaths[position] += 1
                 if deaths[position] > MAX_DEATHS:
-                    reason = str(error).strip().splitlines()[-1]
+                    lines = str(error).strip().splitlines()  # the last says of what, if it was not memory
+                    reason = lines[0 if isinstance(error, ray.exceptions.OutOfMemoryError) else -1]
                     raise StageError(
                         f"{self._stage}: a worker died: {reason}; run the same command to go on"
                     ) from error
