@@ -35,13 +35,13 @@ def interval(metric: dict[str, Any]) -> str:
     return f"{metric['value']:.{digits}f} [{low}, {high}]"
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Prints what users and libraries wrote as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
     return Console(markup=False, emoji=False, highlight=False)
 
 
 def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
-    console = _console()
+    console = plain_console()
     if plan.evaluate.done and {"evaluate", "report"} & set(stages):
         _print_metrics(console, plan.evaluate.place.folder.read_json("metrics.json"))
     for one in plan.stages():
@@ -93,7 +93,7 @@ def print_state(run: RunState) -> None:
             left = f"no progress for {duration(one.standstill_seconds)}"
         errors = "" if one.num_errors is None else str(one.num_errors)
         table.add_row(one.label, one.state, f"{one.num_done}/{total}", errors, rate, left, str(one.num_attempts or ""))
-    console = _console()
+    console = plain_console()
     console.print(table)
     if run.driver:
         alive = "driver" if run.driver_alive else "no driver; the last one was killed"
@@ -110,4 +110,4 @@ def print_checks(checks: list[Check]) -> None:
     colors = {"ok": "green", "degraded": "yellow", "missing": "red"}
     for check in checks:
         table.add_row(check.name, Text(check.status, colors[check.status]), check.detail, check.remedy)
-    _console().print(table)
+    plain_console().print(table)

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from xgray.display import METRICS, interval
+from xgray.display import METRICS, interval, plain_console
 
 if TYPE_CHECKING:
     from xgray.bootstrap import Measured
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from xgray.score.agreement import LabelRow
     from xgray.scoring import Archiving, Calibrated
 
-CONSOLE = Console(markup=False, emoji=False, highlight=False)
-"""Shows names, paths and errors as they are, whatever brackets they hold."""
+CONSOLE = plain_console()
 if not CONSOLE.is_terminal:
     CONSOLE.width = 170  # a log has no width that tables must fit
 
