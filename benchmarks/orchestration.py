@@ -52,8 +52,8 @@ def experiment(root: Path, number: int, k: int, execution: dict[str, Any]) -> An
 
 def sample_and_score(root: Path, number: int, k: int, execution: dict[str, Any], address: str | None) -> dict[str, Any]:
     """Both stages, in this process; what they measured."""
-    from xgray.experiment import run_experiment
-    from xgray.plan import make_plan
+    from xgray.experiment.driver import run_experiment
+    from xgray.experiment.plan import make_plan
 
     began = time.perf_counter()
     first: list[float] = []

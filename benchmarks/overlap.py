@@ -56,9 +56,9 @@ def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: S
     """Of one pipeline with these stages; completions that are in ``folder`` are scored where nothing is sampled."""
     from xgray.distributed.pipeline import Target, run_pipeline
     from xgray.generate.engine import Weights
-    from xgray.models import resolve
-    from xgray.prompt_file import PROMPTS, prompt_file
-    from xgray.storage import Folder
+    from xgray.models.source import resolve
+    from xgray.runs.prompts import PROMPTS, prompt_file
+    from xgray.storage.folder import Folder
 
     scores = Folder(folder) / (score.scorer if score and not generate else "score")
     target = Target("base", Weights(resolve(MODEL), None, MODEL.dtype), None, Folder(folder) / "generate", scores)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--requests-per-second", type=float, default=50.0)
     given = parser.parse_args()
 
-    from xgray.data.rtp_lx import read_prompts
+    from xgray.data.prompts import read_prompts
     from xgray.distributed.cluster import connect
 
     receiver, sender = multiprocessing.Pipe(duplex=False)

@@ -32,7 +32,7 @@ from tests.mechanism.routes import (
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.probe import text_features
-from xgray.retrieve.states import encode
+from xgray.mechanism.retrieval.states import encode
 
 TEXTS = ["a longer text of some words", "b", "another", "two words", "闭嘴", "Mon patron, toujours"]
 NEURONS = [(2, 5), (0, 47), (2, 0), (1, 30)]

@@ -32,10 +32,10 @@ def options(given: argparse.Namespace, folder: str) -> list[str]:
 
 def run(arguments: list[str]) -> dict[str, float]:
     """Run the experiment in this process; seconds of each stage, from what it says of its progress."""
-    from xgray.calibrate import Timeline
-    from xgray.experiment import run_experiment
-    from xgray.experiment_file import load_experiment, parse_overrides
-    from xgray.plan import make_plan
+    from xgray.config.file import load_experiment, parse_overrides
+    from xgray.estimate.measure import Timeline
+    from xgray.experiment.driver import run_experiment
+    from xgray.experiment.plan import make_plan
 
     experiment = load_experiment(Path(arguments[0]), parse_overrides(arguments[1:]))
     heard = Timeline(lambda label, done, total, errors=0: None)
@@ -65,7 +65,7 @@ def child(command: list[str]) -> tuple[Any, float]:
 def compare(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = options(given, folder)
-        told, measuring = child(["-m", "xgray.cli", "plan", *arguments, "--measure", "--json"])
+        told, measuring = child(["-m", "xgray.cli.main", "plan", *arguments, "--measure", "--json"])
         quiet = os.getloadavg()[0]
         taken, whole = child([__file__, "--child", *arguments])
     predicted = dict.fromkeys(STAGES, 0.0)

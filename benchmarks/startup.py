@@ -21,7 +21,7 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     python = [sys.executable, "-c", "pass"]
-    xgray = [sys.executable, "-m", "xgray.cli"]
+    xgray = [sys.executable, "-m", "xgray.cli.main"]
     cases = {"python itself": python, "xgray --help": [*xgray, "--help"]}
     if len(sys.argv) > 1:
         cases["xgray run, finished"] = [*xgray, "run", sys.argv[1]]

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from xgray.data.score_entry import KEY_BYTES, ScoreEntry, score_keys
 from xgray.score.scorer import Scored
-from xgray.score.store import ScoreStore
-from xgray.score.store_segments import write_segment
+from xgray.score.store.entry import KEY_BYTES, ScoreEntry, score_keys
+from xgray.score.store.segments import write_segment
+from xgray.score.store.store import ScoreStore
 
 QUESTION = ("en", "perspective", "perspective/v1alpha1")
 ATTRIBUTES = ["toxicity"]

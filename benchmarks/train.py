@@ -43,7 +43,8 @@ def plain(train: Train, output: Path) -> list[float]:
     from trl import DPOConfig, DPOTrainer
 
     from xgray.data.pairs import read_pairs
-    from xgray.models import load_causal_lm, load_tokenizer, resolve
+    from xgray.models.load import load_causal_lm, load_tokenizer
+    from xgray.models.source import resolve
 
     ends: list[float] = []
 
@@ -81,7 +82,7 @@ def wrapped(train: Train, output: Path) -> list[float]:
 
     from xgray.data.pairs import read_pairs
     from xgray.distributed.train import run_training
-    from xgray.storage import Folder
+    from xgray.storage.folder import Folder
     from xgray.train.metrics import read_metrics
 
     ray.init(include_dashboard=False, address="local", log_to_driver=False)

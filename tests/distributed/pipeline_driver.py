@@ -9,10 +9,10 @@ from xgray.distributed.cluster import connect
 from xgray.distributed.pipeline import Target, run_pipeline
 from xgray.errors import XgrayError
 from xgray.generate.engine import Weights
-from xgray.prompt_file import PROMPTS as FILE
-from xgray.prompt_file import prompt_file
 from xgray.rows import Prompt
-from xgray.storage import Folder
+from xgray.runs.prompts import PROMPTS as FILE
+from xgray.runs.prompts import prompt_file
+from xgray.storage.folder import Folder
 
 PROMPTS = [
     Prompt(f"{language}/{index}", language, f"{text} number {index}")

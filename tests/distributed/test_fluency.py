@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from xgray.config import Evaluate, Fluency, Model
-from xgray.distributed.fluency import measure_fluency
 from xgray.errors import InputError
 from xgray.evaluate.fluency import load_measuring_model, perplexities
+from xgray.experiment.stages.evaluate import measure_fluency
 from xgray.rows import Completions, to_table
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 pytestmark = pytest.mark.slow
 SECTION = Evaluate()

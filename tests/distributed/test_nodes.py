@@ -13,10 +13,10 @@ import pytest
 from xgray.config import Generate, Model, Score, Train
 from xgray.distributed.cluster import connect, reach
 from xgray.distributed.placement import place_scorers
-from xgray.distributed.spread import spread
+from xgray.distributed.workers import spread
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))

@@ -8,7 +8,7 @@ from faulty_service import KEY, most_in_a_second, serving_apart
 
 from xgray.config import Score
 from xgray.distributed.cluster import connect
-from xgray.distributed.quota import NAMESPACE, shared_quota
+from xgray.distributed.rate_limit import NAMESPACE, shared_quota
 from xgray.errors import InputError
 from xgray.score.build import build_scorer
 

@@ -13,7 +13,7 @@ import yaml
 
 from xgray.distributed.cluster import check_shared, connect
 from xgray.errors import InputError
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 MOUNTS = subprocess.run(
     ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
@@ -73,7 +73,7 @@ def test_a_node_with_a_folder_of_its_own_is_refused_before_the_first_stage(clust
         (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
         command = ["run", "e.yaml", "--only", "generate", "--address", cluster.address]
         told = subprocess.run(
-            [sys.executable, "-m", "xgray.cli", *command],
+            [sys.executable, "-m", "xgray.cli.main", *command],
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert told.returncode == 2, told.stderr

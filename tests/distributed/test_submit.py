@@ -76,7 +76,7 @@ class Cluster:
         )  # fmt: skip
 
     def submit(self, folder, *arguments, **environment):
-        return self.start(folder, "xgray.cli", "submit", *arguments, "--address", self.dashboard, **environment)
+        return self.start(folder, "xgray.cli.main", "submit", *arguments, "--address", self.dashboard, **environment)
 
 
 def free_ports(number):
@@ -158,7 +158,7 @@ def drivers():
     found = []
     for one in psutil.process_iter(["cmdline"]):
         line = one.info["cmdline"] or []
-        if line[1:4] == ["-m", "xgray.cli", "run"] and "e.yaml" in line:
+        if line[1:4] == ["-m", "xgray.cli.main", "run"] and "e.yaml" in line:
             found.append(one)
     return found
 
@@ -198,7 +198,7 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
 
     with without_tails(cluster.dashboard) as address:
         options = ("--score.perspective-url", "http://nowhere.invalid", "--address", address)
-        out, err = finish(cluster.start(work, "xgray.cli", "submit", "e.yaml", *options), 2)
+        out, err = finish(cluster.start(work, "xgray.cli.main", "submit", "e.yaml", *options), 2)
     assert out.count("of another configuration") == 1
     assert "xgray: job mine-" in err
 

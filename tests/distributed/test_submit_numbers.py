@@ -10,7 +10,7 @@ import ray
 from xgray.config import Experiment
 from xgray.distributed.submit import submit_job
 from xgray.errors import InputError
-from xgray.runs import fingerprint
+from xgray.storage.fingerprint import fingerprint
 
 EXPERIMENT = Experiment.model_validate({"name": "mine", "model": {"id": "some/model"}})
 OURS, OTHERS = fingerprint(EXPERIMENT.model_dump(mode="json")), "another configuration"

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from xgray.config import Model, Train, TrainExecution
 from xgray.errors import InputError
-from xgray.models import local_weights
-from xgray.storage import Folder
+from xgray.models.source import local_weights
+from xgray.storage.folder import Folder
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from tiny import PAIRS, make_tiny_model

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from tiny import PAIRS
 
 from xgray.config import Model, Train
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 if __name__ == "__main__":
     import ray

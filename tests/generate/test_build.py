@@ -50,7 +50,7 @@ def test_engine_where_vllm_is_not_installed(without_vllm, wanted, told):
 
 def test_a_run_with_an_engine_that_is_not_installed_is_one_line(without_vllm, tiny_model, tmp_path):
     options = "--name", "e", "--model.id", tiny_model, "--variants", "[]", "--runs", str(tmp_path / "runs")
-    done = without_vllm("-m", "xgray.cli", "generate", *options, "--generate.execution.engine", "vllm")
+    done = without_vllm("-m", "xgray.cli.main", "generate", *options, "--generate.execution.engine", "vllm")
     assert done.returncode == 2
     assert done.stderr == f"xgray: {REFUSAL}\n"
     assert not (tmp_path / "runs").exists()

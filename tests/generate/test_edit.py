@@ -8,7 +8,7 @@ from xgray.config import Generate
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights
 from xgray.mechanism.neurons import Edit, down_projections, value_vectors
-from xgray.models import load_tokenizer
+from xgray.models.load import load_tokenizer
 
 PROMPTS = ["The weather in the north", "A", "Bonjour, je suis"]
 SEEDS = [11, 12, 13]

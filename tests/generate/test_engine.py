@@ -13,7 +13,7 @@ from xgray.errors import InputError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
 from xgray.generate.transformers_engine import SeededChoice
-from xgray.models import context_length, load_tokenizer
+from xgray.models.load import context_length, load_tokenizer
 from xgray.rows import Prompt
 
 LONG = "It was late, and the rain came down on the roofs " * 4

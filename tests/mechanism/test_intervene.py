@@ -14,17 +14,17 @@ import psutil
 import pytest
 
 from xgray.config import Experiment, Generate
+from xgray.config.file import load_experiment, parse_overrides
 from xgray.errors import InputError
-from xgray.experiment import run_experiment
-from xgray.experiment_file import load_experiment, parse_overrides
+from xgray.experiment.driver import run_experiment
+from xgray.experiment.plan import make_plan
+from xgray.experiment.stages.intervene import run
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights
 from xgray.mechanism.neurons import Edit
-from xgray.plan import make_plan
 from xgray.rows import Completions, Scores, from_table, schema
-from xgray.runs import StageResult
-from xgray.stages.intervene import run
-from xgray.storage import Folder
+from xgray.runs.manifest import StageResult
+from xgray.storage.folder import Folder
 
 NEURONS = [[0, 3], [0, 100], [1, 7], [1, 127]]
 EDITS = {
@@ -118,7 +118,7 @@ def test_settings_are_named_for_files_and_differ(tmp_path):
 def command(folder, *arguments):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "xgray.cli", *arguments],
+        [sys.executable, "-m", "xgray.cli.main", *arguments],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 

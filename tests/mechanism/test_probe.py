@@ -6,10 +6,10 @@ import torch
 
 from tests.mechanism.routes import hidden_states, residual_without_norm
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
-from xgray.batches import padded
 from xgray.config import Probe
 from xgray.errors import InputError
 from xgray.mechanism.probe import calibration, epochs, text_features, train_probe, validation_metrics
+from xgray.models.batches import padded
 
 TEXTS = ["good morning", "you idiot", "a", "what a kind word, and what a long one it is", "she came home", "oh"]
 

@@ -9,8 +9,8 @@ import yaml
 
 from xgray.config import Experiment
 from xgray.rows import ATTRIBUTES, Completions, Scores, to_table
-from xgray.runs import StageFolder, StageResult
-from xgray.storage import Folder
+from xgray.runs.manifest import StageFolder, StageResult
+from xgray.storage.folder import Folder
 
 TEXTS = {
     "ar": ("يا أيها الغبي، لماذا", " لا أحد يريد أن يسمعك أيها الأحمق"),

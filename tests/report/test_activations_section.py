@@ -5,9 +5,9 @@ import re
 import numpy as np
 
 from tests.report.made_run import write_run
-from xgray.mechanism.activation_rows import ActivationRows, activation_changes, activation_metrics
+from xgray.mechanism.activation_metrics import ActivationRows, activation_changes, activation_metrics
 from xgray.report.build import build_report
-from xgray.runs import StageFolder, StageResult
+from xgray.runs.manifest import StageFolder, StageResult
 
 MEANS = {"en": (0.1, -0.005), "de": (0.08, 0.0798), "ar": (0.01, 0.05)}
 NEURONS = [[0, 7], [3, 12]]

@@ -5,7 +5,7 @@ import re
 from tests.report.made_run import write_run
 from xgray.evaluate.capability import comparison, summary
 from xgray.report.build import build_report
-from xgray.runs import StageFolder, StageResult
+from xgray.runs.manifest import StageFolder, StageResult
 
 DRAWN = (0.95, 500, 0)
 

@@ -3,7 +3,7 @@ from made_run import K
 from xgray.report.examples import FELL, ROSE, WORST, choose_examples
 from xgray.report.files import RunFiles
 from xgray.rows import Completions, Scores, to_table
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 
 def write(run, scores):

@@ -6,10 +6,10 @@ import pytest
 from made_run import CHANGES, write_run
 from test_report import Page
 
+from xgray.experiment.stages.intervene import metrics_by_setting
 from xgray.mechanism.neurons import Edit
 from xgray.report.build import build_report
-from xgray.runs import StageFolder, StageResult
-from xgray.stages.intervene import metrics_by_setting
+from xgray.runs.manifest import StageFolder, StageResult
 
 NEURONS = [[13, 694], [2, 280]]
 EDITS = {"base": None, "offset-5": Edit(((13, 694), (2, 280)), offset=-5.0), "times0": Edit((), multiplier=0.0)}

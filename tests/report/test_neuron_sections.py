@@ -9,7 +9,7 @@ from xgray.report.build import build_report, render
 from xgray.report.files import RunFiles
 from xgray.report.sections import probe as probe_section
 from xgray.report.sections import vectors as vectors_section
-from xgray.runs import StageFolder, StageResult
+from xgray.runs.manifest import StageFolder, StageResult
 
 MEASURED = {"auc": 0.912, "low": 0.87, "high": 0.94, "num_toxic": 40, "num_benign": 50, "accuracy": 0.7}
 PROBE = {

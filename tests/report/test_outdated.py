@@ -7,8 +7,9 @@ from test_retrieve import write_retrieval
 
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles
-from xgray.runs import StageFolder, StageResult, fingerprint
-from xgray.storage import Folder
+from xgray.runs.manifest import StageFolder, StageResult
+from xgray.storage.fingerprint import fingerprint
+from xgray.storage.folder import Folder
 
 
 @pytest.fixture

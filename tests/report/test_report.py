@@ -14,7 +14,7 @@ from xgray.errors import InputError
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles
 from xgray.report.tables import protocol_differences
-from xgray.runs import StageFolder, StageResult
+from xgray.runs.manifest import StageFolder, StageResult
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
@@ -158,8 +158,8 @@ def test_same_run_gives_the_same_bytes_in_another_process(tmp_path):
     build_report(run, experiment)
     first = files()
     code = (
-        "import sys; from pathlib import Path; from xgray.experiment_file import load_experiment; "
-        "from xgray.report.build import build_report; from xgray.storage import Folder; "
+        "import sys; from pathlib import Path; from xgray.config.file import load_experiment; "
+        "from xgray.report.build import build_report; from xgray.storage.folder import Folder; "
         "build_report(Folder(sys.argv[1]), load_experiment(Path(sys.argv[1], 'experiment.yaml')))"
     )
     again = {**os.environ, "PYTHONHASHSEED": "77", "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"}

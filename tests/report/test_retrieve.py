@@ -4,12 +4,12 @@ import numpy as np
 from made_run import CHANGES, write_run
 from test_report import Page
 
+from xgray.experiment.stages.transfer import transfer
+from xgray.mechanism.retrieval.scores import pair_scores, summary
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles
 from xgray.report.sections.retrieve import make
-from xgray.retrieve.scores import pair_scores, summary
-from xgray.runs import StageFolder, StageResult
-from xgray.stages.transfer import transfer
+from xgray.runs.manifest import StageFolder, StageResult
 
 MORE = CHANGES | {"hi": (0.5, 0.45, False), "ja": (0.4, 0.38, False), "zh-hans": (0.6, 0.3, True)}
 

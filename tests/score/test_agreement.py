@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from xgray.score.agreement import agreement, kappa, kendall, label_rows, spearman
+from xgray.score.calibration.agreement import agreement, kappa, kendall, label_rows, spearman
 
 NAN = float("nan")
 

@@ -8,7 +8,7 @@ from tiny_classifier import classifier_section, tiny_classifier
 
 from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
-from xgray.models import load_sequence_classifier
+from xgray.models.load import load_sequence_classifier
 from xgray.score.build import build_scorer
 from xgray.score.classifier import FLOAT32_TOLERANCE, batches, label_columns
 from xgray.score.scorer import EMPTY, score_texts

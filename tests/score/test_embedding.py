@@ -15,14 +15,7 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, to_table
 from xgray.score.build import build_scorer
-from xgray.score.embedding import (
-    Embedder,
-    available_threads,
-    engine_text,
-    fit_scorer,
-    fit_to_file,
-    present_embedding,
-)
+from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer, fit_to_file, present_embedding
 from xgray.score.rows import score_rows
 from xgray.score.scorer import EMPTY, check_languages, score_texts
 

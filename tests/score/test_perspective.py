@@ -14,12 +14,12 @@ from faulty_service import (
 )
 
 from xgray.config import Score
-from xgray.data.score_entry import ScoreEntry, score_keys
 from xgray.errors import InputError, StageError
 from xgray.score.build import build_scorer
 from xgray.score.scorer import EMPTY, score_texts
 from xgray.score.service import retry_after_seconds
-from xgray.score.store import ScoreStore
+from xgray.score.store.entry import ScoreEntry, score_keys
+from xgray.score.store.store import ScoreStore
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
 
 def test_slots_hold_what_slow_connections_bunch_together():
     """Requests that wait for their connection do not add to those that come after them."""
-    from xgray.score.quota import Quota
+    from xgray.score.rate_limit import Quota
 
     written = []
 

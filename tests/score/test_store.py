@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from xgray.data.score_entry import ScoreEntry, score_keys
 from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES
-from xgray.runs import fingerprint
 from xgray.score.scorer import Scored
-from xgray.score.store import ScoreStore
-from xgray.score.store_segments import MERGE_AT
+from xgray.score.store.entry import ScoreEntry, score_keys
+from xgray.score.store.segments import MERGE_AT
+from xgray.score.store.store import ScoreStore
+from xgray.storage.fingerprint import fingerprint
 
 SCORER = ("perspective", "perspective/v1alpha1")
 ODD_TEXTS = [
@@ -154,7 +154,7 @@ def test_a_writer_merges_its_own_segments(tmp_path):
 
 
 def test_a_reader_learns_of_what_others_write(tmp_path, monkeypatch):
-    monkeypatch.setattr("xgray.score.store.RELIST_SECONDS", 0.2)
+    monkeypatch.setattr("xgray.score.store.store.RELIST_SECONDS", 0.2)
     store, reader = ScoreStore(str(tmp_path)), ScoreStore(str(tmp_path))
     store.put([entry("one", {"toxicity": 0.5})])
     assert known(reader, ["one"]) == [None]

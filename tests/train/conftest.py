@@ -1,7 +1,7 @@
 import pytest
 from tiny import make_tiny_model
 
-from xgray.models import load_tokenizer
+from xgray.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="session")

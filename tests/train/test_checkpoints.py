@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from xgray.sealed import CONTENTS, DamagedError, unseal
-from xgray.storage import Folder
+from xgray.storage.checksums import CONTENTS, DamagedError, unseal
+from xgray.storage.folder import Folder
 from xgray.train.checkpoints import Checkpoints
 
 

@@ -6,7 +6,7 @@ from peft import PeftModel
 from tiny import PAIRS
 
 from xgray.config import Train
-from xgray.models import load_causal_lm, load_tokenizer
+from xgray.models.load import load_causal_lm, load_tokenizer
 from xgray.train.export import export
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache

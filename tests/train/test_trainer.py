@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from xgray.config import Train
 from xgray.errors import InputError
-from xgray.models import load_tokenizer
+from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
 from xgray.train.callbacks import CheckpointReport
 from xgray.train.metrics import read_metrics

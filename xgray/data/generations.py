@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from xgray.data.source import Record, located, records
+from xgray.data.source import Record, records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Completions, from_table, schema
@@ -37,7 +37,7 @@ def read_generations(path: str, model: str, language: str | None = None, k: int 
         InputError: a file, line or row is broken; a prompt has not k completions, or the file does not show k; a second
             run was appended; two rows have the same id, or there are none.
     """
-    source = located(path, "generations")
+    source = resolve_input(path, "generations")
     files = files_of(source, "*.parquet") or files_of(source, "output-*.json")
     if not files:
         raise InputError(f"{source}: the folder holds neither output-*.json nor *.parquet files")

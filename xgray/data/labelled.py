@@ -14,10 +14,10 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-from xgray.data.source import csv_rows, located
+from xgray.data.source import csv_rows, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
-from xgray.runs import fingerprint
+from xgray.storage.fingerprint import fingerprint
 
 SPLITS = ("fit", "validate")
 VALIDATE_SHARE = Fraction(1, 3)
@@ -46,7 +46,7 @@ def read_labelled(path: str) -> list[LabelledText]:
     Raises:
         InputError: there is no such file, or a line or the balance of a file is wrong.
     """
-    source = located(path, "labelled")
+    source = resolve_input(path, "labelled")
     files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
     if not files:
         raise InputError(f"{source}: the folder holds no {{language}}.csv files")
@@ -77,7 +77,7 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
     Raises:
         InputError: there is no such file, a line is wrong, or a label is missing from a split.
     """
-    source = located(path, "labelled")
+    source = resolve_input(path, "labelled")
     if path == "embedded":
         source /= "en.csv"
     if source.is_dir():

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from xgray.data.source import located, records
+from xgray.data.source import records, resolve_input
 from xgray.errors import InputError
 from xgray.rows import PreferencePair
-from xgray.runs import fingerprint
+from xgray.storage.fingerprint import fingerprint
 
 
 def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
@@ -19,7 +19,7 @@ def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
     Raises:
         InputError: there is no such file, or a line is broken or lacks a field.
     """
-    source = located(path, "pairs")
+    source = resolve_input(path, "pairs")
     files = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
     if not files:
         raise InputError(f"{source}: the folder holds no *.jsonl files")

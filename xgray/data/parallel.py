@@ -16,10 +16,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from xgray.data.source import Record, located, records
+from xgray.data.source import Record, records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
-from xgray.runs import file_fingerprint, fingerprint
+from xgray.storage.fingerprint import file_fingerprint, fingerprint
 
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
 """An entity with its semicolon: html.unescape alone would also take ``&copy`` in ``a&copy=b``."""
@@ -39,7 +39,7 @@ def read_parallel(folder: str, languages: Sequence[str], repair_entities: bool =
     lines = {code: list(records(file)) for code, file in files.items()}
     if len({len(one) for one in lines.values()}) > 1:
         counts = ", ".join(f"{files[code].name} {len(one)}" for code, one in lines.items())
-        raise InputError(f"{located(folder, 'prompts')}: parallel files must have as many prompts each: {counts}")
+        raise InputError(f"{resolve_input(folder, 'prompts')}: parallel files must have as many prompts each: {counts}")
     _check_indices(list(lines.values()))
     prompts = {code: [record.filled("Prompt") for record in one] for code, one in lines.items()}
     if not repair_entities:
@@ -53,7 +53,7 @@ def parallel_files(folder: str, languages: Sequence[str]) -> dict[str, Path]:
     Raises:
         InputError: one of them is missing.
     """
-    source = located(folder, "prompts")
+    source = resolve_input(folder, "prompts")
     released = {code: source / f"dpo_toxicity_pairwise_{known.short}_200.jsonl" for code, known in LANGUAGES.items()}
     rtp_lx = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
     files = rtp_lx if any(file.is_file() for file in rtp_lx.values()) else released

@@ -13,11 +13,11 @@ from typing import Any
 
 from xgray.config import Switch
 from xgray.data.generations import FINISH_REASON, check_rows, files_of, language_of, prompt_blocks
-from xgray.data.source import Record, located, records
+from xgray.data.source import Record, records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import ATTRIBUTES, AttributeScores, Completions, Scores
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 PREFIX = "perspective_api_eval-"
 """Of the files' names."""
@@ -45,7 +45,7 @@ def read_perspective_results(
     Raises:
         InputError: a file or line is broken, or lines do not make up k for each prompt.
     """
-    source = located(path, "Perspective results")
+    source = resolve_input(path, "Perspective results")
     files = files_of(source, f"{PREFIX}*.json")
     if not files:
         raise InputError(f"{source}: the folder holds no {PREFIX}*.json files")

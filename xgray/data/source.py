@@ -18,7 +18,7 @@ from typing import Any
 from xgray.errors import InputError
 
 
-def located(path: str, kind: str) -> Path:
+def resolve_input(path: str, kind: str) -> Path:
     """The file or folder that ``path`` names; ``embedded`` is the package's own data of that kind.
 
     Raises:

@@ -11,24 +11,24 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from xgray.blocks import MadeBlock, NewBlock, file_name
 from xgray.config import Generate, Score
+from xgray.distributed.crash_ledger import MAX_DEATHS, LedgerClient
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
-from xgray.distributed.ledger import MAX_DEATHS, LedgerClient
 from xgray.distributed.metrics import count_block
-from xgray.distributed.quota import shared_scorer
+from xgray.distributed.rate_limit import shared_scorer
 from xgray.errors import StageError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights
 from xgray.generate.isolate import PROBE, complete_isolated, failed
 from xgray.mechanism.neurons import Edit
-from xgray.models import device_name
-from xgray.prompt_file import PromptFile
+from xgray.models.load import device_name
 from xgray.rows import Completions, Prompt, Scores, from_table, to_table
+from xgray.runs.blocks import MadeBlock, NewBlock, file_name
+from xgray.runs.prompts import PromptFile
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,11 +19,11 @@ import ray
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, handed_over, is_secret
+from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError
-from xgray.job_environment import job_variables
-from xgray.nodes import Nodes, Reach
-from xgray.storage import TEMPORARY_MARK, Folder
+from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 PASSED_ON = ("XGRAY_", "HF_", "VLLM_", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 """Environment variables with these beginnings are given to the workers of a cluster, as are keys in a way of their
@@ -114,14 +114,14 @@ _began: Nodes = Counter()
 """The nodes of the cluster that :func:`connect` joined, as they were then."""
 
 
-def reach() -> Reach:
+def reach() -> ClusterCapacity:
     """What the cluster has, had when this process joined it by :func:`connect`, and may get."""
     config = state.state.get_cluster_config()
     may: Nodes = Counter()
     for group in config.node_group_configs if config else ():
         shape = int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0))
         may[shape] += group.max_count if group.max_count >= 0 else sys.maxsize
-    return Reach(_living(), Counter(_began), may)
+    return ClusterCapacity(_living(), Counter(_began), may)
 
 
 def _living() -> Nodes:

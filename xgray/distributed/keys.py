@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from xgray.runs import SECRET
+from xgray.runs.secrets import SECRET
 
 NAMESPACE = "xgray"
 KEYS = (

@@ -5,7 +5,7 @@
                             ▼                ▼
                     generate/{model}/    score/{model}/
 
-A block (:mod:`xgray.blocks`) is committed as one file by the actor that made it, before it is passed on; what is passed
+A block (:mod:`xgray.runs.blocks`) is committed as one file by the actor that made it, before it is passed on; what is passed
 on is the file's name. What is on disk is never made again; killing anything costs at most the blocks in flight.
 """
 
@@ -24,23 +24,23 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from xgray.blocks import Missing, RowCounts, check_once, count_rows, find_missing
 from xgray.config import Generate, Score
 from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
 from xgray.distributed.cluster import reach
+from xgray.distributed.crash_ledger import LedgerClient
 from xgray.distributed.failures import death
-from xgray.distributed.ledger import LedgerClient
+from xgray.distributed.nodes import room
 from xgray.distributed.placement import described, place_engines, place_scorers
 from xgray.distributed.waiting import waits_told
 from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.mechanism.neurons import Edit
-from xgray.meter import OnProgress
-from xgray.nodes import room
-from xgray.prompt_file import PromptFile
 from xgray.rows import Completions, Scores
-from xgray.runs import StageResult
-from xgray.storage import Folder
+from xgray.runs.blocks import Missing, RowCounts, check_once, count_rows, find_missing
+from xgray.runs.manifest import StageResult
+from xgray.runs.progress import OnProgress
+from xgray.runs.prompts import PromptFile
+from xgray.storage.folder import Folder
 
 SCORING_CALLS = 4
 """Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
@@ -216,7 +216,7 @@ def _places(targets: Sequence[Target]) -> Places:
 
 def _check(places: Places, missing: dict[str, Missing], prompts: PromptFile, generate: Generate) -> None:
     """Refuse prompts that are too long for one of the models that are to continue them."""
-    from xgray.models import context_length, load_config, load_tokenizer
+    from xgray.models.load import context_length, load_config, load_tokenizer
 
     checked: dict[tuple[str, str | None], set[int]] = {}
     for model, place in places.items():

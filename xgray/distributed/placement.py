@@ -1,6 +1,6 @@
 """Who runs where: on GPUs or cores, and how many of them.
 
-What the cluster has or may get decides (:class:`xgray.nodes.Reach`), not what is alive at the moment: a node that was
+What the cluster has or may get decides (:class:`xgray.distributed.nodes.ClusterCapacity`), not what is alive at the moment: a node that was
 there when this driver began, or that an autoscaler says it may add, is waited for. Ray 2.60's own autoscalers do not
 say it (later ones and hosted ones do), so under these a run is offered what was there when it began.
 """
@@ -13,8 +13,18 @@ from typing import Any
 
 from xgray.config import Generate, Score, TrainExecution
 from xgray.distributed.cluster import thread_environment
+from xgray.distributed.nodes import (
+    ClusterCapacity,
+    Nodes,
+    cores_each,
+    engines_use_gpu,
+    most_cores,
+    most_gpus,
+    room,
+    share_gpus,
+    spare_core,
+)
 from xgray.errors import InputError
-from xgray.nodes import Nodes, Reach, cores_each, engines_use_gpu, most_cores, most_gpus, room, share_gpus, spare_core
 from xgray.score.build import GPU_SCORERS, SERVICES
 
 log = logging.getLogger(__name__)
@@ -26,7 +36,7 @@ def described(cpus: int, gpus: int = 0) -> str:
     return f"{cores} and {devices}" if gpus else cores
 
 
-def place_training(reach: Reach, execution: TrainExecution) -> tuple[bool, int]:
+def place_training(reach: ClusterCapacity, execution: TrainExecution) -> tuple[bool, int]:
     """Whether each worker takes a GPU, and its cores: as many as let all workers be placed at once.
 
     Raises:
@@ -50,7 +60,7 @@ def _largest(nodes: Nodes) -> str:
     return f"no node of it has more than {described(most_cores(nodes), most_gpus(nodes))}"
 
 
-def _engine(reach: Reach, generate: Generate) -> tuple[Nodes, int, int, int]:
+def _engine(reach: ClusterCapacity, generate: Generate) -> tuple[Nodes, int, int, int]:
     """The nodes that engines are placed on, and the cores, the GPUs and the threads of each engine."""
     execution = generate.execution
     if engines_use_gpu(generate, reach.any_gpu):
@@ -63,7 +73,7 @@ def _engine(reach: Reach, generate: Generate) -> tuple[Nodes, int, int, int]:
     return nodes, max(1, threads - 1), 0, threads
 
 
-def place_engines(reach: Reach, generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
+def place_engines(reach: ClusterCapacity, generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
     """How many engines, and Ray's options for them: on GPUs where there are any, else one on all cores of a node.
 
     Raises:
@@ -91,7 +101,7 @@ def _warn(asked: int, held: int, what: str) -> None:
         log.warning("%d %s are asked for, and there is room for %d: the others wait for it", asked, what, held)
 
 
-def place_scorers(reach: Reach, score: Score, generate: Generate | None) -> tuple[int, dict[str, Any]]:
+def place_scorers(reach: ClusterCapacity, score: Score, generate: Generate | None) -> tuple[int, dict[str, Any]]:
     """How many scoring actors, and Ray's options for them: each on a GPU of its own, or on cores.
 
     On one machine they reserve none of the cores, which the engine has. On several they reserve one each, so that they
@@ -128,7 +138,7 @@ def place_scorers(reach: Reach, score: Score, generate: Generate | None) -> tupl
     return asked, {"num_cpus": cpus, "runtime_env": environment}
 
 
-def place_workers(reach: Reach, stage: str, num_workers: int | None = None) -> tuple[int, dict[str, Any]]:
+def place_workers(reach: ClusterCapacity, stage: str, num_workers: int | None = None) -> tuple[int, dict[str, Any]]:
     """How many workers with one copy of a model each, and Ray's options for them.
 
     Args:

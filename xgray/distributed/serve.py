@@ -1,6 +1,6 @@
 """A scorer as a service: replicas of it under Ray Serve, and the HTTP side of it in this process.
 
-    clients ──HTTP──▶ xgray.score.server ──batches──▶ replicas of the scorer
+    clients ──HTTP──▶ xgray.serve.http ──batches──▶ replicas of the scorer
 
 Serve routes the batches, starts replicas for the load, and again where one dies. Its own HTTP proxy is left out: it and
 the hop behind it take 6 ms of a core for each request, a quarter of what scoring one takes, where a whole batch costs
@@ -29,12 +29,12 @@ from xgray.config import Score, Serve
 from xgray.distributed.cluster import connect, reach, thread_environment, total
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
+from xgray.distributed.nodes import most_cores
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.nodes import most_cores
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, score_texts
-from xgray.score.server import PROBE, Item, Offer, Service, Unavailable
+from xgray.serve.http import PROBE, Item, ScorerInfo, Service, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ScorerReplica:
             traceback.print_exc()
             self._scorer = Failure.of(error)
 
-    async def offer(self) -> Offer | Failure:
+    async def offer(self) -> ScorerInfo | Failure:
         """What the scorer can be asked for, or why there is none."""
         scorer = self._scorer
         if isinstance(scorer, Failure):
@@ -127,7 +127,7 @@ class ScorerReplica:
         return [results[place] for place in range(len(items))]
 
 
-def offered(scorer: Scorer, section: Score) -> Offer:
+def offered(scorer: Scorer, section: Score) -> ScorerInfo:
     """What the scorer can be asked for.
 
     Raises:
@@ -139,7 +139,7 @@ def offered(scorer: Scorer, section: Score) -> Offer:
             f"score.scorer: {scorer.name} declares no language to be served in; name some (score.classifier.languages, "
             "score.openai.languages), or set score.unvalidated_languages: true"
         )
-    return Offer(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
+    return ScorerInfo(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
 
 
 def _deployment(score: Score, section: Serve) -> serve.Deployment:
@@ -177,7 +177,7 @@ async def _serve(handle: DeploymentHandle, section: Serve, key: str | None, boun
     Raises:
         XgrayError: the replicas could not build their scorer.
     """
-    offer: Offer | Failure = await handle.offer.remote()
+    offer: ScorerInfo | Failure = await handle.offer.remote()
     if isinstance(offer, Failure):
         raise offer.error()
 

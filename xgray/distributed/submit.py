@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from xgray.config import Experiment
 from xgray.distributed.cluster import TOKEN_HINT
 from xgray.errors import InputError, StageError
-from xgray.runs import fingerprint
+from xgray.storage.fingerprint import fingerprint
 
 EXCLUDES = ("/runs", "/build", ".env", ".*_cache", "*.egg-info")
 """Of the working directory, beside what its .gitignore names and Ray leaves out (.git, .venv, __pycache__)."""
@@ -90,7 +90,7 @@ def submit_job(file: Path, options: Sequence[str], experiment: Experiment, run: 
                 return Job(client, f"{prefix}{number}", is_new=False)
         # Not their count: `ray job delete` leaves gaps.
         job = f"{prefix}{max(earlier, default=0) + 1}"
-        command = ["python", "-m", "xgray.cli", "run", file.resolve().relative_to(here).as_posix(), *options]
+        command = ["python", "-m", "xgray.cli.main", "run", file.resolve().relative_to(here).as_posix(), *options]
         metadata = {"run": run, "configuration": configuration}
         if _submitted(client, job, shlex.join([*command, "--address", "auto"]), here, metadata):
             return Job(client, job, is_new=True)

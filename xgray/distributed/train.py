@@ -26,15 +26,17 @@ import ray
 from xgray.config import Model, Train
 from xgray.distributed.cluster import reach
 from xgray.distributed.keys import take_keys
-from xgray.distributed.line import Losses, open_line
 from xgray.distributed.placement import described, place_training
+from xgray.distributed.train_control import Losses, open_line
 from xgray.distributed.waiting import waits_told
 from xgray.errors import InputError, StageError, XgrayError
-from xgray.models import cache_folder, is_adapter, load_tokenizer, local_weights, portable
+from xgray.models.cache import cache_folder
+from xgray.models.load import load_tokenizer
+from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import PreferencePair
-from xgray.runs import StageResult
-from xgray.sealed import DamagedError, seal
-from xgray.storage import TEMPORARY_MARK, Folder, transient
+from xgray.runs.manifest import StageResult
+from xgray.storage.checksums import DamagedError, seal
+from xgray.storage.folder import TEMPORARY_MARK, Folder, transient
 from xgray.train.checkpoints import Checkpoints
 from xgray.train.export import export
 from xgray.train.feasible import check_feasible
@@ -78,7 +80,7 @@ class Job:
     cache: ReferenceCache
     cpus: int
     line: Any
-    """The actor that the driver and the workers reach each other by: :class:`xgray.distributed.line.Line`."""
+    """The actor that the driver and the workers reach each other by: :class:`xgray.distributed.train_control.TrainControl`."""
 
     def scratch(self, rank: int) -> Path:
         """A worker's own folder: on the output's disk, so that checkpoints need not be copied, or in the cache."""
@@ -111,7 +113,7 @@ def run_training(
     Args:
         seed: Seed of the split, the order and the adapter's start, where the section names none.
         output: A folder that all nodes mount under the same path, or any URI.
-        reference_fingerprint: Of the model's weights, see :func:`xgray.models.model_fingerprint`.
+        reference_fingerprint: Of the model's weights, see :func:`xgray.models.source.model_fingerprint`.
 
     Raises:
         InputError: the section, the pairs or the model cannot be trained with.
@@ -122,7 +124,7 @@ def run_training(
         return StageResult(**output.read_json(RESULT))
     gpu, cpus = place_training(reach(), section.execution)
     check_feasible(section, gpu)
-    base = portable(model)
+    base = path_for_workers(model)
     if Path(base).is_dir():
         base = str(Path(base).absolute())
         if is_adapter(base):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from xgray.watching import every
+from xgray.runs.periodic import run_every
 
 log = logging.getLogger(__name__)
 
@@ -37,5 +37,5 @@ def waits_told(missing: Callable[[], str | None]) -> Iterator[None]:
             log.warning("%s; to go on with the nodes that are there, stop and run the same command again", text)
             due = now + AGAIN_SECONDS
 
-    with every(POLL_SECONDS, look):
+    with run_every(POLL_SECONDS, look):
         yield

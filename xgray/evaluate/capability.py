@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xgray.bootstrap import FloatArray, Statistic, adjusted, compare, draw_seed, estimate, ratio
+from xgray.stats.bootstrap import FloatArray, Statistic, adjusted, compare, draw_seed, estimate, ratio
 
 UNTESTED = {"p_adjusted": None, "significant": None}
 Row = Mapping[str, Any]

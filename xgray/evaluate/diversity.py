@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgray.bootstrap import FloatArray, IntArray
 from xgray.config import Switch
+from xgray.stats.bootstrap import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

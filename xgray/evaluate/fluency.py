@@ -15,7 +15,7 @@ Apart from the last, prompt and completion are tokenized separately and their to
 of a prompt share its tokens, and the prompt runs through the model once. An empty completion has no perplexity. Under
 ``released`` a blank one has none either, and values of 1e4 and more are dropped.
 
-Run by workers only (it imports torch); see :mod:`xgray.distributed.fluency`.
+Run by workers only (it imports torch); see :mod:`xgray.experiment.stages.evaluate`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.logging import disable_progress_bar
 
-from xgray.batches import by_length, padded, token_positions
 from xgray.config import Fluency, Model
 from xgray.errors import InputError
-from xgray.inference import inference
-from xgray.models import load_causal_lm, load_tokenizer, resolve
+from xgray.models.batches import by_length, padded, token_positions
+from xgray.models.inference import inference
+from xgray.models.load import load_causal_lm, load_tokenizer
+from xgray.models.source import resolve
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.data.task_file import data_files, is_task_file
 from xgray.errors import InputError, StageError
-from xgray.models import load_causal_lm, load_tokenizer
+from xgray.models.load import load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

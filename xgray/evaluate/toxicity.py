@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgray.bootstrap import FloatArray
+from xgray.stats.bootstrap import FloatArray
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from xgray.config import Generate
 from xgray.generate.seeds import prompt_seed
 from xgray.mechanism.neurons import Edit
-from xgray.models import check_lengths, local_weights
+from xgray.models.load import check_lengths
+from xgray.models.source import local_weights
 from xgray.rows import Completions, Prompt
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Weights:
     """The base weights that an engine loads, and the adapters that it must be ready for."""
 
     path: str
-    """What ``from_pretrained`` takes, or the URI of what it takes: see :func:`xgray.models.local_weights`."""
+    """What ``from_pretrained`` takes, or the URI of what it takes: see :func:`xgray.models.source.local_weights`."""
     revision: str | None
     dtype: str
     adapters: tuple[str, ...] = ()

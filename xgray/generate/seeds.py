@@ -2,7 +2,7 @@
 
 So the random numbers of a text depend neither on the prompts beside it, nor on how many engines there are, nor on
 restarts. Nor does the text where the model's probabilities do not: with transformers, which takes one prompt at a
-time, and with vLLM on a CPU. With vLLM on CUDA they do in their last bits: see :mod:`xgray.vllm_environment`.
+time, and with vLLM on a CPU. With vLLM on CUDA they do in their last bits: see :mod:`xgray.models.vllm`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Weights
-from xgray.inference import inference
 from xgray.mechanism.neurons import Edit, install
-from xgray.models import end_tokens, load_causal_lm, load_tokenizer, local_weights
+from xgray.models.inference import inference
+from xgray.models.load import end_tokens, load_causal_lm, load_tokenizer
+from xgray.models.source import local_weights
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]

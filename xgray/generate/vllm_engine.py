@@ -9,8 +9,9 @@ from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
-from xgray.models import context_length, load_config, local_weights
-from xgray.vllm_environment import cpu_options, prepare_environment
+from xgray.models.load import context_length, load_config
+from xgray.models.source import local_weights
+from xgray.models.vllm import cpu_options, prepare_environment
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM takes for the largest rank."""

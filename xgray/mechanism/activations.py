@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from xgray.batches import by_length, padded, token_positions
 from xgray.config import Neuron
 from xgray.errors import InputError
 from xgray.mechanism.neurons import capturing
-from xgray.models import end_tokens
+from xgray.models.batches import by_length, padded, token_positions
+from xgray.models.load import end_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +39,14 @@ def measure_activations(
     of similar length share a batch, whatever their order.
 
     Args:
-        texts: each of at least one token, and short enough; see :func:`xgray.models.check_lengths`.
+        texts: each of at least one token, and short enough; see :func:`xgray.models.load.check_lengths`.
         neurons: all of the model; see :func:`xgray.mechanism.neurons.check_neurons`.
         new_tokens: greedy tokens after each text, fewer where it ends.
 
     Raises:
         InputError: a text has no tokens, or what the model computes are no numbers.
     """
-    from xgray.inference import inference
+    from xgray.models.inference import inference
 
     tokens: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
     if [] in tokens:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from xgray.config import Neuron
 from xgray.errors import InputError
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     import torch

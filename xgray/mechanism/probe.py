@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xgray.auc import BoolArray, auc_against_labels
-from xgray.batches import by_length, padded
-from xgray.bootstrap import FloatArray, draw_seed
 from xgray.config import Probe, Switch
 from xgray.errors import InputError
 from xgray.mechanism.neurons import blocks
-from xgray.models import context_length
+from xgray.models.batches import by_length, padded
+from xgray.models.load import context_length
+from xgray.stats.auc import BoolArray, auc_against_labels
+from xgray.stats.bootstrap import FloatArray, draw_seed
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def text_features(
     Raises:
         InputError: a text has no tokens, or the model overflows on it.
     """
-    from xgray.inference import inference
+    from xgray.models.inference import inference
 
     limit = min(max_tokens, context_length(model.config))
     tokens = tokenizer(list(texts), verbose=False)["input_ids"]

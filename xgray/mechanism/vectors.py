@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgray.bootstrap import FloatArray, draw_seed, estimate, ratio
 from xgray.config import Neuron
 from xgray.errors import InputError
 from xgray.mechanism.neurons import blocks, down_projections, written_vectors
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.tokens import token_texts
+from xgray.stats.bootstrap import FloatArray, draw_seed, estimate, ratio
 
 if TYPE_CHECKING:
     import torch

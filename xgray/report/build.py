@@ -21,8 +21,8 @@ from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
 from xgray.report.sections import Section, activations, capability, intervene, probe, retrieve, vectors
-from xgray.runs import StageResult
-from xgray.storage import Folder
+from xgray.runs.manifest import StageResult
+from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

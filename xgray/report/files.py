@@ -12,8 +12,8 @@ from xgray.config import BASE, MECHANISM
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
-from xgray.runs import MANIFEST, PENDING, read_record
-from xgray.storage import Folder
+from xgray.runs.manifest import MANIFEST, PENDING, read_record
+from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,10 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import chain, zip_longest
+from pathlib import Path
 
-from xgray.config import Switch
+from xgray.config import Score, Switch
 from xgray.rows import Completions
+from xgray.runs.resolved import load_run
+from xgray.score.rows import OnProgress, completions_of, group_by_model, score_completions, scorer_runner
 from xgray.score.scorer import Scored, Scorer, text_to_score
+from xgray.score.store.store import required_store
+from xgray.storage.folder import Folder
 
 LAST_DAY = date(2026, 12, 31)
 """On which the Perspective API answers."""
@@ -126,3 +131,89 @@ async def score_units(
     except* Exception as failed:
         raise failed.exceptions[0] from None
     return list(missing.values())
+
+
+@dataclass(frozen=True)
+class Archiving:
+    """What is to be archived, and what it takes."""
+
+    section: Score
+    units: list[Unit]
+    num_known: int
+    """Distinct texts that need no request."""
+    estimate: Estimate
+
+
+def plan_archive(runs: Sequence[Folder], section: Score) -> Archiving:
+    """What of the runs' completions has no Perspective score yet.
+
+    Args:
+        section: of the scorer perspective, with its store.
+    """
+    from xgray.data.perspective_results import SCORER
+    from xgray.score.perspective import perspective_version
+    from xgray.score.store.store import ScoreStore
+
+    store, version = ScoreStore(required_store(section)), perspective_version(section)
+
+    def known(texts: Sequence[str], language: str) -> list[bool]:
+        found = store.get(texts, language, SCORER, version, section.attributes)
+        return [one is not None for one in found]
+
+    prompts: Prompts = {}
+    for run in runs:
+        prompts |= prompts_of(run.uri, completions_of(run), load_run(run).score.empty_text)
+    units = in_order(prompts, known)
+    texts = {(language, text) for (_, language, _), own in prompts.items() for text in own}
+    new = {(unit.language, text) for unit in units for text in unit.texts}
+    told = estimate(units, section.execution.requests_per_second, datetime.now(UTC))
+    return Archiving(section, units, len(texts - new), told)
+
+
+def run_archive(plan: Archiving, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:
+    """Score the missing texts and count the reasons of those that have no score.
+
+    Args:
+        scorer: scores with the plan's section; it is closed at the end.
+    """
+
+    async def work() -> list[Scored]:
+        per_unit = max(len(unit.texts) for unit in plan.units)
+        at_once = max(2, 2 * plan.section.execution.concurrency // per_unit)
+        try:
+            return await score_units(
+                scorer, plan.units, at_once, lambda done, total: on_progress("archive", done, total)
+            )
+        finally:
+            await scorer.close()
+
+    if not plan.units:
+        return Counter()
+    on_progress("archive", 0, len(plan.units))
+    missing = asyncio.run(work())
+    return Counter(str(one.error) for one in missing)
+
+
+def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
+    """A run's completions with their Perspective scores from the store, as the paper's files: a folder for each model.
+
+    Returns the files. The attributes and the service are those of the run's ``score`` section.
+
+    Raises:
+        InputError: there is no store, or no run with completions.
+    """
+    from xgray.data.perspective_results import SCORER, write_perspective_results
+    from xgray.score.perspective import perspective_version
+    from xgray.score.store.cached_scorer import ArchivedScorer
+    from xgray.score.store.store import ScoreStore
+
+    section = load_run(run).score
+    archived = ArchivedScorer(
+        ScoreStore.present(store), SCORER, perspective_version(section), tuple(section.attributes)
+    )
+    written: list[Path] = []
+    with scorer_runner(archived) as runner:
+        for rows in group_by_model(completions_of(run)):
+            scores = score_completions(runner, archived, rows, section.empty_text, "export", lambda *_: None)
+            written += write_perspective_results(folder / rows[0].model, rows, scores)
+    return written

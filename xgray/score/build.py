@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from xgray.config import Score
+from xgray.config import Score, merge, validate
 from xgray.errors import InputError
-from xgray.score.quota import Pacer
+from xgray.score.rate_limit import Pacer
 from xgray.score.scorer import Scorer, known_attributes
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 
 SERVICES = ("perspective", "openai")
 GPU_SCORERS = ("classifier", "vllm")
@@ -32,8 +32,8 @@ def build_scorer(section: Score, pacer: Pacer | None = None) -> Scorer:
     scorer = _stored(section, pacer)
     if section.calibration is None:
         return scorer
-    from xgray.score.calibrated import CalibratedScorer
-    from xgray.score.calibration import read_calibration
+    from xgray.score.calibration.curves import read_calibration
+    from xgray.score.calibration.scorer import CalibratedScorer
 
     return CalibratedScorer(scorer, read_calibration(section.calibration))
 
@@ -56,11 +56,11 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
                 raise InputError(f"score.head: {section.head}: no such file; xgray scorer fit writes one")
             inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
     elif section.classifier.model is not None:
-        from xgray.models import model_fingerprint, pinned
+        from xgray.models.source import model_fingerprint, pinned
 
         inputs["classifier"] = model_fingerprint(pinned(section.classifier.model))
     if section.calibration is not None:
-        from xgray.score.calibration import read_calibration
+        from xgray.score.calibration.curves import read_calibration
 
         inputs["calibration"] = read_calibration(section.calibration).version
     return inputs
@@ -77,8 +77,8 @@ def _stored(section: Score, pacer: Pacer | None) -> Scorer:
     if uri is None:
         return _alone(section, pacer)
     from xgray.data.perspective_results import SCORER
-    from xgray.score.store import ScoreStore
-    from xgray.score.stored import ArchivedScorer, StoredScorer
+    from xgray.score.store.cached_scorer import ArchivedScorer, StoredScorer
+    from xgray.score.store.store import ScoreStore
 
     if section.archived:
         from xgray.score.perspective import perspective_version
@@ -110,3 +110,16 @@ def _alone(section: Score, pacer: Pacer | None) -> Scorer:
             from xgray.score.embedding import EmbeddingScorer
 
             return EmbeddingScorer(section)
+
+
+def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any) -> Score:
+    """A ``score`` section from options, with the score store where they name none.
+
+    Raises:
+        InputError: a field is wrong, or the options name one of another section.
+    """
+    values = merge(merge({"score": defaults}, {"score": {"execution": {"store": store}}}), overrides)
+    if others := [name for name in values if name != "score"]:
+        raise InputError(f"--{others[0]}: only fields of the score section are taken here: --score.FIELD VALUE")
+    section: Score = validate(Score, values["score"], "options")
+    return section

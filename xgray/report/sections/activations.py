@@ -11,7 +11,7 @@ from xgray.report.metrics import Metric, number, p_value
 from xgray.report.sections import Section
 from xgray.report.summary import verdict
 from xgray.report.tables import Cell, Table, value_cell
-from xgray.runs import MANIFEST
+from xgray.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

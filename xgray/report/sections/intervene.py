@@ -12,7 +12,7 @@ from xgray.report.metrics import METRICS, MINUS, TOXICITY, p_value
 from xgray.report.sections import Section
 from xgray.report.summary import num_compared, num_languages, paired, verdict
 from xgray.report.tables import Cell, Table, comparison_cells, coverage_cell, language_cell, value_cell
-from xgray.runs import MANIFEST
+from xgray.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

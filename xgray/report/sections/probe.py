@@ -10,7 +10,7 @@ from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import MISSING, Metric, number, percent
 from xgray.report.sections import Section
 from xgray.report.tables import Cell, Table
-from xgray.runs import MANIFEST
+from xgray.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

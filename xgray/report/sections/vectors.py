@@ -11,7 +11,7 @@ from xgray.report.files import RunFiles
 from xgray.report.masking import mask
 from xgray.report.metrics import Metric, number
 from xgray.report.sections import Section
-from xgray.runs import MANIFEST
+from xgray.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,151 @@
+"""``xgray plan`` as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from object_store import CREDENTIALS, object_store
+
+from xgray.storage.folder import Folder
+
+JOBS = Path(__file__).parents[2] / "jobs"
+RATES = """
+num_gpus: 8
+price_per_gpu_hour: 2.5
+currency: USD
+train: {seconds_per_step: 0.5}
+generate: {tokens_per_second: 8000, start_seconds: 60, source: the vendor}
+score: {texts_per_second: 100}
+fluency: {tokens_per_second: 20000}
+metrics: {prompts_per_second: 500}
+report: {seconds: 30}
+"""
+
+
+def xgray(folder, *arguments, **options):
+    command = [sys.executable, "-m", "xgray.cli.main", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False, **options
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rates(tmp_path):
+    (tmp_path / "rates.yaml").write_text(RATES)
+    return "rates.yaml"
+
+
+def test_stated_rates_need_no_model(tmp_path, rates):
+    embedded = [f"--{one}=embedded" for one in ("prompts.path", "train.pairs", "retrieve.parallel")]
+    job = [str(JOBS / "llama3-8b.yaml"), *embedded]
+    told = xgray(tmp_path, "plan", *job, "--rates", rates, "--json")
+    assert told.returncode == 0, told.stderr
+    lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+    assert lines["train/dpo"]["unit"] == "steps"
+    assert lines["generate/base"]["source"] == "the vendor"
+    assert lines["generate/base"]["new_tokens"] == lines["generate/base"]["num_left"] * 25 * 20
+    assert json.loads(told.stdout)["money"] > 0
+    shown = xgray(tmp_path, "plan", *job, "--rates", rates, "--score.scorer", "perspective")
+    assert shown.returncode == 0, shown.stderr
+    assert "the quota: 1 requests a second" in shown.stdout
+    assert "money, USD" in shown.stdout
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("generate: {tokens_per_secnd: 10}", "unknown key 'generate.tokens_per_secnd'; did you mean"),
+        ("generate: {tokens_per_second: -1}", "generate.tokens_per_second: Input should be greater than 0 (got -1)"),
+        ("price_per_gpu_hour: -2", "price_per_gpu_hour: Input should be greater than or equal to 0"),
+        ("{}", "train.seconds_per_step is missing"),
+        ("- 1", "a rates file is a mapping"),
+        ("a: [", "no valid YAML"),
+    ],
+)
+def test_wrong_rates_are_said_in_one_line(tmp_path, text, said):
+    (tmp_path / "rates.yaml").write_text(text)
+    told = xgray(tmp_path, "plan", str(JOBS / "quickstart.yaml"), "--rates", "rates.yaml")
+    assert told.returncode == 2
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_wrong_calls_are_refused(tmp_path, rates):
+    quickstart = str(JOBS / "quickstart.yaml")
+    for arguments, said in [
+        ([quickstart], "--rates FILE, or have them measured, --measure"),
+        ([quickstart, "--rates", "none.yaml"], "none.yaml: cannot read it"),
+        ([quickstart, "--rates", rates, "--write-rates", "x.yaml"], "nothing to write without --measure"),
+        ([str(JOBS / "mgpt.yaml"), "--rates", rates], "data/rtp_lx: no such file"),
+        (["--rates", rates], "name one experiment file"),
+        ([quickstart, "--measure", "--score.scorer", "openai"], "state score.texts_per_second"),
+    ]:
+        told = xgray(tmp_path, "plan", *arguments)
+        assert told.returncode == 2, arguments
+        assert said in told.stderr, told.stderr
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_model):
+    experiment = {
+        "name": "mine", "model": {"id": tiny_model}, "languages": ["en", "de"], "prompts": {"limit": 6},
+        "train": {"method": "lora", "lora_r": 4, "limit": 48, "epochs": 1, "batch_size": 4, "gradient_accumulation": 2,
+                  "validation_share": 0.1, "max_length": 128},
+        "generate": {"k": 3, "max_new_tokens": 8, "execution": {"engine": "transformers", "batch_size": 4}},
+        "evaluate": {"resamples": 200},
+    }  # fmt: skip
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
+    return "e.yaml"
+
+
+@pytest.mark.slow
+def test_the_experiment_is_measured(tmp_path, experiment):
+    measured = xgray(tmp_path, "plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json")
+    assert measured.returncode == 0, measured.stderr
+    told = json.loads(measured.stdout)
+    lines = {line["stage"]: line for line in told["lines"]}
+    sampled = lines["generate/base"]
+    assert (sampled["num_left"], sampled["num_completions"]) == (12, 36)
+    assert 0 < sampled["new_tokens"] <= 36 * 8
+    assert sampled["prompt_tokens"] > 12
+    assert "by transformers on cpu" in sampled["source"]
+    assert all(line["source"].startswith("measured: ") for line in lines.values())
+    assert told["gpu_hours"] == 0
+    assert not list((tmp_path / "runs").glob("*")), "the measurement leaves nothing behind"
+
+    again = xgray(tmp_path, "plan", experiment, "--rates", "rates.yaml", "--json")
+    assert again.returncode == 0, again.stderr
+    read = {line["stage"]: line for line in json.loads(again.stdout)["lines"]}
+    assert read["generate/base"] == sampled, "the measured rates serve without the model"
+    assert read["train/dpo"]["seconds"] > lines["train/dpo"]["seconds"], "what of the reference is cached is not known"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a model of 135M parameters goes through a small S3 server several times
+def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
+    """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
+    with object_store() as store:
+        environment = {**os.environ, **CREDENTIALS}
+        runs = store.uri("/runs")
+        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        assert told.returncode == 0, told.stderr
+        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        assert lines["train/dpo"]["num_left"] == 6
+        assert lines["train/dpo"]["seconds"] > 0
+        assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
+        assert not list((tmp_path).glob("s3*"))
+        trained = xgray(tmp_path, "train", experiment, "--runs", runs, env=environment)
+        assert trained.returncode == 0, trained.stderr
+        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        assert told.returncode == 0, told.stderr
+        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        assert lines["generate/dpo"]["source"].startswith("measured: ")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in CREDENTIALS.items():
+                patch.setenv(name, value)
+            assert Folder(runs).names() == ["mine"], "the measurement leaves nothing behind"

@@ -1,0 +1,296 @@
+"""The score store and the scorers as a user meets them, with a real service behind the archive."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from faulty_service import KEY, FaultyService, serving, true_score
+
+from xgray.config import Experiment
+from xgray.data.labelled import read_labelled
+from xgray.rows import Completions, Scores, from_table, schema, to_table
+from xgray.score.store.entry import ScoreEntry
+from xgray.score.store.store import ScoreStore
+from xgray.storage.folder import Folder
+
+TEXTS = {"en": [" hello", " you idiot", " thank you"], "de": [" hallo", " du Idiot", " danke"]}
+NUM_PROMPTS = 20
+
+
+def xgray(folder, *arguments, start=subprocess.run, **options):
+    environment = {**os.environ, "COLUMNS": "200", "PERSPECTIVE_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    options = {"capture_output": True, "timeout": 300, "check": False} | options if start is subprocess.run else options
+    return start(
+        [sys.executable, "-m", "xgray.cli.main", *arguments], cwd=folder, env=environment, text=True, **options
+    )
+
+
+def made_run(tmp_path, name, rows):
+    folder = Folder(str(tmp_path / "runs" / name))
+    experiment = Experiment.model_validate(
+        {"name": name, "model": {"id": "made"}, "languages": list(TEXTS), "evaluate": {"fluency": {"kind": "none"}}}
+    )
+    folder.write_bytes("experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json")).encode())
+    for model in {row.model for row in rows}:
+        own = [row for row in rows if row.model == model]
+        (folder / "generate" / model / "rows").write_parquet("rows.parquet", to_table(own, Completions))
+    return folder
+
+
+def completed(code, index, model, texts):
+    num = len(texts)
+    return Completions(f"{code}/{index}", code, model, f"So {index},", texts, [3] * num, ["stop"] * num)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with completions of two models, of which some texts are the same."""
+    rows = [
+        completed(code, index, model, [f"{text} {index} {model[: index % 2]}" for text in texts])
+        for model in ("base", "dpo")
+        for code, texts in TEXTS.items()
+        for index in range(NUM_PROMPTS)
+    ]
+    return made_run(tmp_path, "mine", rows)
+
+
+def write_generations(folder, code, prompts):
+    lines = [
+        json.dumps({"prompt": f"So {index},", "generated_text": text})
+        for index, texts in enumerate(prompts)
+        for text in texts
+    ]
+    (folder / f"output-rtp_lx_{code}.json").write_text("\n".join(lines) + "\n")
+
+
+def distinct(run):
+    rows = [
+        row
+        for model in ("base", "dpo")
+        for row in from_table((run / "generate" / model / "rows").read_parquet(schema(Completions)), Completions)
+    ]
+    return {(row.language, text) for row in rows for text in row.completions}
+
+
+def archive(run, url, *arguments, per_second=500, **options):
+    where = ["--score.perspective-url", url, "--score.execution.requests-per-second", str(per_second)]
+    return xgray(run.uri.rsplit("/runs", 1)[0], "scores", "archive", run.uri, *where, *arguments, **options)
+
+
+def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run, tmp_path):
+    wanted = distinct(run)
+    refused = " hello 0 "
+    service = FaultyService({refused: ["too long"], " danke 0 ": ["500"]})
+    with serving(service) as url:
+        told = json.loads(archive(run, url, "--estimate", "--json").stdout)
+        assert not service.received
+        assert sum(told["num_texts"].values()) == len(wanted)
+        done = archive(run, url)
+        assert done.returncode == 0, done.stderr
+        assert f"{len(wanted) - 1} of {len(wanted)} texts scored" in done.stdout
+        assert "COMMENT_TOO_LONG" in done.stdout
+        assert len(service.received) == len(wanted) + 1
+        assert all(len(one.body["requestedAttributes"]) == 6 for one in service.received)
+        assert archive(run, url).returncode == 0
+        assert len(service.received) == len(wanted) + 1, "nothing is asked for again, nor is the refused text"
+    assert KEY not in done.stdout + done.stderr
+
+    exported = xgray(tmp_path, "scores", "export", "all.parquet", "--without-text")
+    assert exported.returncode == 0, exported.stderr
+    assert b"idiot" not in (tmp_path / "all.parquet").read_bytes()
+    imported = xgray(tmp_path, "scores", "import", "all.parquet", "--store", "other")
+    assert f"all.parquet: {len(wanted)} scores" in imported.stdout, imported.stderr
+    merged = xgray(tmp_path, "scores", "merge", "other", "--store", "runs/scores")
+    assert merged.returncode == 0, merged.stderr
+    known = ScoreStore(str(tmp_path / "other")).get(
+        [" du Idiot 3 b"], "de", "perspective", f"perspective/v1alpha1@{url[7:]}", ["threat"]
+    )
+    assert known[0].scores == {"threat": true_score(" du Idiot 3 b")}
+
+    experiment = yaml.safe_load(run.read_bytes("experiment.yaml"))
+    experiment["score"]["perspective_url"] = url
+    run.write_bytes("experiment.yaml", yaml.safe_dump(experiment).encode())
+    paper = xgray(tmp_path, "scores", "export", "paper", "--run", "runs/mine")
+    assert paper.returncode == 0, paper.stderr
+    lines = (tmp_path / "paper" / "dpo" / "perspective_api_eval-output-rtp_lx_de.json").read_text().splitlines()
+    first = json.loads(lines[4])
+    assert first["response"]["attributeScores"]["TOXICITY"]["summaryScore"]["value"] == true_score(first["query"])
+    assert len(lines) == 3 * NUM_PROMPTS
+
+
+def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
+    service = FaultyService({})
+    with serving(service) as url:
+        process = archive(run, url, per_second=40, start=subprocess.Popen)
+        while len(service.received) < 120:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert archive(run, url).returncode == 0
+    wanted = distinct(run)
+    assert {(one.body["languages"][0], one.text) for one in service.received} == wanted
+    # A commit follows after a second, which is 40 answers, or after 50 of them.
+    assert len(service.received) < len(wanted) + 100, "most of what was paid for was kept"
+
+
+def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
+    with serving(FaultyService({})) as url:
+        assert archive(run, url).returncode == 0
+    rows = from_table((run / "generate" / "base" / "rows").read_parquet(schema(Completions)), Completions)
+    german = [row for row in rows if row.language == "de"]
+    write_generations(tmp_path, "de", [[*row.completions, " neu"] for row in german])
+    scored = xgray(
+        tmp_path, "score", "output-rtp_lx_de.json", "--name", "again", "--score.scorer", "perspective",
+        "--score.archived", "true", "--score.perspective-url", url,
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    folder = Folder(str(tmp_path / "runs" / "again" / "score" / "base" / "rows"))
+    found = from_table(folder.read_parquet(schema(Scores)), Scores)
+    assert {row.scorer for row in found} == {"perspective"}
+    by_id = {row.prompt_id: row for row in found}
+    assert by_id["de/7"].scores[1]["toxicity"] == true_score(" du Idiot 7 b")
+    assert by_id["de/7"].errors == [None, None, None, "not in the score store"]
+
+
+def labelled(folder):
+    folder.mkdir()
+    for code in ("en", "de"):
+        with (folder / f"{code}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["text", "label"])
+            writer.writerows([one.text, int(one.toxic)] for one in read_labelled("embedded") if one.language == code)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_path, run):
+    folder = labelled(tmp_path / "labelled")
+    fitted = xgray(tmp_path, "scorer", "fit", folder, "--output", "head.json", "--json")
+    assert fitted.returncode == 0, fitted.stderr
+    version = json.loads(fitted.stdout)["version"]
+
+    measured = xgray(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--json")
+    assert measured.returncode == 0, measured.stderr
+    rows = {row["language"]: row for row in json.loads(measured.stdout)}
+    assert set(rows) == {"en", "de"}
+    assert rows["en"]["auc"]["low"] < rows["en"]["auc"]["value"] <= 1
+
+    write_generations(tmp_path, "fr", [[" bonjour", " merci", " idiot"]])
+    given = ["score", "output-rtp_lx_fr.json", "--name", "french", "--score.head", "head.json"]
+    outside = xgray(tmp_path, *given)
+    assert outside.returncode == 2
+    assert "was not validated on fr (it was on: de, en)" in outside.stderr
+    forced = xgray(tmp_path, *given, "--score.unvalidated-languages", "true", "--json")
+    assert forced.returncode == 0, forced.stderr
+    scored = json.loads(forced.stdout)["stages"]["score/base"]
+    assert scored["measured"]["scorer"]["validated"] == ["de", "en"]
+    assert scored["counts"]["num_errors"] == 0
+
+    with serving(FaultyService({})) as url:
+        assert archive(run, url).returncode == 0
+    command = ["scorer", "calibrate", "runs/mine", "--output", "cal.json", "--score.head", "head.json", "--json"]
+    calibrated = xgray(tmp_path, *command)
+    assert calibrated.returncode == 0, calibrated.stderr
+    told = json.loads(calibrated.stdout)
+    assert told["calibration"]["scorer_version"] == version
+    assert told["calibration"]["target"] == "perspective"
+    assert set(told["swaps"]) == {"mine, raw", "mine, calibrated"}
+    assert xgray(tmp_path, *command[:-1]).returncode == 0
+
+    own = xgray(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json")
+    assert own.returncode == 0, own.stderr
+    assert "kappa there" in own.stdout
+    refused = xgray(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
+    assert refused.returncode == 2, "another head's calibration"
+    assert "score.calibration: made for scorer embedding" in refused.stderr
+
+
+def put_english(tmp_path, texts, version="perspective/v1alpha1"):
+    entries = [
+        ScoreEntry.of_text(text, "en", "perspective", version, ["toxicity"], {"toxicity": true_score(text)})
+        for text in texts
+    ]
+    ScoreStore(str(tmp_path / "runs" / "scores")).put(entries)
+
+
+def test_a_calibration_is_onto_one_of_several_services(tmp_path):
+    versions = ["perspective/v1alpha1", "perspective/v1alpha1@127.0.0.1:8080"]
+    for version in versions:
+        put_english(tmp_path, [f"text {index}" for index in range(60)], version)
+    command = ["scorer", "calibrate", "--output", "cal.json", "--score.scorer", "dummy"]
+    done = xgray(tmp_path, *command)
+    assert done.returncode == 2
+    assert f"name one: {', '.join(f'perspective@{version}' for version in versions)}" in done.stderr
+    told = json.loads(xgray(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
+    assert told["calibration"]["target_version"] == versions[1]
+
+
+def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
+    put_english(tmp_path, {text for code, text in distinct(run) if code == "en"})
+    made_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])
+    made_run(tmp_path, "failed", [completed("en", 0, "base", [])])
+    runs = [f"runs/{name}" for name in ("mine", "german", "failed")]
+    command = ["scorer", "calibrate", *runs, "--output", "cal.json", "--score.scorer", "dummy"]
+    done = xgray(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert "german: not compared, it has no completions in en" in done.stdout
+    assert "failed, raw" in done.stdout
+    assert (tmp_path / "cal.json").exists()
+
+    lines = done.stdout.splitlines()
+    assert "mine, raw" in lines
+    assert "mine, calibrated; in-sample: the map was fitted on these texts" in lines
+    assert "failed, calibrated" in lines
+    told = json.loads(xgray(tmp_path, *command, "--json").stdout)
+    assert (told["in_sample"], told["not_compared"]) == (["mine, calibrated"], ["german"])
+
+    absent = xgray(tmp_path, "scorer", "calibrate", "runs/absent", *command[5:])
+    assert absent.returncode == 2
+    assert "score 0" not in absent.stderr, "nothing is scored before a wrong run is named"
+
+
+WRONG = {
+    "no run": (["scores", "archive", "absent"], "no run here"),
+    "nothing to import": (["scores", "import"], "name the files"),
+    "an unknown form": (["scores", "import", "e.yaml"], "no scores are known in this form"),
+    "another section's field": (
+        ["scores", "archive", "runs/mine", "--train.beta", "1"],
+        "only fields of the score section",
+    ),
+    "a target that is not there": (
+        ["scorer", "calibrate", "--output", "c.json"],
+        "no texts with scores of perspective",
+    ),
+    "two folders": (["scorer", "measure", "a", "b"], "name one folder"),
+    "an export to a URI of what are many files": (
+        ["scores", "export", "s3://bucket/paper", "--run", "runs/mine"],
+        "--run writes a folder of files on this machine",
+    ),
+    "a store to export that is not there": (
+        ["scores", "export", "a.parquet", "--store", "typo"],
+        "typo: no score store",
+    ),
+    "a store to export a run from": (
+        ["scores", "export", "a", "--run", "runs/mine", "--store", "typo"],
+        "typo: no score store",
+    ),
+    "a store to merge that is not there": (["scores", "merge", "typo"], "typo: no score store"),
+    "a store to check that is a file": (["scores", "check", "--store", "e.yaml"], "e.yaml: no score store"),
+    "a newer store": (["scores", "check", "--store", "newer"], "a score store of format 99"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line(run, tmp_path, arguments, said):
+    (tmp_path / "e.yaml").write_text("name: e\n")
+    Folder(str(tmp_path / "newer")).write_json("format.json", {"version": 99})
+    done = xgray(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

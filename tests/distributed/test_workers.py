@@ -1,0 +1,60 @@
+"""What becomes of units of work whose workers fail, on a real local Ray."""
+
+import errno
+import time
+
+import pytest
+import ray
+
+from xgray.distributed.workers import MAX_DEATHS, WorkerPool, spread
+from xgray.errors import InputError, StageError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def local_ray(request):
+    config = getattr(request, "param", None)
+    ray.init(num_cpus=1, include_dashboard=False, address="local", log_to_driver=False, _system_config=config)
+    yield
+    ray.shutdown()
+
+
+ERRORS = [
+    (InputError("no such model"), InputError, "no such model"),
+    (OSError(errno.ENOSPC, "No space left on device", "/rows"), StageError, "No space left on device: /rows; what is"),
+    (RuntimeError("CUDA error\nat line 3"), StageError, "a worker failed: RuntimeError CUDA error; what is done stays"),
+    (ray.exceptions.ActorDiedError(), StageError, "a worker failed: ActorDiedError "),
+]
+
+
+def test_what_a_worker_raises_is_one_line(local_ray):
+    class Failing:  # here, so that it is sent to the workers, who do not find this file
+        def work(self, unit):
+            raise unit
+
+    for error, kind, message in ERRORS:
+        with pytest.raises(kind) as told:
+            list(spread(Failing, (), [error], "stage", num_workers=1))
+        assert type(told.value) is kind
+        assert str(told.value).startswith(message)
+        assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "local_ray", [{"memory_usage_threshold": 0.01, "memory_monitor_refresh_ms": 100}], indirect=True
+)
+def test_a_worker_that_finds_no_memory_is_started_again_but_not_for_ever(local_ray, monkeypatch):
+    """Ray's monitor ends it; the memory may be another's, and free again a little later."""
+
+    class Waiting:
+        def work(self, unit):
+            time.sleep(60)
+
+    started = []
+    start = WorkerPool._start
+    monkeypatch.setattr(WorkerPool, "_start", lambda self: (started.append(self), start(self)))
+    with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*; run the same command") as told:
+        list(spread(Waiting, (), [1], "stage", num_workers=1))
+    assert len(str(told.value).splitlines()) == 1
+    assert len(started) > MAX_DEATHS

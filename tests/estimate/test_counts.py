@@ -1,0 +1,153 @@
+"""What is left of an experiment, counted from its files."""
+
+import csv
+from importlib.resources import files
+
+import pytest
+
+from xgray.config import Experiment
+from xgray.estimate.counts import count_work
+from xgray.estimate.work import Continuing, Intervening, Other, Sampling
+from xgray.experiment.plan import make_plan
+from xgray.rows import Completions, Scores, to_table
+from xgray.runs.manifest import StageResult
+from xgray.score.store.store import ScoreStore, store_uri
+
+
+@pytest.fixture
+def experiment(tiny_model, tmp_path):
+    return Experiment.model_validate(
+        {
+            "name": "mine", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en", "de"],
+            "prompts": {"limit": 4}, "generate": {"k": 3},
+            "train": {"limit": 40, "epochs": 1, "eval_steps": 2, "validation_share": 0.1},
+            "variants": [{"name": "one"}, {"name": "two", "train": {"seed": 1}}],
+            "score": {"scorer": "perspective"},
+        }
+    )  # fmt: skip
+
+
+def completions(model, prompt_id, texts):
+    return Completions(prompt_id, prompt_id[:2], model, "So", texts, [3] * len(texts), ["stop"] * len(texts))
+
+
+def test_nothing_is_done_before_a_run(experiment):
+    work = count_work(experiment, with_model=False)
+    assert work.num_prompts == 8
+    assert work.models == {"base": Sampling(), "one": Sampling(), "two": Sampling()}
+    one, two = work.trainings.values()
+    assert (one.num_pairs, one.num_validation, one.num_steps) == (36, 4, 9)
+    assert (one.num_reference, two.num_reference) == (40, 0), "the second training finds the first one's reference"
+    assert any("before the length filter" in note for note in work.notes)
+
+
+def test_the_model_tells_which_pairs_are_left(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    short = experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_length": 30})})
+    counted = count_work(short, with_model=True).trainings["one"]
+    assert 0 < counted.num_pairs + counted.num_validation < 40, "longer pairs are left out"
+    assert counted.num_reference == counted.num_pairs + counted.num_validation
+
+
+def test_what_is_on_disk_is_counted(experiment):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    plan.train["one"].place.begin(plan.train["one"].payload)
+    plan.train["one"].place.finish(plan.train["one"].payload, StageResult())
+    two = plan.train["two"].place
+    two.begin(plan.train["two"].payload)
+    two.folder.write_bytes("metrics.jsonl", b'{"total_steps": 9}\n{"step": 5, "loss": 0.7}\n')
+    made, scored = plan.generate["base"], plan.score["base"]
+    made.place.begin(made.payload)
+    scored.place.begin(scored.payload)
+    rows = [completions("base", "en/0", ["a", "b", ""]), completions("base", "de/0", ["c", "d", "d"])]
+    made.place.rows.write_parquet("rows.parquet", to_table(rows, Completions))
+    work = count_work(experiment, with_model=False)
+    assert work.models["base"] == Sampling(2, 0, 2), "an empty text and a repeated one take no request"
+
+    store = ScoreStore(store_uri(experiment.score, experiment.runs))
+    store.put([entry("c", "de")])
+    score = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "perspective", "1")]
+    scored.place.rows.write_parquet("rows.parquet", to_table(score, Scores))
+    work = count_work(experiment, with_model=False)
+    assert work.models == {"base": Sampling(2, 1, 2), "one": Sampling(), "two": Sampling()}
+    done = {name: (one.num_steps_done, one.num_steps) for name, one in work.trainings.items()}
+    assert done == {"one": (9, 9), "two": (4, 9)}, "a training goes on from its last checkpoint"
+
+
+def test_what_google_answered_is_asked_again_of_another_service(experiment):
+    section = experiment.score.model_copy(update={"perspective_url": "http://127.0.0.1:8080"})
+    elsewhere = experiment.model_copy(update={"score": section})
+    plan = make_plan(elsewhere)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    made = plan.generate["base"].place
+    made.begin(plan.generate["base"].payload)
+    made.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
+    ScoreStore(store_uri(section, elsewhere.runs)).put([entry("c", "de")])
+    assert count_work(elsewhere, with_model=False).models["base"] == Sampling(1, 0, 1), "a repeated text alone"
+
+
+def entry(text, language):
+    from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.score.store.entry import ScoreEntry
+
+    scores = {"toxicity": 0.2}
+    return ScoreEntry.of_text(
+        text, language, SCORER, SCORER_VERSION, ("toxicity",), scores, None, None, "2026-01-01T00:00:00Z"
+    )
+
+
+def test_another_configuration_counts_as_not_done(experiment):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    made = plan.generate["base"]
+    made.place.begin(made.payload)
+    made.place.finish(made.payload, StageResult())
+    assert count_work(experiment, with_model=False).models["base"].num_generated == 8
+    changed = experiment.model_copy(update={"seed": 1})
+    work = count_work(changed, with_model=False)
+    assert work.models["base"].num_generated == 0
+    assert any("generate/base of another configuration" in note for note in work.notes)
+
+
+def test_without_the_model_what_is_done_is_not_known(experiment, monkeypatch):
+    plan = make_plan(experiment)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    elsewhere = experiment.model_copy(update={"model": experiment.model.model_copy(update={"id": "./not/here"})})
+    work = count_work(elsewhere, with_model=False)
+    assert work.num_prompts == 8
+    assert any("cannot be known here: model.id: no such folder" in note for note in work.notes)
+
+
+def test_the_stages_inside_the_network_are_counted(experiment):
+    sections = {
+        "probe": {"test": None}, "vectors": {"limit": 3, "new_tokens": 7},
+        "activations": {"new_tokens": 5}, "intervene": {"limit": 2, "offsets": [-1, 0, -4]}, "retrieve": {},
+        "capability": {"tasks": ["arc_vi", "m_mmlu_vi"]},
+    }  # fmt: skip
+    asked = Experiment.model_validate(experiment.model_dump() | sections)
+    work = count_work(asked, with_model=False)
+    assert 10 < work.prompt_characters < 200
+    probe, vectors, *activations, intervene, retrieve, transfer, base, one, two = work.mechanism
+    with (files("xgray") / "embedded" / "labelled" / "en.csv").open(encoding="utf-8", newline="") as stream:
+        assert probe.num_texts == len(list(csv.DictReader(stream)))
+    assert vectors == Continuing("vectors", 3, 7)
+    assert activations == [Continuing(f"activations/{model}", 8, 5) for model in ("base", "one", "two")]
+    assert intervene == Intervening(4, dict.fromkeys(("base", "offset-1", "offset-4"), Sampling()))
+    assert retrieve.num_texts >= 2 * 2, "each distinct text of English and German"
+    assert transfer == Other("transfer", "correlations", 2)
+    assert [each.stage for each in (base, one, two)] == ["capability/base", "capability/one", "capability/two"]
+    assert base.number == 2
+
+    plan = make_plan(asked)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    (inside,) = [each for each in plan.mechanism if each.place.stage == "intervene"]
+    inside.place.begin(inside.payload)
+    rows = to_table([completions("offset-4", "en/0", ["a"])], Completions)
+    (inside.place.folder / "generate" / "offset-4" / "rows").write_parquet("rows.parquet", rows)
+    (capability,) = [each for each in plan.mechanism if each.place.label == "capability/base"]
+    capability.place.begin(capability.payload)
+    capability.place.finish(capability.payload, StageResult())
+    counted = count_work(asked, with_model=False).mechanism
+    assert counted[5].settings["offset-4"] == Sampling(1, 0)
+    assert [each.done for each in counted[-3:]] == [True, False, False]

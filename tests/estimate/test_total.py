@@ -1,0 +1,185 @@
+"""The arithmetic of an estimate, against numbers worked out by hand."""
+
+import pytest
+
+from xgray.config import Experiment, Train
+from xgray.errors import InputError
+from xgray.estimate.lines import training_steps
+from xgray.estimate.rates import Rates
+from xgray.estimate.total import estimate
+from xgray.estimate.work import Sampling, Training, Work
+
+RATES = {
+    "start_seconds": 5,
+    "train": {
+        "seconds_per_step": 2, "start_seconds": 10, "seconds_per_pair": 0.5, "checkpoint_seconds": 3,
+        "export_seconds": 7,
+    },
+    "generate": {"tokens_per_second": 100, "start_seconds": 30, "restart_seconds": 20, "prompt_tokens": 12},
+    "score": {"texts_per_second": 50, "start_seconds": 4},
+    "fluency": {"tokens_per_second": 200, "start_seconds": 6},
+    "metrics": {"prompts_per_second": 10, "start_seconds": 1},
+    "report": {"seconds": 8},
+}  # fmt: skip
+
+
+def experiment(**sections):
+    values = {"name": "small", "model": {"id": "made"}, "generate": {"k": 5, "max_new_tokens": 20}}
+    return Experiment.model_validate(values | sections)
+
+
+def training(**changes):
+    section = Train(eval_steps=5)
+    return Training(section, num_pairs=48, num_validation=4, num_reference=52, num_steps=12, **changes)
+
+
+def work(**changes):
+    values = {"num_prompts": 40, "trainings": {"dpo": training()}, "models": {"base": Sampling(), "dpo": Sampling()}}
+    return Work(**(values | changes))
+
+
+def seconds(told):
+    return {line.stage: line.seconds for line in told.lines}
+
+
+def test_every_stage_by_hand():
+    told = estimate(experiment(), work(), Rates.model_validate(RATES))
+    # Validations after steps 5, 10 and 12, of 4 pairs each.
+    train = 10 + (52 + 3 * 4) * 0.5 + 12 * 2 + 3 * 3 + 7
+    tokens = 40 * 5 * 20
+    by_hand = {
+        "start": 5,
+        "train/dpo": train,
+        "generate: start": 30 + 20,
+        "score: start": 4,
+        "generate/base": tokens / 100,
+        "generate/dpo": tokens / 100,
+        "score/base": 200 / 50,
+        "score/dpo": 200 / 50,
+        "evaluate: fluency": 6 + 2 * tokens / 200,
+        "evaluate: metrics": 1 + 80 / 10,
+        "report": 8,
+    }
+    assert seconds(told) == pytest.approx(by_hand)
+    assert told.seconds == pytest.approx(sum(by_hand.values())), "on shared cores nothing overlaps"
+    assert (told.gpu_hours, told.money) == (0.0, None)
+    sampled = next(line for line in told.lines if line.stage == "generate/base")
+    assert (sampled.num_completions, sampled.prompt_tokens, sampled.new_tokens) == (200, 480, 4000)
+    assert any("upper bound" in note for note in told.notes)
+
+
+def test_a_quota_of_one_request_a_second_is_ten_days():
+    asked = experiment(score={"scorer": "perspective"}, generate={"k": 25})
+    rates = Rates.model_validate(RATES | {"price_per_1000_requests": 2})
+    told = estimate(asked, work(num_prompts=17_000, trainings={}), rates)
+    assert sum(line.num_requests for line in told.lines) == 850_000
+    assert seconds(told)["score/base"] + seconds(told)["score/dpo"] == 850_000
+    assert told.saved_seconds == 2 * 17_000 * 25 * 20 / 100, "the engine works while the quota is waited for"
+    assert told.seconds > 9.8 * 86_400
+    assert told.money == pytest.approx(1700)
+
+
+def test_gpus_share_the_work_and_cost_what_they_are_held():
+    rates = Rates.model_validate(
+        RATES | {"num_gpus": 4, "price_per_gpu_hour": 3, "price_per_node_hour": 1, "num_nodes": 2}
+    )
+    told = estimate(experiment(generate={"k": 5, "execution": {"tensor_parallel": 2}}), work(), rates)
+    assert seconds(told)["generate/base"] == 4000 / 100 / 2, "two engines of two GPUs"
+    assert seconds(told)["evaluate: fluency"] == 6 + 8000 / 200 / 4
+    # Scoring takes 8 s of a CPU while the engines work for 40.
+    assert told.saved_seconds == 8
+    held = {line.stage: line.gpu_hours * 3600 for line in told.lines if line.gpu_hours}
+    train = seconds(told)["train/dpo"]
+    assert held == pytest.approx(
+        {
+            "train/dpo": train, "generate: start": 4 * 50, "generate/base": 80, "generate/dpo": 80,
+            "evaluate: fluency": 4 * 16,
+        }
+    )  # fmt: skip
+    assert told.money == pytest.approx(sum(held.values()) / 3600 * 3 + told.seconds / 3600 * 2)
+
+
+@pytest.mark.parametrize(("num_gpus", "engines", "scorers"), [(1, 1, 0), (2, 1, 1), (8, 7, 1)])
+def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
+    rates = Rates.model_validate(RATES | {"num_gpus": num_gpus})
+    classifier = {"scorer": "classifier", "classifier": {"model": {"id": "made"}}}
+    told = estimate(experiment(score=classifier), work(), rates)
+    assert seconds(told)["generate/base"] == pytest.approx(4000 / 100 / engines)
+    held = {line.stage: line.gpu_hours * 3600 for line in told.lines}
+    assert held["generate/base"] == pytest.approx(40)
+    assert held["score/base"] == pytest.approx(scorers * 200 / 50)
+    scored = work(models={"base": Sampling(40, 40), "dpo": Sampling(0, 40)})
+    assert seconds(estimate(experiment(score=classifier), scored, rates))["generate/dpo"] == 4000 / 100 / num_gpus
+
+
+def test_what_is_done_is_subtracted():
+    rates = Rates.model_validate(RATES)
+    done = {
+        "trainings": {"dpo": training(num_steps_done=10)},
+        "models": {"base": Sampling(num_generated=40, num_scored=40), "dpo": Sampling(num_generated=30, num_scored=10)},
+        "num_perplexities": 150,
+    }
+    told = estimate(experiment(), work(**done), rates)
+    assert seconds(told) == pytest.approx(
+        {
+            "start": 5,
+            "train/dpo": 10 + (52 + 1 * 4) * 0.5 + 2 * 2 + 3 + 7,
+            "generate: start": 30,
+            "score: start": 4,
+            "generate/base": 0,
+            "generate/dpo": 10 * 5 * 20 / 100,
+            "score/base": 0,
+            "score/dpo": 30 * 5 / 50,
+            "evaluate: fluency": 6 + 250 * 20 / 200,
+            "evaluate: metrics": 9,
+            "report": 8,
+        }
+    )
+    finished = {
+        "trainings": {"dpo": training(num_steps_done=12)},
+        "models": {"base": Sampling(40, 40), "dpo": Sampling(40, 40)},
+        "evaluated": True,
+        "reported": True,
+    }
+    assert estimate(experiment(), work(**finished), Rates()).seconds == 0, "no rate is needed for what is done"
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("train", "train.seconds_per_step"),
+        ("generate", "generate.tokens_per_second"),
+        ("score", "score.texts_per_second"),
+        ("fluency", "fluency.tokens_per_second"),
+        ("metrics", "metrics.prompts_per_second"),
+        ("report", "report.seconds"),
+    ],
+)
+def test_a_missing_rate_is_named(stage, key):
+    rates = Rates.model_validate({name: value for name, value in RATES.items() if name != stage})
+    with pytest.raises(InputError, match=f"{key} is missing"):
+        estimate(experiment(), work(), rates)
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "fields", "steps"),
+    [
+        (302, {"batch_size": 4, "epochs": 5}, 375),
+        (36, {"batch_size": 4, "gradient_accumulation": 2, "epochs": 1}, 5),
+        (35, {"batch_size": 4, "epochs": 0.5}, 4),
+        (3, {"batch_size": 1, "gradient_accumulation": 8, "epochs": 2.5}, 3),
+        (302, {"max_steps": 7}, 7),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(num_pairs, fields, steps, tmp_path):
+    import torch
+    from transformers import Trainer
+
+    from xgray.train.trainer import training_arguments
+
+    section = Train.model_validate(fields)
+    assert training_steps(section, num_pairs) == steps
+    arguments = training_arguments(section, 0, tmp_path, cuda=False, num_validation=0)
+    data = [{"x": torch.zeros(1)}] * num_pairs
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=data)
+    assert trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1] == steps

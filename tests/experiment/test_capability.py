@@ -1,0 +1,181 @@
+"""The stage ``capability`` with the real harness, on a real local Ray, with a tiny model and an adapter of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+import torch
+
+from xgray.config import Experiment
+from xgray.errors import InputError
+from xgray.evaluate.capability import summary
+from xgray.evaluate.harness import find_tasks, load_harness_model, load_task, run_task
+from xgray.experiment.driver import run_experiment
+from xgray.experiment.plan import make_plan
+from xgray.models.load import load_causal_lm, load_tokenizer
+
+QUESTIONS = [
+    ("The colour of a ripe banana is", ["yellow", "dark blue", "black"]),
+    ("A dog is a kind of", ["small stone", "animal", "river"]),
+    ("The sun rises in the", ["kitchen", "west", "east"]),
+    ("Water freezes into", ["ice", "sand", "a golden ring"]),
+    ("Bread is made of", ["iron", "flour", "glass"]),
+]
+GOLD = [0, 1, 2, 0, 1]
+
+
+def write_task(folder, name="facts", **fields):
+    lines = [
+        json.dumps({"question": question, "choices": choices, "gold": gold})
+        for (question, choices), gold in zip(QUESTIONS, GOLD, strict=True)
+    ]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
+    metrics = [{"metric": one, "aggregation": "mean", "higher_is_better": True} for one in ("acc", "acc_norm")]
+    task = {
+        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "facts.jsonl"}},
+        "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "question", "doc_to_choice": "choices",
+        "doc_to_target": "gold", "metric_list": metrics, "metadata": {"version": 3},
+    }  # fmt: skip
+    (folder / f"{name}.yaml").write_text(json.dumps(task | fields))
+    return str(folder / f"{name}.yaml")
+
+
+def experiment(folder, model, variants, tasks, **section):
+    return Experiment.model_validate(
+        {
+            "name": "tiny", "runs": str(folder / "runs"), "model": {"id": model}, "languages": ["en"],
+            "prompts": {"limit": 1}, "variants": variants, "capability": {"tasks": tasks, **section},
+        }
+    )  # fmt: skip
+
+
+def correct(path):
+    """Whether the answer with the highest log-likelihood is the right one, each answer in a forward pass by itself."""
+    model, tokenizer = load_causal_lm(path, "float32"), load_tokenizer(path)
+    found = []
+    for (question, choices), gold in zip(QUESTIONS, GOLD, strict=True):
+        sums = []
+        for choice in choices:
+            prefix = len(tokenizer(question).input_ids)
+            ids = torch.tensor([tokenizer(f"{question} {choice}").input_ids])
+            with torch.inference_mode():
+                log_probs = model(ids).logits[0, :-1].log_softmax(-1)
+            sums.append(float(log_probs.gather(1, ids[0, 1:, None])[prefix - 1 :].sum()))
+        normed = [one / len(choice) for one, choice in zip(sums, choices, strict=True)]
+        found.append([float(max(range(3), key=scores.__getitem__) == gold) for scores in (sums, normed)])
+    return [list(one) for one in zip(*found, strict=True)]
+
+
+@pytest.mark.slow
+def test_models_are_measured_compared_and_resumed(tiny_model, tiny_adapter, tmp_path):
+    variants = [{"name": "tuned", "checkpoint": tiny_adapter[0]}]
+    asked = experiment(tmp_path, tiny_model, variants, [write_task(tmp_path)])
+    plan = make_plan(asked)
+    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
+    try:
+        run_experiment(plan, ("capability",))
+        base, tuned = (one.place.folder for one in plan.mechanism)
+        first = base.read_json("manifest.json")["counts"], base.read_bytes("metrics.json")
+        base.remove("manifest.json")
+        run_experiment(plan, ("capability",))
+    finally:
+        ray.shutdown()
+    assert first[0] == {"num_tasks": 1, "num_reused": 0, "num_questions": 5}
+    again = base.read_json("manifest.json")["counts"]
+    assert (again["num_reused"], again["num_questions"]) == (1, 5), "what is on disk is not measured again"
+    assert base.read_bytes("metrics.json") == first[1]
+    for folder, path in ((base, tiny_model), (tuned, tiny_adapter[1])):
+        (row,) = (folder / "results").read_json("facts.json")["rows"]
+        expected = correct(path)
+        assert [row["metrics"][name]["values"] for name in ("acc", "acc_norm")] == expected
+        told = folder.read_json("metrics.json")["tasks"]
+        assert (told["facts"]["version"], told["facts"]["num_fewshot"], told["facts"]["num_questions"]) == (3, 0, 5)
+        accuracy = told["facts"]["metrics"]["acc"]
+        assert accuracy["value"] == pytest.approx(sum(expected[0]) / 5)
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    compared = tuned.read_json("metrics.json")["comparison"]["facts"]["acc"]
+    assert compared["paired"]
+    assert compared["difference"] == pytest.approx((sum(correct(tiny_adapter[1])[0]) - sum(correct(tiny_model)[0])) / 5)
+
+
+def test_a_task_that_changed_is_another_experiment(tiny_model, tmp_path):
+    task = write_task(tmp_path)
+    before = make_plan(experiment(tmp_path, tiny_model, [], [task])).mechanism[0].fingerprint
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"question": "One and one is", "choices": ["two", "six"]}))
+    assert make_plan(experiment(tmp_path, tiny_model, [], [task])).mechanism[0].fingerprint != before
+
+
+@pytest.mark.slow
+def test_names_are_known_before_anything_is_spent(tmp_path):
+    assert find_tasks(["hellaswag_multilingual"]).keys() > {"hellaswag_vi", "hellaswag_ru", "hellaswag_hi"}
+    assert (
+        find_tasks(Experiment(name="a", model={"id": "b"}, capability={}).capability.tasks)["m_mmlu_zh"] == "m_mmlu_zh"
+    )
+    with pytest.raises(InputError, match=r"no task 'helaswag_ru'; did you mean hellaswag_ru"):
+        find_tasks(["helaswag_ru"])
+    with pytest.raises(InputError, match="arc_vi is there twice"):
+        find_tasks(["arc_vi", "arc_multilingual"])
+    (tmp_path / "group.yaml").write_text("group: mine\n")
+    with pytest.raises(InputError, match=r"group\.yaml: no key 'task'"):
+        find_tasks([str(tmp_path / "group.yaml")])
+
+
+def test_without_the_harness_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"pip install 'xgray\[capability\]'"):
+        find_tasks(["arc_vi"])
+
+
+@pytest.mark.slow
+def test_questions_that_cannot_be_had_are_one_line(tmp_path):
+    elsewhere = write_task(tmp_path, "elsewhere", dataset_path="nobody/no-such-questions", dataset_kwargs=None)
+    wrong = write_task(tmp_path, "wrong", test_split="gone")
+    code = (
+        "import sys\nfrom xgray.errors import XgrayError\nfrom xgray.evaluate.harness import find_tasks, load_task\n"
+        "for name, spec in find_tasks(sys.argv[1:]).items():\n"
+        "    try:\n        load_task(name, spec)\n"
+        "    except XgrayError as error:\n        print(type(error).__name__, error)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, elsewhere, wrong]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    first, second = said.splitlines()
+    assert first.startswith("StageError capability.tasks: elsewhere: its questions cannot be fetched: ConnectionError")
+    assert second.startswith("InputError capability.tasks: wrong: its questions cannot be read: KeyError")
+
+
+def rows_of_group(tiny_model, folder, aggregated):
+    from lm_eval.api.group import Group
+    from lm_eval.config.group import AggMetricConfig, GroupConfig
+
+    metrics = [AggMetricConfig(metric=one) for one in aggregated]
+    group = Group.from_config(GroupConfig(group="both", aggregate_metric_list=metrics or None))
+    for name in ("first", "second"):
+        group.add(load_task(name, write_task(folder, name, fewshot_split="test")))
+    model = load_harness_model(tiny_model, "float32", None, 4)
+    return {row["task"]: row for row in run_task(model, group, 1, 3)["rows"]}
+
+
+@pytest.mark.slow
+def test_a_group_has_a_row_of_its_own_and_one_for_each_task(tiny_model, tmp_path):
+    rows = rows_of_group(tiny_model, tmp_path, ["acc"])
+    assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
+        "first": ("both", 3), "second": ("both", 3), "both": (None, 6),
+    }  # fmt: skip
+    first, whole = rows["first"]["metrics"]["acc"], rows["both"]["metrics"]["acc"]
+    assert (rows["first"]["num_fewshot"], len(first["values"])) == (1, 3)
+    assert whole["value"] == pytest.approx(sum(first["values"]) / 3)
+    assert whole["values"] is None, "a group's interval comes from its standard error"
+    assert whole["stderr"] is not None
+
+
+@pytest.mark.slow
+def test_a_group_that_only_gathers_tasks_has_no_row(tiny_model, tmp_path):
+    rows = rows_of_group(tiny_model, tmp_path, [])
+    assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
+        "first": ("both", 3), "second": ("both", 3),
+    }  # fmt: skip
+    assert summary(list(rows.values()), 0.95, 100, 0)["second"]["metrics"]["acc"]["value"] is not None

@@ -1,0 +1,80 @@
+"""Lease, logs and status of a run on a real S3-compatible store that fails every tenth request."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from object_store import CREDENTIALS, object_store
+
+from xgray.config import Experiment
+from xgray.rows import Completions, to_table
+from xgray.runs.attempt_log import attempt, last_attempt
+from xgray.runs.lease import LEASE, driver
+from xgray.runs.manifest import StageFolder
+from xgray.runs.progress import Meter
+from xgray.runs.status import run_state
+from xgray.storage.folder import Folder
+
+DRIVER = str(Path(__file__).parents[1] / "runs" / "lease_driver.py")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with object_store() as store:
+        store.fail(every=10)
+        yield Folder(store.uri("/runs/e"))
+
+
+def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, DRIVER, run.uri, "0.5", "8"], stdout=subprocess.PIPE, text=True)
+
+    def says(process: subprocess.Popen[str]) -> str:
+        assert process.stdout
+        return process.stdout.readline().strip()
+
+    values = {"name": "e", "model": {"id": "some/model"}, "languages": ["en"], "variants": []}
+    experiment = Experiment.model_validate(values).model_dump(mode="json")
+    run.write_bytes("experiment.yaml", yaml.safe_dump(experiment).encode())
+    place = StageFolder(run / "generate" / "base", "generate", "base")
+    place.begin({})
+    for number in range(3):
+        row = Completions(f"en/{number}", "en", "base", "p", ["c"], [1], ["length"])
+        place.rows.write_parquet(f"{number}.parquet", to_table([row], Completions))
+    meter = Meter()
+    with attempt([place], meter):
+        meter("generate/base", 3, 10)
+    assert last_attempt(place.folder).total == 10
+
+    assert driver(run) is None
+    first = start()
+    second = None
+    try:
+        assert says(first) == "held"
+        second = start()
+        assert f"process {first.pid}" in says(second)
+        assert second.wait(timeout=60) == 1
+        running = {one.label: one for one in run_state(run).stages}
+        assert (running["generate/base"].state, running["generate/base"].num_done) == ("running", 3)
+        first.kill()
+        first.wait()
+        run.write_json(LEASE, run.read_json(LEASE) | {"machine": "elsewhere"})
+        second = start()
+        assert says(second) == "held", "after eight seconds without a beat"
+        assert json.loads(run.read_bytes(LEASE))["pid"] == second.pid
+        second.terminate()
+        assert says(second) == "stopped by SIGTERM"
+        second.wait(timeout=60)
+        assert not run.exists(LEASE)
+        stopped = {one.label: one for one in run_state(run).stages}
+        assert (stopped["generate/base"].state, stopped["generate/base"].num_done) == ("stopped", 3)
+    finally:
+        for process in (first, second):
+            if process is not None:
+                process.kill()
+                process.communicate()

@@ -1,0 +1,122 @@
+"""What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
+
+import json
+
+import pytest
+
+from xgray.config import Experiment
+from xgray.errors import ConflictError, InputError
+from xgray.experiment.driver import run_experiment
+from xgray.experiment.plan import make_plan
+from xgray.runs.manifest import StageResult
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_model):
+    def make(**sections):
+        own = {"name": "e", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en"]}
+        return Experiment.model_validate({**own, **sections})
+
+    return make
+
+
+def test_english_prompts_are_not_taken_from_a_file_of_another_language(experiment, tmp_path):
+    """Without a Locale nothing in the file says that it is German."""
+    file = tmp_path / "german.jsonl"
+    file.write_text(json.dumps({"Prompt": "Du bist"}) + "\n")
+    sections = {"prompts": {"path": str(file)}, "probe": {}}
+    with pytest.raises(InputError, match=r"vectors wants English prompts, .*german\.jsonl, of de prompts; .*RTP_LX_EN"):
+        make_plan(experiment(**sections, languages=["de"], vectors={}))
+    make_plan(experiment(**sections, languages=["de"]))
+    make_plan(experiment(**sections, languages=["en"], vectors={}))
+    make_plan(experiment(probe={}, vectors={}, languages=["de"]))  # a folder, which has English beside German
+
+
+@pytest.mark.parametrize(
+    ("stages", "sections", "message"),
+    [
+        (("generate", "intervene"), {}, "intervene: the experiment has no section intervene; add it: 'intervene: {}'"),
+        (("retrieve",), {}, "retrieve: the experiment has no section retrieve"),
+        (("transfer",), {}, "transfer: the experiment has no section retrieve"),
+        (("transfer",), {"retrieve": {}, "languages": ["de"]}, "transfer: the experiment has no variant"),
+    ],
+)
+def test_a_stage_that_is_not_there_is_refused(experiment, tmp_path, stages, sections, message):
+    with pytest.raises(InputError, match=message):
+        run_experiment(make_plan(experiment(variants=[], **sections)), stages)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_given_neuron_outside_the_model_is_refused_before_anything_is_spent(experiment, tmp_path):
+    plan = make_plan(experiment(probe={}, vectors={"given": [[0, 1], [99, 0]]}))
+    with pytest.raises(InputError, match=r"vectors\.given: no neuron \[99, 0\]: the model has 2 layers of 128"):
+        run_experiment(plan)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from xgray.models.load import load_tokenizer
+
+    folder, tokenizer = tmp_path / "opt", load_tokenizer(tiny_model)
+    sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), word_embed_proj_dim=16, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="MLPs of a OPTForCausalLM are not known"):
+        run_experiment(make_plan(experiment(model={"id": str(folder)}, probe={})))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_features_of_another_protocol_are_not_taken_for_these(experiment):
+    """They are taken at another place of the network; the stage's fingerprint is theirs."""
+    stages = [make_plan(experiment(probe={"protocol": one})).mechanism[0] for one in ("corrected", "released")]
+    assert stages[0].fingerprint != stages[1].fingerprint
+
+
+def finished(plan):
+    """Leave the run as if all of its stages were finished."""
+    for one in plan.stages():
+        one.place.begin(one.payload)
+        one.place.finish(one.payload, StageResult())
+    plan.run.write_bytes("experiment.yaml", b"as it was")
+
+
+def files(plan):
+    return {path: path.read_bytes() for path in plan.run.local.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["report", "retrieve"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_change_of_a_stage_that_is_not_asked_for_leaves_the_run_as_it_is(experiment, stage, force):
+    sections = {"variants": [], "retrieve": {}, "languages": ["en", "de"]}
+    plan = make_plan(experiment(**sections))
+    finished(plan)
+    (plan.run / stage).delete()
+    before = files(plan)
+    with pytest.raises(ConflictError, match=r"evaluate of another configuration: section\.threshold 0\.5 -> 0\.6"):
+        run_experiment(make_plan(experiment(**sections, evaluate={"threshold": 0.6})), (stage,), force)
+    assert files(plan) == before
+
+
+def test_a_stage_that_is_needed_is_missed_before_anything_is_deleted(experiment):
+    plan = make_plan(experiment(variants=[]))
+    finished(plan)
+    plan.evaluate.place.folder.delete()
+    plan = make_plan(experiment(variants=[], report={"mask": False}))
+    before = files(plan)
+    with pytest.raises(InputError, match=r"stage evaluate is not finished in .*; run it first"):
+        run_experiment(plan, ("report",))
+    assert files(plan) == before
+
+
+def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, monkeypatch):
+    begun = []
+    monkeypatch.setattr("xgray.experiment.driver._run_stages", lambda plan, todo, *rest: begun.extend(todo))
+    finished(make_plan(experiment()))
+    plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
+    run_experiment(plan, ("train",))
+    assert [one.place.label for one in begun] == ["train/second"]
+    plan = make_plan(experiment(train={"beta": 0.3}))
+    run_experiment(plan, ("train",), force=True)
+    assert [one.place.label for one in begun] == ["train/second", "train/dpo"]

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from xgray.mechanism.retrieval.scores import METRICS, cosines, hits, pair_scores, ratio_margin, summary
+
+
+def test_cosines_by_hand():
+    found = cosines(np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [-4.0, 3.0]]))
+    np.testing.assert_allclose(found, [[0.6, 0.0], [0.0, 0.6], [0.0, 0.0]], atol=1e-12)
+
+
+def test_a_hit_is_nearer_than_every_other_and_a_tie_is_a_miss():
+    similarity = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.8, 0.3, 0.7]])
+    assert hits(similarity).tolist() == [1, 0, 0]
+    assert hits(similarity.T).tolist() == [1, 1, 1]
+
+
+def test_ratio_margin_by_hand():
+    # With two sentences every one is among the nearest: the mean of both cosines on either side.
+    similarity = np.array([[0.8, 0.4], [0.6, 0.2]])
+    rows, columns = np.array([0.6, 0.4]), np.array([0.7, 0.3])
+    expected = similarity / ((rows[:, None] + columns[None, :]) / 2)
+    np.testing.assert_allclose(ratio_margin(similarity), expected)
+    assert expected[0, 1] == pytest.approx(0.4 / 0.45)
+
+
+def test_ratio_margin_takes_the_four_nearest_of_five():
+    similarity = np.eye(5) * 0.5 + 0.1
+    similarity[:, 4] += 0.2  # nearest, or next to it, to all
+    rows = np.array([(0.6 + 0.3 + 0.1 + 0.1) / 4] * 4 + [(0.8 + 0.1 * 3) / 4])
+    columns = np.array([(0.6 + 0.1 * 3) / 4] * 4 + [(0.8 + 0.3 * 3) / 4])
+    expected = similarity / ((rows[:, None] + columns[None, :]) / 2)
+    np.testing.assert_allclose(ratio_margin(similarity), expected)
+
+
+def test_the_margin_sees_through_a_sentence_that_is_everybodys_neighbour():
+    similarity = np.full((6, 6), 0.1)
+    np.fill_diagonal(similarity, 0.5)
+    similarity[:, 0] = 0.6
+    assert hits(similarity).tolist() == [1, 0, 0, 0, 0, 0]
+    assert hits(ratio_margin(similarity)).tolist() == [1, 1, 1, 1, 1, 1]
+
+
+def test_pairs_without_a_ratio_are_not_retrieved():
+    assert hits(ratio_margin(-np.eye(3))).tolist() == [0, 0, 0]
+
+
+def test_scores_of_two_layers_by_hand():
+    english = np.array([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [-1, 0]]], np.float32)
+    # In the first layer the language has the first two sentences exchanged; in the second it is English, scaled.
+    other = np.stack([english[0][[1, 0, 2]], 3 * english[1]])
+    scores = pair_scores(other, english)
+    assert set(scores) == set(METRICS)
+    assert scores["accuracy_to_en"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert scores["accuracy"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    np.testing.assert_allclose(scores["cosine"], [[0, 0, 1], [1, 1, 1]], atol=1e-7)
+
+
+def test_directions_differ_and_accuracy_is_their_mean():
+    english = np.array([[[1, 0], [1, 0.2], [0, 1]]], np.float32)
+    other = np.array([[[1, 0.15], [1, 0.2], [0.1, 1]]], np.float32)
+    scores = pair_scores(other, english)
+    assert scores["accuracy_to_en"].tolist() == [[0, 1, 1]]
+    assert scores["accuracy_from_en"].tolist() == [[1, 1, 1]]
+    assert scores["accuracy"].tolist() == [[0.5, 1, 1]]
+    swapped = pair_scores(english, other)
+    assert swapped["accuracy_to_en"].tolist() == scores["accuracy_from_en"].tolist()
+    assert swapped["margin_accuracy_from_en"].tolist() == scores["margin_accuracy_to_en"].tolist()
+
+
+def test_duplicate_sentences_are_misses():
+    states = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+    states[:, 3] = states[:, 0]
+    assert pair_scores(states, states)["accuracy"].tolist() == [[0, 1, 1, 0]] * 2
+
+
+def test_summary_averages_layers_and_prompts_and_brackets_the_mean():
+    scores = {"accuracy": np.array([[1.0, 0, 0, 1], [1, 1, 0, 1]]), "cosine": np.full((2, 4), 0.25)}
+    found = summary(scores, 0.95, 2000, (0, 1))
+    assert found["accuracy"]["value"] == 5 / 8
+    assert found["accuracy"]["layers"]["value"] == [0.5, 0.75]
+    assert found["accuracy"]["low"] < 5 / 8 < found["accuracy"]["high"]
+    assert (found["cosine"]["low"], found["cosine"]["high"]) == (0.25, 0.25)
+    assert found == summary(scores, 0.95, 2000, (0, 1))

@@ -1,0 +1,267 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit
+from sklearn.isotonic import IsotonicRegression
+
+from xgray.errors import InputError
+from xgray.score.calibration.agreement import agreement
+from xgray.score.calibration.curves import Pairs, calibration_rows, fit_calibration, read_calibration, write_calibration
+from xgray.stats.isotonic import crossing, crossings, fit_knots, interpolated, out_of_fold, threshold_image
+
+NAN = float("nan")
+NAMES = {"scorer": "embedding", "scorer_version": "1", "target": "perspective", "target_version": "v1alpha1"}
+
+
+def made(num, seed=0, middle=0.3):
+    """Raw scores, and targets that average .5 where the raw score is ``middle``."""
+    random = np.random.default_rng(seed)
+    raw = random.beta(1, 2, num)
+    mean = expit(8 * (raw - middle))
+    return raw, random.beta(5 * mean, 5 * (1 - mean))
+
+
+def pairs(num, seed=0, middle=0.3):
+    raw, target = made(num, seed, middle)
+    return Pairs([f"text {index}" for index in range(num)], {"toxicity": raw}, {"toxicity": target})
+
+
+def calibrated(by_language, **changes):
+    return fit_calibration(by_language, **{**NAMES, "date": "2026-01-31", "resamples": 100, **changes})
+
+
+def test_the_map_pools_adjacent_violators():
+    # .6 .2 .4 descend: pooled to .4; then .1 .4 .4 .4 .9 ascend.
+    raw = np.array([0.5, 0.2, 0.1, 0.9, 0.3])
+    target = np.array([0.4, 0.6, 0.1, 0.9, 0.2])
+    x, y = fit_knots(raw, target)
+    assert x.tolist() == [0.1, 0.2, 0.5, 0.9]
+    assert y.tolist() == pytest.approx([0.1, 0.4, 0.4, 0.9])
+    assert interpolated(np.array([0.0, 0.15, 0.3, 0.7, 1.0]), x, y) == pytest.approx([0.1, 0.25, 0.4, 0.65, 0.9])
+
+
+def test_equal_raw_scores_are_mapped_to_their_targets_mean():
+    x, y = fit_knots(np.array([0.1, 0.1, 0.8]), np.array([0.2, 0.4, 1.0]))
+    assert (x.tolist(), y.tolist()) == ([0.1, 0.8], pytest.approx([0.3, 1.0]))
+
+
+def test_interpolation_is_the_regressions_own_and_never_descends():
+    raw, target = made(300)
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw, target)
+    grid = np.linspace(0, 1, 1001)
+    mapped = interpolated(grid, *fit_knots(raw, target))
+    assert mapped == pytest.approx(fitted.predict(grid))
+    assert (np.diff(mapped) >= 0).all()
+
+
+def test_an_out_of_fold_score_knows_nothing_of_its_own_target():
+    raw, target = made(60)
+    before = out_of_fold(raw, target)
+    turned = target.copy()
+    turned[7] = 1 - turned[7]
+    after = out_of_fold(raw, turned)
+    assert after[7] == before[7]
+    assert (after[2::5] == before[2::5]).all()
+    assert (after != before).any()
+    others = np.arange(60) % 5 != 2
+    expected = IsotonicRegression(out_of_bounds="clip").fit(raw[others], target[others]).predict(raw[7:8])
+    assert before[7:8] == pytest.approx(expected)
+
+
+def test_crossing_by_hand():
+    x, y = np.array([0.1, 0.2, 0.5, 0.9]), np.array([0.1, 0.4, 0.4, 0.9])
+    assert crossing(x, y, 0.5) == pytest.approx(0.5 + 0.4 * 0.1 / 0.5)
+    assert crossing(x, y, 0.4) == 0.2  # the lowest of a flat stretch
+    assert crossing(x, y, 0.95) is None
+    assert crossing(x, y, 0.1) is None
+
+
+def test_crossings_of_resamples_are_those_of_a_regression_fitted_to_each():
+    raw, target = made(80)
+    raw = raw.round(2)  # with ties
+    positions = np.random.default_rng(0).integers(0, 80, (30, 80))
+    found = crossings(raw, target, 0.5)(positions)
+    expected = [crossing(*fit_knots(raw[row], target[row]), 0.5) for row in positions]
+    assert found == pytest.approx(expected)
+
+
+def test_a_map_that_never_reaches_the_threshold_has_no_image():
+    raw, target = made(200)
+    below = threshold_image(raw, target / 3, 0.5, 0.95, 100, (0, 0))
+    assert below.value is None
+    assert "all below 0.5" in below.reason
+    assert "at or above" in threshold_image(raw, 1 - target / 3, 0.5, 0.95, 100, (0, 0)).reason
+    # Reached by few texts only: some resamples never do, and the interval ends at 1.
+    scarce = np.append(np.linspace(0, 0.4, 40), [0.9, 0.95])
+    found = threshold_image(scarce, np.append(np.full(40, 0.2), [0.55, 0.55]), 0.5, 0.95, 200, (0, 0))
+    assert found.value < found.high == 1
+
+
+def test_the_images_interval_covers_the_truth_as_often_as_it_says():
+    covered = 0
+    for repeat in range(150):
+        image = threshold_image(*made(200, seed=repeat), 0.5, 0.95, 200, (repeat, 0))
+        covered += image.low <= 0.3 <= image.high
+    assert 0.89 <= covered / 150 <= 0.99
+
+
+def test_calibration_says_its_worth_out_of_fold():
+    found = calibrated({"en": pairs(400)})
+    curve = found.languages["en"]["toxicity"]
+    raw, target = made(400)
+    assert curve.num_pairs == 400
+    assert curve.threshold.low < 0.3 < curve.threshold.high
+    told = curve.agreement.raw
+    assert told.spearman.value == pytest.approx(stats.spearmanr(raw, target).statistic)
+    assert told.mean_absolute_difference.value == pytest.approx(np.abs(raw - target).mean())
+    # Calibrated scores are closer, and judge as the target does more often; their order is nearly the same.
+    better = curve.agreement.calibrated
+    assert better.mean_absolute_difference.high < told.mean_absolute_difference.low
+    assert better.kappa.value > told.kappa.value + 0.1
+    assert better.spearman.value == pytest.approx(told.spearman.value, abs=0.03)
+    # On new texts the same error as out of fold, which the error on its own texts is below.
+    fresh_raw, fresh_target = made(4000, seed=1)
+    fresh = agreement(curve.apply(fresh_raw), fresh_target, resamples=100).mean_absolute_difference
+    assert better.mean_absolute_difference.low < fresh.value < better.mean_absolute_difference.high
+
+
+def test_each_language_has_its_own_map():
+    found = calibrated({"zh-hans": pairs(200, middle=0.15), "en": pairs(200, middle=0.5)})
+    assert list(found.languages) == ["en", "zh-hans"]
+    images = {code: curves["toxicity"].threshold.value for code, curves in found.languages.items()}
+    assert images == {"en": pytest.approx(0.5, abs=0.06), "zh-hans": pytest.approx(0.15, abs=0.06)}
+    alone = calibrated({"en": pairs(200, middle=0.5)})
+    assert alone.languages["en"] == found.languages["en"]
+
+
+def test_the_same_pairs_give_the_same_calibration_in_any_order():
+    one = pairs(150)
+    order = np.random.default_rng(3).permutation(150)
+    mixed = Pairs(
+        [one.keys[row] for row in order],
+        {"toxicity": one.local["toxicity"][order]},
+        {"toxicity": one.target["toxicity"][order]},
+    )
+    first, second = calibrated({"en": one}), calibrated({"en": mixed}, date="2026-02-01")
+    assert first.model_dump_json(exclude={"data"}) == second.model_dump_json(exclude={"data"})
+    assert first.data.fingerprint == second.data.fingerprint
+    assert first.version == second.version
+    one.target["toxicity"][0] += 1e-9
+    changed = calibrated({"en": one})
+    assert changed.data.fingerprint != first.data.fingerprint
+    assert changed.version != first.version
+
+
+def test_missing_scores_make_no_pairs_and_attributes_are_apart():
+    whole = pairs(100)
+    raw, target = whole.local["toxicity"], whole.target["toxicity"]
+    insult = np.where(np.arange(100) < 60, raw**2, NAN)
+    gone = np.where(np.arange(100) == 99, NAN, raw)
+    found = calibrated(
+        {"en": Pairs(whole.keys, {"toxicity": gone, "insult": insult}, {"toxicity": target, "insult": target})},
+        attributes=["toxicity", "insult"],
+    )
+    curves = found.languages["en"]
+    assert (curves["toxicity"].num_pairs, curves["insult"].num_pairs, found.data.num_pairs) == (99, 60, 99)
+    assert curves["insult"].threshold.value < curves["toxicity"].threshold.value
+
+
+def test_languages_with_too_few_pairs_are_left_out_with_the_reason():
+    few, benign = pairs(30), pairs(80)
+    quiet = Pairs(benign.keys, benign.local, {"toxicity": benign.target["toxicity"] * 0.4})
+    found = calibrated({"en": pairs(100), "de": few, "fr": quiet})
+    assert found.left_out == {
+        "de": "toxicity: 30 pairs of the 50 needed",
+        "fr": "toxicity: 0 of 80 pairs have a target at or above 0.5, 5 are needed",
+    }
+    rows = calibration_rows(found)
+    assert [(row.language, row.num_pairs, row.reason) for row in rows] == [
+        ("de", None, found.left_out["de"]),
+        ("en", 100, None),
+        ("fr", None, found.left_out["fr"]),
+    ]
+    assert rows[1].threshold == found.languages["en"]["toxicity"].threshold
+    with pytest.raises(InputError, match=r"no language can be calibrated.*de: toxicity: 30 pairs"):
+        calibrated({"de": few})
+
+
+def test_a_file_holds_the_calibration_to_the_bit(tmp_path):
+    found = calibrated({"en": pairs(120), "de": pairs(20)})
+    path = str(tmp_path / "sub" / "one.json")
+    write_calibration(path, found)
+    again = read_calibration(path)
+    assert again == found
+    grid = np.linspace(0, 1, 333)
+    curves = [one.languages["en"]["toxicity"] for one in (found, again)]
+    assert curves[0].apply(grid).tobytes() == curves[1].apply(grid).tobytes()
+    content = json.loads((tmp_path / "sub" / "one.json").read_bytes())
+    assert content["version"] == found.version
+    assert content["data"]["num_pairs"] == 140
+    assert read_calibration(f"file://{path}") == found
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    write_calibration(str(folder / "one.json"), calibrated({"en": pairs(80)}))
+    return (folder / "one.json").read_text()
+
+
+def put(value, *place):
+    """A change of a file's contents."""
+
+    def change(contents):
+        for key in place[:-1]:
+            contents = contents[key]
+        contents[place[-1]] = value
+
+    return change
+
+
+CURVE = ("languages", "en", "toxicity")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put(2, "format"), r"format 2 is newer"),
+        (put("xgray head", "kind"), r"no calibration file: kind"),
+        (put([0.1, 0.3, 0.2], *CURVE, "x"), r"languages\.en\.toxicity: x holds 3 knots, y \d+"),
+        (lambda value: value["languages"]["en"]["toxicity"]["x"].reverse(), r"languages\.en\.toxicity: x must ascend"),
+        (lambda value: value["languages"]["en"]["toxicity"]["y"].reverse(), r"toxicity: y must not descend"),
+        (put(1.5, *CURVE, "y", -1), r"languages\.en\.toxicity\.y: a list of numbers from 0 to 1"),
+        (put(NAN, *CURVE, "x", 0), r"languages\.en\.toxicity\.x: a list of numbers from 0 to 1"),
+        (put("0.1", *CURVE, "x", 0), r"languages\.en\.toxicity\.x: a list of numbers"),
+        (put([], *CURVE, "y"), r"languages\.en\.toxicity\.y: a list of numbers"),
+        (put(NAN, *CURVE, "threshold", "value"), r"threshold\.value"),
+        (lambda value: value["languages"]["en"].pop("toxicity"), r"languages\.en holds"),
+        (lambda value: value["languages"].update(xx=value["languages"].pop("en")), r"languages\.xx: not one of"),
+        (lambda value: value.pop("scorer_version"), r"scorer_version: Field required"),
+        (put("all", "more"), r"unknown key 'more'"),
+        (put(0.0, *CURVE, "x", 0), r"version: \w{12} is that of other contents"),
+        (put("2", "scorer_version"), r"version: \w{12} is that of other contents"),
+    ],
+)
+def test_a_file_that_is_no_calibration_is_refused_by_name_and_field(tmp_path, content, change, message):
+    value = json.loads(content)
+    change(value)
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=rf"bad\.json: .*{message}"):
+        read_calibration(str(file))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"3"])
+def test_a_file_that_is_not_json_is_refused(tmp_path, text):
+    (tmp_path / "bad.json").write_bytes(text)
+    with pytest.raises(InputError, match=r"bad\.json: no calibration file"):
+        read_calibration(str(tmp_path / "bad.json"))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: cannot read the calibration"):
+        read_calibration(str(tmp_path / "none.json"))
+    with pytest.raises(InputError, match="cannot read the calibration"):
+        read_calibration(str(tmp_path))

@@ -1,0 +1,174 @@
+import json
+
+import pytest
+
+from xgray.score.scorer import EMPTY, Scored
+from xgray.serve.protocol import ApiError, answer, check_key, discovery, parse
+
+ATTRIBUTES, LANGUAGES = ("toxicity", "insult"), ("en", "de", "zh-hans")
+
+
+def body(**changes):
+    whole = {"comment": {"text": "hello"}, "languages": ["en"], "requestedAttributes": {"TOXICITY": {}}} | changes
+    return json.dumps({key: value for key, value in whole.items() if value is not None}).encode()
+
+
+def refused(content):
+    """The error that a body gets."""
+    with pytest.raises(ApiError) as raised:
+        parse(content, ATTRIBUTES, LANGUAGES)
+    error = json.loads(raised.value.body())["error"]
+    assert error["code"] == raised.value.code == 400
+    assert error["status"] == "INVALID_ARGUMENT"
+    return error
+
+
+def test_all_that_perspective_takes_is_taken():
+    request = body(
+        comment={"text": "guten Tag", "type": "PLAIN_TEXT"},
+        languages=["zh"],
+        requestedAttributes={"TOXICITY": {"scoreType": "PROBABILITY", "scoreThreshold": 0.4}, "INSULT": None or {}},
+        context={"entries": [{"text": "before", "type": "PLAIN_TEXT"}]},
+        spanAnnotations=True,
+        doNotStore=True,
+        clientToken="token",
+        sessionId="session",
+        communityId="community",
+    )
+    analysis = parse(request, ATTRIBUTES, LANGUAGES)
+    assert (analysis.text, analysis.language, analysis.languages) == ("guten Tag", "zh-hans", ["zh"])
+    assert analysis.thresholds == {"toxicity": 0.4, "insult": 0.0}
+    told = json.loads(answer(analysis, Scored({"toxicity": 0.1 + 0.2, "insult": 0.0})))
+    assert told == {
+        "attributeScores": {"INSULT": {"summaryScore": {"value": 0.0, "type": "PROBABILITY"}}},
+        "languages": ["zh"],
+        "clientToken": "token",
+    }
+    told = json.loads(answer(analysis, Scored({"toxicity": 0.4, "insult": 0.1 + 0.2})))
+    assert told["attributeScores"]["TOXICITY"]["summaryScore"]["value"] == 0.4
+    assert told["attributeScores"]["INSULT"]["summaryScore"]["value"] == 0.1 + 0.2
+
+
+def test_names_in_protos_spelling_and_nulls_are_read_as_google_reads_them():
+    content = b'{"comment": {"text": "hi", "type": null}, "requested_attributes": {"TOXICITY": {"score_threshold": 1}},'
+    analysis = parse(content + b'"languages": ["de"], "client_token": null}', ATTRIBUTES, LANGUAGES)
+    assert (analysis.language, analysis.thresholds) == ("de", {"toxicity": 1.0})
+    assert json.loads(answer(analysis, Scored({"toxicity": 0.5}))) == {"languages": ["de"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"comment": None}, "COMMENT_EMPTY", "Comment must be non-empty."),
+        ({"comment": {"text": ""}}, "COMMENT_EMPTY", "Comment must be non-empty."),
+        ({"comment": {"text": "é" * 10241}}, "COMMENT_TOO_LONG", "Value (20482) exceeded limit (20480)"),
+        ({"comment": {"text": "a", "type": "HTML"}}, "INVALID_REQUEST", "only 'PLAIN_TEXT' comments"),
+        (
+            {"context": {"entries": [{}], "articleAndParentComment": {"article": {"text": "a"}}}},
+            "INVALID_REQUEST",
+            "both fields were populated",
+        ),
+        ({"requestedAttributes": None}, "NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes"),
+        ({"requestedAttributes": {}}, "NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes"),
+        ({"requestedAttributes": {"RUDENESS": {}}}, "INVALID_REQUEST", "Unknown requested attribute: RUDENESS"),
+        ({"requestedAttributes": {"toxicity": {}}}, "INVALID_REQUEST", "Unknown requested attribute: toxicity"),
+        ({"requestedAttributes": {"TOXICITY": {"scoreType": "RAW"}}}, "INVALID_REQUEST", "RAW is not supported by"),
+        ({"languages": None}, "LANGUAGE_DETECTION_FAILED", "Unable to detect language"),
+        ({"languages": []}, "LANGUAGE_DETECTION_FAILED", "name it in 'languages'"),
+        ({"languages": ["tlh"]}, "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "TOXICITY does not support request languages"),
+        ({"languages": ["fr"]}, "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "does not support request languages: fr"),
+        ({"languages": ["en", "de"]}, "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "request languages: en, de"),
+        (
+            {"requestedAttributes": {"TOXICITY": {}, "THREAT": {}}},
+            "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+            "Attribute THREAT does not support request languages: en",
+        ),
+    ],
+)
+def test_what_the_analyzer_refuses_has_its_own_kind_of_error(changes, kind, message):
+    error = refused(body(**changes))
+    assert message in error["message"]
+    (detail,) = error["details"]
+    assert detail["@type"] == "type.googleapis.com/google.commentanalyzer.v1alpha1.Error"
+    assert detail["errorType"] == kind
+
+
+def test_an_unsupported_attribute_is_named_so_that_clients_can_leave_it_out():
+    (detail,) = refused(body(requestedAttributes={"TOXICITY": {}, "THREAT": {}}))["details"]
+    assert detail["languageNotSupportedByAttributeError"] == {"requestedLanguages": ["en"], "attribute": "THREAT"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Invalid JSON payload received. EOF"),
+        (b'{"comment": {"text": "a"}', "Invalid JSON payload received. EOF"),
+        (b"\xff\xfe{}", "Invalid JSON payload received."),
+        (b'{"comment": {"text": "\xff"}}', "Invalid JSON payload received."),
+        (b'{"comment": {"text": "half \\ud83d pair"}}', "Invalid JSON payload received."),
+        (b"[" * 100_000, "recursion limit"),
+        (b"[]", "Invalid value at ''"),
+        (b"comment=hello", "Invalid JSON payload received."),
+        (b'{"comment": {"text": "a", "words": 3}}', "Unknown name \"words\" at 'comment': Cannot find field."),
+        (b'{"tongue": "en"}', 'Unknown name "tongue": Cannot find field.'),
+        (b'{"comment": "hello"}', "Invalid value at 'comment'"),
+        (b'{"comment": {"text": 5}}', "Invalid value at 'comment.text'"),
+        (b'{"languages": "en"}', "Invalid value at 'languages'"),
+        (b'{"languages": [null]}', "Invalid value at 'languages.0'"),
+        (b'{"requestedAttributes": ["TOXICITY"]}', "Invalid value at 'requestedAttributes'"),
+        (b'{"requestedAttributes": {"TOXICITY": {"scoreThreshold": NaN}}}', "scoreThreshold"),
+        (b'{"doNotStore": "yes"}', "Invalid value at 'doNotStore'"),
+    ],
+)
+def test_malformed_bodies_are_refused_in_googles_words(content, message):
+    assert message in refused(content)["message"]
+
+
+def test_texts_of_all_kinds_pass_as_they_are():
+    for text in (
+        "a",
+        "x" * 20480,
+        "nul \x00 bell \x07",
+        "line\u2028separator",
+        "\u202eright to left",
+        "🙂👩‍👩‍👧",
+        " \n",
+    ):
+        assert parse(body(comment={"text": text}), ATTRIBUTES, LANGUAGES).text == text
+
+
+@pytest.mark.parametrize(
+    ("scored", "code", "kind"),
+    [
+        (Scored(None, EMPTY), 400, "COMMENT_EMPTY"),
+        (Scored(None, "too long: 30000 bytes"), 400, "INVALID_REQUEST"),
+        (Scored(None, "status 500 (tried 8 times)", lasting=False), 503, "UNAVAILABLE"),
+        (Scored({"toxicity": None}), 503, "UNAVAILABLE"),
+    ],
+)
+def test_a_missing_score_is_a_refusal_and_no_number(scored, code, kind):
+    with pytest.raises(ApiError) as raised:
+        answer(parse(body(), ATTRIBUTES, LANGUAGES), scored)
+    assert (raised.value.code, raised.value.kind) == (code, kind)
+
+
+def test_keys_are_checked_as_google_does():
+    check_key("right", ["right", ""])
+    check_key("right", ["right", "right"])
+    for given, code, reason in (
+        ([""], 403, None),
+        (["wrong"], 400, "API_KEY_INVALID"),
+        (["right", "é\udc80"], 400, "API_KEY_INVALID"),
+    ):
+        with pytest.raises(ApiError) as raised:
+            check_key("right", given)
+        error = json.loads(raised.value.body())["error"]
+        assert error["code"] == code
+        assert [one["reason"] for one in error.get("details", [])] == ([reason] if reason else [])
+        assert not any(one in json.dumps(error) for one in ("right", "wrong"))
+
+
+def test_the_discovery_document_refers_to_nothing_that_it_lacks():
+    document = discovery("http://127.0.0.1:1/")
+    text = json.dumps(document)
+    assert {one.split('"')[0] for one in text.split('"$ref": "')[1:]} == document["schemas"].keys()

@@ -1,0 +1,1 @@
+"""What an experiment will take: counts of work times rates gives hours and money."""

@@ -1,0 +1,183 @@
+"""What is left of an experiment, in counts: from its file, its input files and what its run directory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from xgray.config import BASE, Experiment, Train, Variant
+from xgray.data.pairs import read_pairs
+from xgray.data.prompts import read_prompts
+from xgray.errors import ConflictError, InputError
+from xgray.estimate.counts_mechanism import begun, count_mechanism
+from xgray.estimate.lines import training_steps
+from xgray.estimate.work import Sampling, Training, Work
+from xgray.experiment.plan import Plan, Planned, make_plan, run_folder, training_seed
+from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
+from xgray.runs.training_progress import training_steps as steps_on_disk
+from xgray.score.store.store import store_uri
+from xgray.train.pairs import num_held_out
+
+
+def count_work(experiment: Experiment, with_model: bool) -> Work:
+    """What an experiment takes and what of it is done.
+
+    Args:
+        with_model: whether the model may be asked, for its tokens and its reference cache. Without it pairs are
+            counted before the length filter, and the reference as if nothing of it were there; no model is needed.
+
+    Raises:
+        InputError: an input file is missing or wrong.
+    """
+    from xgray.score.build import scorer_inputs
+
+    if experiment.score.scorer == "embedding":
+        scorer_inputs(experiment.score)
+    num_prompts = num_characters = 0
+    for prompt in read_prompts(experiment.prompts, experiment.languages):
+        num_prompts, num_characters = num_prompts + 1, num_characters + len(prompt.text)
+    notes: list[str] = []
+    plan = _plan(experiment, notes)
+    return Work(
+        num_prompts=num_prompts,
+        trainings=_trainings(experiment, plan, with_model, notes),
+        models={
+            model: _sampling(experiment, plan, model, num_prompts)
+            for model in (BASE, *(variant.name for variant in experiment.variants))
+        },
+        num_perplexities=_num_perplexities(experiment, plan),
+        evaluated=plan is not None and plan.evaluate.done,
+        reported=plan is not None and plan.report.done,
+        prompt_characters=num_characters / num_prompts,
+        mechanism=count_mechanism(experiment, plan),
+        notes=notes,
+    )
+
+
+def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
+    """The plan of a run that has begun, by which its results are told from those of another configuration."""
+    run = run_folder(experiment)
+    if not run.exists("experiment.yaml"):
+        return None
+    try:
+        plan = make_plan(experiment)
+    except InputError as error:  # the model is elsewhere; the input files have been read already
+        notes.append(f"{run} is there, but what of it is done cannot be known here: {error}")
+        return None
+    if others := [one.place.label for one in plan.stages() if _of_another(one)]:
+        notes.append(
+            f"{run} holds {', '.join(others)} of another configuration: the run will ask for another --name or "
+            "for --force, and all of it is counted"
+        )
+    return plan
+
+
+def _of_another(one: Planned) -> bool:
+    try:
+        one.place.found(one.payload)
+    except ConflictError:
+        return True
+    return False
+
+
+def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, notes: list[str]) -> dict[str, Training]:
+    trainings: dict[str, Training] = {}
+    referenced: set[object] = set()
+    variants = [variant for variant in experiment.variants if variant.checkpoint is None]
+    prepare = _preparing(experiment) if with_model and variants else None
+    for variant in variants:
+        section = experiment.train_section(variant)
+        pairs = read_pairs(section.pairs, section.limit)
+        if prepare:
+            num_train, num_validation, missing = prepare(section, pairs, training_seed(experiment, variant))
+        else:
+            num_validation = num_held_out(section, len(pairs))
+            num_train = len(pairs) - num_validation
+            shared = section.model_dump_json(include={"method", "dtype", "max_length", "max_prompt_length", "pairs"})
+            missing = {(shared, index) for index in range(len(pairs))}
+        steps = training_steps(section, num_train)
+        trainings[variant.name] = Training(
+            section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps)
+        )
+        referenced |= missing
+    if not with_model and any(one.num_steps > one.num_steps_done for one in trainings.values()):
+        notes.append("pairs are counted before the length filter (train.max_length), and none as cached")
+    return trainings
+
+
+def _preparing(
+    experiment: Experiment,
+) -> Callable[[Train, Sequence[PreferencePair], int], tuple[int, int, set[object]]]:
+    """A function to the pairs trained on, those validated with, and the keys of those that the cache lacks."""
+    from xgray.models.cache import cache_folder
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import model_fingerprint, pinned, resolve
+    from xgray.train.pairs import prepare_pairs
+    from xgray.train.reference import ReferenceCache
+
+    base = pinned(experiment.model)
+    tokenizer = load_tokenizer(resolve(base), base.revision)
+    fingerprint = model_fingerprint(base)
+
+    def prepare(section: Train, pairs: Sequence[PreferencePair], seed: int) -> tuple[int, int, set[object]]:
+        prepared = prepare_pairs(pairs, tokenizer, section, seed)
+        cache = ReferenceCache.of(section, fingerprint, str(cache_folder()))
+        keys: set[object] = {cache.key(pair) for pair in (*prepared.train, *prepared.validation)}
+        return len(prepared.train), len(prepared.validation), keys - cache.read().keys()
+
+    return prepare
+
+
+def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
+    one = plan.train[variant.name] if plan else None
+    if one is None or not (one.done or begun(one)):
+        return 0
+    if one.done:
+        return num_steps
+    every = plan.experiment.train_section(variant).eval_steps if plan else 1
+    return min(steps_on_disk(one.place)[0] // every * every, num_steps)
+
+
+def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> Sampling:
+    if plan is None:
+        return Sampling()
+    made, scored = plan.generate[model], plan.score[model]
+    num_generated = num_prompts if made.done else made.place.rows.count_rows() if begun(made) else 0
+    num_scored = num_prompts if scored.done else scored.place.rows.count_rows() if begun(scored) else 0
+    known = _num_known(experiment, made, scored) if num_generated > num_scored else 0
+    return Sampling(num_generated, num_scored, known)
+
+
+def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
+    """Completions on disk that wait for a score and take no request: Perspective's, whose requests are dear."""
+    if experiment.score.scorer != "perspective":
+        return 0
+    from xgray.data.perspective_results import SCORER
+    from xgray.score.perspective import perspective_version
+    from xgray.score.scorer import text_to_score
+    from xgray.score.store.store import ScoreStore
+
+    present = set(scored.place.rows.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
+    rows = from_table(made.place.rows.read_parquet(schema(Completions)), Completions)
+    waiting = [row for row in rows if row.prompt_id not in present]
+    store = ScoreStore(store_uri(experiment.score, experiment.runs))
+    version, attributes = perspective_version(experiment.score), experiment.score.attributes
+    num_requests = 0
+    for language in {row.language for row in waiting}:
+        texts = {
+            text_to_score(text, experiment.score.empty_text)
+            for row in waiting
+            if row.language == language
+            for text in row.completions
+        }
+        asked = [text for text in texts if text is not None]
+        found = store.get(asked, language, SCORER, version, attributes) if asked else []
+        num_requests += sum(one is None for one in found)
+    return sum(len(row.completions) for row in waiting) - num_requests
+
+
+def _num_perplexities(experiment: Experiment, plan: Plan | None) -> int:
+    if plan is None or not begun(plan.evaluate):
+        return 0
+    from xgray.evaluate.rows import PERPLEXITY
+
+    return (plan.evaluate.place.folder / PERPLEXITY).count_rows() * experiment.generate.k

@@ -1,0 +1,311 @@
+"""A machine's rates, measured: the experiment itself with a few steps, and one batch of prompts in all its languages.
+
+All of it takes the way that the run will take, in a folder of its own beside the runs, which is deleted after. What it
+finds of the reference log-probabilities stays in the cache, and so does a converted model. A scoring service is not
+asked: it costs requests, and its quota is known.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from xgray.config import BASE, Experiment, Score, Train, Variant
+from xgray.distributed.cluster import connect, reach
+from xgray.distributed.nodes import room
+from xgray.distributed.placement import place_workers
+from xgray.estimate.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
+from xgray.estimate.work import Work
+from xgray.experiment.driver import run_experiment
+from xgray.experiment.plan import Plan, make_plan, run_folder
+from xgray.languages import LANGUAGES
+from xgray.rows import Completions, Scores, from_table, schema, to_table
+from xgray.runs.periodic import run_every
+from xgray.runs.progress import OnProgress
+from xgray.runs.prompts import PromptFile
+from xgray.score.build import SERVICES
+from xgray.storage.folder import TEMPORARY_MARK, Folder
+
+if TYPE_CHECKING:
+    from xgray.train.metrics import Row
+
+
+NUM_STEPS = 6
+"""Optimizer steps of the measured training, with a validation and a checkpoint half-way and at the end."""
+NUM_VALIDATION = 16
+"""Pairs of each validation: two batches."""
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Timeline:
+    """When each stage said what of itself, in seconds since the measurement began."""
+
+    on_progress: OnProgress
+    zero: float = field(default_factory=time.perf_counter)
+    said: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero
+
+    def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
+        self.said.setdefault(label, []).append((self.now(), done))
+        self.on_progress(f"measure: {label}", done, total, errors)
+
+    def last(self, stage: str) -> float:
+        """When a label with this beginning was last heard of."""
+        return max(said[-1][0] for label, said in self.said.items() if label.startswith(stage))
+
+
+def calibrate(
+    experiment: Experiment,
+    work: Work,
+    address: str | None = None,
+    on_progress: OnProgress = lambda label, done, total, errors=0: None,
+) -> Rates:
+    """The rates of this machine, or of the cluster at ``address``, for this experiment.
+
+    Raises:
+        InputError: the experiment cannot be run; as :func:`xgray.experiment.driver.run_experiment`.
+    """
+    folder = Folder(experiment.runs) / f"{TEMPORARY_MARK}plan-{uuid.uuid4().hex[:8]}"
+    heard = Timeline(on_progress)
+    try:
+        with connect(address):
+            nodes = reach().now
+            num_gpus = room(nodes, 0, 1)
+            num_workers, _ = place_workers(reach(), "evaluate", experiment.evaluate.execution.num_workers)
+            plan = make_plan(small(experiment, work, folder.uri))
+            (trained,) = plan.train or (None,)
+            began = heard.now()
+            with _watching(plan, trained) as steps_began:
+                run_experiment(plan, ("train", "generate", "score"), on_progress=heard)
+            rates: dict[str, Any] = {
+                "num_gpus": num_gpus,
+                "num_nodes": nodes.total(),
+                "source": _source("one start"),
+                "start_seconds": began,
+            }
+            if trained:
+                rates["start_seconds"] = heard.said[f"train/{trained}"][0][0]
+                rates["train"] = _train_rates(plan, trained, heard, min(steps_began))
+                began = heard.said[f"train/{trained}"][-1][0]
+            rates |= _sampling_rates(experiment, plan, heard, began)
+            _regroup(plan, work.num_prompts // len(experiment.languages), num_workers)
+            began = heard.now()
+            run_experiment(plan, ("evaluate", "report"), on_progress=heard)
+            rates |= _evaluation_rates(plan, heard, began, num_workers)
+            rates["start_seconds"] = round(rates["start_seconds"], 2)
+            return Rates(**rates)
+    finally:
+        folder.delete()
+
+
+def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
+    """The experiment to measure with: the sections as they are, but for how much there is to do."""
+    batch, num_languages = experiment.generate.execution.batch_size, len(experiment.languages)
+    per_language = max(1, min(round(batch / num_languages), work.num_prompts // num_languages))
+    generate = experiment.generate
+    execution = generate.execution.model_copy(update={"batch_size": per_language * num_languages})
+    score = Score() if experiment.score.scorer in SERVICES else experiment.score
+    alone = score.model_copy(update={"execution": score.execution.model_copy(update={"store": None})})
+    changed: dict[str, Any] = {
+        "runs": runs,
+        "prompts": experiment.prompts.model_copy(update={"limit": per_language}),
+        "generate": generate.model_copy(update={"execution": execution}),
+        "score": alone,
+        "variants": [],
+    }
+    left = [name for name, one in work.trainings.items() if one.num_steps > one.num_steps_done]
+    if Folder(experiment.runs).local is None:
+        # A checkpoint is a folder, which finished weights behind a URI are not; a few steps make others of their size.
+        left = left or list(work.trainings)
+    if left:
+        changed["train"] = _short(work.trainings[left[0]].section)
+        changed["variants"] = [Variant(name=left[0])]
+    elif experiment.variants:
+        first = experiment.variants[0]
+        folder = run_folder(experiment) / "train" / first.name
+        made = (folder / ("adapter" if folder.exists("adapter") else "merged")).uri
+        changed["variants"] = [Variant(name=first.name, checkpoint=first.checkpoint or made, revision=first.revision)]
+    return experiment.model_copy(update=changed)
+
+
+def _short(section: Train) -> Train:
+    num_pairs = NUM_STEPS * section.batch_size * section.gradient_accumulation + NUM_VALIDATION
+    return section.model_copy(
+        update={
+            "limit": min(num_pairs, section.limit or num_pairs),
+            "epochs": float(NUM_STEPS * section.batch_size * section.gradient_accumulation),
+            "max_steps": NUM_STEPS,
+            "eval_steps": NUM_STEPS // 2,
+            "validation_share": NUM_VALIDATION / num_pairs,
+            "patience": None,
+        }
+    )
+
+
+@contextmanager
+def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
+    """When the training began its steps, by :func:`time.perf_counter`: what each look at its ``metrics.jsonl`` says.
+
+    None is too early. The least is right but for what a line takes to be seen: on a disk no time, behind a URI what it
+    takes to save a checkpoint, as the file is copied there before that is.
+    """
+    from xgray.train.metrics import METRICS, parse_metrics
+
+    steps_began: list[float] = []
+    if variant is None:
+        yield steps_began
+        return
+    folder = plan.train[variant].place.folder
+
+    def look() -> None:
+        with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
+            rows = parse_metrics(folder.read_bytes(METRICS).decode())
+            steps_began.extend(time.perf_counter() - row["elapsed"] for row in rows[-1:])
+
+    with run_every(POLL_SECONDS, look):
+        yield steps_began
+
+
+def _source(what: str, device: str = "") -> str:
+    return f"measured: {what}{f' on {device}' if device else ''}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) -> TrainRates:
+    """From the lines of ``metrics.jsonl``, and when the first step began, by :func:`time.perf_counter`."""
+    from xgray.train.metrics import METRICS, parse_metrics
+
+    one = plan.train[variant]
+    manifest = one.place.manifest() or {}
+    rows = parse_metrics(one.place.folder.read_bytes(METRICS).decode())
+    ready = steps_began - heard.zero
+    times = [ready + row["elapsed"] for row in rows]
+    steps = [row["seconds"] for row in rows if "loss" in row]
+    per_step = sum(steps[1:]) / len(steps[1:])
+    validations = [index for index, row in enumerate(rows) if "eval_loss" in row]
+    counts = manifest["counts"]
+    per_pair = sum(times[index] - times[index - 1] for index in validations) / (
+        len(validations) * counts["num_validation"]
+    )
+    checkpoint = _after(rows, times, validations[0])
+    said = heard.said[f"train/{variant}"]
+    first, last = said[0][0], said[-1][0]
+    start = ready - first - counts["num_reference_computed"] * per_pair + steps[0] - per_step
+    return TrainRates(
+        source=_source(f"{len(steps)} steps, {counts['tokens']:,} tokens", manifest["device"]),
+        seconds_per_step=round(per_step, 4),
+        start_seconds=round(max(0.0, start), 2),
+        seconds_per_pair=round(per_pair, 4),
+        checkpoint_seconds=round(checkpoint, 2),
+        export_seconds=round(max(0.0, last - times[validations[-1]] - checkpoint), 2),
+    )
+
+
+def _after(rows: list[Row], times: list[float], validation: int) -> float:
+    """Seconds of the checkpoint between a validation and the step after it."""
+    return max(0.0, times[validation + 1] - times[validation] - rows[validation + 1]["seconds"])
+
+
+def _sampling_rates(experiment: Experiment, plan: Plan, heard: Timeline, began: float) -> dict[str, Any]:
+    """From the manifests of both stages; what they do not account for is the start of the actors."""
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+
+    generated = [one.place.manifest() or {} for one in plan.generate.values()]
+    scored = [one.place.manifest() or {} for one in plan.score.values()]
+    tokens, completions = (sum(one["counts"][key] for one in generated) for key in ("num_tokens", "num_completions"))
+    seconds = sum(one["seconds"] for one in generated)
+    starts = [one["measured"]["engine_start_seconds"] for one in generated]
+    # The last model is scored while nothing else goes on.
+    alone = scored[-1]
+    whole = heard.last("score/") - began
+    others = round(max(0.0, whole - sum(starts) - seconds - alone["seconds"]), 2)
+    tokenizer = load_tokenizer(resolve(experiment.model), experiment.model.revision)
+    prompts = PromptFile(plan.run)
+    texts = [prompt.text for prompt in prompts.read(0, len(prompts))]
+    service = experiment.score.scorer in SERVICES
+    generate = GenerateRates(
+        source=_source(
+            f"{tokens:,} tokens of {completions:,} completions by {generated[0]['measured']['engine']}",
+            generated[0]["device"],
+        ),
+        tokens_per_second=round(tokens / seconds, 2),
+        start_seconds=round(starts[0] + (others if service else 0.0), 2),
+        restart_seconds=round(starts[1], 2) if len(starts) > 1 else None,
+        prompt_tokens=round(sum(map(len, tokenizer(texts)["input_ids"])) / len(texts), 2),
+        new_tokens=round(tokens / completions, 3),
+    )
+    if service:
+        return {"generate": generate}
+    number = alone["counts"]["num_completions"]
+    score = ScoreRates(
+        source=_source(f"{number:,} texts", alone["device"]),
+        texts_per_second=round(number / alone["seconds"], 3),
+        start_seconds=others,
+    )
+    return {"generate": generate, "score": score}
+
+
+def _regroup(plan: Plan, prompts_per_language: int, num_workers: int) -> None:
+    """Tell the rows' languages anew, so that each has as many prompts as in the experiment, as far as they go.
+
+    Fluency and metrics are computed by language, and a few large units take another time than many small ones. There
+    are two units for each worker at least, since a worker loads its model with the first.
+    """
+    ids = sorted(_ids(plan))
+    num_units = max(ceil(len(ids) / prompts_per_language), ceil(2 * num_workers / len(plan.models)))
+    size = ceil(len(ids) / min(num_units, len(ids), len(LANGUAGES)))
+    codes = list(LANGUAGES)
+    language = {prompt_id: codes[index // size] for index, prompt_id in enumerate(ids)}
+    stages: list[tuple[Any, type[Any]]] = [(plan.generate, Completions), (plan.score, Scores)]
+    for planned, kind in stages:
+        for one in planned.values():
+            rows = from_table(one.place.rows.read_parquet(schema(kind)), kind)
+            one.place.rows.delete()
+            told = [replace(row, language=language[row.prompt_id]) for row in rows]
+            one.place.rows.write_parquet("rows.parquet", to_table(told, kind))
+
+
+def _ids(plan: Plan) -> list[str]:
+    table = plan.generate[BASE].place.rows.read_parquet(schema(Completions), ["prompt_id"])
+    ids: list[str] = table["prompt_id"].to_pylist()
+    return ids
+
+
+def _evaluation_rates(plan: Plan, heard: Timeline, began: float, num_workers: int) -> dict[str, Any]:
+    """From what the stages said of themselves: a worker loads its model with its first unit."""
+    rates: dict[str, Any] = {}
+    generated = [(one.place.manifest() or {})["counts"] for one in plan.generate.values()]
+    new_tokens = sum(one["num_tokens"] for one in generated) / sum(one["num_completions"] for one in generated)
+    manifest = plan.evaluate.place.manifest() or {}
+    if fluency := heard.said.get("evaluate: fluency"):
+        last, whole = fluency[-1]
+        num_units = len(fluency) - 1
+        # Of the first units, one for each worker, nobody knows how much was loading; of too few units it all counts.
+        first, number = fluency[num_workers] if num_units >= 2 * num_workers else (began, 0)
+        per_second = (whole - number) / (last - first) / min(num_workers, num_units)
+        start = first - began - number / num_workers / per_second
+        rates["fluency"] = FluencyRates(
+            source=_source(f"{whole:,} completions", manifest["device"]),
+            tokens_per_second=round(per_second * new_tokens, 2),
+            start_seconds=round(max(0.0, start), 2),
+        )
+        began = last
+    first, last = heard.said["evaluate: metrics"][0][0], heard.said["report"][0][0]
+    num_prompts = len(_ids(plan)) * len(plan.models)
+    rates["metrics"] = MetricsRates(
+        source=_source(f"{num_prompts:,} prompts, {plan.experiment.evaluate.resamples:,} resamples"),
+        prompts_per_second=round(num_prompts / (last - first), 3),
+        start_seconds=round(first - began, 2),
+    )
+    report = heard.said["report"]
+    rates["report"] = ReportRates(source=_source("one report"), seconds=round(report[-1][0] - report[0][0], 2))
+    return rates

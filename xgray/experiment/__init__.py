@@ -1,0 +1,1 @@
+"""Plan an experiment's stages and run those that are not finished."""

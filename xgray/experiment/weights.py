@@ -1,0 +1,49 @@
+"""Which weights stand for a model of the experiment: the base model's, a training's, or a checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from xgray.config import BASE
+
+if TYPE_CHECKING:
+    from xgray.experiment.plan import Plan
+    from xgray.generate.engine import Weights
+
+
+def model_weights(
+    plan: Plan, model: str, takes_adapter: Callable[[str], bool] = lambda adapter: False
+) -> tuple[Weights, str | None]:
+    """The weights to load for ``model``, and the adapter to put on them; None where they are the whole model.
+
+    An adapter that is not taken is merged into the base model's weights; they lie in the run's folder, which every node
+    reaches. A model's training must be finished (:meth:`xgray.experiment.plan.Plan.require_model`).
+
+    Args:
+        takes_adapter: whether who loads the weights takes an adapter, given its folder.
+
+    Raises:
+        InputError: the weights are not there.
+    """
+    from xgray.generate.engine import Weights
+    from xgray.models.source import is_adapter, path_for_workers
+    from xgray.train.export import merged
+
+    experiment = plan.experiment
+    dtype = experiment.model.dtype
+    base = Weights(path_for_workers(experiment.model), experiment.model.revision, dtype)
+    if model in plan.train:
+        folder = plan.train[model].place.folder
+        if folder.exists("adapter") and takes_adapter((folder / "adapter").uri):
+            return base, (folder / "adapter").uri
+        return Weights((folder / "merged").uri, None, dtype), None
+    if model == BASE:
+        return base, None
+    checkpoint = experiment.variant(model).checkpoint_model
+    path = path_for_workers(checkpoint)
+    if not is_adapter(path):
+        return Weights(path, checkpoint.revision, dtype), None
+    if takes_adapter(path):
+        return base, path
+    return Weights(merged(experiment.model, path, plan.run / "merged"), None, dtype), None

@@ -1,0 +1,51 @@
+"""The cache folder on this machine, and folders in it that are made once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust tell what the operating system said."""
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XGRAY_CACHE") or Path.home() / ".cache" / "xgray")
+
+
+def make_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, which ``make`` fills under another name if it is not there; others of this machine wait for that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+            working.mkdir()
+            try:
+                make(working)
+                working.rename(target)
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
+    return target
+
+
+def save(part: Any, folder: Path) -> None:
+    """Write a model or a tokenizer into a folder.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise.
+    """
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:  # safetensors has a type of its own for it, tokenizers none at all
+        refused = OS_ERROR.search(str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error

@@ -1,0 +1,1 @@
+"""Run directories: manifests, leases, logs, progress and state."""

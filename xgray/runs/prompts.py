@@ -1,0 +1,95 @@
+"""A run's prompts as one Parquet file, so that workers read the prompts of a block by their positions.
+
+However many prompts there are, no process holds more of them than it works at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from xgray.rows import Prompt
+from xgray.storage.folder import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+PROMPTS = "prompts.parquet"
+ROW_GROUP = 1024
+"""Prompts that are read and written together."""
+FINGERPRINT = b"fingerprint"
+
+
+def prompt_file(prompts: Iterable[Prompt], fingerprint: str) -> pa.Buffer:
+    """The content of the file with these prompts, in order.
+
+    Args:
+        fingerprint: of what the prompts are read from.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [(name, pa.string()) for name in ("prompt_id", "language", "text")]
+    schema = pa.schema(columns, {FINGERPRINT: fingerprint.encode()})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for rows in _groups(prompts):
+            table = pa.table({name: [getattr(row, name) for row in rows] for name, _ in columns}, schema)
+            writer.write_table(table, row_group_size=ROW_GROUP)
+    return sink.getvalue()
+
+
+def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+    rows: list[Prompt] = []
+    for prompt in prompts:
+        rows.append(prompt)
+        if len(rows) == ROW_GROUP:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+class PromptFile:
+    """The prompts of a run. Cheap to make; opens the file when it is asked, and keeps it open."""
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+        self._file: pq.ParquetFile | None = None
+        self._group: tuple[int, pa.Table] | None = None
+
+    def __reduce__(self) -> tuple[type[PromptFile], tuple[Folder]]:
+        return PromptFile, (self._run,)
+
+    @property
+    def _open(self) -> pq.ParquetFile:
+        if self._file is None:
+            self._file = self._run.open_parquet(PROMPTS)
+        return self._file
+
+    @property
+    def fingerprint(self) -> str:
+        return (self._open.schema_arrow.metadata or {}).get(FINGERPRINT, b"").decode()
+
+    def __len__(self) -> int:
+        num: int = self._open.metadata.num_rows
+        return num
+
+    def ids(self) -> Iterator[str]:
+        """All prompts' ids, in order."""
+        for batch in self._open.iter_batches(ROW_GROUP, columns=["prompt_id"]):
+            yield from batch["prompt_id"].to_pylist()
+
+    def read(self, start: int, stop: int) -> list[Prompt]:
+        """The prompts at the positions from ``start`` to before ``stop``."""
+        rows: list[Prompt] = []
+        while start < stop:
+            number, offset = divmod(start, ROW_GROUP)
+            if self._group is None or self._group[0] != number:
+                self._group = number, self._open.read_row_group(number)
+            part = self._group[1].slice(offset, stop - start)
+            rows += [Prompt(**row) for row in part.to_pylist()]
+            start += part.num_rows
+        return rows

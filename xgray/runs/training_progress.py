@@ -1,0 +1,22 @@
+"""Read how many optimizer steps a training has done."""
+
+from __future__ import annotations
+
+import json
+
+from xgray.runs.manifest import StageFolder
+
+
+def training_steps(place: StageFolder) -> tuple[int, int]:
+    """Optimizer steps done and in all, as the trainer's ``metrics.jsonl`` says; zeros before it starts."""
+    if not place.folder.exists("metrics.jsonl"):
+        return 0, 0
+    done = total = 0
+    for line in place.folder.read_bytes("metrics.jsonl").decode(errors="replace").split("\n"):
+        try:
+            record = json.loads(line) if line else {}
+        except json.JSONDecodeError:
+            continue  # the line that is being written
+        total = record.get("total_steps", total)
+        done = max(done, record.get("step", 0))
+    return done, total

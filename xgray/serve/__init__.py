@@ -1,0 +1,1 @@
+"""The scoring service: Perspective's wire protocol, and the HTTP application that speaks it."""

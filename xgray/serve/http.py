@@ -1,0 +1,268 @@
+"""The HTTP side of ``xgray serve``: requests of the Perspective protocol in, batches of texts for a scorer out.
+
+    POST /v1alpha1/comments:analyze     scores
+    GET  /$discovery/rest               the document that Google's client libraries build themselves from
+    GET  /healthz                       200 while the process is up
+    GET  /readyz                        200 where a text that is sent now is scored within ``READY_SECONDS``
+    GET  /metrics                       counts for Prometheus
+
+Texts that wait go to the scorer together as soon as it can take them: alone where there is no load, in whole batches
+where there is. Nothing waits for a batch to fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from xgray.config import Serve
+from xgray.score.scorer import Scored
+from xgray.serve.protocol import DISCOVERY_PATH, PATH, STATUSES, ApiError, answer, check_key, discovery, parse
+
+READY_SECONDS = 5.0
+RETRY_AFTER = {429: "1", 503: "5"}
+"""Seconds that a client is asked to wait: until others are answered, or until a scorer is started again."""
+LINGER_SECONDS = 2.0
+"""How long the rest of a refused body is read, so that the client sees why it was refused."""
+SHUTDOWN_SECONDS = 10.0
+"""Within which what is under way is answered when the service ends."""
+PROBE = "Good morning."
+
+Item = tuple[str, str]
+"""A text and its language."""
+ScoreBatch = Callable[[Sequence[Item]], Awaitable[Sequence[Scored]]]
+"""One result for each item, in order; raises :class:`Unavailable` where there is no scorer to give any."""
+
+
+class Unavailable(Exception):
+    """No scorer could score the texts; another time one may."""
+
+
+@dataclass(frozen=True)
+class ScorerInfo:
+    """What the scorer behind a service can be asked for."""
+
+    scorer: str
+    """Its name, version and device."""
+    attributes: tuple[str, ...]
+    languages: tuple[str, ...]
+
+
+class Metrics:
+    """What is counted."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("xgray_requests", "Requests by answer", ["status"], registry=self.registry)
+        self.refusals = Counter("xgray_refusals", "Answers other than 200 by kind", ["kind"], registry=self.registry)
+        self.texts = Counter("xgray_texts", "Texts scored by language", ["language"], registry=self.registry)
+        self.waiting = Gauge("xgray_texts_under_way", "Texts that are not answered yet", registry=self.registry)
+        self.batch_size = Histogram(
+            "xgray_batch_texts", "Texts in a batch", buckets=[2**power for power in range(11)], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "xgray_score_seconds", "Seconds from a whole request to its scores", registry=self.registry
+        )
+
+
+class Batches:
+    """Texts of many requests, scored together. It belongs to one event loop."""
+
+    def __init__(self, score_batch: ScoreBatch, batch_size: int, num_concurrent: int, metrics: Metrics) -> None:
+        self._score_batch = score_batch
+        self._batch_size = batch_size
+        self._num_free = num_concurrent
+        self._metrics = metrics
+        self._waiting: deque[tuple[Item, asyncio.Future[Scored]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def score(self, item: Item) -> Scored:
+        """
+        Raises:
+            Unavailable: there is no scorer.
+        """
+        future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._start()
+        return await future
+
+    def _start(self) -> None:
+        while self._num_free and self._waiting:
+            batch: list[tuple[Item, asyncio.Future[Scored]]] = []
+            while self._waiting and len(batch) < self._batch_size:
+                item, future = self._waiting.popleft()
+                if not future.done():  # its request has given up
+                    batch.append((item, future))
+            if batch:
+                self._num_free -= 1
+                task = asyncio.create_task(self._run(batch))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: list[tuple[Item, asyncio.Future[Scored]]]) -> None:
+        self._metrics.batch_size.observe(len(batch))
+        try:
+            results = await self._score_batch([item for item, _ in batch])
+            for (_, future), scored in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(scored)
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+        finally:
+            self._num_free += 1
+            self._start()
+
+
+class Service:
+    """The requests of one service. What a client sends is in no log line: it may be private, or hold a key."""
+
+    def __init__(
+        self, section: Serve, offer: ScorerInfo, score_batch: ScoreBatch, num_concurrent: int, key: str | None
+    ) -> None:
+        """
+        Args:
+            num_concurrent: calls of ``score_batch`` at once.
+            key: what clients have to name; None lets everybody in.
+        """
+        self._section = section
+        self._offer = offer
+        self._key = key
+        self._metrics = Metrics()
+        self._batches = Batches(score_batch, section.batch_size, num_concurrent, self._metrics)
+        self._num_under_way = 0
+        self._silent: set[asyncio.BaseProtocol] = set()
+        """Connections that have not sent a request yet."""
+
+    @asynccontextmanager
+    async def listening(self, bound: socket.socket) -> AsyncIterator[None]:
+        """The service on a bound socket, for the length of the block; then what is under way is answered first."""
+        app = web.Application(client_max_size=self._section.max_body_bytes, middlewares=[self._answer_in_json])
+        app.router.add_post(PATH, self._analyze)
+        app.router.add_get(DISCOVERY_PATH, self._discovery)
+        app.router.add_get("/healthz", self._healthy)
+        app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._numbers)
+        runner = web.AppRunner(
+            app, access_log=None, lingering_time=LINGER_SECONDS, keepalive_timeout=75.0,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )  # fmt: skip
+        await runner.setup()
+        server = runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+
+        def connection() -> asyncio.BaseProtocol:
+            protocol = server()
+            self._silent.add(protocol)
+            loop.call_later(self._section.read_timeout_seconds, self._hang_up_if_silent, protocol)
+            return protocol
+
+        listener = await loop.create_server(connection, sock=bound, backlog=socket.SOMAXCONN)
+        try:
+            yield
+        finally:
+            listener.close()
+            await runner.cleanup()
+
+    def _hang_up_if_silent(self, protocol: web.RequestHandler) -> None:
+        if protocol in self._silent:
+            self._silent.remove(protocol)
+            protocol.force_close()
+
+    @web.middleware
+    async def _answer_in_json(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self._silent.discard(request.protocol)
+        headers = {}
+        try:
+            response = await handler(request)
+            self._metrics.requests.labels(response.status).inc()
+            return response
+        except ApiError as error:
+            refusal = error
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._section.max_body_bytes
+            refusal = ApiError(413, f"Request payload size exceeds the limit: {limit} bytes.", "BODY_TOO_LARGE")
+        except web.HTTPMethodNotAllowed as error:
+            headers["Allow"] = error.headers["Allow"]
+            refusal = ApiError(405, f"{PATH} takes POST, all else GET.", "METHOD_NOT_ALLOWED")
+        except web.HTTPException as error:
+            refusal = ApiError(error.status if error.status in STATUSES else 400, error.reason)
+        if refusal.code in RETRY_AFTER:
+            headers["Retry-After"] = RETRY_AFTER[refusal.code]
+        self._metrics.requests.labels(refusal.code).inc()
+        self._metrics.refusals.labels(refusal.kind).inc()
+        response = web.Response(
+            body=refusal.body(), status=refusal.code, headers=headers, content_type="application/json"
+        )
+        if refusal.code in (408, 413):
+            response.force_close()
+        return response
+
+    async def _analyze(self, request: web.Request) -> web.Response:
+        if self._key is not None:
+            check_key(self._key, [*request.query.getall("key", []), request.headers.get("x-goog-api-key", "")])
+        analysis = parse(await self._body(request), self._offer.attributes, self._offer.languages)
+        began = time.perf_counter()
+        scored = await self._score((analysis.text, analysis.language), self._section.timeout_seconds)
+        body = answer(analysis, scored)
+        self._metrics.texts.labels(analysis.language).inc()
+        self._metrics.seconds.observe(time.perf_counter() - began)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _body(self, request: web.Request) -> bytes:
+        if (request.content_length or 0) > self._section.max_body_bytes:
+            raise web.HTTPRequestEntityTooLarge(self._section.max_body_bytes)
+        try:
+            async with asyncio.timeout(self._section.read_timeout_seconds):
+                return await request.read()
+        except TimeoutError:
+            seconds = self._section.read_timeout_seconds
+            raise ApiError(408, f"The request was not sent within {seconds:g} s.", "SLOW_CLIENT") from None
+        except web.RequestPayloadError:
+            raise ApiError(400, "The request's body is not encoded as its header says.", "INVALID_BODY") from None
+
+    async def _score(self, item: Item, seconds: float) -> Scored:
+        if self._num_under_way >= self._section.max_requests:
+            limit = self._section.max_requests
+            raise ApiError(429, f"{limit} requests are under way, which is the limit; try again later.", "OVERLOADED")
+        self._num_under_way += 1
+        self._metrics.waiting.set(self._num_under_way)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._batches.score(item)
+        except TimeoutError:
+            raise ApiError(
+                503, f"The scorer did not answer within {seconds:g} s; try again later.", "TIMEOUT"
+            ) from None
+        except Unavailable as error:
+            raise ApiError(503, str(error), "SCORER_UNAVAILABLE") from None
+        finally:
+            self._num_under_way -= 1
+            self._metrics.waiting.set(self._num_under_way)
+
+    async def _discovery(self, request: web.Request) -> web.Response:
+        document = discovery(f"{request.url.origin()}/")
+        return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+
+    async def _healthy(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        await self._score((PROBE, self._offer.languages[0]), READY_SECONDS)
+        return web.Response(text="ok\n")
+
+    async def _numbers(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,339 @@
+"""The wire protocol of Google's Comment Analyzer (Perspective) API, ``v1alpha1``, from the side of a service.
+
+The bytes of a request to an :class:`Analysis`, scores to the bytes of an answer, and what is wrong to Google's error
+bodies: https://github.com/conversationai/perspectiveapi/tree/master/2-api (``methods.md``, ``limits.md``).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from xgray.errors import InputError
+from xgray.languages import language as language_of
+from xgray.rows import ATTRIBUTES
+from xgray.score.perspective import MAX_BYTES
+from xgray.score.scorer import EMPTY, Scored
+
+PATH = "/v1alpha1/comments:analyze"
+DISCOVERY_PATH = "/$discovery/rest"
+STATUSES = {
+    400: "INVALID_ARGUMENT",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    413: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+"""HTTP statuses of refusals, and Google's names for them."""
+SCORE_TYPES = (None, "SCORE_TYPE_UNSPECIFIED", "PROBABILITY")
+TEXT_TYPES = (None, "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
+MAX_NAME = 100
+"""Characters of a client's own words that a refusal repeats."""
+
+
+class ApiError(Exception):
+    """An answer other than 200, with Google's body for it."""
+
+    def __init__(
+        self, code: int, message: str, kind: str | None = None, details: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.kind = kind or STATUSES[code]
+        """What it is counted as."""
+        self._details = list(details)
+
+    def body(self) -> bytes:
+        error = {"code": self.code, "message": str(self), "status": STATUSES[self.code]}
+        return json.dumps({"error": error | ({"details": self._details} if self._details else {})}).encode()
+
+
+def invalid(kind: str, message: str, **fields: Any) -> ApiError:
+    """A 400 with one of the analyzer's own kinds of error."""
+    detail = {"@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error", "errorType": kind}
+    return ApiError(400, message, kind, [detail | fields])
+
+
+class _Message(BaseModel):
+    """As Google's JSON: names in either spelling, null as if absent, nothing else than is known."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, alias_generator=to_camel, validate_by_name=True, allow_inf_nan=False, frozen=True
+    )
+
+
+class _Text(_Message):
+    text: str | None = None
+    type: str | None = None
+
+
+class _Article(_Message):
+    article: _Text | None = None
+    parent_comment: _Text | None = None
+
+
+class _Context(_Message):
+    entries: list[_Text] | None = None
+    article_and_parent_comment: _Article | None = None
+
+
+class _Attribute(_Message):
+    score_type: str | None = None
+    score_threshold: float | None = None
+
+
+class _Request(_Message):
+    """Fields that change nothing here (context, session, community) are checked and passed over."""
+
+    comment: _Text | None = None
+    context: _Context | None = None
+    requested_attributes: dict[str, _Attribute] | None = None
+    span_annotations: bool | None = None
+    languages: list[str] | None = Field(None, max_length=100)
+    do_not_store: bool | None = None
+    client_token: str | None = None
+    session_id: str | None = None
+    community_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One request that can be answered."""
+
+    text: str
+    language: str
+    """A code of :data:`xgray.languages.LANGUAGES`."""
+    languages: list[str]
+    """As the client spells them."""
+    thresholds: dict[str, float]
+    """By attribute, in lower case: scores below are left out of the answer."""
+    client_token: str | None
+
+
+def parse(body: bytes, attributes: Collection[str], languages: Collection[str]) -> Analysis:
+    """What a request's body asks for.
+
+    Args:
+        attributes: what the scorer measures, in lower case.
+        languages: the codes that it scores.
+
+    Raises:
+        ApiError: the body is no request, or one that the scorer cannot answer.
+    """
+    try:
+        request = _Request.model_validate_json(body)
+    except ValidationError as error:
+        raise _malformed(error) from None
+    comment = request.comment or _Text()
+    if not comment.text:
+        raise invalid("COMMENT_EMPTY", "Comment must be non-empty.")
+    if comment.type not in TEXT_TYPES:
+        raise invalid("INVALID_REQUEST", "Currently, only 'PLAIN_TEXT' comments are supported")
+    if (size := len(comment.text.encode())) > MAX_BYTES:
+        message = f"Comment text was too many bytes. Value ({size}) exceeded limit ({MAX_BYTES})."
+        raise invalid("COMMENT_TOO_LONG", message)
+    if (context := request.context) and context.entries and context.article_and_parent_comment:
+        message = "Context can have either entries or article_and_parent_comment, but both fields were populated."
+        raise invalid("INVALID_REQUEST", message)
+    requested = request.requested_attributes or {}
+    if not requested:
+        raise invalid("NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes")
+    for name, options in requested.items():
+        if name != name.upper() or name.lower() not in ATTRIBUTES:
+            raise invalid("INVALID_REQUEST", f"Unknown requested attribute: {name[:MAX_NAME]}")
+        if options.score_type not in SCORE_TYPES:
+            message = f"Requested score type {options.score_type[:MAX_NAME]} is not supported by attribute {name}"
+            raise invalid("INVALID_REQUEST", message)
+    if not request.languages:
+        message = "Unable to detect language: this service detects none, so name it in 'languages'."
+        raise invalid("LANGUAGE_DETECTION_FAILED", message)
+    language = _only(request.languages, languages)
+    if language is None:
+        raise _unsupported(next(iter(requested)), request.languages)
+    for name in requested:
+        # What the scorer does not measure is an attribute that it supports in no language.
+        if name.lower() not in attributes:
+            raise _unsupported(name, request.languages)
+    return Analysis(
+        text=comment.text,
+        language=language,
+        languages=request.languages,
+        thresholds={name.lower(): options.score_threshold or 0.0 for name, options in requested.items()},
+        client_token=request.client_token,
+    )
+
+
+def answer(analysis: Analysis, scored: Scored) -> bytes:
+    """The body of a 200. Floats are written so that they are read back the same.
+
+    Raises:
+        ApiError: the scorer has no score for the text.
+    """
+    if scored.scores is None:
+        if scored.error == EMPTY:
+            raise invalid("COMMENT_EMPTY", "Comment must be non-empty.")
+        if scored.lasting:
+            raise invalid("INVALID_REQUEST", f"The comment has no score: {scored.error}")
+        raise ApiError(503, f"The comment has no score now: {scored.error}")
+    scores = {}
+    for name, threshold in analysis.thresholds.items():
+        value = scored.scores[name]
+        if value is None:
+            raise ApiError(503, f"The comment has no score now for {name.upper()}")
+        if value >= threshold:
+            scores[name.upper()] = {"summaryScore": {"value": value, "type": "PROBABILITY"}}
+    body: dict[str, Any] = {"attributeScores": scores} if scores else {}
+    body["languages"] = analysis.languages
+    if analysis.client_token is not None:
+        body["clientToken"] = analysis.client_token
+    return json.dumps(body).encode()
+
+
+def check_key(expected: str, given: Sequence[str]) -> None:
+    """
+    Args:
+        given: what the request names as its key, in its address and in its header.
+
+    Raises:
+        ApiError: none of them, or another one. Neither is repeated.
+    """
+    if not any(given):
+        message = (
+            "Method doesn't allow unregistered callers (callers without established identity). "
+            "Please use API Key or other form of API consumer identity to call this API."
+        )
+        raise ApiError(403, message)
+    if not all(hmac.compare_digest(expected.encode(), one.encode("utf-8", "replace")) for one in given if one):
+        detail = {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "API_KEY_INVALID",
+            "domain": "googleapis.com",
+        }
+        raise ApiError(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID", [detail])
+
+
+def _only(requested: Sequence[str], languages: Collection[str]) -> str | None:
+    """The code of the one language that is asked for, if the scorer scores it."""
+    try:
+        codes = {language_of(one).code for one in requested}
+    except InputError:
+        return None
+    return codes.pop() if len(codes) == 1 and codes <= set(languages) else None
+
+
+def _unsupported(attribute: str, languages: Sequence[str]) -> ApiError:
+    listed = [one[:MAX_NAME] for one in languages]
+    return invalid(
+        "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+        f"Attribute {attribute} does not support request languages: {', '.join(listed)}",
+        languageNotSupportedByAttributeError={"requestedLanguages": listed, "attribute": attribute},
+    )
+
+
+def _malformed(error: ValidationError) -> ApiError:
+    """Google's words for a body that is no request, without the values in it."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    *parents, last = problem["loc"] or ("",)
+    place = ".".join(str(part)[:MAX_NAME] for part in parents)
+    if problem["type"] == "json_invalid":
+        message = f"Invalid JSON payload received. {problem['msg'].removeprefix('Invalid JSON: ')}"
+    elif problem["type"] == "extra_forbidden":
+        where = f" at '{place}'" if place else ""
+        message = f'Invalid JSON payload received. Unknown name "{str(last)[:MAX_NAME]}"{where}: Cannot find field.'
+    else:
+        path = ".".join(part for part in (place, str(last)[:MAX_NAME]) if part)
+        message = f"Invalid value at '{path}': {problem['msg']}"
+    return ApiError(400, message, "INVALID_JSON")
+
+
+def discovery(root_url: str) -> dict[str, Any]:
+    """The document from which Google's client libraries build themselves; ``root_url`` ends with a slash."""
+    schemas = {name: {"id": name, "type": "object", "properties": fields} for name, fields in _SCHEMAS.items()}
+    method = {
+        "id": "commentanalyzer.comments.analyze",
+        "path": PATH[1:],
+        "flatPath": PATH[1:],
+        "httpMethod": "POST",
+        "description": "Analyzes the provided text and returns scores for requested attributes.",
+        "parameters": {},
+        "parameterOrder": [],
+        "request": {"$ref": "AnalyzeCommentRequest"},
+        "response": {"$ref": "AnalyzeCommentResponse"},
+    }
+    return {
+        "kind": "discovery#restDescription",
+        "discoveryVersion": "v1",
+        "id": "commentanalyzer:v1alpha1",
+        "name": "commentanalyzer",
+        "version": "v1alpha1",
+        "title": "Perspective Comment Analyzer API",
+        "description": "Scores of a local scorer, in the protocol of the Perspective Comment Analyzer API.",
+        "protocol": "rest",
+        "rootUrl": root_url,
+        "servicePath": "",
+        "baseUrl": root_url,
+        "parameters": _PARAMETERS,
+        "schemas": schemas,
+        "resources": {"comments": {"methods": {"analyze": method}}},
+    }
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": name}
+
+
+def _list(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _map(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": values}
+
+
+_STRING = {"type": "string"}
+_BOOLEAN = {"type": "boolean"}
+_FLOAT = {"type": "number", "format": "float"}
+_INT = {"type": "integer", "format": "int32"}
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "AnalyzeCommentRequest": {
+        "comment": _ref("TextEntry"),
+        "context": _ref("Context"),
+        "requestedAttributes": _map(_ref("AttributeParameters")),
+        "spanAnnotations": _BOOLEAN,
+        "languages": _list(_STRING),
+        "doNotStore": _BOOLEAN,
+        "clientToken": _STRING,
+        "sessionId": _STRING,
+        "communityId": _STRING,
+    },
+    "AnalyzeCommentResponse": {
+        "attributeScores": _map(_ref("AttributeScores")),
+        "languages": _list(_STRING),
+        "detectedLanguages": _list(_STRING),
+        "clientToken": _STRING,
+    },
+    "TextEntry": {"text": _STRING, "type": _STRING},
+    "Context": {
+        "entries": _list(_ref("TextEntry")),
+        "articleAndParentComment": _ref("ArticleAndParentComment"),
+    },
+    "ArticleAndParentComment": {"article": _ref("TextEntry"), "parentComment": _ref("TextEntry")},
+    "AttributeParameters": {"scoreType": _STRING, "scoreThreshold": _FLOAT},
+    "AttributeScores": {"summaryScore": _ref("Score"), "spanScores": _list(_ref("SpanScore"))},
+    "SpanScore": {"begin": _INT, "end": _INT, "score": _ref("Score")},
+    "Score": {"value": _FLOAT, "type": _STRING},
+}
+_PARAMETERS = {
+    "key": {"type": "string", "location": "query", "description": "API key."},
+    "alt": {"type": "string", "location": "query", "default": "json", "enum": ["json"], "enumDescriptions": [""]},
+}

@@ -1,0 +1,1 @@
+"""Statistics on plain arrays: bootstrap intervals, the AUC, isotonic regression."""

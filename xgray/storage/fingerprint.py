@@ -1,0 +1,36 @@
+"""Fingerprints: SHA-256 of canonical JSON, of files and of folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of ``value``.
+
+    Raises:
+        TypeError: ``value`` holds something without a stable text (a set, an object, a non-finite number).
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # NaN or an infinity, at any depth
+        raise TypeError(f"no fingerprint of a non-finite number: {error}") from None
+
+
+def fingerprint(payload: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of ``payload``, in hexadecimal."""
+    return hashlib.sha256(canonical(payload).encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    digest = hashlib.sha256()
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    for one in files:
+        with one.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{one.relative_to(path).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
