@@ -72,7 +72,7 @@ def texts(number: int) -> list[str]:
 def through_actors(url: str, number: int, per_second: float, num_workers: int) -> None:
     import ray
 
-    from xgray.distributed.rate_limit import shared_quota
+    from xgray.distributed.rate_limit import shared_rate_limit
     from xgray.score.build import build_scorer
 
     section = Score.model_validate(
@@ -81,7 +81,7 @@ def through_actors(url: str, number: int, per_second: float, num_workers: int) -
 
     class Worker:
         def __init__(self) -> None:
-            self._scorer = build_scorer(section, shared_quota(section))
+            self._scorer = build_scorer(section, shared_rate_limit(section))
 
         async def run(self, own: list[str]) -> int:
             scored = await self._scorer.score(own, "en") if own else []

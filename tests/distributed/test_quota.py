@@ -8,7 +8,7 @@ from faulty_service import KEY, most_in_a_second, serving_apart
 
 from xgray.config import Score
 from xgray.distributed.cluster import connect
-from xgray.distributed.rate_limit import NAMESPACE, shared_quota
+from xgray.distributed.rate_limit import NAMESPACE, shared_rate_limit
 from xgray.errors import InputError
 from xgray.score.build import build_scorer
 
@@ -43,7 +43,7 @@ def section(url, per_second=PER_SECOND):
 def workers(number):
     class Worker:  # in here, so that it travels by value: a worker cannot import this file
         async def score(self, given, texts):
-            scorer = build_scorer(given, shared_quota(given))
+            scorer = build_scorer(given, shared_rate_limit(given))
             scored = await scorer.score(texts, "en")
             await scorer.close()
             return [one.scores is not None for one in scored]
@@ -87,11 +87,11 @@ def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
 
 def test_another_rate_for_the_same_key_is_refused_while_it_is_used(service):
     _, given = service
-    shared_quota(given)
+    shared_rate_limit(given)
     with pytest.raises(InputError, match=r"another run sends with this key at 20 a second"):
-        shared_quota(section("http://127.0.0.1:1", 50))
+        shared_rate_limit(section("http://127.0.0.1:1", 50))
 
 
 def test_the_key_is_in_no_name(service):
-    shared_quota(service[1])
+    shared_rate_limit(service[1])
     assert KEY not in str(ray.util.list_named_actors(all_namespaces=True))

@@ -253,7 +253,7 @@ import asyncio, json, sys
 import ray
 from xgray.config import Score
 from xgray.distributed.cluster import connect
-from xgray.distributed.quota import shared_scorer
+from xgray.distributed.rate_limit import shared_scorer
 
 def work(section):
     async def score():

@@ -225,19 +225,19 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
 
 def test_slots_hold_what_slow_connections_bunch_together():
     """Requests that wait for their connection do not add to those that come after them."""
-    from xgray.score.rate_limit import Quota
+    from xgray.score.rate_limit import RateLimit
 
     written = []
 
-    async def request(quota, delay):
-        async with quota.turn() as turn:
+    async def request(limit, delay):
+        with await limit.acquire() as permit:
             await asyncio.sleep(delay)
             written.append(asyncio.get_running_loop().time())
-            turn.spend()
+            permit.release()
 
     async def main():
-        quota = Quota(10)
-        await asyncio.gather(*(request(quota, 0.4 if index < 4 else 0.0) for index in range(16)))
+        limit = RateLimit(10)
+        await asyncio.gather(*(request(limit, 0.4 if index < 4 else 0.0) for index in range(16)))
 
     asyncio.run(main())
     written.sort()

@@ -7,7 +7,7 @@ from typing import Any
 
 from xgray.config import Score, merge, validate
 from xgray.errors import InputError
-from xgray.score.rate_limit import Pacer
+from xgray.score.rate_limit import Acquire
 from xgray.score.scorer import Scorer, known_attributes
 from xgray.storage.folder import Folder
 
@@ -17,19 +17,20 @@ TEXTS_PER_CALL = 256
 """Of a local scorer, which batches them; a service gets each text in a call of its own."""
 
 
-def build_scorer(section: Score, pacer: Pacer | None = None) -> Scorer:
+def build_scorer(section: Score, acquire: Acquire | None = None) -> Scorer:
     """The scorer of the section, ready to score; fitting or loading what it needs happens here.
 
     The store, where the section names one, keeps the scores as they come; a calibration maps them after that.
 
     Args:
-        pacer: for a remote scorer, the quota that it shares with others; by default one of its own.
+        acquire: for Perspective, waits for a permit of the rate limit that all senders with the same key share; by
+            default the scorer has a rate limit for itself.
 
     Raises:
         InputError: an attribute is not one that the scorer measures, the labelled data, the head, the model, the store
             or the calibration is wrong, or the key is missing.
     """
-    scorer = _stored(section, pacer)
+    scorer = _stored(section, acquire)
     if section.calibration is None:
         return scorer
     from xgray.score.calibration.curves import read_calibration
@@ -51,7 +52,7 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
 
             inputs["labelled"] = labelled_fingerprint(section.labelled)
         else:
-            folder, name = Folder.of(section.head)
+            folder, name = Folder.containing(section.head)
             if not folder.exists(name):
                 raise InputError(f"score.head: {section.head}: no such file; xgray scorer fit writes one")
             inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
@@ -66,7 +67,7 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
     return inputs
 
 
-def _stored(section: Score, pacer: Pacer | None) -> Scorer:
+def _stored(section: Score, acquire: Acquire | None) -> Scorer:
     if section.scorer == "dummy":
         from xgray.score.dummy import DummyScorer
 
@@ -75,7 +76,7 @@ def _stored(section: Score, pacer: Pacer | None) -> Scorer:
     if section.archived and (section.scorer != "perspective" or uri is None):
         raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")
     if uri is None:
-        return _alone(section, pacer)
+        return _alone(section, acquire)
     from xgray.data.perspective_results import SCORER
     from xgray.score.store.cached_scorer import ArchivedScorer, StoredScorer
     from xgray.score.store.store import ScoreStore
@@ -86,18 +87,18 @@ def _stored(section: Score, pacer: Pacer | None) -> Scorer:
         return ArchivedScorer(
             ScoreStore.present(uri), SCORER, perspective_version(section), known_attributes(section.attributes)
         )
-    scorer, store = _alone(section, pacer), ScoreStore(uri)
+    scorer, store = _alone(section, acquire), ScoreStore(uri)
     if section.scorer in SERVICES:
         return StoredScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
     return StoredScorer(scorer, store, slice_size=TEXTS_PER_CALL, num_slices=1)
 
 
-def _alone(section: Score, pacer: Pacer | None) -> Scorer:
+def _alone(section: Score, acquire: Acquire | None) -> Scorer:
     match section.scorer:
         case "perspective":
             from xgray.score.perspective import PerspectiveScorer
 
-            return PerspectiveScorer(section, pacer)
+            return PerspectiveScorer(section, acquire)
         case "classifier" | "vllm":
             from xgray.score.classifier import ClassifierScorer
 

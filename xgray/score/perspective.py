@@ -12,8 +12,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +26,7 @@ from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
-from xgray.score.rate_limit import Pacer, Quota, Turn, spend_when_written
+from xgray.score.rate_limit import Acquire, Permit, RateLimit, release_when_written
 from xgray.score.scorer import Scored, known_attributes
 from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
 
@@ -73,10 +72,11 @@ class PerspectiveScorer:
 
     name = SCORER
 
-    def __init__(self, section: Score, pacer: Pacer | None = None) -> None:
+    def __init__(self, section: Score, acquire: Acquire | None = None) -> None:
         """
         Args:
-            pacer: the quota that all who send with the same key share; by default one of this scorer's own.
+            acquire: waits for a permit of the rate limit that all senders with the same key share; by default this
+                scorer has a rate limit for itself.
 
         Raises:
             InputError: the key is missing or unfit for a header, or an attribute is unknown.
@@ -91,7 +91,7 @@ class PerspectiveScorer:
         self.validated = tuple(LANGUAGES)
         self._section = section
         self._url = url.origin() / url.path.strip("/") / "v1alpha1/comments:analyze"
-        self._pacer = pacer or Quota(section.execution.requests_per_second)
+        self._acquire = acquire or RateLimit(section.execution.requests_per_second).acquire
         self._in_flight = asyncio.Semaphore(section.execution.concurrency)
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=section.execution.max_attempts, timeout=None, wait_initial=0.5, wait_max=30.0, wait_jitter=1.0
@@ -127,12 +127,12 @@ class PerspectiveScorer:
             attempts = self._section.execution.max_attempts
             return Scored(None, f"{error} (tried {attempts} times)", lasting=False)
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[Turn]:
+    async def _permit(self) -> Permit:
+        """Wait for a permit of the rate limit, and count the seconds that it took."""
         began = time.monotonic()
-        async with self._pacer.turn() as turn:
-            self._quota_wait_seconds += time.monotonic() - began
-            yield turn
+        permit = await self._acquire()
+        self._quota_wait_seconds += time.monotonic() - began
+        return permit
 
     async def _try(self, text: str, language: str) -> Scored | Unsupported:
         try:
@@ -147,33 +147,34 @@ class PerspectiveScorer:
                 headers={"x-goog-api-key": self._key, "Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=self._section.execution.timeout_seconds),
                 connector=aiohttp.TCPConnector(limit=self._section.execution.concurrency),
-                trace_configs=[spend_when_written()],
+                trace_configs=[release_when_written()],
                 trust_env=True,
             )
-        async with self._in_flight, self._turn() as turn:
-            # Chosen as late as this: the answers to texts before it may have said what is not measured.
-            attributes = [one for one in self.attributes if (language, one) not in self._unsupported]
-            if not attributes:
-                return Scored(None, f"{self.device} measures none of {', '.join(self.attributes)} in {language}")
-            request = {
-                "comment": {"text": text},
-                "languages": [language],
-                "requestedAttributes": {name.upper(): {} for name in attributes},
-                "doNotStore": True,
-            }
-            self._num_requests += 1
-            began = time.monotonic()
-            try:
-                # A redirect is not followed: it would carry the key to another address.
-                async with self._session.post(
-                    self._url, data=json.dumps(request), allow_redirects=False, trace_request_ctx=turn
-                ) as response:
-                    content = await response.read()
-            except TimeoutError:
-                seconds = self._section.execution.timeout_seconds
-                raise Retriable(f"no answer within {seconds:g} s") from None
-            except aiohttp.ClientError as error:
-                raise Retriable(f"connection failed: {type(error).__name__}") from None
+        async with self._in_flight:
+            with await self._permit() as permit:
+                # Chosen as late as this: the answers to texts before it may have said what is not measured.
+                attributes = [one for one in self.attributes if (language, one) not in self._unsupported]
+                if not attributes:
+                    return Scored(None, f"{self.device} measures none of {', '.join(self.attributes)} in {language}")
+                request = {
+                    "comment": {"text": text},
+                    "languages": [language],
+                    "requestedAttributes": {name.upper(): {} for name in attributes},
+                    "doNotStore": True,
+                }
+                self._num_requests += 1
+                began = time.monotonic()
+                try:
+                    # A redirect is not followed: it would carry the key to another address.
+                    async with self._session.post(
+                        self._url, data=json.dumps(request), allow_redirects=False, trace_request_ctx=permit
+                    ) as response:
+                        content = await response.read()
+                except TimeoutError:
+                    seconds = self._section.execution.timeout_seconds
+                    raise Retriable(f"no answer within {seconds:g} s") from None
+                except aiohttp.ClientError as error:
+                    raise Retriable(f"connection failed: {type(error).__name__}") from None
         scored = self._answered(response.status, response.headers.get("Retry-After"), content, attributes)
         if isinstance(scored, Unsupported):
             self._unsupported |= {(language, one) for one in scored.attributes}
