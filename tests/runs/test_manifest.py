@@ -10,7 +10,7 @@ import pytest
 from xgray.config import Generate, GenerateExecution
 from xgray.errors import ConflictError, InputError
 from xgray.experiment.plan import Planned
-from xgray.runs.manifest import StageFolder, StageResult, differences, section_payload
+from xgray.runs.manifest import FolderState, StageFolder, StageResult, differences, section_payload
 from xgray.runs.secrets import clean_argv, without_secrets
 from xgray.storage.fingerprint import canonical, file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
@@ -153,21 +153,21 @@ def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFol
     left = stage.rows.names()
     assert left, "it was too quick to be killed half-way"
     for payload in ({"k": 4}, {"k": 5}):
-        assert stage.found(payload) == "other"
+        assert stage.state(payload) is FolderState.CONFLICT
     assert stage.begin({"k": 5})
     assert stage.rows.names() == []
-    assert stage.found({"k": 5}) == "partial"
+    assert stage.state({"k": 5}) is FolderState.PARTIAL
     assert stage.folder.names() == ["pending.json"]
 
 
 def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:
-    assert stage.found({"k": 4}) == "nothing"
+    assert stage.state({"k": 4}) is FolderState.EMPTY
     assert not stage.folder.exists("")
     stage.begin({"k": 4})
-    assert stage.found({"k": 4}) == "partial"
-    assert stage.found({"k": 5}, force=True) == "other"
+    assert stage.state({"k": 4}) is FolderState.PARTIAL
+    assert stage.state({"k": 5}, force=True) is FolderState.CONFLICT
     stage.finish({"k": 4}, StageResult())
-    assert stage.found({"k": 4}) == "finished"
+    assert stage.state({"k": 4}) is FolderState.FINISHED
     assert stage.folder.names() == ["manifest.json", "pending.json"]
 
 

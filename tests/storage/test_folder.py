@@ -42,10 +42,10 @@ def test_files_are_written_read_listed_and_deleted(tmp_path: Path) -> None:
 def test_a_files_path_is_its_folder_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("a.json", "./a.json", str(tmp_path / "a.json"), f"file://{tmp_path}/a.json"):
-        folder, name = Folder.of(path)
+        folder, name = Folder.containing(path)
         assert name == "a.json"
         assert folder.local == tmp_path
-    assert Folder.of("s3://bucket/b/a.json")[0].uri == "s3://bucket/b"
+    assert Folder.containing("s3://bucket/b/a.json")[0].uri == "s3://bucket/b"
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Folder("~/runs").local == tmp_path / "runs"
     assert (Folder("~") / "~").local == tmp_path / "~"
-    assert Folder.of("~/a/b.json")[0].local == tmp_path / "a"
+    assert Folder.containing("~/a/b.json")[0].local == tmp_path / "a"
     assert Folder("s3://bucket/~/runs").uri == "s3://bucket/~/runs"
 
 
@@ -163,7 +163,7 @@ def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore, tmp_path
     assert rows.read_parquet(schema(Completions), ["prompt_id"])["prompt_id"].to_pylist() == ["en/1", "en/2", "en/3"]
     for size in (0, 12_000_000):
         (tmp_path / "file").write_bytes(b"x" * size)
-        run.take("sub/file", tmp_path / "file")
+        run.move_in("sub/file", tmp_path / "file")
         assert not (tmp_path / "file").exists()
         run.fetch("sub/file", tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == b"x" * size

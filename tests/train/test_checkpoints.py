@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from xgray.storage.checksums import CONTENTS, DamagedError, unseal
-from xgray.storage.folder import Folder
+from xgray.storage.checksums import CONTENTS, fetch_verified
+from xgray.storage.folder import DamagedError, Folder
 from xgray.train.checkpoints import Checkpoints
 
 
@@ -57,4 +57,4 @@ def test_a_list_that_names_a_file_outside_its_folder_is_damaged(tmp_path, name):
     sealed = Folder(str(tmp_path / "sealed"))
     sealed.write_json(CONTENTS, {"files": {name.format(outside=tmp_path): told}})
     with pytest.raises(DamagedError, match="names a file outside"):
-        unseal(sealed, tmp_path / "copy")
+        fetch_verified(sealed, tmp_path / "copy")

@@ -35,8 +35,8 @@ from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import PreferencePair
 from xgray.runs.manifest import StageResult
-from xgray.storage.checksums import DamagedError, seal
-from xgray.storage.folder import TEMPORARY_MARK, Folder, transient
+from xgray.storage.checksums import move_with_checksums
+from xgray.storage.folder import TEMPORARY_MARK, DamagedError, Folder, is_transient
 from xgray.train.checkpoints import Checkpoints
 from xgray.train.export import export
 from xgray.train.feasible import check_feasible
@@ -278,7 +278,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any] | Exception:
 
 def _told(error: Exception) -> StageError | None:
     """What to say of an error of files that fails for good; None where the next try may do better."""
-    if transient(error):
+    if is_transient(error):
         return None
     return StageError(f"train: {str(error).splitlines()[0]}; mend it, and the same command goes on")
 
@@ -374,7 +374,7 @@ def _export(job: Job, checkpoints: Checkpoints, metrics: Metrics, scratch: Path)
     export(job.model, job.revision, source, job.output.local or scratch / "export")
     if job.output.local is None:
         for folder in sorted((scratch / "export").iterdir()):
-            seal(folder, job.output / folder.name)
+            move_with_checksums(folder, job.output / folder.name)
     metrics.publish()
     return summarize(metrics.path) | {"exported_step": best.step}
 

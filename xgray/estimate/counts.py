@@ -73,7 +73,7 @@ def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
 
 def _of_another(one: Planned) -> bool:
     try:
-        one.place.found(one.payload)
+        one.place.state(one.payload)
     except ConflictError:
         return True
     return False

@@ -120,7 +120,7 @@ def read_rates(path: Path) -> Rates:
 
 def write_rates(path: str, rates: Rates) -> None:
     """Write the file that :func:`read_rates` reads; what is not known, or is as by default, is left out."""
-    folder, name = Folder.of(path)
+    folder, name = Folder.containing(path)
     values = rates.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
     folder.write_bytes(name, text.encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xgray.config import MECHANISM
 from xgray.errors import InputError
 from xgray.experiment.plan import Plan, Planned, resolved_score
-from xgray.runs.manifest import Found
+from xgray.runs.manifest import FolderState
 
 SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
 """The stages that need an engine, and those that need a scorer."""
@@ -20,8 +20,8 @@ def may_replace(one: Planned, force: bool) -> bool:
     return force or one.place.stage == "report"
 
 
-def found_state(one: Planned, force: bool) -> Found:
-    return one.place.found(one.payload, may_replace(one, force))
+def found_state(one: Planned, force: bool) -> FolderState:
+    return one.place.state(one.payload, may_replace(one, force))
 
 
 def check_stages_exist(plan: Plan, stages: tuple[str, ...]) -> None:
@@ -46,11 +46,11 @@ def check_other_stages(plan: Plan, asked: list[Planned], force: bool) -> None:
         needed = plan.needs(one)
         if one in asked:
             found = found_state(one, force)
-            if found in ("nothing", "other"):
+            if found in (FolderState.EMPTY, FolderState.CONFLICT):
                 anew.append(one)
             for before in needed:
-                if found != "finished" and before not in asked:
-                    before.place.found(before.payload)  # says what has changed
+                if found is not FolderState.FINISHED and before not in asked:
+                    before.place.state(before.payload)  # says what has changed
                     before.require()
         elif any(before in anew for before in needed):
             anew.append(one)  # out of date, which is no contradiction
@@ -60,7 +60,7 @@ def check_other_stages(plan: Plan, asked: list[Planned], force: bool) -> None:
 
 def check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
     """Refuse what no scorer can do before anything is spent or marked as begun."""
-    if all(found_state(one, force) == "finished" for one in asked if one.place.stage in SCORED):
+    if all(found_state(one, force) is FolderState.FINISHED for one in asked if one.place.stage in SCORED):
         return
     from xgray.score.build import build_scorer
     from xgray.score.scorer import check_languages
@@ -75,7 +75,9 @@ def check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
 def check_tasks(plan: Plan, asked: list[Planned], force: bool) -> None:
     """Refuse tasks that the harness does not know before anything is spent or marked as begun."""
     section = plan.experiment.capability
-    todo = [one for one in asked if one.place.stage == "capability" and found_state(one, force) != "finished"]
+    todo = [
+        one for one in asked if one.place.stage == "capability" and found_state(one, force) is not FolderState.FINISHED
+    ]
     if section and todo:
         from xgray.evaluate.harness import find_tasks
 
@@ -84,7 +86,11 @@ def check_tasks(plan: Plan, asked: list[Planned], force: bool) -> None:
 
 def check_listed_neurons(plan: Plan, asked: list[Planned], force: bool) -> None:
     """Refuse MLPs of an unknown kind, and listed neurons that the model does not have, before anything is spent."""
-    todo = {one.place.stage for one in asked if one.place.stage in OF_MLPS and found_state(one, force) != "finished"}
+    todo = {
+        one.place.stage
+        for one in asked
+        if one.place.stage in OF_MLPS and found_state(one, force) is not FolderState.FINISHED
+    }
     if not todo:
         return
     from xgray.mechanism.neurons import check_neurons, down_projections

@@ -24,7 +24,7 @@ from xgray.experiment.stages.train import _train
 from xgray.runs import interrupts
 from xgray.runs.attempt_log import attempt
 from xgray.runs.lease import Lease
-from xgray.runs.manifest import StageResult
+from xgray.runs.manifest import FolderState, StageResult
 from xgray.runs.progress import Meter, OnProgress
 from xgray.runs.prompts import PROMPTS
 
@@ -56,7 +56,7 @@ def run_experiment(
         check_stages_exist(plan, stages)
     asked = [one for one in plan.stages() if one.place.stage in stages]
     # A finished run is left as it is, lease and all.
-    if all(found_state(one, force) == "finished" for one in asked):
+    if all(found_state(one, force) is FolderState.FINISHED for one in asked):
         return
     meter = Meter()
 

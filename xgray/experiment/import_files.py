@@ -18,7 +18,7 @@ from xgray.errors import InputError
 from xgray.experiment.plan import Plan, Planned, make_plan
 from xgray.rows import Completions, Scores, to_table
 from xgray.runs.lease import Lease
-from xgray.runs.manifest import StageFolder, StageResult
+from xgray.runs.manifest import FolderState, StageFolder, StageResult
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
 
@@ -79,7 +79,7 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
     made = [(plan.generate[model], to_table(one.completions, Completions)) for model, one in models.items()]
     made += [(plan.score[model], to_table(one.scores, Scores)) for model, one in models.items() if one.scores]
     # All are asked before the first is written, so that a refusal leaves the run as it was.
-    todo = [one for one in made if one[0].place.found(one[0].payload, force) != "finished"]
+    todo = [one for one in made if one[0].place.state(one[0].payload, force) is not FolderState.FINISHED]
     if todo:  # a run that has them all is left alone, lease and all
         with Lease(plan.run):
             for planned, rows in todo:

@@ -17,9 +17,9 @@ from xgray.config import Model
 from xgray.errors import InputError, StageError
 from xgray.models.cache import cache_folder, make_once
 from xgray.models.gguf import converted
-from xgray.storage.checksums import CONTENTS, DamagedError, unseal
+from xgray.storage.checksums import CONTENTS, fetch_verified
 from xgray.storage.fingerprint import file_fingerprint
-from xgray.storage.folder import Folder
+from xgray.storage.folder import DamagedError, Folder
 
 
 def resolve(model: Model) -> str:
@@ -76,7 +76,7 @@ def local_weights(path: str) -> str:
         return str(source.local)
     target = cache_folder() / "weights" / hashlib.sha256(source.read_bytes(CONTENTS)).hexdigest()[:32]
     try:
-        return str(make_once(target, lambda folder: unseal(source, folder)))
+        return str(make_once(target, lambda folder: fetch_verified(source, folder)))
     except DamagedError as error:
         raise StageError(f"{source} is damaged: {error}; delete its stage, and the same command redoes it") from None
 

@@ -12,7 +12,8 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import Enum
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -39,7 +40,17 @@ def section_payload(section: BaseModel) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude={"execution"})
 
 
-Found = Literal["nothing", "partial", "finished", "other"]
+class FolderState(Enum):
+    """What a stage's folder holds, seen from the configuration that the stage has now."""
+
+    EMPTY = "empty"
+    """No results."""
+    PARTIAL = "partial"
+    """Unfinished results of this configuration: the stage goes on from them."""
+    FINISHED = "finished"
+    """All results of this configuration: the stage is passed over."""
+    CONFLICT = "conflict"
+    """Results of another configuration, which have to be deleted before the stage begins."""
 
 
 def read_record(folder: Folder, name: str) -> dict[str, Any]:
@@ -92,7 +103,7 @@ class StageFolder:
         """
         return read_record(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
-    def found(self, payload: dict[str, Any], force: bool = False) -> Found:
+    def state(self, payload: dict[str, Any], force: bool = False) -> FolderState:
         """What the folder holds of this payload; changes nothing.
 
         Raises:
@@ -100,7 +111,7 @@ class StageFolder:
             InputError: what it says of itself is damaged, or a newer xgray's, and ``force`` is off.
         """
         if self.folder.exists(CLEARING):
-            return "other"
+            return FolderState.CONFLICT
         for name in (MANIFEST, PENDING):
             if not self.folder.exists(name):
                 continue
@@ -108,36 +119,36 @@ class StageFolder:
                 earlier = read_record(self.folder, name)
             except InputError:
                 if force:
-                    return "other"
+                    return FolderState.CONFLICT
                 raise
             if earlier["fingerprint"] == fingerprint(payload):
-                return "finished" if name == MANIFEST else "partial"
+                return FolderState.FINISHED if name == MANIFEST else FolderState.PARTIAL
             if force:
-                return "other"
+                return FolderState.CONFLICT
             if name == PENDING and set(self.folder.names()) <= {PENDING, LOGS}:
-                return "nothing"  # begun, and nothing came of it
+                return FolderState.EMPTY  # begun, and nothing came of it
             changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
             raise ConflictError(
                 f"{self.folder} holds stage {self.label} of another configuration: {changed}. "
                 "Take another name (--name NEW), or redo the stage (--force)"
             )
-        return "nothing"
+        return FolderState.EMPTY
 
     def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
         """Whether there is something to do; marks the folder as being made of ``payload``.
 
         Raises:
-            InputError: as :meth:`found`.
+            InputError: as :meth:`state`.
         """
-        found = self.found(payload, force)
-        if found == "other":
+        state = self.state(payload, force)
+        if state is FolderState.CONFLICT:
             self._clear()
-        if found in ("other", "nothing"):
+        if state in (FolderState.CONFLICT, FolderState.EMPTY):
             pending = {"format": FORMAT, "fingerprint": fingerprint(payload), "payload": payload}
             self.folder.write_json(PENDING, pending)
-        if found == "other":
+        if state is FolderState.CONFLICT:
             self.folder.remove(CLEARING)
-        return found != "finished"
+        return state is not FolderState.FINISHED
 
     def _clear(self) -> None:
         """Delete all but a mark that says so: killed half-way, it leaves nothing that a later call would go on from."""

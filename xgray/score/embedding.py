@@ -152,7 +152,7 @@ def fit_to_file(labelled: str, path: str) -> FittedHead:
         fitted = fitted_scorer(labelled, embedder)
     finally:
         embedder.close()
-    folder, name = Folder.of(path)
+    folder, name = Folder.containing(path)
     folder.write_json(name, fitted.model_dump())
     return fitted
 

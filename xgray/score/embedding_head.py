@@ -75,7 +75,7 @@ def read_head(path: str, embedding: Embedding, dim: int) -> FittedHead:
         InputError: there is no such file, it holds no head, or one for another embedding than this.
     """
     again = "fit it anew: xgray scorer fit DATA --output FILE"
-    folder, name = Folder.of(path)
+    folder, name = Folder.containing(path)
     try:
         content = folder.read_bytes(name) if folder.exists(name) else None
     except (OSError, ValueError) as error:  # a folder, a disk that fails, a URI of no known kind

@@ -13,27 +13,23 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from xgray.storage.folder import Folder
+from xgray.storage.folder import DamagedError, Folder
 
 CONTENTS = "contents.json"
 
 
-class DamagedError(Exception):
-    """A file of a sealed folder is missing, cut off or changed, or its list is none of ours."""
-
-
-def seal(source: Path, target: Folder, **about: Any) -> None:
+def move_with_checksums(source: Path, target: Folder, **about: Any) -> None:
     """Move all files below a local folder to ``target``, and list them there, with whatever else the list is to say."""
     files = {}
     for file in sorted(one for one in source.rglob("*") if one.is_file()):
         name = file.relative_to(source).as_posix()
         files[name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
-        target.take(name, file)
+        target.move_in(name, file)
     target.write_json(CONTENTS, {"files": files, **about})
     shutil.rmtree(source)
 
 
-def unseal(source: Folder, target: Path) -> Path:
+def fetch_verified(source: Folder, target: Path) -> Path:
     """The sealed folder as a local one: itself where it is local, otherwise copied to ``target``; checked file by file.
 
     Raises:

@@ -59,7 +59,11 @@ SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNO
 T = TypeVar("T")
 
 
-def transient(error: BaseException) -> bool:
+class DamagedError(Exception):
+    """A file is missing, cut off or changed, or is not in the format that is written here."""
+
+
+def is_transient(error: BaseException) -> bool:
     """Whether a read or a write that failed so may work a little later."""
     if not isinstance(error, OSError):
         return False
@@ -73,7 +77,7 @@ def with_retries(call: Callable[[], T]) -> T:
     import stamina
 
     for attempt in stamina.retry_context(
-        on=transient, attempts=TRIES, timeout=None, wait_initial=WAIT_SECONDS, wait_max=MAX_WAIT_SECONDS
+        on=is_transient, attempts=TRIES, timeout=None, wait_initial=WAIT_SECONDS, wait_max=MAX_WAIT_SECONDS
     ):
         with attempt:
             return call()
@@ -139,7 +143,7 @@ class Folder:
         self.uri = base.rstrip("/") + mark + options
 
     @classmethod
-    def of(cls, path: str) -> tuple[Folder, str]:
+    def containing(cls, path: str) -> tuple[Folder, str]:
         """The folder that a file given by local path or URI lies in, and the file's name in it."""
         file = cls(path)
         return file.parent, file.name
@@ -240,7 +244,7 @@ class Folder:
             temporary.unlink(missing_ok=True)
             raise
 
-    def take(self, name: str, source: Path) -> None:
+    def move_in(self, name: str, source: Path) -> None:
         """Move a local file in, whole or not at all. Into a local folder it is renamed, so it must lie on its disk."""
         import pyarrow as pa
 

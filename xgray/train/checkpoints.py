@@ -10,8 +10,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from xgray.storage.checksums import CONTENTS, DamagedError, seal, unseal
-from xgray.storage.folder import Folder
+from xgray.storage.checksums import CONTENTS, fetch_verified, move_with_checksums
+from xgray.storage.folder import DamagedError, Folder
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Checkpoints:
         """Move a local checkpoint in, and delete those that are needed no more."""
         name = f"step-{step:08d}"
         (self.folder / name).delete()  # what a killed process left of the same one
-        seal(source, self.folder / name, step=step, score=score, finished=finished)
+        move_with_checksums(source, self.folder / name, step=step, score=score, finished=finished)
         saved = self.saved()
         kept = {one.name for one in [*saved[:NUM_KEPT], self.best(saved)] if one is not None}
         for one in self.folder.names():
@@ -86,7 +86,7 @@ class Checkpoints:
         Raises:
             DamagedError: it is not as it was saved.
         """
-        return unseal(self.folder / name, target / name)
+        return fetch_verified(self.folder / name, target / name)
 
     def _warn(self, name: str, reason: str) -> None:
         log.warning("train: checkpoint %s is damaged (%s); the one before it is taken", self.folder / name, reason)

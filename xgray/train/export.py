@@ -14,7 +14,7 @@ from xgray.config import Model
 from xgray.models.cache import cache_folder, save
 from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, model_fingerprint, resolve
-from xgray.storage.checksums import CONTENTS, seal
+from xgray.storage.checksums import CONTENTS, move_with_checksums
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
@@ -58,7 +58,7 @@ def merged(model: Model, adapter: str, folder: Folder) -> str:
     elif not target.exists(CONTENTS):
         whole = cache_folder() / "merged" / target.name
         _whole(whole, merge)
-        seal(whole, target)
+        move_with_checksums(whole, target)
     return target.uri
 
 

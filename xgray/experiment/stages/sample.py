@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from xgray.experiment.checks import found_state
 from xgray.experiment.plan import Plan, Planned, SamplingPlan, resolved_score
+from xgray.runs.manifest import FolderState
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PROMPTS
 from xgray.score.store.store import store_uri
@@ -80,7 +81,7 @@ def _new_prompts(plan: Plan, asked: list[Planned], force: bool) -> pa.Buffer | N
     Raises:
         InputError: a prompt is wrong.
     """
-    if all(found_state(one, force) == "finished" for one in asked if one.place.stage == "generate"):
+    if all(found_state(one, force) is FolderState.FINISHED for one in asked if one.place.stage == "generate"):
         return None
     return new_prompts(plan)
 

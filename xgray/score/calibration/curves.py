@@ -242,7 +242,7 @@ def _too_few(target: FloatArray) -> str | None:
 
 def write_calibration(path: str, calibration: Calibration) -> None:
     """Write a calibration file, whole or not at all. ``path`` may be local or any URI that pyarrow.fs knows."""
-    folder, name = Folder.of(path)
+    folder, name = Folder.containing(path)
     folder.write_json(name, calibration.model_dump(mode="json"))
 
 
@@ -252,7 +252,7 @@ def read_calibration(path: str) -> Calibration:
     Raises:
         InputError: there is no such file, or it is no calibration, of a newer format or changed by hand.
     """
-    folder, name = Folder.of(path)
+    folder, name = Folder.containing(path)
     try:
         value = json.loads(folder.read_bytes(name))
     except OSError as error:

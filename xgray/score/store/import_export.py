@@ -173,7 +173,7 @@ def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> 
             rows = [vars(one) | one.scores | {"key": one.key.hex(), "text": _text(one)} for one in chunk]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             num_rows += len(rows)
-    folder, name = Folder.of(file)
+    folder, name = Folder.containing(file)
     folder.write_bytes(name, sink.getvalue().to_pybytes())
     return num_rows
 

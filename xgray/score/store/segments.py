@@ -20,7 +20,7 @@ import numpy as np
 
 from xgray.models.cache import cache_folder
 from xgray.score.store.entry import KEY_BYTES
-from xgray.storage.folder import Folder
+from xgray.storage.folder import DamagedError, Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,10 +32,6 @@ MERGE_AT = 32
 """Segments of one size that a writer has written before it merges them into one."""
 SEGMENT_BYTES = 2**28
 """No merge makes a larger segment. It is about a million rows of short texts; a merge holds them in memory."""
-
-
-class DamagedError(Exception):
-    """A segment that cannot be read; the store says so and goes on without it."""
 
 
 def segment_name(content: bytes) -> str:

@@ -30,7 +30,6 @@ from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
     SEGMENT_BYTES,
     SUFFIX,
-    DamagedError,
     Segment,
     fitting,
     forget_cached,
@@ -39,7 +38,7 @@ from xgray.score.store.segments import (
     segment_name,
     write_segment,
 )
-from xgray.storage.folder import Folder
+from xgray.storage.folder import DamagedError, Folder
 
 if TYPE_CHECKING:
     import numpy as np
