@@ -75,7 +75,7 @@ def seeds(prompts: list[Any]) -> list[int]:
 
 def through_ray(number: int, given: Generate, output: str, models: int = 1) -> dict[str, float]:
     from xgray.distributed.cluster import connect, total
-    from xgray.distributed.pipeline import Target, run_pipeline
+    from xgray.distributed.pipeline import PipelineModel, run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models.source import resolve
     from xgray.runs.prompts import PROMPTS, prompt_file
@@ -91,7 +91,9 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
             served.append(("dpo", base, adapter) if as_it_is else ("dpo", Weights(merged, None, MODEL.dtype), None))
             began = time.perf_counter()
         targets = [
-            Target(model, weights, loaded, Folder(f"{output}/{model}/generate"), Folder(f"{output}/{model}/score"))
+            PipelineModel(
+                model, weights, loaded, Folder(f"{output}/{model}/generate"), Folder(f"{output}/{model}/score")
+            )
             for model, weights, loaded in served
         ]
         Folder(output).write_bytes(PROMPTS, prompt_file(embedded_prompts(number), ""))

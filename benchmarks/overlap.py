@@ -54,14 +54,16 @@ def serve(port: Connection) -> None:
 
 def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: Score | None) -> float:
     """Of one pipeline with these stages; completions that are in ``folder`` are scored where nothing is sampled."""
-    from xgray.distributed.pipeline import Target, run_pipeline
+    from xgray.distributed.pipeline import PipelineModel, run_pipeline
     from xgray.generate.engine import Weights
     from xgray.models.source import resolve
     from xgray.runs.prompts import PROMPTS, prompt_file
     from xgray.storage.folder import Folder
 
     scores = Folder(folder) / (score.scorer if score and not generate else "score")
-    target = Target("base", Weights(resolve(MODEL), None, MODEL.dtype), None, Folder(folder) / "generate", scores)
+    target = PipelineModel(
+        "base", Weights(resolve(MODEL), None, MODEL.dtype), None, Folder(folder) / "generate", scores
+    )
     began = time.perf_counter()
     Folder(folder).write_bytes(PROMPTS, prompt_file(prompts, ""))
     run_pipeline([target], Folder(folder), "vllm" if generate else None, generate, score, 0)

@@ -80,10 +80,10 @@ def plain(texts: Texts, output: Folder) -> tuple[int, int]:
 
 def with_ray(num_workers: int) -> Callable[[Texts, Folder], tuple[int, int]]:
     def run(texts: Texts, output: Folder) -> tuple[int, int]:
-        from xgray.distributed.workers import spread
+        from xgray.distributed.workers import run_on_workers
         from xgray.experiment.stages.retrieve import RetrieveWorker
 
-        list(spread(RetrieveWorker, (SMOLLM2, SECTION, output), list(texts.items()), "retrieve", num_workers))
+        list(run_on_workers(RetrieveWorker, (SMOLLM2, SECTION, output), list(texts.items()), "retrieve", num_workers))
         return sum(map(len, texts.values())), num_workers
 
     return run

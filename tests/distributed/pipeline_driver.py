@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from xgray.config import Generate, Score
 from xgray.distributed.cluster import connect
-from xgray.distributed.pipeline import Target, run_pipeline
+from xgray.distributed.pipeline import PipelineModel, run_pipeline
 from xgray.errors import XgrayError
 from xgray.generate.engine import Weights
 from xgray.rows import Prompt
@@ -26,7 +26,7 @@ def targets(root, model, adapter, merged):
     """The base model, an adapter of it, and a whole model of its own."""
     weights = {"base": (model, None), "dpo": (model, adapter), "full": (merged, None)}
     return [
-        Target(
+        PipelineModel(
             name,
             Weights(path, None, "float32"),
             loaded,

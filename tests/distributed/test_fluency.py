@@ -100,7 +100,7 @@ def test_survives_the_death_of_its_worker(tmp_path, base):
 
     def kill_once(done, total):
         running = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-        workers = [one for one in running if "ray::SpreadActor" in " ".join(one.cmdline())]
+        workers = [one for one in running if "ray::WorkerActor" in " ".join(one.cmdline())]
         if done and not killed:
             killed.extend(workers)
             for worker in workers:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from xgray.config import Generate, Model, Score, Train
-from xgray.distributed.cluster import connect, reach
+from xgray.distributed.cluster import cluster_capacity, connect
 from xgray.distributed.placement import place_scorers
-from xgray.distributed.workers import spread
+from xgray.distributed.workers import run_on_workers
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
 from xgray.storage.folder import Folder
@@ -75,7 +75,7 @@ def test_scorers_find_room_beside_engines_on_nodes_with_cores(tmp_path):
         for _ in range(2):
             cluster.add_node(num_cpus=3)
         with connect(cluster.address):
-            size, options = place_scorers(reach(), Score(scorer="dummy"), Generate(execution=section))
+            size, options = place_scorers(cluster_capacity(), Score(scorer="dummy"), Generate(execution=section))
             assert (size, options["num_cpus"]) == (1, 1)
             run(tmp_path, MODELS, section, {"scorer": "dummy"}, names=["base"])
     finally:
@@ -98,7 +98,7 @@ def test_units_of_a_vanished_node_go_to_the_others():
     done: list[tuple[int, str]] = []
     try:
         with connect(cluster.address):
-            for made in spread(Sleeper, (), range(24), "stage", num_workers=2):
+            for made in run_on_workers(Sleeper, (), range(24), "stage", num_workers=2):
                 done.append(made)
                 if len({node for _, node in done}) == 2 and nodes[0] in cluster.worker_nodes:
                     cluster.remove_node(nodes[0], allow_graceful=False)
@@ -197,12 +197,12 @@ def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
     made: list[int] = []
     try:
         with connect(cluster.address):
-            assert reach().began == reach().now
+            assert cluster_capacity().at_start == cluster_capacity().alive
             cluster.remove_node(only, allow_graceful=False)
             while sum(node["Alive"] for node in ray.nodes()) > 1:
                 time.sleep(0.1)
-            assert (reach().now[1, 0], reach().have[1, 0]) == (0, 1)
-            worker = threading.Thread(target=lambda: made.extend(spread(Adder, (), range(3), "stage")))
+            assert (cluster_capacity().alive[1, 0], cluster_capacity().expected[1, 0]) == (0, 1)
+            worker = threading.Thread(target=lambda: made.extend(run_on_workers(Adder, (), range(3), "stage")))
             worker.start()
             while "stage: waiting for room for a worker of 1 CPU" not in caplog.text:
                 time.sleep(0.1)
@@ -216,8 +216,8 @@ def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
                 ]
             )
             ray._raylet.GcsClient(address=cluster.address).report_cluster_config(told.SerializeToString())
-            assert reach().could == {(0, 0): 1, (1, 0): 1, (8, 1): 4, (16, 0): sys.maxsize}
-            assert reach().any_gpu
+            assert cluster_capacity().maximum == {(0, 0): 1, (1, 0): 1, (8, 1): 4, (16, 0): sys.maxsize}
+            assert cluster_capacity().has_gpu
     finally:
         cluster.shutdown()
     assert sorted(made) == [1, 2, 3]

@@ -320,19 +320,19 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_their_checkpoints(
 
 
 def test_resources_share_the_cores_among_the_workers(cluster):
-    from xgray.distributed.cluster import reach
+    from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.placement import place_training
 
-    assert place_training(reach(), TrainExecution()) == (False, 2)
-    assert place_training(reach(), TrainExecution(num_workers=2)) == (False, 1)
-    assert place_training(reach(), TrainExecution(cpus_per_worker=1)) == (False, 1)
+    assert place_training(cluster_capacity(), TrainExecution()) == (False, 2)
+    assert place_training(cluster_capacity(), TrainExecution(num_workers=2)) == (False, 1)
+    assert place_training(cluster_capacity(), TrainExecution(cpus_per_worker=1)) == (False, 1)
     for impossible in (
         TrainExecution(num_workers=3),
         TrainExecution(num_workers=2, cpus_per_worker=2),
         TrainExecution(use_gpu=True),
     ):
         with pytest.raises(InputError, match=r"train\.execution\.num_workers"):
-            place_training(reach(), impossible)
+            place_training(cluster_capacity(), impossible)
 
 
 def test_qlora_without_cuda_is_refused_before_anything_starts(cluster, model, tmp_path):

@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 
-from xgray.distributed.workers import MAX_DEATHS, WorkerPool, spread
+from xgray.distributed.workers import MAX_DEATHS, WorkerPool, run_on_workers
 from xgray.errors import InputError, StageError
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def test_what_a_worker_raises_is_one_line(local_ray):
 
     for error, kind, message in ERRORS:
         with pytest.raises(kind) as told:
-            list(spread(Failing, (), [error], "stage", num_workers=1))
+            list(run_on_workers(Failing, (), [error], "stage", num_workers=1))
         assert type(told.value) is kind
         assert str(told.value).startswith(message)
         assert len(str(told.value).splitlines()) == 1
@@ -55,6 +55,6 @@ def test_a_worker_that_finds_no_memory_is_started_again_but_not_for_ever(local_r
     start = WorkerPool._start
     monkeypatch.setattr(WorkerPool, "_start", lambda self: (started.append(self), start(self)))
     with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*; run the same command") as told:
-        list(spread(Waiting, (), [1], "stage", num_workers=1))
+        list(run_on_workers(Waiting, (), [1], "stage", num_workers=1))
     assert len(str(told.value).splitlines()) == 1
     assert len(started) > MAX_DEATHS

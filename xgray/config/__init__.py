@@ -19,6 +19,7 @@ from xgray.config.mechanism import (
     Vectors,
 )
 from xgray.config.sampling import (
+    LOADS_CLASSIFIER,
     Classifier,
     Dummy,
     Generate,
@@ -33,8 +34,8 @@ from xgray.config.section import MeasuringExecution, Model, Section, Switch, mer
 from xgray.config.train import BASE, Train, TrainExecution, Variant
 
 __all__ = [
-    "BASE", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate", "Experiment",
-    "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MeasuringExecution", "Model", "Neuron",
-    "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve", "Switch",
-    "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
+    "BASE", "LOADS_CLASSIFIER", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
+    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MeasuringExecution", "Model",
+    "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
+    "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip

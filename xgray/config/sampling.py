@@ -118,6 +118,10 @@ class OpenAI(Section):
     """The languages that the model's quality is known in."""
 
 
+LOADS_CLASSIFIER = ("classifier", "vllm")
+"""The scorers that load ``score.classifier.model``, on a GPU where there is one."""
+
+
 class Score(Section):
     scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "dummy"] = "embedding"
     """The local scorer (all 17 languages, offline), Google's Perspective API or what speaks its protocol, a sequence

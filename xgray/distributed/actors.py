@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
-from xgray.distributed.crash_ledger import MAX_DEATHS, LedgerClient
+from xgray.distributed.crash_ledger import MAX_DEATHS, CrashLedgerClient
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
 from xgray.distributed.metrics import count_block
@@ -100,7 +100,7 @@ class GenerateActor:
     """
 
     def __init__(
-        self, engine: EngineName, section: Generate, seed: int, run: Folder, places: Places, ledger: LedgerClient
+        self, engine: EngineName, section: Generate, seed: int, run: Folder, places: Places, ledger: CrashLedgerClient
     ) -> None:
         take_keys()  # of the hub, where the weights come from there
         self._name = engine
@@ -216,7 +216,7 @@ class GenerateActor:
 class ScoreActor:
     """Holds one scorer, built with the first block; several blocks are under way at once."""
 
-    def __init__(self, section: Score, run: str, places: Places, ledger: LedgerClient) -> None:
+    def __init__(self, section: Score, run: str, places: Places, ledger: CrashLedgerClient) -> None:
         self._section = section
         self._run = run
         self._places = places

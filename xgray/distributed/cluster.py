@@ -114,7 +114,7 @@ _began: Nodes = Counter()
 """The nodes of the cluster that :func:`connect` joined, as they were then."""
 
 
-def reach() -> ClusterCapacity:
+def cluster_capacity() -> ClusterCapacity:
     """What the cluster has, had when this process joined it by :func:`connect`, and may get."""
     config = state.state.get_cluster_config()
     may: Nodes = Counter()

@@ -28,7 +28,7 @@ class CrashLedger:
         self._ended.add(work)
 
 
-class LedgerClient:
+class CrashLedgerClient:
     """The ledger as a worker sees it. Pickles to any worker."""
 
     def __init__(self) -> None:

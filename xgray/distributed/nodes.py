@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from xgray.config import Generate, Score
-from xgray.score.build import GPU_SCORERS
+from xgray.config import LOADS_CLASSIFIER, Generate, Score
 
 Shape = tuple[int, int]
 """Cores and GPUs of a node."""
@@ -21,36 +20,40 @@ Nodes = Counter[Shape]
 class ClusterCapacity:
     """What a cluster has, had when this driver began, and may get."""
 
-    now: Nodes
-    began: Nodes
-    may: Nodes
+    alive: Nodes
+    at_start: Nodes
+    autoscaler_limit: Nodes
     """What an autoscaler may grow it to, where it says so."""
 
     @property
-    def have(self) -> Nodes:
+    def expected(self) -> Nodes:
         """The nodes that are there, and those that were and are expected back; a replaced one counts once."""
-        return self.now | self.began
+        return self.alive | self.at_start
 
     @property
-    def could(self) -> Nodes:
+    def maximum(self) -> Nodes:
         """The most that there can ever be: what finds no room in it is asked for by mistake."""
-        return self.have | self.may
+        return self.expected | self.autoscaler_limit
 
     @property
-    def any_gpu(self) -> bool:
-        return room(self.could, 0, 1) > 0
+    def has_gpu(self) -> bool:
+        return num_fitting(self.maximum, 0, 1) > 0
 
-    def nodes(self, cpus: int, gpus: int = 0) -> Nodes:
+    def nodes_for(self, cpus: int, gpus: int = 0) -> Nodes:
         """Those to reckon with: a cluster scaled down to nothing that has room counts as one node of each kind."""
-        return self.have if room(self.have, cpus, gpus) else self.have | Counter(dict.fromkeys(self.may, 1))
+        return (
+            self.expected
+            if num_fitting(self.expected, cpus, gpus)
+            else self.expected | Counter(dict.fromkeys(self.autoscaler_limit, 1))
+        )
 
 
-def room(nodes: Nodes, cpus: int, gpus: int = 0) -> int:
+def num_fitting(nodes: Nodes, cpus: int, gpus: int = 0) -> int:
     """How many workers of ``cpus`` cores and ``gpus`` GPUs find room at once, none of them divided."""
-    return sum(count * _room(shape, cpus, gpus) for shape, count in nodes.items())
+    return sum(count * _num_on_node(shape, cpus, gpus) for shape, count in nodes.items())
 
 
-def _room(shape: Shape, cpus: int, gpus: int) -> int:
+def _num_on_node(shape: Shape, cpus: int, gpus: int) -> int:
     return min(have // size for have, size in zip(shape, (cpus, gpus), strict=True) if size)
 
 
@@ -66,7 +69,7 @@ def most_gpus(nodes: Nodes) -> int:
 
 def cores_each(nodes: Nodes, number: int, gpus: int = 0) -> int:
     """The most cores that each of ``number`` workers with ``gpus`` GPUs can have at once; 0 where they find no room."""
-    fitting = (cpus for cpus in range(most_cores(nodes), 0, -1) if room(nodes, cpus, gpus) >= number)
+    fitting = (cpus for cpus in range(most_cores(nodes), 0, -1) if num_fitting(nodes, cpus, gpus) >= number)
     return next(fitting, 0)
 
 
@@ -94,23 +97,23 @@ def share_gpus(nodes: Nodes, generate: Generate | None, score: Score | None) -> 
         generate: None where no engine takes GPUs.
         score: None where nothing is scored.
     """
-    scorers = score.execution.num_actors if score and score.scorer in GPU_SCORERS else 0
-    scorers = min(scorers, room(nodes, 0, 1))
+    scorers = score.execution.num_actors if score and score.scorer in LOADS_CLASSIFIER else 0
+    scorers = min(scorers, num_fitting(nodes, 0, 1))
     if generate is None:
         return Share(0, scorers)
     cpus, size = generate.execution.cpus_per_actor or 1, generate.execution.tensor_parallel
     asked = generate.execution.num_actors
-    least = min(asked or 1, room(nodes, cpus, size))
-    while room(_without(nodes, scorers, cpus, size), cpus, size) < least:
+    least = min(asked or 1, num_fitting(nodes, cpus, size))
+    while num_fitting(_without(nodes, scorers, cpus, size), cpus, size) < least:
         scorers -= 1
-    return Share(asked or room(_without(nodes, scorers, cpus, size), cpus, size), scorers)
+    return Share(asked or num_fitting(_without(nodes, scorers, cpus, size), cpus, size), scorers)
 
 
 def _without(nodes: Nodes, number: int, cpus: int, size: int) -> Nodes:
     """The nodes less ``number`` GPUs, taken where they cost the fewest engines."""
 
     def cost(shape: Shape) -> int:
-        return _room(shape, cpus, size) - _room((shape[0], shape[1] - 1), cpus, size)
+        return _num_on_node(shape, cpus, size) - _num_on_node((shape[0], shape[1] - 1), cpus, size)
 
     left = Counter(nodes)
     for _ in range(number):
@@ -122,4 +125,4 @@ def _without(nodes: Nodes, number: int, cpus: int, size: int) -> Nodes:
 
 def spare_core(nodes: Nodes, cpus: int, gpus: int) -> bool:
     """Whether every node with cores keeps one, however many engines of ``cpus`` and ``gpus`` it takes."""
-    return all(cores > _room((cores, own), cpus, gpus) * cpus for cores, own in nodes if cores)
+    return all(cores > _num_on_node((cores, own), cpus, gpus) * cpus for cores, own in nodes if cores)

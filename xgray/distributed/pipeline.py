@@ -26,12 +26,12 @@ from ray.util.annotations import RayDeprecationWarning
 
 from xgray.config import Generate, Score
 from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
-from xgray.distributed.cluster import reach
-from xgray.distributed.crash_ledger import LedgerClient
+from xgray.distributed.cluster import cluster_capacity
+from xgray.distributed.crash_ledger import CrashLedgerClient
 from xgray.distributed.failures import death
-from xgray.distributed.nodes import room
-from xgray.distributed.placement import described, place_engines, place_scorers
-from xgray.distributed.waiting import waits_told
+from xgray.distributed.nodes import num_fitting
+from xgray.distributed.placement import describe_resources, place_engines, place_scorers
+from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
 from xgray.generate.engine import EngineName, Weights, check_prompts
 from xgray.mechanism.neurons import Edit
@@ -56,7 +56,7 @@ THREADS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Target:
+class PipelineModel:
     """One model of the experiment, and where its rows lie."""
 
     model: str
@@ -135,7 +135,7 @@ Tallies = dict[tuple[str, str], Tally]
 
 
 def run_pipeline(
-    targets: Sequence[Target],
+    targets: Sequence[PipelineModel],
     run: Folder,
     engine: EngineName | None,
     generate: Generate | None,
@@ -200,7 +200,7 @@ def run_pipeline(
     return tallies
 
 
-def _places(targets: Sequence[Target]) -> Places:
+def _places(targets: Sequence[PipelineModel]) -> Places:
     """By model; those that share an engine follow each other, and each engine is ready for all of their adapters."""
     bases = list(dict.fromkeys(target.base for target in targets))
     adapters = {
@@ -249,8 +249,8 @@ def _stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
     # There is no other way to say RESTARTS before Ray 2.64.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning, module=re.escape(__name__))
-    ledger = LedgerClient()
-    sources, wanted, cluster = [], {}, reach()
+    ledger = CrashLedgerClient()
+    sources, wanted, cluster = [], {}, cluster_capacity()
     if new and generate and engine:
         size, options = place_engines(cluster, generate, score)
         wanted["generate"] = options
@@ -282,7 +282,7 @@ def _stream(
             **options,
         )
     try:
-        with waits_told(lambda: _missing(wanted)), contextlib.closing(iter(flow.iter_rows())) as rows:
+        with log_waiting(lambda: _missing(wanted)), contextlib.closing(iter(flow.iter_rows())) as rows:
             for row in rows:
                 yield from parts_of(row)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
@@ -293,11 +293,11 @@ def _stream(
 
 def _missing(wanted: dict[str, dict[str, Any]]) -> str | None:
     """What no living node can hold, of Ray's options by stage."""
-    now = reach().now
+    now = cluster_capacity().alive
     for stage, options in wanted.items():
         cpus, gpus = options["num_cpus"], options.get("num_gpus", 0)
-        if (cpus or gpus) and not room(now, cpus, gpus):
-            return f"{stage}: waiting for a node with {described(cpus, gpus)}: none is there"
+        if (cpus or gpus) and not num_fitting(now, cpus, gpus):
+            return f"{stage}: waiting for a node with {describe_resources(cpus, gpus)}: none is there"
     return None
 
 

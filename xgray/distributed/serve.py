@@ -25,8 +25,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from xgray.config import Score, Serve
-from xgray.distributed.cluster import connect, reach, thread_environment, total
+from xgray.config import LOADS_CLASSIFIER, Score, Serve
+from xgray.distributed.cluster import cluster_capacity, connect, thread_environment, total
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
 from xgray.distributed.nodes import most_cores
@@ -47,7 +47,6 @@ HEALTH_CHECK_SECONDS = 2.0
 UPSCALE_SECONDS = 5.0
 """Of more requests than the replicas have room for, before there is another one: what is scored comes in long bursts,
 and a replica's own start takes longer."""
-GPU_SCORERS = ("classifier", "vllm")
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -144,9 +143,9 @@ def offered(scorer: Scorer, section: Score) -> ScorerInfo:
 
 def _deployment(score: Score, section: Serve) -> serve.Deployment:
     """The replicas, on GPUs where there are any and the scorer uses them, else on even shares of a machine's cores."""
-    threads = max(1, most_cores(reach().now) // section.max_replicas)
+    threads = max(1, most_cores(cluster_capacity().alive) // section.max_replicas)
     options: dict[str, Any] = {"num_cpus": threads, "runtime_env": thread_environment(threads)}
-    if total("GPU") and score.scorer in GPU_SCORERS:
+    if total("GPU") and score.scorer in LOADS_CLASSIFIER:
         options = {"num_cpus": 1, "num_gpus": 1}
     for resource, count in (("CPU", options["num_cpus"]), ("GPU", options.get("num_gpus", 0))):
         if (needed := section.min_replicas * count) > total(resource):

@@ -24,11 +24,11 @@ from typing import Any
 import ray
 
 from xgray.config import Model, Train
-from xgray.distributed.cluster import reach
+from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.keys import take_keys
-from xgray.distributed.placement import described, place_training
+from xgray.distributed.placement import describe_resources, place_training
 from xgray.distributed.train_control import Losses, open_line
-from xgray.distributed.waiting import waits_told
+from xgray.distributed.waiting import log_waiting
 from xgray.errors import InputError, StageError, XgrayError
 from xgray.models.cache import cache_folder
 from xgray.models.load import load_tokenizer
@@ -122,7 +122,7 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_json(RESULT))
-    gpu, cpus = place_training(reach(), section.execution)
+    gpu, cpus = place_training(cluster_capacity(), section.execution)
     check_feasible(section, gpu)
     base = path_for_workers(model)
     if Path(base).is_dir():
@@ -141,13 +141,13 @@ def run_training(
         cpus=cpus,
         line=line,
     )
-    asked = f"{section.execution.num_workers} workers of {described(cpus, int(gpu))}"
+    asked = f"{section.execution.num_workers} workers of {describe_resources(cpus, int(gpu))}"
 
     def missing() -> str | None:
         return f"train: waiting for room for {asked}" if ray.get(line.waiting.remote()) else None
 
     try:
-        with waits_told(missing):
+        with log_waiting(missing):
             told, interrupted = _interruptible(lambda: _fit(job, gpu), line)
     finally:
         ray.kill(line)

@@ -18,7 +18,7 @@ POLL_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def waits_told(missing: Callable[[], str | None]) -> Iterator[None]:
+def log_waiting(missing: Callable[[], str | None]) -> Iterator[None]:
     """Log what is waited for while the block runs: after ``FIRST_SECONDS``, and then every ``AGAIN_SECONDS``.
 
     Args:

@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 import ray
 
-from xgray.distributed.cluster import reach
+from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.failures import Failure, death
 from xgray.distributed.keys import take_keys
-from xgray.distributed.placement import described, place_workers
-from xgray.distributed.waiting import waits_told
+from xgray.distributed.placement import describe_resources, place_workers
+from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError, XgrayError
 from xgray.storage.folder import Folder
 
@@ -75,7 +75,7 @@ def make_missing(
         on_progress: called with the sizes that are done, and those of all.
 
     Raises:
-        XgrayError: as :func:`spread`.
+        XgrayError: as :func:`run_on_workers`.
     """
     present = set(folder.names())
     todo = [one for one in units if one.file not in present]
@@ -83,7 +83,7 @@ def make_missing(
     done = reused = total - sum(one.size for one in todo)
     on_progress(done, total)
     devices = set()
-    for position, device in spread(
+    for position, device in run_on_workers(
         _Positioned, (worker, arguments), list(enumerate(one.unit for one in todo)), stage, num_workers
     ):
         done += todo[position].size
@@ -102,7 +102,7 @@ class _Positioned:
         return unit[0], self._worker.work(unit[1])
 
 
-def spread(
+def run_on_workers(
     worker: type[Worker[Unit, Made]],
     arguments: Sequence[Any],
     units: Sequence[Unit],
@@ -123,12 +123,12 @@ def spread(
     """
     if not units:
         return
-    size, options = place_workers(reach(), stage, num_workers)
-    make = ray.remote(SpreadActor).options(**options)
+    size, options = place_workers(cluster_capacity(), stage, num_workers)
+    make = ray.remote(WorkerActor).options(**options)
     crew = WorkerPool(lambda: make.remote(worker, list(arguments)), min(size, len(units)), stage)
-    kind = described(options["num_cpus"], options.get("num_gpus", 0))
+    kind = describe_resources(options["num_cpus"], options.get("num_gpus", 0))
     try:
-        with waits_told(lambda: None if crew.placed else f"{stage}: waiting for room for a worker of {kind}"):
+        with log_waiting(lambda: None if crew.placed else f"{stage}: waiting for room for a worker of {kind}"):
             yield from crew.work_on(units)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, XgrayError):
@@ -210,7 +210,7 @@ class WorkerPool:
             self._drop(actor)
 
 
-class SpreadActor:
+class WorkerActor:
     """One worker in its process."""
 
     def __init__(self, worker: type[Worker[Any, Any]], arguments: Sequence[Any]) -> None:

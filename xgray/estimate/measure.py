@@ -17,8 +17,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
-from xgray.distributed.cluster import connect, reach
-from xgray.distributed.nodes import room
+from xgray.distributed.cluster import cluster_capacity, connect
+from xgray.distributed.nodes import num_fitting
 from xgray.distributed.placement import place_workers
 from xgray.estimate.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
 from xgray.estimate.work import Work
@@ -78,9 +78,9 @@ def calibrate(
     heard = Timeline(on_progress)
     try:
         with connect(address):
-            nodes = reach().now
-            num_gpus = room(nodes, 0, 1)
-            num_workers, _ = place_workers(reach(), "evaluate", experiment.evaluate.execution.num_workers)
+            nodes = cluster_capacity().alive
+            num_gpus = num_fitting(nodes, 0, 1)
+            num_workers, _ = place_workers(cluster_capacity(), "evaluate", experiment.evaluate.execution.num_workers)
             plan = make_plan(small(experiment, work, folder.uri))
             (trained,) = plan.train or (None,)
             began = heard.now()

@@ -9,13 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xgray.config import Evaluate, Experiment, Model, Variant
+from xgray.config import LOADS_CLASSIFIER, Evaluate, Experiment, Model, Variant
 from xgray.errors import InputError
 from xgray.models.source import model_fingerprint, pinned
 from xgray.storage.fingerprint import file_fingerprint
-
-CLASSIFIERS = ("classifier", "vllm")
-"""The scorers that load the classifier's model."""
 
 
 def pinned_experiment(experiment: Experiment, sampled: bool) -> Experiment:
@@ -34,7 +31,7 @@ def pinned_experiment(experiment: Experiment, sampled: bool) -> Experiment:
     if sampled:
         changed["variants"] = [_variant(one) for one in experiment.variants]
     classifier = experiment.score.classifier
-    if classifier.model is not None and experiment.score.scorer in CLASSIFIERS:
+    if classifier.model is not None and experiment.score.scorer in LOADS_CLASSIFIER:
         model = _pinned(classifier.model, "score.classifier.")
         update = {"classifier": classifier.model_copy(update={"model": model})}
         changed["score"] = experiment.score.model_copy(update=update)

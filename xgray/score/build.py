@@ -12,7 +12,6 @@ from xgray.score.scorer import Scorer, known_attributes
 from xgray.storage.folder import Folder
 
 SERVICES = ("perspective", "openai")
-GPU_SCORERS = ("classifier", "vllm")
 TEXTS_PER_CALL = 256
 """Of a local scorer, which batches them; a service gets each text in a call of its own."""
 

@@ -32,7 +32,7 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         InputError: a neuron is outside the model, or a stage that is needed is not finished.
         StageError: actors failed; the same call goes on.
     """
-    from xgray.distributed.pipeline import Target
+    from xgray.distributed.pipeline import PipelineModel
     from xgray.generate.build import engine_name
     from xgray.models.load import load_skeleton
 
@@ -53,7 +53,7 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
     shown = _together(on_progress, inner, todo)
     if todo:
         targets = [
-            Target(name, base, None, inner.generate[name].place.rows, inner.score[name].place.rows, edit)
+            PipelineModel(name, base, None, inner.generate[name].place.rows, inner.score[name].place.rows, edit)
             for name, edit in edits.items()
             if inner.generate[name] in todo or inner.score[name] in todo
         ]

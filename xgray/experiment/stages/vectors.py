@@ -12,7 +12,7 @@ import numpy as np
 
 from xgray.config import Model, Neuron, Vectors
 from xgray.data.prompts import read_prompts
-from xgray.distributed.workers import Work, make_missing, spread
+from xgray.distributed.workers import Work, make_missing, run_on_workers
 from xgray.experiment.plan import Plan, Planned
 from xgray.experiment.stages.probe import read_probe
 from xgray.mechanism.probe import FeatureArray
@@ -127,7 +127,7 @@ def find_potential_sources(
         InputError: the model cannot be loaded, or the probe or a prompt does not fit it.
         StageError: the worker died again and again.
     """
-    (found,) = spread(PotentialWorker, (model, section, w), [list(prompts)], "vectors", 1)
+    (found,) = run_on_workers(PotentialWorker, (model, section, w), [list(prompts)], "vectors", 1)
     return found
 
 
