@@ -188,13 +188,13 @@ def model_metrics(
                 continue
             statistic, draw = sample.statistic(*sample.arrays), draw_seed(seed, language, metric)
             own = estimate(statistic, len(sample.keys), section.resamples, draw)
-            by_language[language][metric] = own.told(section.confidence)
+            by_language[language][metric] = own.to_dict(section.confidence)
             strata[language] = Stratum(statistic, item_ids(sample.keys, language))
         if not strata:
             averages[metric] = _nothing("no language has a value")
             continue
         mean = average(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
-        averages[metric] = {**mean.told(section.confidence), **_without(strata, languages)}
+        averages[metric] = {**mean.to_dict(section.confidence), **_without(strata, languages)}
     # A prompt that failed has no completions, which says nothing of how many it was to have; at least one.
     k = max([1, *(len(group) for own in rows.values() for group in own.completions)])
     counts = {language: _counts(rows.get(language), k) for language in languages}
@@ -240,9 +240,9 @@ def model_comparisons(
             continue
         p_values = adjusted([one.p_value for one in compared.values()])
         for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True):
-            by_language[language][metric] = one.told(section.confidence, p_adjusted)
+            by_language[language][metric] = one.to_dict(section.confidence, p_adjusted)
         mean = average_comparison(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
-        averages[metric] = mean.told(section.confidence, mean.p_value)
+        averages[metric] = mean.to_dict(section.confidence, mean.p_value)
         averages[metric] |= _without(compared, languages)
     return {"languages": by_language, "average": averages}
 

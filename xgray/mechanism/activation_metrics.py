@@ -91,7 +91,7 @@ def activation_metrics(
         statistic, draw = ratio(means, np.ones(len(means))), draw_seed(seed, language, "activations")
         strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
         languages[language] = {
-            "mean": estimate(statistic, len(means), resamples, draw).told(confidence),
+            "mean": estimate(statistic, len(means), resamples, draw).to_dict(confidence),
             "neurons": own.activations.astype(np.float64).mean(axis=0).tolist(),
             **_counts(own),
         }
@@ -99,7 +99,7 @@ def activation_metrics(
     return {
         "languages": languages,
         "average": {
-            "mean": average(strata, resamples, average_seed(seed, list(rows), "activations")).told(confidence),
+            "mean": average(strata, resamples, average_seed(seed, list(rows), "activations")).to_dict(confidence),
             "neurons": np.mean([one["neurons"] for one in languages.values()], axis=0).tolist(),
             **{name: sum(one[name] for one in counts) for name in counts[0]},
         },
@@ -136,7 +136,7 @@ def activation_changes(
 
 
 def _told(change: Comparison, confidence: float, p_adjusted: float) -> dict[str, Any]:
-    told = change.told(confidence, p_adjusted)
+    told = change.to_dict(confidence, p_adjusted)
     left_out = ("before", "after", "relative_change", "relative_low", "relative_high")
     return {name: value for name, value in told.items() if name not in left_out}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xgray.stats.bootstrap import FloatArray, Measured
+from xgray.stats.values import LanguageAuc
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -19,7 +19,7 @@ Z = 1.959963984540054
 
 def auc_by_language(
     languages: Sequence[str], toxic: BoolArray, scores: FloatArray, threshold: float
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, LanguageAuc]:
     """By language: AUC with its 95 % interval, counts, and the accuracy at the threshold.
 
     Args:
@@ -28,7 +28,7 @@ def auc_by_language(
         scores: the higher, the more toxic, ``(n,)``.
         threshold: toxic from this score on.
     """
-    found = {}
+    found: dict[str, LanguageAuc] = {}
     for code in dict.fromkeys(languages):
         chosen = np.array([one == code for one in languages])
         labels, own = toxic[chosen], scores[chosen]
@@ -37,11 +37,12 @@ def auc_by_language(
             "auc": auc.value,
             "low": auc.low,
             "high": auc.high,
-            **({"reason": auc.reason} if auc.reason else {}),
             "num_toxic": int(labels.sum()),
             "num_benign": int((~labels).sum()),
             "accuracy": float(np.mean((own >= threshold) == labels)),
         }
+        if auc.reason:
+            found[code]["reason"] = auc.reason
     return found
 
 

@@ -13,10 +13,11 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from xgray.stats.values import MetricChange, MetricValue
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -113,8 +114,8 @@ class Estimate:
     def interval(self, confidence: float) -> tuple[float, float] | None:
         return None if self.distribution is None else percentile_interval(self.distribution, confidence)
 
-    def told(self, confidence: float) -> dict[str, Any]:
-        """As metrics files hold it."""
+    def to_dict(self, confidence: float) -> MetricValue:
+        """Return the value and its interval as metrics files hold them."""
         interval = self.interval(confidence)
         if interval is None:
             return {"value": self.value, "low": None, "high": None, "reason": "a single prompt has no interval"}
@@ -263,16 +264,16 @@ class Comparison:
         as_large = np.abs(self.null) >= observed - 1e-12 * max(1.0, observed)
         return float((1 + as_large.sum()) / (1 + len(self.null)))
 
-    def told(self, confidence: float, p_adjusted: float) -> dict[str, Any]:
-        """As metrics files hold it; it is significant where the adjusted p-value is below ``1 - confidence``.
+    def to_dict(self, confidence: float, p_adjusted: float) -> MetricChange:
+        """Return the change as metrics files hold it: significant where ``p_adjusted`` is below ``1 - confidence``.
 
         ``before`` and ``after`` are of the prompts that were compared, which need not be all that either model has.
         """
         low, high = self.interval(confidence) or (None, None)
         relative_low, relative_high = self.relative_interval(confidence) or (None, None)
         return {
-            "before": self.before.told(confidence),
-            "after": self.after.told(confidence),
+            "before": self.before.to_dict(confidence),
+            "after": self.after.to_dict(confidence),
             "difference": self.difference,
             "low": low,
             "high": high,

@@ -25,6 +25,7 @@ from xgray.mechanism.probe import (
 from xgray.runs.manifest import MANIFEST, StageResult
 from xgray.runs.progress import OnProgress
 from xgray.stats.auc import BoolArray, auc_by_language
+from xgray.stats.values import LanguageAuc
 from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
@@ -106,7 +107,7 @@ def _settings(
     }
 
 
-def _transfer(test: list[LabelledText], features: Features, w: FeatureArray) -> dict[str, dict[str, Any]]:
+def _transfer(test: list[LabelledText], features: Features, w: FeatureArray) -> dict[str, LanguageAuc]:
     """By language, how the probe does on texts that it was not trained on; empty where there are none."""
     if not test:
         return {}
