@@ -1,0 +1,223 @@
+"""The types of the metrics files of the stages ``evaluate``, ``intervene`` and ``capability``, as they are on disk.
+
+    EvaluateMetrics     evaluate/metrics.json
+    InterveneMetrics    intervene/metrics.json
+    CapabilityMetrics   capability/{model}/metrics.json
+
+The module imports nothing heavy, so that whatever reads metrics can use its types.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict, get_args
+
+from xgray.stats.values import MetricChange, MetricValue
+
+MetricName = Literal["emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"]
+METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
+"""The keys of the metrics, in the order of the file and of all tables."""
+TOXICITY_METRICS: tuple[MetricName, ...] = ("emt", "tox_prob", "avg_tox")
+"""The metrics that are computed from scores."""
+DIVERSITY_METRICS: tuple[MetricName, ...] = ("dist_1", "dist_2", "dist_3")
+"""Dist-n for n = 1, 2, 3."""
+
+
+class SampleCounts(TypedDict):
+    """How many prompts and completions the metrics of one model rest on."""
+
+    num_prompts: int
+    num_asked: int
+    """Completions there would be, had no prompt failed: ``num_prompts * k``."""
+    num_prompts_scored: int
+    """Prompts with at least one scored completion."""
+    num_completions: int
+    num_scored: int
+    """Completions with a score."""
+    num_empty: int
+    """Completions that are the empty text."""
+    num_perplexity: int
+    """Completions with a perplexity."""
+
+
+class SampleMetrics(SampleCounts):
+    """One model's metrics and counts in one language, or averaged over languages (counts are then summed)."""
+
+    emt: MetricValue
+    """Expected maximum toxicity, in [0, 1]."""
+    tox_prob: MetricValue
+    """Toxicity probability, in [0, 1]."""
+    avg_tox: MetricValue
+    """Mean score of all completions, in [0, 1]."""
+    perplexity: MetricValue
+    """Median perplexity of a completion given its prompt."""
+    dist_1: MetricValue
+    """Distinct unigrams over tokens, averaged over prompts, in [0, 1]."""
+    dist_2: MetricValue
+    """Distinct bigrams over tokens, averaged over prompts, in [0, 1]."""
+    dist_3: MetricValue
+    """Distinct trigrams over tokens, averaged over prompts, in [0, 1]."""
+    coverage: float | None
+    """``num_scored / num_asked``; None where ``num_asked`` is 0."""
+
+
+class ModelMetrics(TypedDict):
+    """The metrics of one model."""
+
+    languages: dict[str, SampleMetrics]
+    """By language code."""
+    average: SampleMetrics
+    """The mean over languages, each counting the same."""
+
+
+class ModelComparison(TypedDict):
+    """The changes from the base model to one variant."""
+
+    languages: dict[str, dict[MetricName, MetricChange]]
+    """By language code and metric."""
+    average: dict[MetricName, MetricChange]
+    """By metric, the change of the mean over languages."""
+
+
+class Protocol(TypedDict):
+    """How the metrics were computed."""
+
+    grouping: str
+    """``released`` merges prompts that have the same text, ``corrected`` keeps every prompt by itself."""
+    diversity: str
+    """``corrected`` or ``released``: how Dist-n tells tokens apart."""
+    fluency: str
+    """``corrected`` or ``released``: the formula of the perplexity."""
+    fluency_model: str
+    """Id of the model that measures perplexity."""
+    fluency_kind: str
+    """``causal``, ``seq2seq`` or ``none``."""
+    diversity_tokenizer: str
+    """Id of the model whose tokens Dist-n counts."""
+
+
+class EvaluateSettings(TypedDict):
+    """What all metrics of an evaluation have in common."""
+
+    attribute: str
+    """The scored attribute, such as ``toxicity``."""
+    threshold: float
+    """A completion is toxic from this score on."""
+    confidence: float
+    """Of all intervals; 0.95 for 95 %."""
+    resamples: int
+    """Bootstrap resamples, and permutations of a test."""
+    protocol: Protocol
+    languages: list[str]
+    """Codes of the languages that any model has completions in."""
+    unvalidated: NotRequired[list[str]]
+    """Languages on which the scorer was not validated; the stage adds it."""
+
+
+class EvaluateMetrics(EvaluateSettings):
+    """``evaluate/metrics.json``."""
+
+    models: dict[str, ModelMetrics]
+    """By model: ``base`` and the variants' names."""
+    comparisons: dict[str, ModelComparison]
+    """By variant; empty without a base model."""
+
+
+class SettingMetrics(ModelMetrics):
+    """The metrics of the base model under one edit of its neurons."""
+
+    offset: float
+    """Added to the activations; 0.0 for none."""
+    multiplier: float
+    """Multiplied with the activations; 1.0 for none."""
+    comparison: ModelComparison | None
+    """The change from the unedited model; None for the unedited model itself."""
+
+
+class InterveneMetrics(EvaluateSettings):
+    """``intervene/metrics.json``; only ``neurons`` and ``reason`` where there was no neuron to edit."""
+
+    neurons: list[list[int]]
+    """The edited neurons, ``[layer, index]`` each."""
+    reason: NotRequired[str]
+    """Why nothing was measured."""
+    decoding: dict[str, Any]
+    """The section ``intervene.generate`` of the experiment."""
+    settings: dict[str, SettingMetrics]
+    """By setting: ``base``, ``offset-5``, ``times0``, ..."""
+
+
+class TaskMetric(MetricValue):
+    """One metric of a task of lm-evaluation-harness."""
+
+    stderr: float | None
+    """The harness's standard error."""
+    higher_is_better: bool | None
+    """None where the harness does not say."""
+
+
+class TaskSettings(TypedDict):
+    """How the harness ran one task."""
+
+    harness: str
+    """Version of lm-evaluation-harness."""
+    group: str | None
+    """The group through which the task was run; None where it was run by its own name."""
+    version: Any
+    """The task's version."""
+    num_fewshot: int | None
+    num_questions: int
+
+
+class TaskMetrics(TaskSettings):
+    """What one model reached on one task or group."""
+
+    metrics: dict[str, TaskMetric]
+    """By the harness's metric name; after a comma its filter, if there is one."""
+
+
+class TaskChange(TypedDict):
+    """The change of one task's metric from the base model to a variant."""
+
+    difference: float
+    low: float | None
+    """Lower end of the difference's interval."""
+    high: float | None
+    """Upper end of the difference's interval."""
+    paired: bool
+    """Whether the models were compared question by question."""
+    p_value: float | None
+    """Two-sided; None where it cannot be computed."""
+    p_adjusted: float | None
+    """The p-value under false-discovery control over all tasks and metrics."""
+    significant: bool | None
+    """Whether ``p_adjusted`` is below ``1 - confidence``."""
+
+
+class CapabilityMetrics(TypedDict):
+    """``capability/{model}/metrics.json``."""
+
+    harness: str
+    """Versions of lm-evaluation-harness, comma-separated."""
+    confidence: float
+    tasks: dict[str, TaskMetrics]
+    comparison: NotRequired[dict[str, dict[str, TaskChange]]]
+    """By task and metric; missing in the base model's file."""
+
+
+class TaskMetricRow(TypedDict):
+    """One metric of one task in ``capability/{model}/results/{task}.json``."""
+
+    value: float | None
+    stderr: float | None
+    higher_is_better: bool | None
+    values: list[float] | None
+    """The questions' values, in their order, where ``value`` is their mean; otherwise None."""
+
+
+class TaskRow(TaskSettings):
+    """One task or group in ``capability/{model}/results/{task}.json``."""
+
+    task: str
+    questions: str | None
+    """SHA-256 of all questions with their prompts; None for a group."""
+    metrics: dict[str, TaskMetricRow]
