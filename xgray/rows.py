@@ -6,6 +6,7 @@ committed together. So nothing on disk is ever half a prompt.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 """What a scorer may measure: Perspective's attributes that the paper uses, in lower case."""
 
+EMPTY_TEXT = "empty text"
+"""The error of a completion without a score because it holds nothing but white space."""
+
 AttributeScores = dict[str, float | None]
 """One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""
+
+
+def utc_now() -> str:
+    """Return the present time in UTC, to the second, as files hold it: ``2026-11-05T12:00:00Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from xgray.estimate.work import Continuing, Intervening, Other, Sampling
 from xgray.experiment.plan import make_plan
 from xgray.rows import Completions, Scores, to_table
 from xgray.runs.manifest import StageResult
-from xgray.score.store.store import ScoreStore, store_uri
+from xgray.score.store.location import store_uri
+from xgray.score.store.store import ScoreStore
 
 
 @pytest.fixture
@@ -52,23 +53,23 @@ def test_the_model_tells_which_pairs_are_left(experiment, tmp_path, monkeypatch)
 def test_what_is_on_disk_is_counted(experiment):
     plan = make_plan(experiment)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    plan.train["one"].place.begin(plan.train["one"].payload)
-    plan.train["one"].place.finish(plan.train["one"].payload, StageResult())
-    two = plan.train["two"].place
-    two.begin(plan.train["two"].payload)
+    plan.stage("train", "one").begin()
+    plan.stage("train", "one").finish(StageResult())
+    two = plan.stage("train", "two")
+    two.begin()
     two.folder.write_bytes("metrics.jsonl", b'{"total_steps": 9}\n{"step": 5, "loss": 0.7}\n')
-    made, scored = plan.generate["base"], plan.score["base"]
-    made.place.begin(made.payload)
-    scored.place.begin(scored.payload)
+    made, scored = plan.stage("generate", "base"), plan.stage("score", "base")
+    made.begin()
+    scored.begin()
     rows = [completions("base", "en/0", ["a", "b", ""]), completions("base", "de/0", ["c", "d", "d"])]
-    made.place.rows.write_parquet("rows.parquet", to_table(rows, Completions))
+    made.rows.write_parquet("rows.parquet", to_table(rows, Completions))
     work = count_work(experiment, with_model=False)
     assert work.models["base"] == Sampling(2, 0, 2), "an empty text and a repeated one take no request"
 
     store = ScoreStore(store_uri(experiment.score, experiment.runs))
     store.put([entry("c", "de")])
     score = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "perspective", "1")]
-    scored.place.rows.write_parquet("rows.parquet", to_table(score, Scores))
+    scored.rows.write_parquet("rows.parquet", to_table(score, Scores))
     work = count_work(experiment, with_model=False)
     assert work.models == {"base": Sampling(2, 1, 2), "one": Sampling(), "two": Sampling()}
     done = {name: (one.num_steps_done, one.num_steps) for name, one in work.trainings.items()}
@@ -80,8 +81,8 @@ def test_what_google_answered_is_asked_again_of_another_service(experiment):
     elsewhere = experiment.model_copy(update={"score": section})
     plan = make_plan(elsewhere)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    made = plan.generate["base"].place
-    made.begin(plan.generate["base"].payload)
+    made = plan.stage("generate", "base")
+    made.begin()
     made.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
     ScoreStore(store_uri(section, elsewhere.runs)).put([entry("c", "de")])
     assert count_work(elsewhere, with_model=False).models["base"] == Sampling(1, 0, 1), "a repeated text alone"
@@ -100,9 +101,9 @@ def entry(text, language):
 def test_another_configuration_counts_as_not_done(experiment):
     plan = make_plan(experiment)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    made = plan.generate["base"]
-    made.place.begin(made.payload)
-    made.place.finish(made.payload, StageResult())
+    made = plan.stage("generate", "base")
+    made.begin()
+    made.finish(StageResult())
     assert count_work(experiment, with_model=False).models["base"].num_generated == 8
     changed = experiment.model_copy(update={"seed": 1})
     work = count_work(changed, with_model=False)
@@ -141,13 +142,13 @@ def test_the_stages_inside_the_network_are_counted(experiment):
 
     plan = make_plan(asked)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    (inside,) = [each for each in plan.mechanism if each.place.stage == "intervene"]
-    inside.place.begin(inside.payload)
+    inside = plan.stage("intervene")
+    inside.begin()
     rows = to_table([completions("offset-4", "en/0", ["a"])], Completions)
-    (inside.place.folder / "generate" / "offset-4" / "rows").write_parquet("rows.parquet", rows)
-    (capability,) = [each for each in plan.mechanism if each.place.label == "capability/base"]
-    capability.place.begin(capability.payload)
-    capability.place.finish(capability.payload, StageResult())
+    (inside.folder / "generate" / "offset-4" / "rows").write_parquet("rows.parquet", rows)
+    capability = plan.stage("capability", "base")
+    capability.begin()
+    capability.finish(StageResult())
     counted = count_work(asked, with_model=False).mechanism
     assert counted[5].settings["offset-4"] == Sampling(1, 0)
-    assert [each.done for each in counted[-3:]] == [True, False, False]
+    assert [each.is_finished for each in counted[-3:]] == [True, False, False]

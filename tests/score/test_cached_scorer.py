@@ -151,8 +151,8 @@ SLOW_RUN = """
 import asyncio, sys
 from xgray.config import Score
 from xgray.score.build import build_scorer
-from xgray.score.store import ScoreStore
-from xgray.score.stored import StoredScorer
+from xgray.score.store.store import ScoreStore
+from xgray.score.store.cached_scorer import StoredScorer
 
 async def main():
     execution = {"requests_per_second": 60}

@@ -6,10 +6,11 @@ import pytest
 
 from xgray.config import Score
 from xgray.errors import InputError
+from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
 from xgray.score.calibration.curves import Pairs, fit_calibration
 from xgray.score.calibration.scorer import CalibratedScorer
-from xgray.score.scorer import EMPTY, Scored, score_texts
+from xgray.score.scorer import Scored, score_texts
 
 TEXTS = ["You are such an idiot.", "The meeting starts at nine.", "a longer text, " * 10, "thank you", "go away"]
 
@@ -26,7 +27,7 @@ class LengthScorer:
 
     async def score(self, texts, language):
         return [
-            Scored(None, "unsupported", lasting=True)
+            Scored(None, "unsupported", is_permanent=True)
             if text == "?"
             else Scored(
                 {"toxicity": len(text) / 100, "insult": None if text == "half" else len(text) / 200}, seconds=0.5
@@ -88,7 +89,7 @@ def test_missing_scores_stay_missing():
     scorer = CalibratedScorer(inner := LengthScorer(), calibration_for(inner))
     refused, empty, half, whole = score(scorer, ["?", " ", "half", "whole"])
     assert (refused.scores, refused.error) == (None, "unsupported")
-    assert (empty.scores, empty.error) == (None, EMPTY)
+    assert (empty.scores, empty.error) == (None, EMPTY_TEXT)
     assert half.scores["insult"] is None
     assert half.scores["toxicity"] is not None
     assert whole.scores["insult"] is not None

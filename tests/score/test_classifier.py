@@ -9,9 +9,10 @@ from tiny_classifier import classifier_section, tiny_classifier
 from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
 from xgray.models.load import load_sequence_classifier
+from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
 from xgray.score.classifier import FLOAT32_TOLERANCE, batches, label_columns
-from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.scorer import score_texts
 
 TEXTS = [one.text for one in read_labelled("embedded")[::16]]
 
@@ -87,7 +88,7 @@ def test_any_text_gets_a_probability_and_cut_ones_are_counted(folder):
     ]
     results = asyncio.run(score_texts(scorer, [*odd, "", " \n"], "en", "corrected"))
     assert all(0 < one.scores["toxicity"] < 1 for one in results[:-2])
-    assert [one.error for one in results[-2:]] == [EMPTY, EMPTY]
+    assert [one.error for one in results[-2:]] == [EMPTY_TEXT, EMPTY_TEXT]
     facts = scorer.provenance()
     assert facts["max_length"] == 64
     assert facts["num_texts"] == len(odd)

@@ -13,11 +13,11 @@ from xgray.config import Score
 from xgray.data.labelled import labelled_fingerprint, read_labelled
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.rows import Completions, Scores, to_table
+from xgray.rows import EMPTY_TEXT, Completions, Scores, to_table
 from xgray.score.build import build_scorer
 from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer, fit_to_file, present_embedding
 from xgray.score.rows import score_rows
-from xgray.score.scorer import EMPTY, check_languages, score_texts
+from xgray.score.scorer import check_languages, score_texts
 
 TEXTS = [
     "You are such an idiot.",
@@ -127,7 +127,7 @@ def test_the_event_loop_stays_free_while_texts_are_embedded(scorer):
 
 def test_a_text_without_content_has_no_score(scorer):
     results = score(scorer, ["", "  \n\t", "\x00\x07", "word"])
-    assert [one.error for one in results] == [EMPTY] * 3 + [None]
+    assert [one.error for one in results] == [EMPTY_TEXT] * 3 + [None]
     assert [one.scores is None for one in results] == [True] * 3 + [False]
     assert score(scorer, []) == []
 
@@ -305,7 +305,7 @@ def test_rows_of_completions_become_rows_of_scores(scorer):
     )
     assert (first.prompt_id, first.language, first.model) == ("de/3", "de", "base")
     assert (first.scorer, first.scorer_version) == ("embedding", scorer.version)
-    assert first.errors == [None, EMPTY, None]
+    assert first.errors == [None, EMPTY_TEXT, None]
     assert [one["toxicity"] for one in third.scores] == [one["toxicity"] for one in first.scores]
     assert second.scores[0]["toxicity"] == toxicity(scorer, ["thank you"])[0]
     stored = to_table([first, second], Scores).to_pylist()

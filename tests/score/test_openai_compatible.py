@@ -8,9 +8,10 @@ from faulty_service import KEY, everything_said
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
+from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
 from xgray.score.openai_compatible import RUBRIC
-from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.scorer import score_texts
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_only_what_lies_in_the_text_is_kept():
     service = FaultyOpenAI({fault: [fault] for fault in OF_THE_TEXT + OF_THE_SERVER})
     results, _ = score_all(service, [*OF_THE_TEXT, *OF_THE_SERVER])
     assert all(one.error.startswith("status 4") for one in results)
-    assert [one.lasting for one in results] == [True] * len(OF_THE_TEXT) + [False] * len(OF_THE_SERVER)
+    assert [one.is_permanent for one in results] == [True] * len(OF_THE_TEXT) + [False] * len(OF_THE_SERVER)
 
 
 @pytest.mark.parametrize("endpoint", ["judge", "moderation"])
@@ -126,14 +127,14 @@ def test_every_text_gets_its_score_or_its_reason(endpoint, caplog):
         found = by_text[f"missing: {fault}"]
         assert found.scores is None, fault
         assert reason in found.error, fault
-        assert not found.lasting
+        assert not found.is_permanent
         assert len(service.tries(f"missing: {fault}")) == 1
     assert by_text["never"].error == "status 500: no explanation (tried 4 times)"
-    assert not by_text["never"].lasting
+    assert not by_text["never"].is_permanent
     assert len(service.tries("never")) == 4
     assert by_text["too long"].error == "status 400: This model's maximum context length is 512 tokens"
-    assert by_text["too long"].lasting
-    assert by_text[""].error == EMPTY
+    assert by_text["too long"].is_permanent
+    assert by_text[""].error == EMPTY_TEXT
 
     first, second = service.tries("429 once")
     assert second.time - first.time >= 2, "Retry-After is honoured"
@@ -175,7 +176,7 @@ def test_a_server_that_is_not_there_leaves_scores_missing():
     unreachable = {"url": "http://127.0.0.1:1/v1", "model": "m"}
     (result,), _ = score_all(service, ["one"], openai=unreachable, execution={"max_attempts": 1})
     assert result.error == "connection failed: ConnectError (tried 1 times)"
-    assert not result.lasting
+    assert not result.is_permanent
 
 
 def test_texts_arrive_as_they_are():

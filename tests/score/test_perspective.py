@@ -15,8 +15,9 @@ from faulty_service import (
 
 from xgray.config import Score
 from xgray.errors import InputError, StageError
+from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
-from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.scorer import score_texts
 from xgray.score.service import retry_after_seconds
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.store import ScoreStore
@@ -97,7 +98,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert "4 times" in by_text["never"].error
     assert len(service.tries("never")) == 4
     assert by_text[""].scores is None
-    assert by_text[""].error == EMPTY
+    assert by_text[""].error == EMPTY_TEXT
     assert not service.tries("")
 
     first, second = service.tries("429 once")
@@ -119,7 +120,7 @@ def test_only_googles_own_refusal_of_a_text_is_kept():
     faults = ["empty", "too long", "undetected", "413", "a proxy's 400"]
     results, _ = score_all(FaultyService({fault: [fault] for fault in faults}), faults)
     assert all(one.error.startswith("status 4") for one in results)
-    assert [one.lasting for one in results] == [True] * 4 + [False]
+    assert [one.is_permanent for one in results] == [True] * 4 + [False]
 
 
 def test_an_attribute_is_asked_for_only_where_it_exists():
@@ -197,7 +198,7 @@ def test_the_released_protocol_scores_one_space_for_an_empty_text():
     assert {one.text for one in service.received} == {" ", "  \n", "word"}
     assert results[0].scores == {"toxicity": true_score(" ")}
     corrected, _ = score_all(FaultyService({}), ["", "  \n", "word"])
-    assert [one.error for one in corrected] == [EMPTY, EMPTY, None]
+    assert [one.error for one in corrected] == [EMPTY_TEXT, EMPTY_TEXT, None]
 
 
 def test_the_quota_holds_in_every_second_with_faults_and_retries():

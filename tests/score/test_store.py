@@ -259,8 +259,8 @@ def test_no_flipped_byte_gives_a_wrong_answer(tmp_path):
 
 WRITER = """
 import sys
-from xgray.data.score_entry import ScoreEntry
-from xgray.score.store import ScoreStore
+from xgray.score.store.entry import ScoreEntry
+from xgray.score.store.store import ScoreStore
 
 folder, name, num, compact_every = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 store = ScoreStore(folder)

@@ -7,9 +7,10 @@ from tiny_classifier import classifier_section, tiny_classifier
 
 from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
+from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
 from xgray.score.classifier import FLOAT32_TOLERANCE
-from xgray.score.scorer import EMPTY, score_texts
+from xgray.score.scorer import score_texts
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def test_scores_are_those_of_transformers_whatever_the_batch(tmp_path, kind, cha
     found = scores(scorer, TEXTS)
     facts = scorer.provenance()
     assert (facts["scorer"], facts["max_length"], facts["num_cut"]) == ("vllm", 64, 2)
-    assert found[-1] == EMPTY
+    assert found[-1] == EMPTY_TEXT
     assert found[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
     assert [scores(scorer, [text])[0] for text in TEXTS[:-1]] == pytest.approx(found[:-1], abs=FLOAT32_TOLERANCE)
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from xgray.score.scorer import EMPTY, Scored
+from xgray.rows import EMPTY_TEXT
+from xgray.score.scorer import Scored
 from xgray.serve.protocol import ApiError, answer, check_key, discovery, parse
 
 ATTRIBUTES, LANGUAGES = ("toxicity", "insult"), ("en", "de", "zh-hans")
@@ -140,9 +141,9 @@ def test_texts_of_all_kinds_pass_as_they_are():
 @pytest.mark.parametrize(
     ("scored", "code", "kind"),
     [
-        (Scored(None, EMPTY), 400, "COMMENT_EMPTY"),
+        (Scored(None, EMPTY_TEXT), 400, "COMMENT_EMPTY"),
         (Scored(None, "too long: 30000 bytes"), 400, "INVALID_REQUEST"),
-        (Scored(None, "status 500 (tried 8 times)", lasting=False), 503, "UNAVAILABLE"),
+        (Scored(None, "status 500 (tried 8 times)", is_permanent=False), 503, "UNAVAILABLE"),
         (Scored({"toxicity": None}), 503, "UNAVAILABLE"),
     ],
 )

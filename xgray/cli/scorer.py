@@ -15,7 +15,7 @@ from xgray.errors import InputError
 
 if TYPE_CHECKING:
     from xgray.score.calibration.agreement import LabelRow
-    from xgray.score.calibration.fit import Calibrated
+    from xgray.score.calibration.fit import CalibrationResult
     from xgray.score.calibration.scorer_swap import SwapEffect
     from xgray.stats.bootstrap import Measured
 
@@ -61,14 +61,14 @@ def measure(*arguments: Arguments, store: str = DEFAULT_STORE, as_json: Json = F
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
     from xgray.score.build import score_section
-    from xgray.score.calibration.measure import measure as measured
+    from xgray.score.calibration.measure import measure_scorer
 
     positional, options = split(arguments)
     if len(positional) != 1:
         raise InputError("name one folder of labelled texts: xgray scorer measure FOLDER")
     section = score_section(parse_overrides(options), store)
     with ProgressDisplay() as progress:
-        rows = measured(section, positional[0], progress)
+        rows = measure_scorer(section, positional[0], progress)
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
     else:
@@ -101,13 +101,13 @@ def calibrate(
     from xgray.config.file import parse_overrides, split
     from xgray.score.build import score_section
     from xgray.score.calibration.curves import write_calibration
-    from xgray.score.calibration.fit import calibrate as calibrated
+    from xgray.score.calibration.fit import calibrate_scorer
     from xgray.storage.folder import Folder
 
     positional, options = split(arguments)
     section = score_section(parse_overrides(options), store)
     with ProgressDisplay() as progress:
-        found = calibrated(section, target, [Folder(one) for one in positional], progress)
+        found = calibrate_scorer(section, target, [Folder(one) for one in positional], progress)
     write_calibration(output, found.calibration)
     if as_json:
         swaps = {name: asdict(effect) for name, effect in found.swaps.items()}
@@ -144,7 +144,7 @@ def print_labels(scorer: str, rows: list[LabelRow]) -> None:
     CONSOLE.print(table)
 
 
-def print_calibration(found: Calibrated, output: str) -> None:
+def print_calibration(found: CalibrationResult, output: str) -> None:
     from xgray.score.calibration.curves import calibration_rows
 
     one = found.calibration

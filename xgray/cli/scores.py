@@ -20,7 +20,7 @@ from xgray.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from xgray.config import Score
-    from xgray.score.archive import Archiving
+    from xgray.score.archive import ArchivePlan
     from xgray.score.scorer import Scorer
 
 
@@ -87,7 +87,7 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: bool =
     from xgray.score.store.store import ScoreStore
 
     if run is None:
-        number = write_parquet(ScoreStore.present(store).entries(), file, with_text=not without_text)
+        number = write_parquet(ScoreStore.open_existing(store).entries(), file, with_text=not without_text)
         print(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
         return
     from xgray.score.archive import export_run
@@ -127,7 +127,7 @@ def archive(
     from xgray.rows import ATTRIBUTES
     from xgray.score.archive import plan_archive, run_archive
     from xgray.score.build import score_section
-    from xgray.score.store.store import store_beside
+    from xgray.score.store.location import run_store_uri
     from xgray.storage.folder import Folder
 
     positional, options = split(arguments)
@@ -135,7 +135,7 @@ def archive(
     if not runs:
         raise InputError("name the runs to archive: xgray scores archive runs/NAME ...")
     section = score_section(
-        parse_overrides(options), store or store_beside(runs[0]), scorer="perspective", attributes=list(ATTRIBUTES)
+        parse_overrides(options), store or run_store_uri(runs[0]), scorer="perspective", attributes=list(ATTRIBUTES)
     )
     plan = plan_archive(runs, section)
     missing = None
@@ -182,7 +182,7 @@ def check(*, store: str = DEFAULT_STORE, salvage: bool = False) -> None:
     """
     from xgray.score.store.store import ScoreStore
 
-    target = ScoreStore.present(store)
+    target = ScoreStore.open_existing(store)
     damaged = target.check()
     for name in damaged:
         print(f"{target.folder / 'segments' / name} is damaged{'; what is sound of it was kept' if salvage else ''}")
@@ -210,7 +210,7 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
 
     if not others:
         raise InputError("name the stores to merge: xgray scores merge OTHER ... --store STORE")
-    sources = [ScoreStore.present(other) for other in others]
+    sources = [ScoreStore.open_existing(other) for other in others]
     target = ScoreStore(store)
     for source in sources:
         target.merge(source)
@@ -222,7 +222,7 @@ def _long(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
 
 
-def print_estimate(plan: Archiving) -> None:
+def print_estimate(plan: ArchivePlan) -> None:
     """What is left to archive, and whether there is time for it."""
     from xgray.score.archive import CLOSES, LAST_DAY
 
@@ -245,7 +245,7 @@ def print_estimate(plan: Archiving) -> None:
     )
 
 
-def print_archive(plan: Archiving, missing: Counter[str]) -> None:
+def print_archive(plan: ArchivePlan, missing: Counter[str]) -> None:
     total = sum(plan.estimate.num_texts.values())
     CONSOLE.print(
         f"{total - missing.total():,} of {total:,} texts scored; the store is {plan.section.execution.store}",

@@ -16,7 +16,7 @@ from xgray.data.generations import FINISH_REASON, check_rows, files_of, language
 from xgray.data.source import Record, records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.rows import ATTRIBUTES, AttributeScores, Completions, Scores
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores
 from xgray.storage.folder import Folder
 
 PREFIX = "perspective_api_eval-"
@@ -24,8 +24,6 @@ PREFIX = "perspective_api_eval-"
 SCORER = "perspective"
 SCORER_VERSION = "perspective/v1alpha1"
 """The API's version; Google never published one of its model."""
-EMPTY = "empty text"
-
 
 def read_perspective_results(
     path: str,
@@ -104,7 +102,7 @@ def archived_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores
         raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")
     missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
     if empty_text == "corrected" and not record.text("query").strip():
-        return missing, EMPTY
+        return missing, EMPTY_TEXT
     response = record.fields["response"]
     measured = response.get("attributeScores") if isinstance(response, dict) else None
     if not measured or not isinstance(measured, dict):

@@ -11,10 +11,10 @@ from xgray.errors import ConflictError, InputError
 from xgray.estimate.counts_mechanism import begun, count_mechanism
 from xgray.estimate.lines import training_steps
 from xgray.estimate.work import Sampling, Training, Work
-from xgray.experiment.plan import Plan, Planned, make_plan, run_folder, training_seed
+from xgray.experiment.plan import Plan, PlannedStage, make_plan, run_folder
 from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
 from xgray.runs.training_progress import training_steps as steps_on_disk
-from xgray.score.store.store import store_uri
+from xgray.score.store.location import store_uri
 from xgray.train.pairs import num_held_out
 
 
@@ -45,8 +45,8 @@ def count_work(experiment: Experiment, with_model: bool) -> Work:
             for model in (BASE, *(variant.name for variant in experiment.variants))
         },
         num_perplexities=_num_perplexities(experiment, plan),
-        evaluated=plan is not None and plan.evaluate.done,
-        reported=plan is not None and plan.report.done,
+        evaluated=plan is not None and plan.stage("evaluate").is_finished,
+        reported=plan is not None and plan.stage("report").is_finished,
         prompt_characters=num_characters / num_prompts,
         mechanism=count_mechanism(experiment, plan),
         notes=notes,
@@ -63,7 +63,7 @@ def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
     except InputError as error:  # the model is elsewhere; the input files have been read already
         notes.append(f"{run} is there, but what of it is done cannot be known here: {error}")
         return None
-    if others := [one.place.label for one in plan.stages() if _of_another(one)]:
+    if others := [one.label for one in plan.stages if _of_another(one)]:
         notes.append(
             f"{run} holds {', '.join(others)} of another configuration: the run will ask for another --name or "
             "for --force, and all of it is counted"
@@ -71,7 +71,7 @@ def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
     return plan
 
 
-def _of_another(one: Planned) -> bool:
+def _of_another(one: PlannedStage) -> bool:
     try:
         one.place.state(one.payload)
     except ConflictError:
@@ -88,7 +88,7 @@ def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, note
         section = experiment.train_section(variant)
         pairs = read_pairs(section.pairs, section.limit)
         if prepare:
-            num_train, num_validation, missing = prepare(section, pairs, training_seed(experiment, variant))
+            num_train, num_validation, missing = prepare(section, pairs, experiment.training_seed(variant))
         else:
             num_validation = num_held_out(section, len(pairs))
             num_train = len(pairs) - num_validation
@@ -128,10 +128,10 @@ def _preparing(
 
 
 def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
-    one = plan.train[variant.name] if plan else None
-    if one is None or not (one.done or begun(one)):
+    one = plan.stage("train", variant.name) if plan else None
+    if one is None or not (one.is_finished or begun(one)):
         return 0
-    if one.done:
+    if one.is_finished:
         return num_steps
     every = plan.experiment.train_section(variant).eval_steps if plan else 1
     return min(steps_on_disk(one.place)[0] // every * every, num_steps)
@@ -140,14 +140,14 @@ def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
 def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> Sampling:
     if plan is None:
         return Sampling()
-    made, scored = plan.generate[model], plan.score[model]
-    num_generated = num_prompts if made.done else made.place.rows.count_rows() if begun(made) else 0
-    num_scored = num_prompts if scored.done else scored.place.rows.count_rows() if begun(scored) else 0
+    made, scored = plan.stage("generate", model), plan.stage("score", model)
+    num_generated = num_prompts if made.is_finished else made.rows.count_rows() if begun(made) else 0
+    num_scored = num_prompts if scored.is_finished else scored.rows.count_rows() if begun(scored) else 0
     known = _num_known(experiment, made, scored) if num_generated > num_scored else 0
     return Sampling(num_generated, num_scored, known)
 
 
-def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
+def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage) -> int:
     """Completions on disk that wait for a score and take no request: Perspective's, whose requests are dear."""
     if experiment.score.scorer != "perspective":
         return 0
@@ -156,8 +156,8 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
     from xgray.score.scorer import text_to_score
     from xgray.score.store.store import ScoreStore
 
-    present = set(scored.place.rows.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
-    rows = from_table(made.place.rows.read_parquet(schema(Completions)), Completions)
+    present = set(scored.rows.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
+    rows = from_table(made.rows.read_parquet(schema(Completions)), Completions)
     waiting = [row for row in rows if row.prompt_id not in present]
     store = ScoreStore(store_uri(experiment.score, experiment.runs))
     version, attributes = perspective_version(experiment.score), experiment.score.attributes
@@ -176,8 +176,8 @@ def _num_known(experiment: Experiment, made: Planned, scored: Planned) -> int:
 
 
 def _num_perplexities(experiment: Experiment, plan: Plan | None) -> int:
-    if plan is None or not begun(plan.evaluate):
+    if plan is None or not begun(plan.stage("evaluate")):
         return 0
     from xgray.evaluate.rows import PERPLEXITY
 
-    return (plan.evaluate.place.folder / PERPLEXITY).count_rows() * experiment.generate.k
+    return (plan.stage("evaluate").folder / PERPLEXITY).count_rows() * experiment.generate.k

@@ -1,289 +1,229 @@
-"""What every stage of an experiment is made of.
+"""Plan an experiment: for every stage its folder, and the payload of all that its results depend on.
 
     train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
     probe ─▶ vectors ─▶ activations/{model}, intervene ──────────────▶ report
     retrieve ─▶ transfer (with evaluate) ────────────────────────────▶ report
     capability/{model} ──────────────────────────────────────────────▶ report
 
-Every stage's fingerprint follows from the experiment file and the input files alone, so that a run of another
-configuration is refused before anything is spent, and a finished one costs no more than hashing its inputs.
+Every fingerprint follows from the experiment file and the input files alone. So a run of another configuration is
+refused before anything is spent, and a finished run costs no more than hashing its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol, cast
 
-from xgray.config import BASE, MECHANISM, Experiment, Score, Section, Variant
+from xgray.config import BASE, Experiment, Score, Section
+from xgray.config.stages import Stage, model_names, stages_of
 from xgray.errors import InputError
-from xgray.models.revisions import measuring_fingerprints, pinned_experiment
-from xgray.runs.manifest import StageFolder, section_payload
-from xgray.score.store.store import store_uri
-from xgray.storage.fingerprint import file_fingerprint, fingerprint
+from xgray.runs.manifest import FolderState, StageFolder, StageResult, section_payload
+from xgray.runs.progress import OnProgress
+from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
-
-STAGES = ("train", "generate", "score", "evaluate", *MECHANISM, "report")
-
-VERSIONS = dict.fromkeys(STAGES, 1) | {
-    "train": 3, "generate": 3, "evaluate": 3, "probe": 2, "vectors": 2, "activations": 2, "intervene": 3, "transfer": 2,
-    "report": 3,
-}  # fmt: skip
-"""Raised by hand when a stage's code would give other results for the same payload."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage's folder, and all that its results depend on."""
+class PlannedStage:
+    """A stage of a run, for one model where the stage has several, and all that its results depend on."""
 
+    stage: Stage
+    """The stage's row in the table."""
     place: StageFolder
     payload: dict[str, Any]
+    """What enters the fingerprint: the stage's version, its section, its inputs' fingerprints."""
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def model(self) -> str | None:
+        return self.place.model
+
+    @property
+    def label(self) -> str:
+        """``{stage}`` or ``{stage}/{model}``."""
+        return self.place.label
+
+    @property
+    def folder(self) -> Folder:
+        return self.place.folder
+
+    @property
+    def rows(self) -> Folder:
+        return self.place.rows
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.payload)
 
     @property
-    def done(self) -> bool:
+    def is_finished(self) -> bool:
+        """Whether the folder holds finished results of this very payload."""
         manifest = self.place.manifest()
         return manifest is not None and manifest["fingerprint"] == self.fingerprint
 
     def require(self) -> None:
-        """Raise unless this stage is finished as planned."""
-        if not self.done:
-            raise InputError(f"stage {self.place.label} is not finished in {self.place.folder}; run it first")
+        """Check that the stage is finished.
+
+        Raises:
+            InputError: it is not.
+        """
+        if not self.is_finished:
+            raise InputError(f"stage {self.label} is not finished in {self.folder}; run it first")
+
+    def state(self, force: bool = False) -> FolderState:
+        """Return what the folder holds; see :meth:`xgray.runs.manifest.StageFolder.state`."""
+        return self.place.state(self.payload, self._may_replace(force))
+
+    def begin(self, force: bool = False) -> bool:
+        """Mark the folder as begun, and return whether there is something to do; ``force`` deletes other results."""
+        return self.place.begin(self.payload, self._may_replace(force))
+
+    def finish(self, result: StageResult) -> None:
+        """Write the manifest."""
+        self.place.finish(self.payload, result)
+
+    def _may_replace(self, force: bool) -> bool:
+        """Whether results of another configuration may be deleted: a report always, it is written again in seconds."""
+        return force or self.name == "report"
 
 
 @dataclass(frozen=True)
-class SamplingPlan:
-    """Models that are sampled from the same prompts, scored, and evaluated together."""
+class Plan:
+    """The stages of an experiment, in the order in which they run."""
 
     experiment: Experiment
     run: Folder
-    """Where the prompts and the stages' folders lie."""
-    generate: dict[str, Planned]
-    score: dict[str, Planned]
-    evaluate: Planned
+    """The run directory; an intervention's inner run has one of its own."""
+    models: list[str]
+    stages: list[PlannedStage]
+    imported: Mapping[str, str] | None = None
+    """Fingerprints of completions that came from the user's files, by model; None where models are sampled."""
+    _by_label: dict[str, PlannedStage] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
-    def models(self) -> list[str]:
-        return list(self.generate)
+    def add(self, stage: PlannedStage) -> None:
+        self.stages.append(stage)
+        self._by_label[stage.label] = stage
 
+    def find(self, name: str, model: str | None = None) -> PlannedStage | None:
+        """Return the planned stage, or None where the experiment does not have it."""
+        return self._by_label.get(f"{name}/{model}" if model else name)
 
-@dataclass(frozen=True)
-class Plan(SamplingPlan):
-    """All stages of an experiment, in the order in which they run."""
+    def stage(self, name: str, model: str | None = None) -> PlannedStage:
+        """Return the planned stage.
 
-    train: dict[str, Planned]
-    mechanism: list[Planned]
-    """The stages that look inside the network, those that the experiment has."""
-    report: Planned
+        Raises:
+            InputError: the experiment does not have it.
+        """
+        planned = self.find(name, model)
+        if planned is None:
+            raise InputError(f"the experiment has no section {name!r}")
+        return planned
 
-    def stages(self) -> Iterator[Planned]:
-        yield from self.train.values()
-        yield from self.generate.values()
-        yield from self.score.values()
-        yield self.evaluate
-        yield from self.mechanism
-        yield self.report
-
-    def needs(self, one: Planned) -> list[Planned]:
-        """The stages without whose results ``one`` cannot be made: those that its payload names as inputs."""
-        if one == self.report:  # which shows of the others what is there
-            return [self.evaluate]
-        inputs = one.payload["inputs"].values()
-        return [other for other in self.stages() if other.fingerprint in inputs]
-
-    def require_model(self, model: str) -> None:
-        """Raise unless the model's weights are there: where it is trained, that its training is finished."""
-        if model in self.train:
-            self.train[model].require()
-
-    def stage(self, stage: str, model: str | None = None) -> Planned:
-        """One of the mechanism's stages, finished.
+    def finished(self, name: str, model: str | None = None) -> PlannedStage:
+        """Return the planned stage, which must be finished.
 
         Raises:
             InputError: it is not finished, or the experiment does not have it.
         """
-        for one in self.mechanism:
-            if (one.place.stage, one.place.model) == (stage, model):
-                one.require()
-                return one
-        raise InputError(f"the experiment has no section {stage!r}")
+        planned = self.stage(name, model)
+        planned.require()
+        return planned
+
+    def by_model(self, name: str) -> dict[str, PlannedStage]:
+        """Return the planned stages of this name by model."""
+        return {stage.model: stage for stage in self.stages if stage.name == name and stage.model is not None}
+
+    def needs(self, planned: PlannedStage) -> list[PlannedStage]:
+        """Return the stages whose results ``planned`` is made from, as the table of stages names them."""
+        needed = []
+        for name in planned.payload["inputs"]:
+            template = planned.stage.needs.get(name, planned.stage.needs.get("*"))
+            if template is not None:
+                stage = self._by_label.get(template.format(input=name, model=planned.model))
+                needed += [stage] if stage else []
+        return needed
+
+    def require_model(self, model: str) -> None:
+        """Check that a model's weights exist: that its training, if it is trained, is finished.
+
+        Raises:
+            InputError: the training is not finished.
+        """
+        if training := self.find("train", model):
+            training.require()
+
+
+class StageModule(Protocol):
+    """What a file in ``xgray/experiment/stages`` defines, next to an optional ``check(plan, planned)``."""
+
+    def payload(self, plan: Plan, model: str | None) -> dict[str, Any]:
+        """Return what the results depend on, ``inputs`` among it; ``plan`` holds the stages planned before."""
+
+    def run(self, plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+        """Write the results into ``planned.folder``. Ray is up, except for a report."""
+
+
+def stage_module(stage: Stage) -> StageModule:
+    """Import the file of a stage."""
+    return cast(StageModule, import_module(stage.module))
 
 
 def run_folder(experiment: Experiment) -> Folder:
+    """Return the run directory of an experiment."""
     return Folder(experiment.runs) / experiment.name
 
 
-def make_plan(experiment: Experiment, generations: Mapping[str, str] | None = None) -> Plan:
-    """What every stage is made of.
+def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None) -> Plan:
+    """Plan all stages of an experiment.
 
     Args:
-        generations: fingerprints of completions by model name, where they came from the user's files; the models
-            are then these, and neither training nor generating is planned.
+        experiment: names of the hub are replaced by the commits that they stand for now.
+        imported: fingerprints of completions by model, where they came from the user's files. Neither training nor
+            generating nor any stage inside the network is planned then.
 
     Raises:
         InputError: an input file is missing or wrong.
     """
-    from xgray.score.build import scorer_inputs
+    from xgray.models.revisions import pinned_experiment
 
-    experiment = pinned_experiment(experiment, generations is None)
-    run = run_folder(experiment)
+    experiment = pinned_experiment(experiment, imported is None)
+    models = model_names(experiment) if imported is None else list(imported)
+    plan = Plan(experiment, run_folder(experiment), models, [], imported)
+    for stage, model in stages_of(experiment, imported is not None):
+        payload = {"version": stage.version, **stage_module(stage).payload(plan, model)}
+        folder = plan.run / stage.name / model if model else plan.run / stage.name
+        plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload))
+    return plan
 
-    def planned(stage: str, model: str | None, inputs: dict[str, Any], **rest: Any) -> Planned:
-        folder = run / stage / model if model else run / stage
-        return Planned(StageFolder(folder, stage, model), {"version": VERSIONS[stage], "inputs": inputs, **rest})
 
-    train: dict[str, Planned] = {}
-    if generations is None:
-        train, generate = _plan_models(experiment, planned)
-    else:
-        generate = {model: planned("generate", model, {"imported": value}) for model, value in generations.items()}
-    scorer = scorer_inputs(experiment.score)
-    score = {
-        model: planned(
-            "score",
-            model,
-            {"completions": made.fingerprint, **scorer},
-            section=section_payload(experiment.score),
-        )
-        for model, made in generate.items()
+def inside_payload(
+    plan: Plan, section: Section, inputs: Mapping[str, Any], model: str | None = None, **rest: Any
+) -> dict[str, Any]:
+    """Return the payload of a stage that looks inside the network of ``model``, by default the base model.
+
+    Args:
+        inputs: fingerprints of the stage's files, next to those of the model itself.
+        rest: whatever else the results depend on.
+    """
+    sampled = plan.stage("generate", model or BASE).payload["inputs"]
+    weights = {name: sampled[name] for name in ("model", "tuned")}
+    return {
+        "inputs": {**weights, **inputs},
+        "section": section_payload(section),
+        "dtype": plan.experiment.model.dtype,
+        **rest,
     }
-    evaluate = planned(
-        "evaluate",
-        None,
-        {model: one.fingerprint for model, one in score.items()},
-        section=section_payload(experiment.evaluate),
-        base_model=experiment.model.model_dump(mode="json"),
-        measured_with=measuring_fingerprints(experiment, generations is None),
-        seed=experiment.seed,
-    )
-    mechanism = _plan_mechanism(experiment, planned, generate, evaluate, scorer) if generations is None else []
-    finished = {one.place.label: one.fingerprint for one in (evaluate, *mechanism)}
-    report = planned("report", None, finished, section=section_payload(experiment.report))
-    return Plan(experiment, run, generate, score, evaluate, train, mechanism, report)
-
-
-def _plan_models(
-    experiment: Experiment, planned: Callable[..., Planned]
-) -> tuple[dict[str, Planned], dict[str, Planned]]:
-    from xgray.data.pairs import pairs_fingerprint
-    from xgray.data.prompts import prompts_fingerprint
-    from xgray.generate.build import engine_name
-    from xgray.models.source import model_fingerprint
-
-    base = model_fingerprint(experiment.model)
-    prompts = prompts_fingerprint(experiment.prompts, experiment.languages)
-    train: dict[str, Planned] = {}
-    tuned: dict[str, str | None] = {BASE: None}
-    for variant in experiment.variants:
-        if variant.checkpoint is not None:
-            tuned[variant.name] = model_fingerprint(variant.checkpoint_model)
-            continue
-        section = experiment.train_section(variant)
-        pairs = pairs_fingerprint(section.pairs, section.limit)
-        train[variant.name] = planned(
-            "train",
-            variant.name,
-            {"model": base, "pairs": pairs},
-            section={**section_payload(section), "seed": training_seed(experiment, variant)},
-        )
-        tuned[variant.name] = train[variant.name].fingerprint
-    generate = {
-        model: planned(
-            "generate",
-            model,
-            {"model": base, "tuned": made, "prompts": prompts},
-            section=section_payload(experiment.generate),
-            dtype=experiment.model.dtype,
-            engine=engine_name(experiment.generate),
-            seed=experiment.seed,
-        )
-        for model, made in tuned.items()
-    }
-    return train, generate
-
-
-def _plan_mechanism(
-    experiment: Experiment,
-    planned: Callable[..., Planned],
-    generate: dict[str, Planned],
-    evaluate: Planned,
-    scorer: dict[str, Any],
-) -> list[Planned]:
-    """The stages whose sections the experiment has, in the order in which they run."""
-    from xgray.data.parallel import parallel_fingerprint
-    from xgray.data.prompts import check_english, prompts_fingerprint
-    from xgray.data.source import resolve_input
-    from xgray.data.task_file import is_task_file, task_files
-    from xgray.generate.build import engine_name
-
-    made: dict[str, str] = {}
-    stages: list[Planned] = []
-    drawn = experiment.evaluate.model_dump(include={"confidence", "resamples"})
-    models = {
-        model: {name: one.payload["inputs"][name] for name in ("model", "tuned")} for model, one in generate.items()
-    }
-
-    def add(stage: str, section: Section, inputs: dict[str, Any], model: str | None = None, **rest: Any) -> None:
-        rest |= {"section": section_payload(section), "dtype": experiment.model.dtype}
-        stages.append(planned(stage, model, {**models[model or BASE], **inputs}, **rest))
-        made[stages[-1].place.label] = stages[-1].fingerprint
-
-    def prompts(languages: list[str], limit: int | None) -> str:
-        return prompts_fingerprint(experiment.prompts.at_most(limit), languages)
-
-    if probe := experiment.probe:
-        texts = {"data": file_fingerprint(resolve_input(probe.data, "labelled"))}
-        texts |= {"test": file_fingerprint(resolve_input(probe.test, "labelled"))} if probe.test else {}
-        add("probe", probe, texts, seed=experiment.seed)
-    if vectors := experiment.vectors:
-        check_english(experiment.prompts, experiment.languages, "vectors")
-        inputs = {"probe": made["probe"], "prompts": prompts(["en"], vectors.limit)}
-        add("vectors", vectors, inputs, seed=experiment.seed)
-    if activations := experiment.activations:
-        inputs = {"prompts": prompts(experiment.languages, activations.limit)}
-        inputs |= {"vectors": made["vectors"]} if activations.neurons is None else {}
-        for model in generate:
-            add("activations", activations, inputs, model, intervals=drawn, seed=experiment.seed)
-    if intervene := experiment.intervene:
-        inputs = {"prompts": prompts(experiment.languages, intervene.limit), **scorer}
-        inputs |= {"vectors": made["vectors"]} if intervene.neurons is None else {}
-        add(
-            "intervene",
-            intervene,
-            inputs,
-            score=section_payload(experiment.score),
-            evaluate=section_payload(experiment.evaluate),
-            measured_with=evaluate.payload["measured_with"],
-            engine=engine_name(experiment.generate),
-            seed=experiment.seed,
-        )
-    if retrieve := experiment.retrieve:
-        languages = list(dict.fromkeys(["en", *experiment.languages]))
-        texts = {"parallel": parallel_fingerprint(retrieve.parallel, languages)}
-        add("retrieve", retrieve, texts, languages=experiment.languages, intervals=drawn, seed=experiment.seed)
-        if len(generate) > 1:
-            inputs = {"retrieve": made["retrieve"], "evaluate": evaluate.fingerprint}
-            stages.append(planned("transfer", None, inputs, seed=experiment.seed))
-    if capability := experiment.capability:
-        own = [Path(task) for task in capability.tasks if is_task_file(task)]
-        files = {str(path): [file_fingerprint(one) for one in task_files(path)] for path in own}
-        for model in generate:
-            before = {} if model == BASE else {"before": made[f"capability/{BASE}"]}
-            add("capability", capability, {"tasks": files, **before}, model, intervals=drawn, seed=experiment.seed)
-    return stages
-
-
-def training_seed(experiment: Experiment, variant: Variant) -> int:
-    seed = experiment.train_section(variant).seed
-    return experiment.seed if seed is None else seed
 
 
 def resolved_score(experiment: Experiment) -> Score:
-    """The experiment's ``score`` section, with its store."""
+    """Return the ``score`` section with its score store filled in."""
+    from xgray.score.store.location import store_uri
+
     section = experiment.score
     execution = section.execution.model_copy(update={"store": store_uri(section, experiment.runs)})
     return section.model_copy(update={"execution": execution})

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xgray.errors import XgrayError
+from xgray.rows import utc_now
 from xgray.runs import interrupts
 from xgray.runs.manifest import LOGS, StageFolder
 from xgray.runs.progress import Meter
@@ -96,7 +97,7 @@ class _AttemptLog(logging.Handler):
         self._texts: list[_Text] = []
         told = provenance()
         head = [
-            f"{_now()} began: host {socket.gethostname()}, process {os.getpid()}",
+            f"{utc_now()} began: host {socket.gethostname()}, process {os.getpid()}",
             f"command: {' '.join(told['argv'])}",
             f"versions: {', '.join(f'{name} {version}' for name, version in told['versions'].items())}",
             f"commit: {told['git']['commit']}{' with changes' if told['git']['dirty'] else ''}" if told["git"] else "",
@@ -124,7 +125,7 @@ class _AttemptLog(logging.Handler):
         self._thread.join()
         self._amounts()
         for text in self._texts:
-            text.lines.append(without_secrets(f"{_now()} ended: {how}"))
+            text.lines.append(without_secrets(f"{utc_now()} ended: {how}"))
         self._flush()
 
     def _flush_often(self) -> None:
@@ -142,7 +143,7 @@ class _AttemptLog(logging.Handler):
                 text.amount = one.done, one.total
                 rate = f", {one.rate:.2f}/s" if one.rate else ""
                 new = one.done - one.begun_with
-                text.lines.append(f"{_now()} {one.done}/{one.total} done, {new} of them in this attempt{rate}")
+                text.lines.append(f"{utc_now()} {one.done}/{one.total} done, {new} of them in this attempt{rate}")
 
     def _flush(self) -> None:
         for text in self._texts:
@@ -166,7 +167,3 @@ class _Text:
         if number > self._written:
             self._logs.write_bytes(self._name, ("\n".join(self.lines[:number]) + "\n").encode())
             self._written = number
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

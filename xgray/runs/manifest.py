@@ -9,7 +9,6 @@ version of its code. The same fingerprint is skipped, another one refused.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from xgray.errors import ConflictError, InputError
+from xgray.rows import utc_now
 from xgray.runs.provenance import provenance
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
@@ -168,7 +168,7 @@ class StageFolder:
             "measured": result.measured,
             "device": result.device,
             "seconds": round(result.seconds, 3),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "finished": utc_now(),
             **provenance(),
         }
         self.folder.write_json(MANIFEST, manifest)

@@ -19,9 +19,9 @@ from pathlib import Path
 from xgray.config import Score, Switch
 from xgray.rows import Completions
 from xgray.runs.resolved import load_run
-from xgray.score.rows import OnProgress, completions_of, group_by_model, score_completions, scorer_runner
+from xgray.score.rows import OnProgress, group_by_model, read_completions, score_completions, scorer_runner
 from xgray.score.scorer import Scored, Scorer, text_to_score
-from xgray.score.store.store import required_store
+from xgray.score.store.location import required_store_uri
 from xgray.storage.folder import Folder
 
 LAST_DAY = date(2026, 12, 31)
@@ -57,7 +57,7 @@ class Estimate:
     """For all of it, at the quota and without failures."""
 
 
-def prompts_of(run: str, rows: Iterable[Completions], empty_text: Switch) -> Prompts:
+def texts_by_prompt(run: str, rows: Iterable[Completions], empty_text: Switch) -> Prompts:
     """The texts of a run's completions of all models, as a scorer gets them."""
     found: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
@@ -67,7 +67,7 @@ def prompts_of(run: str, rows: Iterable[Completions], empty_text: Switch) -> Pro
     return {key: list(texts) for key, texts in found.items()}
 
 
-def in_order(prompts: Prompts, known: Callable[[Sequence[str], str], Sequence[bool]]) -> list[Unit]:
+def order_prompts(prompts: Prompts, known: Callable[[Sequence[str], str], Sequence[bool]]) -> list[Unit]:
     """The prompts that have something to score, the most useful first.
 
     Args:
@@ -86,7 +86,7 @@ def in_order(prompts: Prompts, known: Callable[[Sequence[str], str], Sequence[bo
     return [unit for around in zip_longest(*by_language) for unit in around if unit is not None]
 
 
-def estimate(units: Sequence[Unit], per_second: float, now: datetime) -> Estimate:
+def estimate_archive(units: Sequence[Unit], per_second: float, now: datetime) -> Estimate:
     """What the units take at a quota of requests a second, from ``now`` on."""
     left = (CLOSES - now).total_seconds() * per_second
     asked: set[tuple[str, str]] = set()
@@ -102,7 +102,7 @@ def estimate(units: Sequence[Unit], per_second: float, now: datetime) -> Estimat
     return Estimate(dict(num_prompts), dict(num_texts), dict(in_time), len(asked) / per_second)
 
 
-async def score_units(
+async def score_prompts(
     scorer: Scorer, units: Sequence[Unit], at_once: int, on_progress: Callable[[int, int], None]
 ) -> list[Scored]:
     """Score the units in order, ``at_once`` under way together; the scorer keeps what it is answered.
@@ -134,7 +134,7 @@ async def score_units(
 
 
 @dataclass(frozen=True)
-class Archiving:
+class ArchivePlan:
     """What is to be archived, and what it takes."""
 
     section: Score
@@ -144,7 +144,7 @@ class Archiving:
     estimate: Estimate
 
 
-def plan_archive(runs: Sequence[Folder], section: Score) -> Archiving:
+def plan_archive(runs: Sequence[Folder], section: Score) -> ArchivePlan:
     """What of the runs' completions has no Perspective score yet.
 
     Args:
@@ -154,7 +154,7 @@ def plan_archive(runs: Sequence[Folder], section: Score) -> Archiving:
     from xgray.score.perspective import perspective_version
     from xgray.score.store.store import ScoreStore
 
-    store, version = ScoreStore(required_store(section)), perspective_version(section)
+    store, version = ScoreStore(required_store_uri(section)), perspective_version(section)
 
     def known(texts: Sequence[str], language: str) -> list[bool]:
         found = store.get(texts, language, SCORER, version, section.attributes)
@@ -162,15 +162,15 @@ def plan_archive(runs: Sequence[Folder], section: Score) -> Archiving:
 
     prompts: Prompts = {}
     for run in runs:
-        prompts |= prompts_of(run.uri, completions_of(run), load_run(run).score.empty_text)
-    units = in_order(prompts, known)
+        prompts |= texts_by_prompt(run.uri, read_completions(run), load_run(run).score.empty_text)
+    units = order_prompts(prompts, known)
     texts = {(language, text) for (_, language, _), own in prompts.items() for text in own}
     new = {(unit.language, text) for unit in units for text in unit.texts}
-    told = estimate(units, section.execution.requests_per_second, datetime.now(UTC))
-    return Archiving(section, units, len(texts - new), told)
+    told = estimate_archive(units, section.execution.requests_per_second, datetime.now(UTC))
+    return ArchivePlan(section, units, len(texts - new), told)
 
 
-def run_archive(plan: Archiving, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:
+def run_archive(plan: ArchivePlan, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:
     """Score the missing texts and count the reasons of those that have no score.
 
     Args:
@@ -181,7 +181,7 @@ def run_archive(plan: Archiving, scorer: Scorer, on_progress: OnProgress) -> Cou
         per_unit = max(len(unit.texts) for unit in plan.units)
         at_once = max(2, 2 * plan.section.execution.concurrency // per_unit)
         try:
-            return await score_units(
+            return await score_prompts(
                 scorer, plan.units, at_once, lambda done, total: on_progress("archive", done, total)
             )
         finally:
@@ -209,11 +209,11 @@ def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
 
     section = load_run(run).score
     archived = ArchivedScorer(
-        ScoreStore.present(store), SCORER, perspective_version(section), tuple(section.attributes)
+        ScoreStore.open_existing(store), SCORER, perspective_version(section), tuple(section.attributes)
     )
     written: list[Path] = []
     with scorer_runner(archived) as runner:
-        for rows in group_by_model(completions_of(run)):
+        for rows in group_by_model(read_completions(run)):
             scores = score_completions(runner, archived, rows, section.empty_text, "export", lambda *_: None)
             written += write_perspective_results(folder / rows[0].model, rows, scores)
     return written

@@ -84,7 +84,7 @@ def _stored(section: Score, acquire: Acquire | None) -> Scorer:
         from xgray.score.perspective import perspective_version
 
         return ArchivedScorer(
-            ScoreStore.present(uri), SCORER, perspective_version(section), known_attributes(section.attributes)
+            ScoreStore.open_existing(uri), SCORER, perspective_version(section), known_attributes(section.attributes)
         )
     scorer, store = _alone(section, acquire), ScoreStore(uri)
     if section.scorer in SERVICES:

@@ -23,8 +23,8 @@ from xgray.config import Model, Score
 from xgray.errors import InputError
 from xgray.models.load import context_length, device_name, load_sequence_classifier, load_tokenizer
 from xgray.models.source import model_fingerprint, pinned, resolve
-from xgray.rows import ATTRIBUTES
-from xgray.score.scorer import EMPTY, Scored, declared_languages, known_attributes
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT
+from xgray.score.scorer import Scored, declared_languages, known_attributes
 from xgray.storage.fingerprint import fingerprint
 
 FLOAT32_TOLERANCE = 1e-5
@@ -98,7 +98,7 @@ class ClassifierScorer:
         with self._turn:
             sequences = self._sequences(texts)
             present = [index for index, sequence in enumerate(sequences) if len(sequence) > self._num_special]
-            results = [Scored(None, EMPTY)] * len(texts)
+            results = [Scored(None, EMPTY_TEXT)] * len(texts)
             if not present:
                 return results
             if self._engine is None:

@@ -24,8 +24,9 @@ from xgray.config import Score
 from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
+from xgray.rows import EMPTY_TEXT
 from xgray.score.embedding_head import INVERSE_STRENGTH, Embedding, FittedHead, fit_head, head_version, read_head
-from xgray.score.scorer import EMPTY, Scored
+from xgray.score.scorer import Scored
 from xgray.stats.auc import auc_by_language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
@@ -127,7 +128,7 @@ class EmbeddingScorer:
             embeddings = await asyncio.to_thread(self._embedder.embed, distinct)
             for text, probability in zip(distinct, self._head.probabilities(embeddings), strict=True):
                 results[text] = Scored({"toxicity": float(probability)})
-        return [results.get(text, Scored(None, EMPTY)) for text in cleaned]
+        return [results.get(text, Scored(None, EMPTY_TEXT)) for text in cleaned]
 
     def provenance(self) -> dict[str, Any]:
         return {"scorer": self.name, "version": self.version, **self._facts}

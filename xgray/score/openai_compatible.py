@@ -193,8 +193,8 @@ class OpenAIScorer:
             return self._missing(f"the answer has no score in [0, 1] for {', '.join(wrong)}")
         return Scored({name: float(max(scores[one] for one in MODERATION[name])) for name in self.attributes})
 
-    def _missing(self, reason: str, lasting: bool = False) -> Scored:
-        return Scored(None, without_key(reason, self._key), lasting)
+    def _missing(self, reason: str, is_permanent: bool = False) -> Scored:
+        return Scored(None, without_key(reason, self._key), is_permanent)
 
     def _refused(self, error: APIStatusError) -> Scored:
         """What an answer other than success means for its text; the client has tried again where that made sense."""
@@ -212,7 +212,7 @@ class OpenAIScorer:
                 ) from None
             return self._missing(f"{line} (tried {self._attempts} times)")
         if error.status_code in (400, 413) and error.code not in ("unsupported_parameter", "unsupported_value"):
-            return self._missing(line, lasting=error.status_code == 413 or _lies_in_text(error.body))
+            return self._missing(line, is_permanent=error.status_code == 413 or _lies_in_text(error.body))
         raise StageError(
             f"{self.device} answered {line}; check score.openai.url and score.openai.model, then resume"
         ) from None

@@ -125,7 +125,7 @@ class PerspectiveScorer:
         except Retriable as error:
             self._num_given_up += 1
             attempts = self._section.execution.max_attempts
-            return Scored(None, f"{error} (tried {attempts} times)", lasting=False)
+            return Scored(None, f"{error} (tried {attempts} times)", is_permanent=False)
 
     async def _permit(self) -> Permit:
         """Wait for a permit of the rate limit, and count the seconds that it took."""
@@ -204,19 +204,19 @@ class PerspectiveScorer:
             if UNSUPPORTED in kinds and refused:
                 return Unsupported(refused)
             explained = isinstance(answer, dict) and isinstance(answer.get("error"), dict)
-            return Scored(None, line, lasting=status == 413 or explained)
+            return Scored(None, line, is_permanent=status == 413 or explained)
         if status != 200:
             hint = KEY_VARIABLE if wrong_key else "score.perspective_url"
             raise StageError(f"{self._url.host} answered {line}; check {hint}, then resume")
         if not isinstance(answer, dict):
             raise Retriable("status 200 with a body that is no JSON object")
         if "error" in answer:
-            return Scored(None, line, lasting=False)
+            return Scored(None, line, is_permanent=False)
         scores: AttributeScores = {}
         for name in attributes:
             value = _summary_score(answer, name.upper())
             if value is None:
-                return Scored(None, f"the answer has no score in [0, 1] for {name}", lasting=False)
+                return Scored(None, f"the answer has no score in [0, 1] for {name}", is_permanent=False)
             scores[name] = value
         return Scored(scores)
 

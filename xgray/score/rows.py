@@ -47,7 +47,7 @@ TEXTS_AT_ONCE = 256
 """Of one language, between two reports of progress."""
 
 
-def completions_of(run: Folder) -> list[Completions]:
+def read_completions(run: Folder) -> list[Completions]:
     """The completions of all models of a run, as far as they are there.
 
     Raises:

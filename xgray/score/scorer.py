@@ -9,10 +9,7 @@ from typing import Any, Protocol
 from xgray.config import Switch
 from xgray.errors import InputError
 from xgray.languages import language
-from xgray.rows import ATTRIBUTES, AttributeScores
-
-EMPTY = "empty text"
-"""The reason why a completion that holds nothing but white space has no score."""
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Scored:
 
     scores: AttributeScores | None
     error: str | None = None
-    lasting: bool = True
+    is_permanent: bool = True
     """Whether the same would be said of this text another time; not so of a service that did not answer."""
     seconds: float | None = None
     """The time that a service took to answer, where the text had a request of its own."""
@@ -62,7 +59,7 @@ async def score_texts(scorer: Scorer, texts: Sequence[str], language: str, empty
     distinct = list(dict.fromkeys(text for text in prepared if text is not None))
     results = await scorer.score(distinct, language) if distinct else []
     by_text: dict[str | None, Scored] = dict(zip(distinct, results, strict=True))
-    return [by_text.get(text, Scored(None, EMPTY)) for text in prepared]
+    return [by_text.get(text, Scored(None, EMPTY_TEXT)) for text in prepared]
 
 
 def text_to_score(completion: str, empty_text: Switch) -> str | None:

@@ -17,9 +17,9 @@ from pydantic.alias_generators import to_camel
 
 from xgray.errors import InputError
 from xgray.languages import language as language_of
-from xgray.rows import ATTRIBUTES
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT
 from xgray.score.perspective import MAX_BYTES
-from xgray.score.scorer import EMPTY, Scored
+from xgray.score.scorer import Scored
 
 PATH = "/v1alpha1/comments:analyze"
 DISCOVERY_PATH = "/$discovery/rest"
@@ -180,9 +180,9 @@ def answer(analysis: Analysis, scored: Scored) -> bytes:
         ApiError: the scorer has no score for the text.
     """
     if scored.scores is None:
-        if scored.error == EMPTY:
+        if scored.error == EMPTY_TEXT:
             raise invalid("COMMENT_EMPTY", "Comment must be non-empty.")
-        if scored.lasting:
+        if scored.is_permanent:
             raise invalid("INVALID_REQUEST", f"The comment has no score: {scored.error}")
         raise ApiError(503, f"The comment has no score now: {scored.error}")
     scores = {}

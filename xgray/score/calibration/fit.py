@@ -18,13 +18,13 @@ from xgray.score.calibration.measure import without_calibration
 from xgray.score.rows import (
     OnProgress,
     attribute_column,
-    completions_of,
+    read_completions,
     score_by_language,
     score_completions,
     scorer_runner,
 )
 from xgray.score.scorer import Scored, text_to_score
-from xgray.score.store.store import required_store
+from xgray.score.store.location import required_store_uri
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     calibration: Calibration
     swaps: dict[str, SwapEffect]
     """How the toxicity of runs changes from the target's to the local scores, ``raw`` and ``calibrated``, by run."""
@@ -44,7 +44,7 @@ class Calibrated:
     """Runs without completions in a calibrated language."""
 
 
-def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress) -> Calibrated:
+def calibrate_scorer(section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress) -> CalibrationResult:
     """Map a local scorer onto the scores that the store holds of ``target``, and say how well that goes.
 
     Args:
@@ -60,8 +60,8 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
     from xgray.score.store.cached_scorer import ArchivedScorer
     from xgray.score.store.store import ScoreStore
 
-    store = ScoreStore(required_store(section))
-    made = [(run.name, completions_of(run), load_run(run).score.empty_text) for run in runs]
+    store = ScoreStore(required_store_uri(section))
+    made = [(run.name, read_completions(run), load_run(run).score.empty_text) for run in runs]
     name, version, targets = _targets(store, target, section.attributes)
     scorer = build_scorer(without_calibration(section))
     if (scorer.name, scorer.version) == (name, version):
@@ -102,7 +102,7 @@ def calibrate(section: Score, target: str, runs: Sequence[Folder], on_progress: 
             asked = ((text_to_score(text, switch), row.language) for row in rows for text in row.completions)
             if any(text in targets[language] for text, language in asked):
                 in_sample.append(f"{run}, calibrated")
-    return Calibrated(calibration, swaps, in_sample, not_compared)
+    return CalibrationResult(calibration, swaps, in_sample, not_compared)
 
 
 def _targets(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xgray.score.calibration.agreement import LabelRow
 
 
-def measure(section: Score, labelled: str, on_progress: OnProgress) -> list[LabelRow]:
+def measure_scorer(section: Score, labelled: str, on_progress: OnProgress) -> list[LabelRow]:
     """A scorer against human labels, by language.
 
     Args:

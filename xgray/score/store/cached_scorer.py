@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from xgray.languages import LANGUAGES
+from xgray.rows import utc_now
 from xgray.score.scorer import Scored, Scorer
 from xgray.score.store.entry import ScoreEntry
 from xgray.score.store.store import ScoreStore
@@ -94,7 +94,7 @@ class StoredScorer:
         async def commit() -> None:
             due.clear()
             batch = list(answered)
-            entries = [self._entry(text, scored, language) for text, scored in batch if scored.lasting]
+            entries = [self._entry(text, scored, language) for text, scored in batch if scored.is_permanent]
             await asyncio.to_thread(self._store.put, entries)
             del answered[: len(batch)]
             for text, scored in batch:
@@ -128,7 +128,7 @@ class StoredScorer:
             scored.scores or {},
             scored.error,
             scored.seconds,
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            utc_now(),
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class ArchivedScorer:
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`."""
         known = await asyncio.to_thread(self._store.get, texts, language, self.name, self.version, self.attributes)
-        return [one or Scored(None, NOT_ARCHIVED, lasting=False) for one in known]
+        return [one or Scored(None, NOT_ARCHIVED, is_permanent=False) for one in known]
 
     def provenance(self) -> dict[str, Any]:
         return {"scorer": self.name, "version": self.version, "archive": self._store.folder.uri}

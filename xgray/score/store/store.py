@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgray.config import STORE, Score
 from xgray.errors import InputError
-from xgray.runs.resolved import load_run
 from xgray.score.scorer import Scored
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
@@ -73,7 +71,7 @@ class ScoreStore:
         self.refresh()
 
     @classmethod
-    def present(cls, uri: str) -> ScoreStore:
+    def open_existing(cls, uri: str) -> ScoreStore:
         """Open a store that is there already: to read one that is not would look like an empty one.
 
         Raises:
@@ -290,19 +288,3 @@ def _answer(values: Sequence[bytes], wanted: KeysView[str]) -> Scored | None:
         if "error" in fields and (wanted <= set(fields["attributes"]) or wanted >= set(fields["attributes"])):
             return Scored(None, fields["error"], seconds=fields.get("seconds"))
     return None
-
-
-def store_uri(section: Score, runs: str) -> str:
-    """The section's score store; where it names none, the one that all runs in the folder ``runs`` share."""
-    return (Folder(section.execution.store) if section.execution.store else Folder(runs) / STORE).uri
-
-
-def store_beside(run: Folder) -> str:
-    """The score store of a run, wherever its folder lies by now."""
-    return store_uri(load_run(run).score, run.parent.uri)
-
-
-def required_store(section: Score) -> str:
-    if section.execution.store is None:
-        raise InputError(f"name the score store: --store runs/{STORE}")
-    return section.execution.store
