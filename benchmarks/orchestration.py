@@ -65,7 +65,7 @@ def sample_and_score(root: Path, number: int, k: int, execution: dict[str, Any],
 
     plan = make_plan(experiment(root, number, k, execution))
     run_experiment(plan, ("generate", "score"), address=address, on_progress=on_progress)
-    manifests = [planned["base"].place.manifest() or {} for planned in (plan.generate, plan.score)]
+    manifests = [planned["base"].place.manifest() or {} for planned in (plan.by_model("generate"), plan.by_model("score"))]
     return {
         "seconds": max(one["seconds"] for one in manifests),
         "first": first[0] if first else None,

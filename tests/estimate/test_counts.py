@@ -151,4 +151,4 @@ def test_the_stages_inside_the_network_are_counted(experiment):
     capability.finish(StageResult())
     counted = count_work(asked, with_model=False).mechanism
     assert counted[5].settings["offset-4"] == Sampling(1, 0)
-    assert [each.is_finished for each in counted[-3:]] == [True, False, False]
+    assert [each.done for each in counted[-3:]] == [True, False, False]

@@ -59,7 +59,7 @@ def experiment(tmp_path, tiny_model, tiny_adapter):
 
 
 def folder_of(plan, model):
-    return next(one for one in plan.mechanism if one.place.label == f"activations/{model}").place.folder.local
+    return plan.stage("activations", model).folder.local
 
 
 def test_base_and_tuned_models_are_measured_compared_and_resumed(experiment, tiny_model, tiny_adapter):
@@ -104,9 +104,9 @@ def test_the_sources_that_the_vectors_found_are_measured(experiment):
     plan = make_plan(asked)
     with pytest.raises(InputError, match="stage vectors is not finished"):
         run_experiment(plan, ("activations",))
-    vectors = next(one for one in plan.mechanism if one.place.stage == "vectors")
-    vectors.place.folder.write_json("metrics.json", {"sources": [[1, 7], [0, 2]]})
-    vectors.place.finish(vectors.payload, StageResult())
+    vectors = plan.stage("vectors")
+    vectors.folder.write_json("metrics.json", {"sources": [[1, 7], [0, 2]]})
+    vectors.finish(StageResult())
     run_experiment(plan, ("activations",))
     told = json.loads((folder_of(plan, "base") / "metrics.json").read_text())
     assert told["neurons"] == [[1, 7], [0, 2]]
@@ -116,9 +116,9 @@ def test_the_sources_that_the_vectors_found_are_measured(experiment):
 
 def test_without_sources_the_stage_is_finished_and_says_why(experiment):
     plan = make_plan(experiment(activations={}, probe={}, vectors={}))
-    vectors = next(one for one in plan.mechanism if one.place.stage == "vectors")
-    vectors.place.folder.write_json("metrics.json", {"sources": []})
-    vectors.place.finish(vectors.payload, StageResult())
+    vectors = plan.stage("vectors")
+    vectors.folder.write_json("metrics.json", {"sources": []})
+    vectors.finish(StageResult())
     run_experiment(plan, ("activations",))
     for model in ("base", "tuned"):
         told = json.loads((folder_of(plan, model) / "metrics.json").read_text())

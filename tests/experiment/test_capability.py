@@ -77,7 +77,7 @@ def test_models_are_measured_compared_and_resumed(tiny_model, tiny_adapter, tmp_
     ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
     try:
         run_experiment(plan, ("capability",))
-        base, tuned = (one.place.folder for one in plan.mechanism)
+        base, tuned = (stage.folder for stage in plan.stages if stage.name == "capability")
         first = base.read_json("manifest.json")["counts"], base.read_bytes("metrics.json")
         base.remove("manifest.json")
         run_experiment(plan, ("capability",))
@@ -103,9 +103,9 @@ def test_models_are_measured_compared_and_resumed(tiny_model, tiny_adapter, tmp_
 
 def test_a_task_that_changed_is_another_experiment(tiny_model, tmp_path):
     task = write_task(tmp_path)
-    before = make_plan(experiment(tmp_path, tiny_model, [], [task])).mechanism[0].fingerprint
+    before = make_plan(experiment(tmp_path, tiny_model, [], [task])).stage("capability", "base").fingerprint
     (tmp_path / "facts.jsonl").write_text(json.dumps({"question": "One and one is", "choices": ["two", "six"]}))
-    assert make_plan(experiment(tmp_path, tiny_model, [], [task])).mechanism[0].fingerprint != before
+    assert make_plan(experiment(tmp_path, tiny_model, [], [task])).stage("capability", "base").fingerprint != before
 
 
 @pytest.mark.slow

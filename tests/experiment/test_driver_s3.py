@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from object_store import CREDENTIALS, object_store
 
+from tests.object_store import CREDENTIALS, object_store
 from xgray.config import Experiment
 from xgray.rows import Completions, to_table
 from xgray.runs.attempt_log import attempt, last_attempt

@@ -70,15 +70,15 @@ def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment
 
 def test_features_of_another_protocol_are_not_taken_for_these(experiment):
     """They are taken at another place of the network; the stage's fingerprint is theirs."""
-    stages = [make_plan(experiment(probe={"protocol": one})).mechanism[0] for one in ("corrected", "released")]
+    stages = [make_plan(experiment(probe={"protocol": one})).stage("probe") for one in ("corrected", "released")]
     assert stages[0].fingerprint != stages[1].fingerprint
 
 
 def finished(plan):
     """Leave the run as if all of its stages were finished."""
-    for one in plan.stages():
-        one.place.begin(one.payload)
-        one.place.finish(one.payload, StageResult())
+    for one in plan.stages:
+        one.begin()
+        one.finish(StageResult())
     plan.run.write_bytes("experiment.yaml", b"as it was")
 
 
@@ -102,7 +102,7 @@ def test_a_change_of_a_stage_that_is_not_asked_for_leaves_the_run_as_it_is(exper
 def test_a_stage_that_is_needed_is_missed_before_anything_is_deleted(experiment):
     plan = make_plan(experiment(variants=[]))
     finished(plan)
-    plan.evaluate.place.folder.delete()
+    plan.stage("evaluate").folder.delete()
     plan = make_plan(experiment(variants=[], report={"mask": False}))
     before = files(plan)
     with pytest.raises(InputError, match=r"stage evaluate is not finished in .*; run it first"):
@@ -116,7 +116,7 @@ def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, 
     finished(make_plan(experiment()))
     plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
     run_experiment(plan, ("train",))
-    assert [one.place.label for one in begun] == ["train/second"]
+    assert [one.label for one in begun] == ["train/second"]
     plan = make_plan(experiment(train={"beta": 0.3}))
     run_experiment(plan, ("train",), force=True)
-    assert [one.place.label for one in begun] == ["train/second", "train/dpo"]
+    assert [one.label for one in begun] == ["train/second", "train/dpo"]

@@ -11,7 +11,7 @@ from xgray.config import Experiment, Probe
 from xgray.data.labelled import read_comments, read_labelled
 from xgray.data.prompts import read_prompts
 from xgray.errors import StageError
-from xgray.experiment.driver import run_mechanism
+from xgray.experiment.driver import run_stage
 from xgray.experiment.plan import make_plan
 from xgray.experiment.stages.probe import UNIT, compute_features
 from xgray.mechanism.activations import measure_activations
@@ -50,11 +50,11 @@ def run(experiment, *stages, force=False):
     """Run the stages and give their folders and counts."""
     plan = make_plan(experiment)
     found = {}
-    for one in plan.mechanism:
-        if one.place.stage in stages and one.place.begin(one.payload, force):
-            result = run_mechanism(plan, one, lambda *told: None)
-            one.place.finish(one.payload, result)
-            found[one.place.stage] = result.counts
+    for one in plan.stages:
+        if one.name in stages and one.begin(force):
+            result = run_stage(plan, one, lambda *told: None)
+            one.finish(result)
+            found[one.name] = result.counts
     return plan.run.local, found
 
 

@@ -125,8 +125,8 @@ def test_transfer_follows_from_retrieve_and_evaluate(finished):
     changes = {"en": -0.4, "de": -0.1, "fr": -0.2, "es": 0.1, "it": -0.3, "pl": -0.15}
     compared = {code: {"emt": {"relative_change": one}} for code, one in changes.items()}
     evaluated = {"confidence": 0.95, "resamples": 200, "comparisons": {"dpo": {"languages": compared}}}
-    finished.evaluate.place.folder.write_json("metrics.json", evaluated)
-    finished.evaluate.place.finish(finished.evaluate.payload, StageResult())
+    finished.stage("evaluate").folder.write_json("metrics.json", evaluated)
+    finished.stage("evaluate").finish(StageResult())
     run_experiment(finished, ("transfer",))
     found = (finished.run / "transfer").read_json("metrics.json")["variants"]["dpo"]
     assert found["languages"] == {"de": 0.1, "fr": 0.2, "es": -0.1, "it": 0.3, "pl": 0.15}

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from object_store import CREDENTIALS, object_store
 
+from tests.object_store import CREDENTIALS, object_store
 from xgray.config import Experiment, Model
 from xgray.errors import InputError
 from xgray.experiment.plan import make_plan
@@ -72,7 +72,7 @@ def test_a_trained_model_has_its_adapter_or_its_merged_weights(plan, tiny_model)
     with pytest.raises(InputError, match="train/trained is not finished"):
         plan.require_model("trained")
     plan.require_model("base")
-    folder = plan.train["trained"].place.folder
+    folder = plan.stage("train", "trained").folder
     merged = Weights((folder / "merged").uri, None, "float32")
     assert model_weights(plan, "trained", lambda adapter: True) == (merged, None)
     (folder / "adapter").write_bytes("adapter_config.json", b"{}")

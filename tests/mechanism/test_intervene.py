@@ -53,7 +53,7 @@ def test_a_neuron_outside_the_model_is_refused_before_anything_is_sampled(tiny_m
     for neurons, message in (([[0, 3], [2, 0]], r"no neuron \[2, 0\].*2 layers of 128"), ([[1, 1], [1, 1]], "twice")):
         plan = make_plan(experiment(tiny_model, tmp_path, intervene={"neurons": neurons}))
         with pytest.raises(InputError, match=f"intervene.neurons: {message}|intervene.neurons: neuron.*{message}"):
-            run(plan, plan.mechanism[-1], lambda label, done, total, errors=0: None)
+            run(plan, plan.stage("intervene"), lambda label, done, total, errors=0: None)
         with pytest.raises(InputError, match=r"intervene\.neurons"):  # nor is anything before it
             run_experiment(plan)
     assert not (tmp_path / "e").exists()
@@ -61,14 +61,14 @@ def test_a_neuron_outside_the_model_is_refused_before_anything_is_sampled(tiny_m
 
 def test_neurons_of_vectors_must_be_there(tiny_model, tmp_path):
     plan = make_plan(experiment(tiny_model, tmp_path, probe={}, vectors={}, intervene={}))
-    vectors, own = plan.mechanism[-2:]
+    vectors, own = plan.stage("vectors"), plan.stage("intervene")
     with pytest.raises(InputError, match="stage vectors is not finished"):
         run(plan, own, lambda label, done, total, errors=0: None)
-    vectors.place.folder.write_json("metrics.json", {"sources": []})
-    vectors.place.finish(vectors.payload, StageResult())
+    vectors.folder.write_json("metrics.json", {"sources": []})
+    vectors.finish(StageResult())
     # That there are none is a finding: nothing is sampled, and the run can go on to its report.
     assert run(plan, own, lambda label, done, total, errors=0: None).counts == {"num_neurons": 0}
-    told = own.place.folder.read_json("metrics.json")
+    told = own.folder.read_json("metrics.json")
     assert told["neurons"] == []
     assert "vectors found no actual sources" in told["reason"]
 
@@ -76,7 +76,7 @@ def test_neurons_of_vectors_must_be_there(tiny_model, tmp_path):
 def test_what_it_depends_on_is_in_its_fingerprint(tiny_model, tmp_path):
     def fingerprint(**changes):
         sections = {"intervene": {"neurons": NEURONS}} | changes
-        return make_plan(experiment(tiny_model, tmp_path, **sections)).mechanism[-1].fingerprint
+        return make_plan(experiment(tiny_model, tmp_path, **sections)).stage("intervene").fingerprint
 
     assert fingerprint() == fingerprint(report={"mask": False}) == fingerprint(variants=[{"name": "dpo"}])
     same_way = {"engine": "transformers", "num_actors": 2}

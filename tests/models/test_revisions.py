@@ -87,7 +87,7 @@ def revisions(planned):
 
 
 def fingerprints(plan):
-    return {one.place.label: one.fingerprint for one in plan.stages()}
+    return {one.label: one.fingerprint for one in plan.stages}
 
 
 def test_every_model_of_the_experiment_gets_its_commit(hub, tmp_path):

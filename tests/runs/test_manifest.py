@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from xgray.config import Generate, GenerateExecution
+from xgray.config.stages import stage_named
 from xgray.errors import ConflictError, InputError
-from xgray.experiment.plan import Planned
+from xgray.experiment.plan import PlannedStage
 from xgray.runs.manifest import FolderState, StageFolder, StageResult, differences, section_payload
 from xgray.runs.secrets import clean_argv, without_secrets
 from xgray.storage.fingerprint import canonical, file_fingerprint, fingerprint
@@ -48,13 +49,13 @@ def test_finished_stage_is_skipped(stage: StageFolder) -> None:
     payload = {"k": 4}
     assert stage.manifest() is None
     with pytest.raises(InputError, match="generate/base is not finished"):
-        Planned(stage, payload).require()
+        PlannedStage(stage_named("generate"), stage, payload).require()
     assert stage.begin(payload)
     assert stage.begin(payload), "an interrupted stage is taken up again"
     assert stage.manifest() is None
     stage.finish(payload, StageResult(counts={"out": 2}, seconds=1.23456))
     assert not stage.begin(payload)
-    Planned(stage, payload).require()
+    PlannedStage(stage_named("generate"), stage, payload).require()
     assert (stage.manifest() or {})["fingerprint"] == fingerprint(payload)
 
 

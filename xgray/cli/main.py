@@ -251,7 +251,7 @@ def _run(
         check_folders(plan.experiment)
     stages = _stages(only)
     with ProgressDisplay() as progress:
-        run_experiment(plan, stages, force, address, progress)
+        run_experiment(plan, None if only is None else stages, force, address, progress)
     if as_json:
         print(json.dumps(_result(plan, stages), ensure_ascii=False))
     else:
@@ -264,15 +264,15 @@ def _stages(names: str | None) -> tuple[str, ...]:
     Raises:
         InputError: one of them is no stage.
     """
-    from xgray.experiment.plan import STAGES
+    from xgray.config.stages import stage_names
 
     if names is None:
-        return STAGES
+        return stage_names()
     chosen = tuple(name.strip() for name in names.split(","))
     for name in chosen:
-        if name not in STAGES:
-            raise InputError(f"--only: unknown stage {name!r}; stages are {', '.join(STAGES)}")
-    return tuple(stage for stage in STAGES if stage in chosen)
+        if name not in stage_names():
+            raise InputError(f"--only: unknown stage {name!r}; stages are {', '.join(stage_names())}")
+    return tuple(name for name in stage_names() if name in chosen)
 
 
 def _plan(arguments: tuple[str, ...], section: str | None, force: bool) -> Plan:
@@ -308,14 +308,14 @@ def _plan(arguments: tuple[str, ...], section: str | None, force: bool) -> Plan:
 
 def _result(plan: Plan, stages: tuple[str, ...]) -> dict[str, Any]:
     """The run's metrics, those of the stages that were asked for, and these stages' manifests."""
-    asked = [one for one in plan.stages() if one.place.stage in stages]
-    inside = [one.place for one in plan.mechanism if one in asked and one.done]
-    folder = plan.evaluate.place.folder
+    asked = [one for one in plan.stages if one.name in stages]
+    inside = [stage for stage in asked if stage.stage.inside and stage.is_finished]
+    folder = plan.stage("evaluate").folder
     return {
         "run": plan.run.uri,
-        "stages": {one.place.label: one.place.manifest() for one in asked},
-        "metrics": folder.read_json("metrics.json") if plan.evaluate.done else None,
-        "mechanism": {place.label: place.folder.read_json("metrics.json") for place in inside},
+        "stages": {one.label: one.place.manifest() for one in asked},
+        "metrics": folder.read_json("metrics.json") if plan.stage("evaluate").is_finished else None,
+        "mechanism": {stage.label: stage.folder.read_json("metrics.json") for stage in inside},
     }
 
 

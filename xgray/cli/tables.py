@@ -43,16 +43,16 @@ def plain_console() -> Console:
 
 def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
     console = plain_console()
-    if plan.evaluate.done and {"evaluate", "report"} & set(stages):
-        _print_metrics(console, plan.evaluate.place.folder.read_json("metrics.json"))
-    for one in plan.stages():
+    if plan.stage("evaluate").is_finished and {"evaluate", "report"} & set(stages):
+        _print_metrics(console, plan.stage("evaluate").folder.read_json("metrics.json"))
+    for one in plan.stages:
         manifest = one.place.manifest()
-        if manifest and one.place.stage in stages:
+        if manifest and one.name in stages:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
-            line = f"{one.place.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
+            line = f"{one.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
             console.print(line, soft_wrap=True)
-    if plan.report.done and "report" in stages:
-        console.print(f"report: {plan.report.place.folder / 'index.html'}", soft_wrap=True)
+    if plan.stage("report").is_finished and "report" in stages:
+        console.print(f"report: {plan.stage('report').folder / 'index.html'}", soft_wrap=True)
     else:
         console.print(f"run: {plan.run}", soft_wrap=True)
 

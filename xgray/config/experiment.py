@@ -17,15 +17,19 @@ STORE = "scores"
 
 
 class Experiment(Section):
+    """One experiment: a model before and after tuning, measured in several languages."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The run's folder below ``runs``; not ``scores``, where the score store of all of them lies."""
+    """The name of the run and of its folder below ``runs``; ``scores`` is taken by the score store."""
     runs: str = "runs"
-    """Where run folders lie: a local folder or any URI that pyarrow.fs knows and the whole cluster reaches, without
+    """The folder of all runs: a local folder, or a URI that pyarrow.fs knows and the whole cluster reaches, without
     credentials."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """The seed from which all others derive: of training, sampling and resampling."""
     model: Model
     """The model before tuning."""
     languages: list[str] = list(LANGUAGES)
+    """The codes of the languages to measure; on the command line also ``en,de``."""
     prompts: Prompts = Prompts()
     train: Train = Train()
     variants: list[Variant] = [Variant(name="dpo")]
@@ -35,25 +39,27 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     probe: Probe | None = None
     vectors: Vectors | None = None
-    """Wants ``probe``."""
+    """The value vectors nearest to the probe. Needs the section ``probe``."""
     activations: Activations | None = None
-    """Wants ``vectors``, or neurons of its own."""
+    """The source neurons' mean activation before and after tuning. Needs the section ``vectors``, or
+    ``activations.neurons``."""
     intervene: Intervene | None = None
-    """Wants ``vectors``, or neurons of its own."""
+    """Completions of the base model while neurons are changed. Needs the section ``vectors``, or
+    ``intervene.neurons``."""
     retrieve: Retrieve | None = None
     capability: Capability | None = None
     report: Report = Report()
 
     @field_validator("name")
     @classmethod
-    def _free(cls, name: str) -> str:
+    def _not_the_store(cls, name: str) -> str:
         if name == STORE:
-            raise ValueError(f"{STORE!r} is the score store's folder; take another name")
+            raise ValueError(f"{STORE!r} is the folder of the score store; take another name")
         return name
 
     @field_validator("languages")
     @classmethod
-    def _known(cls, codes: list[str]) -> list[str]:
+    def _known_languages(cls, codes: list[str]) -> list[str]:
         if not codes:
             raise ValueError("at least one language is needed")
         try:
@@ -65,7 +71,7 @@ class Experiment(Section):
         return known
 
     @model_validator(mode="after")
-    def _variants(self) -> Experiment:
+    def _valid_variants(self) -> Experiment:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
             raise ValueError(f"two variants have the same name: {' '.join(names)}")
@@ -74,21 +80,27 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
-    def _wants(self) -> Experiment:
+    def _complete(self) -> Experiment:
         if self.vectors and not self.probe:
-            raise ValueError("vectors wants the probe: add the section 'probe: {}'")
+            raise ValueError("vectors needs the probe: add the section 'probe: {}'")
         for name, section in (("activations", self.activations), ("intervene", self.intervene)):
             if section and section.neurons is None and not self.vectors:
                 raise ValueError(
-                    f"{name} wants neurons: list them in {name}.neurons, or add the sections 'probe: {{}}' and "
+                    f"{name} needs neurons: list them in {name}.neurons, or add the sections 'probe: {{}}' and "
                     "'vectors: {}', which find them"
                 )
         return self
 
     def train_section(self, variant: Variant) -> Train:
-        """The ``train`` section with what the variant changes of it."""
+        """Return the ``train`` section with the variant's changes."""
         merged = merge(self.train.model_dump(), variant.train)
         return validate(Train, merged, f"variants.{variant.name}.train")
 
+    def training_seed(self, variant: Variant) -> int:
+        """Return the seed of a variant's training: its own, or the experiment's."""
+        seed = self.train_section(variant).seed
+        return self.seed if seed is None else seed
+
     def variant(self, name: str) -> Variant:
+        """Return the variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)

@@ -48,10 +48,10 @@ class Stage:
     """Whether it looks inside the network, or at more than the completions: it cannot be done on imported files."""
     module: str = ""
     """The module that plans and runs it, by default ``xgray.experiment.stages.{name}``."""
-    is_streamed: bool = False
-    """Whether its module runs all planned stages of the module in one call."""
+    stream: str | None = None
+    """The module that runs this and other stages of all models in one call, where the stage is not run by itself."""
     progress: Literal["rows", "steps", "settings", "whole"] = "whole"
-    """What shows how far it is while no driver says so: Parquet rows, optimizer steps, rows of each setting, nothing."""
+    """How its progress is counted while no driver reports it: by rows, optimizer steps, rows of all settings, or not."""
     report_section: str | None = None
     """The module that makes the stage's section of the report, where it has one of its own."""
     own_files: str = ""
@@ -81,8 +81,7 @@ STAGES: tuple[Stage, ...] = (
         per="model",
         needs={"tuned": "train/{model}"},
         uses=frozenset({"engine"}),
-        module="xgray.experiment.stages.sample",
-        is_streamed=True,
+        stream="xgray.experiment.stages.sample",
         progress="rows",
         own_files=f"{MODEL_OPTIONS} --prompts.path FILE --variants []",
     ),
@@ -93,8 +92,7 @@ STAGES: tuple[Stage, ...] = (
         per="model",
         needs={"completions": "generate/{model}"},
         uses=frozenset({"scorer"}),
-        module="xgray.experiment.stages.sample",
-        is_streamed=True,
+        stream="xgray.experiment.stages.sample",
         progress="rows",
         own_files="--name NAME [MODEL=]FILE ..., completions as output-rtp_lx_LANG.json or Parquet",
     ),

@@ -8,15 +8,15 @@ from xgray.config import BASE, Experiment
 from xgray.data.labelled import read_comments, read_labelled
 from xgray.data.prompts import read_prompts
 from xgray.estimate.work import Continuing, Intervening, Other, Reading, Sampling
-from xgray.experiment.plan import Plan, Planned
+from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.stages.retrieve import read_texts
 from xgray.mechanism.retrieval.files import distinct
 from xgray.runs.manifest import PENDING
 
 
-def begun(one: Planned) -> bool:
+def begun(one: PlannedStage) -> bool:
     """Whether part of this very stage may be on disk."""
-    folder = one.place.folder
+    folder = one.folder
     return folder.exists(PENDING) and folder.read_json(PENDING)["fingerprint"] == one.fingerprint
 
 
@@ -26,16 +26,16 @@ def count_mechanism(experiment: Experiment, plan: Plan | None) -> list[Reading |
     Raises:
         InputError: an input file is missing or wrong.
     """
-    return list(_stages(experiment, {one.place.label: one for one in plan.mechanism} if plan else {}))
+    return list(_stages(experiment, {stage.label: stage for stage in plan.stages} if plan else {}))
 
 
 def _stages(
-    experiment: Experiment, planned: dict[str, Planned]
+    experiment: Experiment, planned: dict[str, PlannedStage]
 ) -> Iterator[Reading | Continuing | Intervening | Other]:
     models = [BASE, *(variant.name for variant in experiment.variants)]
 
     def done(label: str) -> bool:
-        return label in planned and planned[label].done
+        return label in planned and planned[label].is_finished
 
     def num_prompts(languages: list[str], limit: int | None) -> int:
         return sum(1 for _ in read_prompts(experiment.prompts.at_most(limit), languages))
@@ -71,14 +71,14 @@ def _reading(stage: str, texts: list[str], done: bool) -> Reading:
     return Reading(stage, len(texts), sum(map(len, texts)), done)
 
 
-def _num_rows(one: Planned | None) -> int:
-    return one.place.rows.count_rows() if one and begun(one) else 0
+def _num_rows(one: PlannedStage | None) -> int:
+    return one.rows.count_rows() if one and begun(one) else 0
 
 
-def _intervening(number: int, names: list[str], one: Planned | None) -> Intervening:
-    if one and one.done:
+def _intervening(number: int, names: list[str], one: PlannedStage | None) -> Intervening:
+    if one and one.is_finished:
         return Intervening(number, dict.fromkeys(names, Sampling(number, number)), True)
-    folder = one.place.folder if one and begun(one) else None
+    folder = one.folder if one and begun(one) else None
     return Intervening(
         number,
         {

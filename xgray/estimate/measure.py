@@ -82,7 +82,7 @@ def calibrate(
             num_gpus = num_fitting(nodes, 0, 1)
             num_workers, _ = place_workers(cluster_capacity(), "evaluate", experiment.evaluate.execution.num_workers)
             plan = make_plan(small(experiment, work, folder.uri))
-            (trained,) = plan.train or (None,)
+            (trained,) = plan.by_model("train") or (None,)
             began = heard.now()
             with _watching(plan, trained) as steps_began:
                 run_experiment(plan, ("train", "generate", "score"), on_progress=heard)
@@ -164,7 +164,7 @@ def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
     if variant is None:
         yield steps_began
         return
-    folder = plan.train[variant].place.folder
+    folder = plan.stage("train", variant).folder
 
     def look() -> None:
         with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
@@ -183,9 +183,9 @@ def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) 
     """From the lines of ``metrics.jsonl``, and when the first step began, by :func:`time.perf_counter`."""
     from xgray.train.metrics import METRICS, parse_metrics
 
-    one = plan.train[variant]
+    one = plan.stage("train", variant)
     manifest = one.place.manifest() or {}
-    rows = parse_metrics(one.place.folder.read_bytes(METRICS).decode())
+    rows = parse_metrics(one.folder.read_bytes(METRICS).decode())
     ready = steps_began - heard.zero
     times = [ready + row["elapsed"] for row in rows]
     steps = [row["seconds"] for row in rows if "loss" in row]
@@ -219,8 +219,8 @@ def _sampling_rates(experiment: Experiment, plan: Plan, heard: Timeline, began: 
     from xgray.models.load import load_tokenizer
     from xgray.models.source import resolve
 
-    generated = [one.place.manifest() or {} for one in plan.generate.values()]
-    scored = [one.place.manifest() or {} for one in plan.score.values()]
+    generated = [one.place.manifest() or {} for one in plan.by_model("generate").values()]
+    scored = [one.place.manifest() or {} for one in plan.by_model("score").values()]
     tokens, completions = (sum(one["counts"][key] for one in generated) for key in ("num_tokens", "num_completions"))
     seconds = sum(one["seconds"] for one in generated)
     starts = [one["measured"]["engine_start_seconds"] for one in generated]
@@ -265,17 +265,17 @@ def _regroup(plan: Plan, prompts_per_language: int, num_workers: int) -> None:
     size = ceil(len(ids) / min(num_units, len(ids), len(LANGUAGES)))
     codes = list(LANGUAGES)
     language = {prompt_id: codes[index // size] for index, prompt_id in enumerate(ids)}
-    stages: list[tuple[Any, type[Any]]] = [(plan.generate, Completions), (plan.score, Scores)]
+    stages: list[tuple[Any, type[Any]]] = [(plan.by_model("generate"), Completions), (plan.by_model("score"), Scores)]
     for planned, kind in stages:
         for one in planned.values():
-            rows = from_table(one.place.rows.read_parquet(schema(kind)), kind)
-            one.place.rows.delete()
+            rows = from_table(one.rows.read_parquet(schema(kind)), kind)
+            one.rows.delete()
             told = [replace(row, language=language[row.prompt_id]) for row in rows]
-            one.place.rows.write_parquet("rows.parquet", to_table(told, kind))
+            one.rows.write_parquet("rows.parquet", to_table(told, kind))
 
 
 def _ids(plan: Plan) -> list[str]:
-    table = plan.generate[BASE].place.rows.read_parquet(schema(Completions), ["prompt_id"])
+    table = plan.stage("generate", BASE).rows.read_parquet(schema(Completions), ["prompt_id"])
     ids: list[str] = table["prompt_id"].to_pylist()
     return ids
 
@@ -283,9 +283,9 @@ def _ids(plan: Plan) -> list[str]:
 def _evaluation_rates(plan: Plan, heard: Timeline, began: float, num_workers: int) -> dict[str, Any]:
     """From what the stages said of themselves: a worker loads its model with its first unit."""
     rates: dict[str, Any] = {}
-    generated = [(one.place.manifest() or {})["counts"] for one in plan.generate.values()]
+    generated = [(one.place.manifest() or {})["counts"] for one in plan.by_model("generate").values()]
     new_tokens = sum(one["num_tokens"] for one in generated) / sum(one["num_completions"] for one in generated)
-    manifest = plan.evaluate.place.manifest() or {}
+    manifest = plan.stage("evaluate").place.manifest() or {}
     if fluency := heard.said.get("evaluate: fluency"):
         last, whole = fluency[-1]
         num_units = len(fluency) - 1

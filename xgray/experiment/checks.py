@@ -1,128 +1,162 @@
-"""Checks made before a run spends anything: refuse what cannot succeed."""
+"""Checks that run before anything is spent: refuse what cannot succeed.
+
+A stage's own checks stand in its file, as ``check(plan, planned)``.
+"""
 
 from __future__ import annotations
 
-from xgray.config import MECHANISM
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from xgray.config import Experiment, Model, Neuron
+from xgray.config.stages import stage_named, stage_names
 from xgray.errors import InputError
-from xgray.experiment.plan import Plan, Planned, resolved_score
+from xgray.experiment.plan import Plan, PlannedStage, resolved_score, stage_module
 from xgray.runs.manifest import FolderState
 
-SAMPLED, SCORED = ("generate", "intervene"), ("score", "intervene")
-"""The stages that need an engine, and those that need a scorer."""
-SPREAD = ("evaluate", "probe", "vectors", "activations", "retrieve", "capability")
-"""The stages of workers that each hold a copy of a model: sections with ``execution.num_workers``."""
-OF_MLPS = ("probe", "vectors", "activations", "intervene")
-"""The stages that must know where a model's MLPs are."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def may_replace(one: Planned, force: bool) -> bool:
-    """Whether other results may be replaced. A report may: it is drawn in seconds from files that stay."""
-    return force or one.place.stage == "report"
+def unfinished(stages: Sequence[PlannedStage], force: bool) -> list[PlannedStage]:
+    """Return the stages that are not finished as planned.
+
+    Raises:
+        ConflictError: a folder holds results of another configuration, and ``force`` is off.
+    """
+    return [stage for stage in stages if stage.state(force) is not FolderState.FINISHED]
 
 
-def found_state(one: Planned, force: bool) -> FolderState:
-    return one.place.state(one.payload, may_replace(one, force))
+def check_stages_exist(plan: Plan, names: Collection[str]) -> None:
+    """Refuse a stage that the experiment does not have, which would otherwise pass as finished.
 
-
-def check_stages_exist(plan: Plan, stages: tuple[str, ...]) -> None:
-    """Refuse a stage that the experiment does not have, which would else pass for one that is finished."""
-    there = {one.place.stage for one in plan.stages()}
-    for stage in (one for one in stages if one in MECHANISM and one not in there):
-        if stage == "transfer" and plan.experiment.retrieve:
+    Raises:
+        InputError: names the section that is missing.
+    """
+    planned = {stage.name for stage in plan.stages}
+    for name in names:
+        stage = stage_named(name)
+        if stage.section is None or name in planned:
+            continue
+        if getattr(plan.experiment, stage.section) is not None:
             raise InputError(
-                "transfer: the experiment has no variant whose change could be set against retrieval; "
+                f"{name}: the experiment has no variant whose change could be compared; "
                 "add one: variants: [{name: dpo}]"
             )
-        section = "retrieve" if stage == "transfer" else stage
         raise InputError(
-            f"{stage}: the experiment has no section {section}; add it: '{section}: {{}}' takes the defaults"
+            f"{name}: the experiment has no section {stage.section}; add it: '{stage.section}: {{}}' takes the defaults"
         )
 
 
-def check_other_stages(plan: Plan, asked: list[Planned], force: bool) -> None:
-    """Refuse what stages that are not asked for do not fit, or are missing for, while the run is as it was."""
-    anew: list[Planned] = []
-    for one in plan.stages():
-        needed = plan.needs(one)
-        if one in asked:
-            found = found_state(one, force)
-            if found in (FolderState.EMPTY, FolderState.CONFLICT):
-                anew.append(one)
-            for before in needed:
-                if found is not FolderState.FINISHED and before not in asked:
-                    before.place.state(before.payload)  # says what has changed
-                    before.require()
-        elif any(before in anew for before in needed):
-            anew.append(one)  # out of date, which is no contradiction
+def check_other_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
+    """Refuse to run when stages outside ``selected`` contradict the plan or are missing as inputs.
+
+    A stage that is made from one that is about to run again is out of date, which is no contradiction.
+
+    Raises:
+        ConflictError: a stage outside holds results of another configuration.
+        InputError: a stage outside is needed and not finished.
+    """
+    outdated: list[PlannedStage] = []
+    for stage in plan.stages:
+        needed = plan.needs(stage)
+        if stage in selected:
+            state = stage.state(force)
+            if state in (FolderState.EMPTY, FolderState.CONFLICT):
+                outdated.append(stage)
+            if state is not FolderState.FINISHED:
+                for source in needed:
+                    if source not in selected:
+                        source.state()  # raises with the fields that changed
+                        source.require()
+        elif any(source in outdated for source in needed):
+            outdated.append(stage)
         else:
-            found_state(one, force=False)
+            stage.state()
 
 
-def check_scorer(plan: Plan, asked: list[Planned], force: bool) -> None:
-    """Refuse what no scorer can do before anything is spent or marked as begun."""
-    if all(found_state(one, force) is FolderState.FINISHED for one in asked if one.place.stage in SCORED):
+def check_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
+    """Call the checks of the stages' own files.
+
+    Raises:
+        InputError: a stage cannot succeed.
+    """
+    for stage in unfinished(selected, force):
+        check = getattr(stage_module(stage.stage), "check", None)
+        if check is not None:
+            check(plan, stage)
+
+
+def check_scorer(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
+    """Build the scorer once, and refuse languages that it cannot score.
+
+    Building it refuses a missing key and the like, and fits a local scorer once for all workers.
+
+    Raises:
+        InputError: the scorer cannot be built, or does not know a language.
+    """
+    if not any("scorer" in stage.stage.uses for stage in unfinished(selected, force)):
         return
     from xgray.score.build import build_scorer
     from xgray.score.scorer import check_languages
 
-    # Refuses a missing key and the like, and fits a local scorer once for all workers.
     section = resolved_score(plan.experiment)
     # A language without a calibration cannot be scored, even unvalidated.
     unvalidated = section.unvalidated_languages and section.calibration is None
     check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
 
 
-def check_tasks(plan: Plan, asked: list[Planned], force: bool) -> None:
-    """Refuse tasks that the harness does not know before anything is spent or marked as begun."""
-    section = plan.experiment.capability
-    todo = [
-        one for one in asked if one.place.stage == "capability" and found_state(one, force) is not FolderState.FINISHED
-    ]
-    if section and todo:
-        from xgray.evaluate.harness import find_tasks
+def check_mlps(experiment: Experiment, neurons: Sequence[Neuron] | None = None, field: str = "") -> None:
+    """Refuse MLPs of an unknown kind, and listed neurons that the base model does not have.
 
-        find_tasks(section.tasks)
+    Args:
+        field: the field of the experiment file that lists the neurons, for the message.
 
-
-def check_listed_neurons(plan: Plan, asked: list[Planned], force: bool) -> None:
-    """Refuse MLPs of an unknown kind, and listed neurons that the model does not have, before anything is spent."""
-    todo = {
-        one.place.stage
-        for one in asked
-        if one.place.stage in OF_MLPS and found_state(one, force) is not FolderState.FINISHED
-    }
-    if not todo:
-        return
+    Raises:
+        InputError: names the architecture or the neurons.
+    """
     from xgray.mechanism.neurons import check_neurons, down_projections
+
+    skeleton = _skeleton(experiment.model)
+    down_projections(skeleton)
+    if neurons:
+        check_neurons(neurons, skeleton, field)
+
+
+@lru_cache(maxsize=1)
+def _skeleton(model: Model) -> PreTrainedModel:
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
-    experiment = plan.experiment
-    skeleton = load_skeleton(resolve(experiment.model), experiment.model.revision)
-    down_projections(skeleton)
-    if experiment.vectors and "vectors" in todo:
-        check_neurons(experiment.vectors.given, skeleton, "vectors.given")
-    sections = {"activations": experiment.activations, "intervene": experiment.intervene}
-    for name, section in sections.items():
-        if section and section.neurons and name in todo:
-            check_neurons(section.neurons, skeleton, f"{name}.neurons")
+    return load_skeleton(resolve(model), model.revision)
 
 
-def check_capacity(plan: Plan, todo: list[Planned]) -> None:
-    """Refuse what this cluster can never hold before the first stage takes its hours."""
-    from xgray.distributed.cluster import reach
+def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
+    """Refuse what this cluster can never hold, before the first stage takes its hours.
+
+    Raises:
+        InputError: names what is too large, and what the cluster has.
+    """
+    from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.placement import place_engines, place_training, place_workers
     from xgray.train.feasible import check_feasible
 
-    experiment, cluster = plan.experiment, reach()
-    for one in todo:
-        if one.place.stage == "train":
-            trained = experiment.train_section(experiment.variant(one.place.model or ""))
-            check_feasible(trained, place_training(cluster, trained.execution)[0])
-        elif one.place.stage in SPREAD:
-            if one.place.stage == "evaluate" and experiment.evaluate.fluency.kind == "none":
-                continue
-            section = getattr(experiment, one.place.stage)
-            place_workers(cluster, one.place.stage, section.execution.num_workers)
-    if any(one.place.stage in SAMPLED for one in todo):
+    experiment, cluster = plan.experiment, cluster_capacity()
+    for stage in planned:
+        uses = stage.stage.uses
+        if "trainer" in uses:
+            section = experiment.train_section(experiment.variant(stage.model or ""))
+            check_feasible(section, place_training(cluster, section.execution)[0])
+        if "workers" in uses:
+            settings = getattr(experiment, stage.stage.section or stage.name)
+            if settings is not experiment.evaluate or experiment.evaluate.fluency.kind != "none":
+                place_workers(cluster, stage.name, settings.execution.num_workers)
+    if any("engine" in stage.stage.uses for stage in planned):
         place_engines(cluster, experiment.generate, experiment.score)
+
+
+def selected_stages(plan: Plan, names: Collection[str] | None) -> list[PlannedStage]:
+    """Return the planned stages of these names, all of them for None, in the order in which they run."""
+    names = stage_names() if names is None else names
+    return [stage for stage in plan.stages if stage.name in names]

@@ -1,117 +1,145 @@
-"""Running the stages of an experiment that are not done."""
+"""Run the stages of an experiment that are not finished, in order, with one driver at a time."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from importlib import import_module
 
 import yaml
 
 from xgray.experiment.checks import (
     check_capacity,
-    check_listed_neurons,
     check_other_stages,
     check_scorer,
+    check_stages,
     check_stages_exist,
-    check_tasks,
-    found_state,
-    may_replace,
+    selected_stages,
+    unfinished,
 )
-from xgray.experiment.plan import STAGES, Plan, Planned
-from xgray.experiment.stages.evaluate import evaluate
-from xgray.experiment.stages.report import _report
-from xgray.experiment.stages.sample import _generate_and_score, _new_prompts
-from xgray.experiment.stages.train import _train
+from xgray.experiment.plan import Plan, PlannedStage, stage_module
 from xgray.runs import interrupts
 from xgray.runs.attempt_log import attempt
 from xgray.runs.lease import Lease
-from xgray.runs.manifest import FolderState, StageResult
+from xgray.runs.manifest import StageResult
 from xgray.runs.progress import Meter, OnProgress
 from xgray.runs.prompts import PROMPTS
 
 
 def write_resolved(plan: Plan) -> None:
-    """``experiment.yaml`` of the run: the file with every default and override in place."""
+    """Write ``experiment.yaml`` into the run directory, with every default and override filled in."""
     text = yaml.safe_dump(plan.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     plan.run.write_bytes("experiment.yaml", text.encode())
 
 
 def run_experiment(
     plan: Plan,
-    stages: tuple[str, ...] = STAGES,
+    names: Collection[str] | None = None,
     force: bool = False,
     address: str | None = None,
     on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> None:
-    """Run those of ``stages`` that are not finished, in order; finished ones are passed over.
+    """Run the stages that are not finished, in order; finished ones are passed over.
+
+    Args:
+        names: the stages to run; all by default.
+        force: whether results of another configuration may be deleted.
+        address: the Ray cluster to join; by default ``RAY_ADDRESS``, or a local one.
 
     Raises:
-        BusyError: another driver is at work in the run's folder.
+        BusyError: another driver is at work in the run directory.
         ConflictError: a stage's folder holds results of another configuration, and ``force`` is off or the stage is
-            not asked for.
-        InputError: a stage that is needed but not asked for is not finished, or the experiment does not have one that
-            is asked for by its name.
-        StageError: a stage failed; the same call goes on where it stopped.
+            not among ``names``.
+        InputError: a stage that is needed is neither finished nor among ``names``, or the experiment does not have
+            one of ``names``.
+        StageError: a stage failed; the same call resumes it.
     """
-    if stages != STAGES:
-        check_stages_exist(plan, stages)
-    asked = [one for one in plan.stages() if one.place.stage in stages]
-    # A finished run is left as it is, lease and all.
-    if all(found_state(one, force) is FolderState.FINISHED for one in asked):
-        return
+    if names is not None:
+        check_stages_exist(plan, names)
+    selected = selected_stages(plan, names)
+    if not unfinished(selected, force):
+        return  # A finished run is left as it is, lease and all.
     meter = Meter()
 
     def report(label: str, done: int, total: int, errors: int = 0) -> None:
         meter(label, done, total, errors)
         on_progress(label, done, total, errors)
 
-    check_other_stages(plan, asked, force)
-    check_listed_neurons(plan, asked, force)
-    check_tasks(plan, asked, force)
+    check_other_stages(plan, selected, force)
+    check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
-        check_scorer(plan, asked, force)
-        prompts = _new_prompts(plan, asked, force)
-        # `begin` with force deletes old results.
-        todo = [one for one in asked if one.place.begin(one.payload, may_replace(one, force))]
+        check_scorer(plan, selected, force)
+        prompts = None
+        if any(stage.name == "generate" for stage in unfinished(selected, force)):
+            from xgray.experiment.stages.sample import new_prompts
+
+            prompts = new_prompts(plan)  # refuses wrong prompts before `begin` deletes old results
+        planned = [stage for stage in selected if stage.begin(force)]
         write_resolved(plan)
         if prompts is not None:
             plan.run.write_bytes(PROMPTS, prompts)
             del prompts
-        _run_stages(plan, todo, address, report, meter)
+        _run_stages(plan, planned, address, report, meter)
 
 
-def _run_stages(plan: Plan, todo: list[Planned], address: str | None, on_progress: OnProgress, meter: Meter) -> None:
-    training = [one for one in todo if one.place.stage == "train"]
-    sampling = [one for one in todo if one.place.stage in ("generate", "score")]
-    shown = on_progress
-    with contextlib.ExitStack() as stack:
-        inside = [one for one in plan.mechanism if one in todo]
-        if training or sampling or plan.evaluate in todo or inside:
-            from xgray.distributed.cluster import check_shared, connect
-
-            stack.enter_context(connect(address))
-            interrupts.listen()  # Ray has taken SIGTERM
-            check_shared(plan.run)
-            shown = _shown(plan.experiment.name, on_progress)
-            check_capacity(plan, todo)
-        for one in training:
-            with attempt([one.place], meter):
-                _train(plan, one, shown)
-        if sampling:
-            with attempt([one.place for one in sampling], meter), interrupts.grace():
-                _generate_and_score(plan, sampling, shown)
-        if plan.evaluate in todo:
-            with attempt([plan.evaluate.place], meter):
-                evaluate(plan, shown)
-        for one in inside:
-            with attempt([one.place], meter):
-                one.place.finish(one.payload, run_mechanism(plan, one, shown))
-    if plan.report in todo:
-        with attempt([plan.report.place], meter):
-            _report(plan, on_progress)
+def _run_stages(
+    plan: Plan, planned: Sequence[PlannedStage], address: str | None, on_progress: OnProgress, meter: Meter
+) -> None:
+    on_cluster = [stage for stage in planned if stage.name != "report"]
+    with _cluster(plan, on_cluster, address) if on_cluster else contextlib.nullcontext():
+        exported = _exported(plan.experiment.name, on_progress) if on_cluster else on_progress
+        for group in _groups(on_cluster):
+            with attempt([stage.place for stage in group], meter):
+                for stage, result in zip(group, _run_group(plan, group, exported), strict=True):
+                    stage.finish(result)
+    for stage in planned:  # The report needs no cluster, and is written after it has shut down.
+        if stage not in on_cluster:
+            with attempt([stage.place], meter):
+                stage.finish(run_stage(plan, stage, on_progress))
 
 
-def _shown(run: str, on_progress: OnProgress) -> OnProgress:
-    """As ``on_progress``, and for Prometheus."""
+def _groups(planned: Sequence[PlannedStage]) -> Iterator[list[PlannedStage]]:
+    """Yield the stages that run in one call: those of one stream together, every other one alone."""
+    for stage in planned:
+        stream = stage.stage.stream
+        group = [other for other in planned if other.stage.stream == stream] if stream else [stage]
+        if group[0] is stage:
+            yield group
+
+
+def _run_group(plan: Plan, group: list[PlannedStage], on_progress: OnProgress) -> list[StageResult]:
+    stream = group[0].stage.stream
+    if stream is None:
+        return [run_stage(plan, group[0], on_progress)]
+    with interrupts.grace():
+        results: list[StageResult] = import_module(stream).run(plan, group, on_progress)
+    return results
+
+
+def run_stage(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+    """Run one stage that belongs to no stream; what its files already hold is not computed again. Ray must be up.
+
+    Raises:
+        InputError: its inputs are wrong, or a stage before it is not finished.
+        StageError: workers died; the same call goes on.
+    """
+    return stage_module(planned.stage).run(plan, planned, on_progress)
+
+
+@contextlib.contextmanager
+def _cluster(plan: Plan, planned: Sequence[PlannedStage], address: str | None) -> Iterator[None]:
+    """Connect to the cluster, and check that it can hold the stages and reach the run directory."""
+    from xgray.distributed.cluster import check_shared, connect
+
+    with connect(address):
+        interrupts.listen()  # Ray has replaced the handler of SIGTERM.
+        check_shared(plan.run)
+        check_capacity(plan, planned)
+        yield
+
+
+def _exported(run: str, on_progress: OnProgress) -> OnProgress:
+    """Return a callback that reports to ``on_progress`` and to Prometheus."""
     from xgray.distributed.metrics import show_progress
 
     def report(label: str, done: int, total: int, errors: int = 0) -> None:
@@ -119,24 +147,3 @@ def _shown(run: str, on_progress: OnProgress) -> OnProgress:
         show_progress(run, label, done, total)
 
     return report
-
-
-def run_mechanism(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
-    """Run one of ``plan.mechanism``; what its files already hold is not made again. Ray must be up.
-
-    Raises:
-        InputError: its inputs are wrong, or the stages before it are not finished.
-        StageError: workers died; the same call goes on.
-    """
-    from xgray.experiment.stages import activations, capability, intervene, probe, retrieve, transfer, vectors
-
-    stages = {
-        "probe": probe.run,
-        "vectors": vectors.run,
-        "activations": activations.run,
-        "intervene": intervene.run,
-        "retrieve": retrieve.run,
-        "transfer": transfer.run,
-        "capability": capability.run,
-    }
-    return stages[one.place.stage](plan, one, on_progress)

@@ -1,4 +1,4 @@
-"""Which weights stand for a model of the experiment: the base model's, a training's, or a checkpoint's."""
+"""Find the weights of a model of the experiment: the base model's, a training's, or a checkpoint's."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 def model_weights(
     plan: Plan, model: str, takes_adapter: Callable[[str], bool] = lambda adapter: False
 ) -> tuple[Weights, str | None]:
-    """The weights to load for ``model``, and the adapter to put on them; None where they are the whole model.
+    """Return the weights to load for ``model``, and the adapter to put on them; None where there is no adapter.
 
-    An adapter that is not taken is merged into the base model's weights; they lie in the run's folder, which every node
-    reaches. A model's training must be finished (:meth:`xgray.experiment.plan.Plan.require_model`).
+    An adapter that the loader does not take is merged into the base model's weights. The merged weights lie in the run
+    directory, which every node reaches. A model's training must be finished
+    (:meth:`xgray.experiment.plan.Plan.require_model`).
 
     Args:
-        takes_adapter: whether who loads the weights takes an adapter, given its folder.
+        takes_adapter: whether the loader takes an adapter, given the adapter's folder.
 
     Raises:
-        InputError: the weights are not there.
+        InputError: the weights do not exist.
     """
     from xgray.generate.engine import Weights
     from xgray.models.source import is_adapter, path_for_workers
@@ -33,8 +34,8 @@ def model_weights(
     experiment = plan.experiment
     dtype = experiment.model.dtype
     base = Weights(path_for_workers(experiment.model), experiment.model.revision, dtype)
-    if model in plan.train:
-        folder = plan.train[model].place.folder
+    if training := plan.find("train", model):
+        folder = training.folder
         if folder.exists("adapter") and takes_adapter((folder / "adapter").uri):
             return base, (folder / "adapter").uri
         return Weights((folder / "merged").uri, None, dtype), None

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from xgray.config import BASE, Activations, Neuron
-from xgray.data.prompts import read_prompts
-from xgray.distributed.workers import Work, make_missing
-from xgray.experiment.plan import Plan, Planned
+from xgray.data.prompts import prompts_fingerprint, read_prompts
+from xgray.experiment.checks import check_mlps
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.weights import model_weights
 from xgray.generate.engine import Weights
 from xgray.mechanism.activation_metrics import (
@@ -31,7 +32,25 @@ from xgray.runs.progress import OnProgress
 from xgray.storage.folder import Folder
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the activations depend on: the model, the neurons, the prompts, the section and the seed."""
+    experiment, section = plan.experiment, plan.experiment.activations
+    assert section is not None
+    inputs = {"prompts": prompts_fingerprint(experiment.prompts.at_most(section.limit), experiment.languages)}
+    if section.neurons is None:
+        inputs["vectors"] = plan.stage("vectors").fingerprint
+    intervals = experiment.evaluate.model_dump(include={"confidence", "resamples"})
+    return inside_payload(plan, section, inputs, model, intervals=intervals, seed=experiment.seed)
+
+
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Refuse a model whose MLPs are of an unknown kind, and listed neurons that it does not have."""
+    section = plan.experiment.activations
+    assert section is not None
+    check_mlps(plan.experiment, section.neurons, "activations.neurons")
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Measure what is not measured yet, and write the metrics: without neurons, why there are none. Ray must be up.
 
     Raises:
@@ -39,12 +58,12 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         StageError: workers died; the same call goes on.
     """
     began = time.perf_counter()
-    experiment, section, model = plan.experiment, plan.experiment.activations, one.place.model or BASE
+    experiment, section, model = plan.experiment, plan.experiment.activations, planned.model or BASE
     assert section is not None
     plan.require_model(model)
-    neurons = section.neurons or actual_sources(plan.stage("vectors").place.folder)
+    neurons = section.neurons or actual_sources(plan.finished("vectors").folder)
     if not neurons:
-        one.place.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
+        planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights, _ = model_weights(plan, model)
     read = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
@@ -60,10 +79,10 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         neurons,
         section,
         prompts,
-        one.place.rows,
-        lambda done, total: on_progress(one.place.label, done, total),
+        planned.rows,
+        lambda done, total: on_progress(planned.label, done, total),
     )
-    rows = read_activations(one.place.rows, list(prompts))
+    rows = read_activations(planned.rows, list(prompts))
     drawn = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
     metrics = {
         "neurons": neurons,
@@ -72,9 +91,9 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         **activation_metrics(rows, *drawn),
     }
     if model != BASE:
-        before = read_activations(plan.stage("activations", BASE).place.rows, list(prompts))
+        before = read_activations(plan.finished("activations", BASE).rows, list(prompts))
         metrics["change"] = activation_changes(before, rows, *drawn)
-    one.place.folder.write_json("metrics.json", metrics)
+    planned.folder.write_json("metrics.json", metrics)
     result.counts["num_tokens"] = metrics["average"]["num_tokens"]
     result.measured["mean"] = metrics["average"]["mean"]["value"]
     result.seconds = time.perf_counter() - began
@@ -99,6 +118,8 @@ def collect_activations(
         InputError: the model cannot be loaded, or a neuron is none of it.
         StageError: workers died again and again; the same call goes on where it stopped.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     # The language with most prompts first, so that no worker is left with it at the end.
     languages = sorted(prompts, key=lambda language: -len(prompts[language]))
     units = [Work(rows_file(one), len(prompts[one]), (one, prompts[one])) for one in languages]

@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from xgray.config import BASE, Capability
-from xgray.distributed.workers import Work, make_missing
-from xgray.experiment.plan import Plan, Planned
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.weights import model_weights
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
+from xgray.storage.fingerprint import file_fingerprint
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -29,7 +30,32 @@ if TYPE_CHECKING:
 RESULTS = "results"
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the results depend on: the model, the tasks' own files, the section and the seed."""
+    from xgray.data.task_file import is_task_file, task_files
+
+    experiment, section = plan.experiment, plan.experiment.capability
+    assert section is not None
+    paths = [Path(task) for task in section.tasks if is_task_file(task)]
+    inputs: dict[str, Any] = {
+        "tasks": {str(path): [file_fingerprint(file) for file in task_files(path)] for path in paths}
+    }
+    if model != BASE:
+        inputs["before"] = plan.stage("capability", BASE).fingerprint
+    intervals = experiment.evaluate.model_dump(include={"confidence", "resamples"})
+    return inside_payload(plan, section, inputs, model, intervals=intervals, seed=experiment.seed)
+
+
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Refuse tasks that the harness does not know."""
+    from xgray.evaluate.harness import find_tasks
+
+    section = plan.experiment.capability
+    assert section is not None
+    find_tasks(section.tasks)
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Measure one model on all tasks; those whose results are there are not measured again. Ray must be up.
 
     Raises:
@@ -39,14 +65,14 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
     from xgray.evaluate.capability import comparison, summary
     from xgray.evaluate.harness import find_tasks
 
-    experiment, section, model = plan.experiment, plan.experiment.capability, one.place.model or BASE
+    experiment, section, model = plan.experiment, plan.experiment.capability, planned.model or BASE
     assert section is not None
     plan.require_model(model)
     tasks = find_tasks(section.tasks)
     weights, _ = model_weights(plan, model)
-    folder = one.place.folder
+    folder = planned.folder
     result = measure_tasks(
-        folder / RESULTS, tasks, weights, section, lambda done, total: on_progress(one.place.label, done, total)
+        folder / RESULTS, tasks, weights, section, lambda done, total: on_progress(planned.label, done, total)
     )
     rows = _rows(folder, tasks)
     versions = ", ".join(sorted({row["harness"] for row in rows}))
@@ -57,7 +83,7 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         "tasks": summary(rows, *drawn),
     }
     if model != BASE:
-        before = plan.stage("capability", BASE).place.folder
+        before = plan.finished("capability", BASE).folder
         metrics["comparison"] = comparison(_rows(before, tasks), rows, *drawn)
     folder.write_json("metrics.json", metrics)
     result.counts["num_questions"] = sum(row["num_questions"] for row in rows if row["questions"])
@@ -91,6 +117,8 @@ def measure_tasks(
         InputError: a task's questions are wrong, or the model cannot be loaded.
         StageError: questions cannot be fetched now, or workers died again and again; the same call goes on.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     began = time.perf_counter()
     units = [Work(result_file(task), 1, (task, spec)) for task, spec in tasks.items()]
     arguments, num_workers = (weights, section, output), section.execution.num_workers

@@ -1,24 +1,85 @@
-"""Perplexities over Ray: one worker for each GPU, or one for each machine without, each with one copy of the model.
+"""Stage ``evaluate``: perplexities, and metrics of toxicity, fluency and diversity with intervals.
 
-A unit of work is one model's completions in one language; its file is written when all of it is measured, so that
-what is on disk is never measured again.
+    score/{model}/rows, generate/{model}/rows ─▶ evaluate/perplexity/*.parquet ─▶ evaluate/metrics.json
+
+Perplexities are measured by workers that each hold one copy of the measuring model. A unit of work is one model's
+completions in one language; its file is written when all of it is measured, so that nothing is measured twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from xgray.config import Evaluate, Model
-from xgray.distributed.workers import Work, make_missing
 from xgray.evaluate.rows import PERPLEXITY, LanguageRows, perplexity_file, read_completions, write_perplexities
-from xgray.experiment.plan import SamplingPlan
-from xgray.runs.manifest import StageResult
+from xgray.experiment.plan import Plan, PlannedStage
+from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
 from xgray.storage.folder import Folder
 
 
-def measure_fluency(
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the metrics depend on: all models' scores, the measuring models, the section and the seed."""
+    from xgray.models.revisions import measuring_fingerprints
+
+    experiment = plan.experiment
+    return {
+        "inputs": {name: stage.fingerprint for name, stage in plan.by_model("score").items()},
+        "section": section_payload(experiment.evaluate),
+        "base_model": experiment.model.model_dump(mode="json"),
+        "measured_with": measuring_fingerprints(experiment, plan.imported is None),
+        "seed": experiment.seed,
+    }
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+    """Measure the perplexities that are missing, and write ``metrics.json`` of all models. Ray must be up.
+
+    Raises:
+        InputError: a model's scores are not finished, or the measuring model cannot be loaded.
+        StageError: workers died; the same call goes on.
+    """
+    from xgray.evaluate.metrics import evaluate_run
+
+    experiment, section = plan.experiment, plan.experiment.evaluate
+    for stage in plan.by_model("score").values():
+        stage.require()
+    began = time.perf_counter()
+    result = _measure_fluency(
+        plan.run,
+        plan.models,
+        section,
+        experiment.model,
+        lambda done, total: on_progress("evaluate: fluency", done, total),
+    )
+    metrics = evaluate_run(
+        plan.run,
+        plan.models,
+        section,
+        experiment.model,
+        attribute=experiment.score.attributes[0],
+        seed=experiment.seed,
+        on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
+    )
+    metrics["unvalidated"] = _unvalidated_languages(plan)
+    planned.folder.write_json("metrics.json", metrics)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _unvalidated_languages(plan: Plan) -> list[str]:
+    """Return the languages that the scorer was not validated on; none where scores came from the user's files."""
+    scorers = [
+        (stage.place.manifest() or {}).get("measured", {}).get("scorer", {})
+        for stage in plan.by_model("score").values()
+    ]
+    validated = [set(scorer["validated"]) for scorer in scorers if "validated" in scorer]
+    return [language for language in plan.experiment.languages if any(language not in known for known in validated)]
+
+
+def _measure_fluency(
     run: Folder,
     models: Sequence[str],
     section: Evaluate,
@@ -35,6 +96,8 @@ def measure_fluency(
         InputError: there are no completions, or the measuring model cannot be loaded or does not fit them.
         StageError: workers died again and again; the same call goes on where it stopped.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     if section.fluency.kind == "none":
         return StageResult()
     began = time.perf_counter()
@@ -79,40 +142,3 @@ class FluencyWorker:
         )
         write_perplexities(self.output, model, language, rows.prompt_ids, values)
         return str(self.model.device)
-
-
-def evaluate(plan: SamplingPlan, on_progress: OnProgress) -> None:
-    """Perplexities and metrics of all models of the plan. Ray must be up."""
-    from xgray.evaluate.metrics import evaluate_run
-
-    experiment, section = plan.experiment, plan.experiment.evaluate
-    for one in plan.score.values():
-        one.require()
-    began = time.perf_counter()
-    measured = measure_fluency(
-        plan.run,
-        plan.models,
-        section,
-        experiment.model,
-        lambda done, total: on_progress("evaluate: fluency", done, total),
-    )
-    metrics = evaluate_run(
-        plan.run,
-        plan.models,
-        section,
-        experiment.model,
-        attribute=experiment.score.attributes[0],
-        seed=experiment.seed,
-        on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
-    )
-    metrics["unvalidated"] = _unvalidated(plan)
-    plan.evaluate.place.folder.write_json("metrics.json", metrics)
-    measured.seconds = time.perf_counter() - began
-    plan.evaluate.place.finish(plan.evaluate.payload, measured)
-
-
-def _unvalidated(plan: SamplingPlan) -> list[str]:
-    """The languages that the scores' scorer was not validated on; none where scores came from the user's files."""
-    told = [(one.place.manifest() or {}).get("measured", {}).get("scorer", {}) for one in plan.score.values()]
-    validated = [set(one["validated"]) for one in told if "validated" in one]
-    return [code for code in plan.experiment.languages if any(code not in known for known in validated)]

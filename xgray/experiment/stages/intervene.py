@@ -1,108 +1,171 @@
-"""The base model's completions while chosen neurons are pushed: a small run of its own inside the run (Figure 2).
+"""Stage ``intervene``: the base model's completions while chosen neurons are pushed (Figure 2 of the paper).
 
     intervene/prompts.parquet ─▶ generate/{setting} ─▶ score/{setting} ─▶ evaluate ─▶ intervene/metrics.json
 
-A setting is one way of pushing; ``base`` is none. All of them come from one engine, and go through the same stages as
-the completions of any model, each with a manifest, so that what is done stays done.
+A setting is one offset or multiplier; ``base`` pushes nothing. The stage's folder is a small run of its own: all settings
+are sampled by one engine, and go through the same stages as any model, each with a manifest, so that finished settings
+stay finished.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Generate, Intervene, Neuron
-from xgray.experiment.plan import Plan, Planned, SamplingPlan
-from xgray.experiment.stages.evaluate import evaluate
+from xgray.config.stages import stage_named
+from xgray.experiment.checks import check_mlps
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.sample import generate_and_score, new_prompts
 from xgray.experiment.weights import model_weights
 from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_neurons
 from xgray.runs import interrupts
-from xgray.runs.manifest import StageFolder, StageResult
+from xgray.runs.manifest import StageFolder, StageResult, section_payload
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PROMPTS, PromptFile
 
+if TYPE_CHECKING:
+    from xgray.generate.engine import Weights
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
-    """Sample, score and evaluate every setting; without neurons to push, say why there are none. Ray must be up.
+
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the settings' completions, scores and metrics depend on."""
+    from xgray.data.prompts import prompts_fingerprint
+    from xgray.generate.build import engine_name
+    from xgray.score.build import scorer_inputs
+
+    experiment, section = plan.experiment, plan.experiment.intervene
+    assert section is not None
+    inputs = {
+        "prompts": prompts_fingerprint(experiment.prompts.at_most(section.limit), experiment.languages),
+        **scorer_inputs(experiment.score),
+    }
+    if section.neurons is None:
+        inputs["vectors"] = plan.stage("vectors").fingerprint
+    return inside_payload(
+        plan,
+        section,
+        inputs,
+        score=section_payload(experiment.score),
+        evaluate=section_payload(experiment.evaluate),
+        measured_with=plan.stage("evaluate").payload["measured_with"],
+        engine=engine_name(experiment.generate),
+        seed=experiment.seed,
+    )
+
+
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Refuse a model whose MLPs are of an unknown kind, and listed neurons that it does not have."""
+    section = plan.experiment.intervene
+    assert section is not None
+    check_mlps(plan.experiment, section.neurons, "intervene.neurons")
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+    """Sample, score and evaluate every setting. Without neurons to push, record why there are none. Ray must be up.
 
     Raises:
         InputError: a neuron is outside the model, or a stage that is needed is not finished.
         StageError: actors failed; the same call goes on.
     """
-    from xgray.distributed.pipeline import PipelineModel
-    from xgray.generate.build import engine_name
+    from xgray.experiment.stages import evaluate
     from xgray.models.load import load_skeleton
 
     began = time.perf_counter()
     section = plan.experiment.intervene
     assert section is not None
-    neurons, where = _neurons(plan, section)
+    neurons, listed_in = _neurons(plan, section)
     if not neurons:
-        one.place.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
+        planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
-    base = replace(model_weights(plan, BASE)[0], edited=True)
-    check_neurons(neurons, load_skeleton(base.path, base.revision), where)
+    weights = replace(model_weights(plan, BASE)[0], edited=True)
+    check_neurons(neurons, load_skeleton(weights.path, weights.revision), listed_in)
     edits = {BASE: None} | {name: Edit(tuple(neurons), *values) for name, *values in section.settings()}
-    inner = _inner(plan, one, section, list(edits))
+    inner = _inner_plan(plan, planned, section, list(edits))
     if (prompts := new_prompts(inner)) is not None:
         inner.run.write_bytes(PROMPTS, prompts)
-    todo = [each for each in (*inner.generate.values(), *inner.score.values()) if each.place.begin(each.payload)]
-    shown = _together(on_progress, inner, todo)
-    if todo:
-        targets = [
-            PipelineModel(name, base, None, inner.generate[name].place.rows, inner.score[name].place.rows, edit)
-            for name, edit in edits.items()
-            if inner.generate[name] in todo or inner.score[name] in todo
-        ]
-        with interrupts.grace():
-            generate_and_score(inner, todo, targets, engine_name(inner.experiment.generate), shown)
-    if inner.evaluate.place.begin(inner.evaluate.payload):
-        evaluate(inner, shown)
-    evaluated = inner.evaluate.place.folder.read_json("metrics.json")
+    unfinished = [stage for stage in inner.stages if stage.name != "evaluate" and stage.begin()]
+    report = _joint_progress(on_progress, inner, unfinished)
+    if unfinished:
+        _sample_settings(inner, unfinished, weights, edits, report)
+    evaluation = inner.stage("evaluate")
+    if evaluation.begin():
+        evaluation.finish(evaluate.run(inner, evaluation, report))
     metrics = {
         "neurons": neurons,
         "decoding": section.generate.model_dump(mode="json"),
-        **metrics_by_setting(evaluated, edits),
+        **metrics_by_setting(evaluation.folder.read_json("metrics.json"), edits),
     }
-    one.place.folder.write_json("metrics.json", metrics)
+    planned.folder.write_json("metrics.json", metrics)
     return _result(inner, metrics, time.perf_counter() - began)
 
 
 def _neurons(plan: Plan, section: Intervene) -> tuple[list[Neuron], str]:
-    """The neurons to push, and where they are listed."""
+    """Return the neurons to push, and where they are listed."""
     if section.neurons is not None:
         return section.neurons, "intervene.neurons"
-    vectors = plan.stage("vectors").place.folder
+    vectors = plan.finished("vectors").folder
     return actual_sources(vectors), f"{vectors / 'metrics.json'}: sources"
 
 
-def _inner(plan: Plan, one: Planned, section: Intervene, names: Iterable[str]) -> SamplingPlan:
-    """The stages within this one. All that they depend on is in its own payload, so that its fingerprint is theirs."""
+def _inner_plan(plan: Plan, planned: PlannedStage, section: Intervene, settings: list[str]) -> Plan:
+    """Plan the run inside the stage's folder, with the settings as its models.
+
+    All that the inner stages depend on stands in the payload of ``planned``, so its fingerprint is their input.
+    """
     experiment = plan.experiment
     generate = Generate(**section.generate.model_dump(), execution=experiment.generate.execution)
     prompts = experiment.prompts.at_most(section.limit)
-    folder, inputs = one.place.folder, {"intervene": one.fingerprint, "prompts": one.payload["inputs"]["prompts"]}
-
-    def planned(stage: str, model: str | None) -> Planned:
-        place = StageFolder(folder / stage / model if model else folder / stage, stage, model)
-        return Planned(place, {"inputs": inputs, "setting": model})
-
-    return SamplingPlan(
+    inner = Plan(
         experiment.model_copy(update={"generate": generate, "prompts": prompts, "variants": []}),
-        folder,
-        {name: planned("generate", name) for name in names},
-        {name: planned("score", name) for name in names},
-        planned("evaluate", None),
+        planned.folder,
+        settings,
+        [],
     )
+    inputs = {"intervene": planned.fingerprint, "prompts": planned.payload["inputs"]["prompts"]}
+    for name, setting in [
+        *(("generate", setting) for setting in settings),
+        *(("score", setting) for setting in settings),
+        ("evaluate", None),
+    ]:
+        folder = inner.run / name / setting if setting else inner.run / name
+        payload = {"inputs": inputs, "setting": setting}
+        inner.add(PlannedStage(stage_named(name), StageFolder(folder, name, setting), payload))
+    return inner
 
 
-def _together(on_progress: OnProgress, inner: SamplingPlan, todo: list[Planned]) -> OnProgress:
-    """One progress for all settings: the prompts that are scored, then what evaluating says."""
+def _sample_settings(
+    inner: Plan,
+    unfinished: list[PlannedStage],
+    weights: Weights,
+    edits: Mapping[str, Edit | None],
+    on_progress: OnProgress,
+) -> None:
+    """Sample and score the settings that are not finished, all from one engine."""
+    from xgray.distributed.pipeline import PipelineModel
+    from xgray.generate.build import engine_name
+
+    settings = {stage.model for stage in unfinished}
+    targets = [
+        PipelineModel(
+            setting, weights, None, inner.stage("generate", setting).rows, inner.stage("score", setting).rows, edit
+        )
+        for setting, edit in edits.items()
+        if setting in settings
+    ]
+    engine = engine_name(inner.experiment.generate)
+    with interrupts.grace():
+        results = generate_and_score(inner, unfinished, targets, engine, on_progress)
+    for stage, result in zip(unfinished, results, strict=True):
+        stage.finish(result)
+
+
+def _joint_progress(on_progress: OnProgress, inner: Plan, unfinished: list[PlannedStage]) -> OnProgress:
+    """Return a callback that reports one progress for all settings: scored prompts, then the parts of evaluation."""
     num_prompts = len(PromptFile(inner.run))
-    scored = {each.place.label: (num_prompts * (each not in todo), 0) for each in inner.score.values()}
+    scored = {stage.label: (num_prompts * (stage not in unfinished), 0) for stage in inner.by_model("score").values()}
 
     def report(label: str, done: int, total: int, errors: int = 0) -> None:
         if label in scored:
@@ -116,9 +179,9 @@ def _together(on_progress: OnProgress, inner: SamplingPlan, todo: list[Planned])
 
 
 def metrics_by_setting(evaluated: Mapping[str, Any], edits: Mapping[str, Edit | None]) -> dict[str, Any]:
-    """``evaluate``'s metrics of the settings, with what each setting is, and its comparison with the base beside it."""
-    told = dict(evaluated)
-    models, comparisons = told.pop("models"), told.pop("comparisons")
+    """Return the metrics of ``evaluate`` by setting, each with its edit and its comparison with the base model."""
+    metrics = dict(evaluated)
+    models, comparisons = metrics.pop("models"), metrics.pop("comparisons")
     settings = {
         name: {
             "offset": edit.offset if edit else 0.0,
@@ -128,23 +191,24 @@ def metrics_by_setting(evaluated: Mapping[str, Any], edits: Mapping[str, Edit | 
         }
         for name, edit in edits.items()
     }
-    return {**told, "settings": settings}
+    return {**metrics, "settings": settings}
 
 
-def _result(inner: SamplingPlan, metrics: dict[str, Any], seconds: float) -> StageResult:
-    made, scored = (
-        {name: each.place.manifest() or {} for name, each in stage.items()} for stage in (inner.generate, inner.score)
+def _result(inner: Plan, metrics: dict[str, Any], seconds: float) -> StageResult:
+    generated, scored = (
+        {name: stage.place.manifest() or {} for name, stage in inner.by_model(kind).items()}
+        for kind in ("generate", "score")
     )
     names = ("num_prompts", "num_completions", "num_errors")
-    counts = {name: sum(one["counts"][name] for one in scored.values()) for name in names}
-    counts |= {"num_settings": len(made), "num_neurons": len(metrics["neurons"])}
-    counts["num_tokens"] = sum(one["counts"]["num_tokens"] for one in made.values())
+    counts = {name: sum(manifest["counts"][name] for manifest in scored.values()) for name in names}
+    counts |= {"num_settings": len(generated), "num_neurons": len(metrics["neurons"])}
+    counts["num_tokens"] = sum(manifest["counts"]["num_tokens"] for manifest in generated.values())
     measured: dict[str, Any] = {
         name: {
-            "avg_tox": one["average"]["avg_tox"]["value"],
-            "perplexity": one["average"]["perplexity"]["value"],
-            "generate_seconds": made[name]["seconds"],
+            "avg_tox": setting["average"]["avg_tox"]["value"],
+            "perplexity": setting["average"]["perplexity"]["value"],
+            "generate_seconds": generated[name]["seconds"],
         }
-        for name, one in metrics["settings"].items()
+        for name, setting in metrics["settings"].items()
     }
-    return StageResult(counts, measured, made[BASE]["device"], seconds)
+    return StageResult(counts, measured, generated[BASE]["device"], seconds)

@@ -11,8 +11,9 @@ import numpy as np
 
 from xgray.config import Model, Probe
 from xgray.data.labelled import LabelledText, read_comments, read_labelled
-from xgray.distributed.workers import Work, make_missing
-from xgray.experiment.plan import Plan, Planned
+from xgray.data.source import resolve_input
+from xgray.experiment.checks import check_mlps
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.mechanism.probe import (
     FeatureArray,
     Labelled,
@@ -26,18 +27,34 @@ from xgray.runs.manifest import MANIFEST, StageResult
 from xgray.runs.progress import OnProgress
 from xgray.stats.auc import BoolArray, auc_by_language
 from xgray.stats.values import LanguageAuc
+from xgray.storage.fingerprint import file_fingerprint
 from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
 WEIGHTS = "probe.safetensors"
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the probe depends on: the base model, the labelled comments, the section and the seed."""
+    section = plan.experiment.probe
+    assert section is not None
+    files = {"data": file_fingerprint(resolve_input(section.data, "labelled"))}
+    if section.test:
+        files["test"] = file_fingerprint(resolve_input(section.test, "labelled"))
+    return inside_payload(plan, section, files, seed=plan.experiment.seed)
+
+
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Refuse a model whose MLPs are of an unknown kind."""
+    check_mlps(plan.experiment)
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Compute the features, train the probe on them and measure it. Ray must be up."""
     from safetensors.numpy import save
 
     began = time.perf_counter()
-    experiment, folder = plan.experiment, one.place.folder
+    experiment, folder = plan.experiment, planned.folder
     section = experiment.probe
     assert section is not None
     comments = read_comments(section.data, section.validation_share, experiment.seed, section.limit)
@@ -50,7 +67,7 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         section,
         [text.text for text in (*comments, *test)],
         folder / "features",
-        lambda done, total: on_progress(one.place.label, done, total),
+        lambda done, total: on_progress(planned.label, done, total),
     )
     held_out = _of(validate, features)
     trained = train_probe(_of(fit, features), held_out, section, experiment.seed)
@@ -149,6 +166,8 @@ def compute_features(
         InputError: the model cannot be loaded, or a text does not fit it.
         StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     distinct = sorted(set(texts), key=lambda text: (len(text.encode()), text))
     units = [
         Work(f"{start // UNIT:06}.safetensors", len(own), (f"{start // UNIT:06}.safetensors", own))

@@ -1,15 +1,33 @@
-"""Stage ``report``: write the HTML page and the figures from the run's files."""
+"""Stage ``report``: write ``report/index.html`` and its figures from the run's files."""
 
 from __future__ import annotations
 
-from xgray.experiment.plan import Plan
+from typing import Any
+
+from xgray.experiment.plan import Plan, PlannedStage
+from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
 
 
-def _report(plan: Plan, on_progress: OnProgress) -> None:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the page depends on: the metrics and all stages that look inside the network."""
+    shown = [stage for stage in plan.stages if stage.name == "evaluate" or stage.stage.inside]
+    return {
+        "inputs": {stage.label: stage.fingerprint for stage in shown},
+        "section": section_payload(plan.experiment.report),
+    }
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+    """Write the report; no cluster is needed.
+
+    Raises:
+        InputError: the run was not evaluated.
+    """
     from xgray.report.build import build_report
 
-    plan.evaluate.require()
-    on_progress("report", 0, 1)
-    plan.report.place.finish(plan.report.payload, build_report(plan.run, plan.experiment))
-    on_progress("report", 1, 1)
+    plan.finished("evaluate")
+    on_progress(planned.label, 0, 1)
+    result = build_report(plan.run, plan.experiment)
+    on_progress(planned.label, 1, 1)
+    return result

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from xgray.config import Experiment, Model, Retrieve
-from xgray.data.parallel import read_parallel
-from xgray.distributed.workers import Work, make_missing
+from xgray.data.parallel import parallel_fingerprint, read_parallel
 from xgray.errors import InputError
-from xgray.experiment.plan import Plan, Planned
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.mechanism.retrieval.files import Encoded, States, distinct, read_states, states_file
 from xgray.mechanism.retrieval.scores import NUM_NEIGHBORS, PIVOT, pair_scores, summary
 from xgray.runs.manifest import StageResult
@@ -26,18 +25,35 @@ VERSIONS = ("corrected", "released")
 """Of the prompts: with HTML entities repaired, and as the files have them."""
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the retrieval scores depend on: the base model, the parallel prompts, the section and the seed."""
+    experiment, section = plan.experiment, plan.experiment.retrieve
+    assert section is not None
+    languages = list(dict.fromkeys([PIVOT, *experiment.languages]))
+    return inside_payload(
+        plan,
+        section,
+        {"parallel": parallel_fingerprint(section.parallel, languages)},
+        languages=experiment.languages,
+        intervals=experiment.evaluate.model_dump(include={"confidence", "resamples"}),
+        seed=experiment.seed,
+    )
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Write the states of every language that has none yet, and ``metrics.json``.
 
     Raises:
         InputError: the parallel prompts are wrong or too few, or the model cannot be loaded.
         StageError: workers died; the same call goes on where it stopped.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     began = time.perf_counter()
     experiment, section = plan.experiment, plan.experiment.retrieve
     assert section is not None
     texts = read_texts(experiment)
-    output = one.place.folder / "states"
+    output = planned.folder / "states"
     units = [
         Work(states_file(language), 1, (language, distinct(*versions.values()))) for language, versions in texts.items()
     ]
@@ -48,10 +64,10 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         output,
         "retrieve",
         section.execution.num_workers,
-        lambda done, total: on_progress(one.place.label, done, total),
+        lambda done, total: on_progress(planned.label, done, total),
     )
     metrics = measure(texts, output, experiment)
-    one.place.folder.write_json("metrics.json", metrics)
+    planned.folder.write_json("metrics.json", metrics)
     languages = metrics["texts"].values()
     counts = {name: sum(own[name] for own in languages) for name in ("num_texts", "num_tokens", "num_truncated")}
     return StageResult(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from xgray.experiment.plan import Plan, Planned
+from xgray.experiment.plan import Plan, PlannedStage
 from xgray.mechanism.retrieval.correlation import correlate, statement
 from xgray.mechanism.retrieval.scores import DEFINITIONS
 from xgray.runs.manifest import StageResult
@@ -15,17 +15,22 @@ VERSIONS = {"corrected": "HTML entities repaired", "released": "HTML entities le
 NAMES = {"accuracy": "accuracy", "margin_accuracy": "margin accuracy", "cosine": "mean cosine"}
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the correlations depend on: the retrieval scores, the metrics and the seed."""
+    inputs = {name: plan.stage(name).fingerprint for name in ("retrieve", "evaluate")}
+    return {"inputs": inputs, "seed": plan.experiment.seed}
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Write ``metrics.json``: for each variant every definition of the score, with and without HTML entities.
 
     Raises:
         InputError: retrieve or evaluate is not finished.
     """
     began = time.perf_counter()
-    on_progress(one.place.label, 0, 1)
-    plan.evaluate.require()
-    retrieval = plan.stage("retrieve").place.folder.read_json("metrics.json")
-    evaluated = plan.evaluate.place.folder.read_json("metrics.json")
+    on_progress(planned.label, 0, 1)
+    retrieval = plan.finished("retrieve").folder.read_json("metrics.json")
+    evaluated = plan.finished("evaluate").folder.read_json("metrics.json")
     variants = {
         variant: transfer(retrieval, evaluated, variant, plan.experiment.seed) for variant in evaluated["comparisons"]
     }
@@ -35,8 +40,8 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         "resamples": evaluated["resamples"],
         "variants": variants,
     }
-    one.place.folder.write_json("metrics.json", metrics)
-    on_progress(one.place.label, 1, 1)
+    planned.folder.write_json("metrics.json", metrics)
+    on_progress(planned.label, 1, 1)
     return StageResult(
         counts={
             "num_variants": len(variants),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from xgray.config import Model, Neuron, Vectors
-from xgray.data.prompts import read_prompts
-from xgray.distributed.workers import Work, make_missing, run_on_workers
-from xgray.experiment.plan import Plan, Planned
+from xgray.data.prompts import check_english, prompts_fingerprint, read_prompts
+from xgray.experiment.checks import check_mlps
+from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.probe import read_probe
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.vectors import CONFIDENCE, RESAMPLES, LayerCosines, ValueVector, activation_intervals, overlap
@@ -28,14 +28,33 @@ log = logging.getLogger(__name__)
 POTENTIAL = "potential.json"
 
 
-def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
+def payload(plan: Plan, model: str | None) -> dict[str, Any]:
+    """Return what the sources depend on: the probe, the English prompts, the section and the seed."""
+    experiment, section = plan.experiment, plan.experiment.vectors
+    assert section is not None
+    check_english(experiment.prompts, experiment.languages, "vectors")
+    inputs = {
+        "probe": plan.stage("probe").fingerprint,
+        "prompts": prompts_fingerprint(experiment.prompts.at_most(section.limit), ["en"]),
+    }
+    return inside_payload(plan, section, inputs, seed=experiment.seed)
+
+
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Refuse a model whose MLPs are of an unknown kind, and given neurons that it does not have."""
+    section = plan.experiment.vectors
+    assert section is not None
+    check_mlps(plan.experiment, section.given, "vectors.given")
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Find the potential sources, measure their activations, and say which are actual ones. Ray must be up."""
     began = time.perf_counter()
-    experiment, folder = plan.experiment, one.place.folder
+    experiment, folder = plan.experiment, planned.folder
     section = experiment.vectors
     assert section is not None
     prompts = list(read_prompts(experiment.prompts.at_most(section.limit), ["en"]))
-    w = read_probe(plan.stage("probe").place.folder)
+    w = read_probe(plan.finished("probe").folder)
     if not folder.exists(POTENTIAL):
         vectors, layers = find_potential_sources(experiment.model, section, w, prompts)
         told = {"vectors": [asdict(one) for one in vectors], "layers": [asdict(one) for one in layers]}
@@ -48,7 +67,7 @@ def run(plan: Plan, one: Planned, on_progress: OnProgress) -> StageResult:
         potential,
         prompts,
         folder / "activations",
-        lambda done, total: on_progress(one.place.label, done, total),
+        lambda done, total: on_progress(planned.label, done, total),
     )
     means = activation_intervals(measured.values.astype(float), potential, experiment.seed)
     sources = [neuron for neuron, mean in zip(potential, means, strict=True) if mean["value"] > 0]
@@ -127,6 +146,8 @@ def find_potential_sources(
         InputError: the model cannot be loaded, or the probe or a prompt does not fit it.
         StageError: the worker died again and again.
     """
+    from xgray.distributed.workers import run_on_workers
+
     (found,) = run_on_workers(PotentialWorker, (model, section, w), [list(prompts)], "vectors", 1)
     return found
 
@@ -156,6 +177,8 @@ def measure_sources(
         InputError: the model cannot be loaded, or what it computes are no numbers.
         StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
     """
+    from xgray.distributed.workers import Work, make_missing
+
     size = BATCHES * section.execution.batch_size
     units = []
     for start in range(0, len(prompts), size):
