@@ -1,10 +1,10 @@
-"""What can go wrong, by what the user should do about it.
+"""The errors, by what the user should do about them.
 
 XgrayError              the base; never raised itself
-├── InputError          wrong input or configuration: mend it and call again (exit code 2)
-│   └── ConflictError   the run directory holds results of another configuration
-├── BusyError           another driver is at work in the run directory; nothing was touched (exit code 1)
-└── StageError          a stage failed half-way: what is done stays, the same command resumes (exit code 1)
+├── InputError          wrong input or configuration: correct it and run again (exit code 2)
+│   └── ConflictError   the run's folder holds results of another configuration
+├── BusyError           another driver is at work in the run's folder; nothing was changed (exit code 1)
+└── StageError          a stage failed; results so far are kept and the same command resumes (exit code 1)
 
 A message says what happened, where (``file:line`` or ``section.field``) and what to do next.
 """
@@ -19,17 +19,17 @@ class XgrayError(Exception):
 
 
 class InputError(XgrayError):
-    """The input or the configuration is wrong, and running again without a change would fail again."""
+    """The input or the configuration is wrong; running again without a change would fail again."""
 
     exit_code = 2
 
 
 class ConflictError(InputError):
-    """The run directory holds results of another configuration."""
+    """The run's folder holds results of another configuration."""
 
 
 class BusyError(XgrayError):
-    """Another driver is at work in the run directory."""
+    """Another driver is at work in the run's folder."""
 
 
 class StageError(XgrayError):

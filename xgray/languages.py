@@ -10,9 +10,12 @@ from xgray.errors import InputError
 
 @dataclass(frozen=True)
 class Language:
+    """A language of the paper."""
+
     code: str
     """The code used in experiment files, rows and run directories: ``zh-hans``."""
     name: str
+    """The English name, as the report shows it."""
     rtp_lx: str
     """The code in the file name ``RTP_LX_{code}.json``: ``ZH-Hans``."""
     short: str
@@ -44,10 +47,10 @@ LANGUAGES: dict[str, Language] = {
 
 
 def language(code: str) -> Language:
-    """The language of ``code``, in any of its spellings (``zh-hans``, ``ZH-Hans``, ``zh``).
+    """Return the language of a code in any of its spellings: ``zh-hans``, ``ZH-Hans`` or ``zh``.
 
     Raises:
-        InputError: ``code`` is none of the 17.
+        InputError: it is the code of none of the 17 languages.
     """
     lowered = code.lower()
     for known in LANGUAGES.values():

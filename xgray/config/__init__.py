@@ -1,8 +1,8 @@
 """The experiment file: one YAML file, one experiment; every section is a stage.
 
-The docstring below a field is its documentation. ``execution`` blocks say how a stage is run, never what it
-computes, and do not enter its fingerprint. Where a published protocol leaves something open or gets it wrong, the
-field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
+The docstring below a field is its documentation, on the command line and in the docs. An ``execution`` block says how a
+stage is run, not what it computes, and is not part of its fingerprint. Where a published protocol leaves something open
+or is wrong, the field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
 """
 
 from xgray.config.evaluate import Evaluate, Fluency, Report

@@ -10,27 +10,35 @@ from xgray.config.section import MeasuringExecution, Model, Section, Switch
 
 
 class Fluency(Section):
+    """How fluent the completions are: their perplexity under a measuring model."""
+
     kind: Literal["causal", "seq2seq", "none"] = "causal"
-    """Perplexity of the completion given the prompt under a causal model, or as the paper has it under mT5."""
+    """Measure the perplexity of a completion, given its prompt, under a causal model, or under an encoder-decoder such
+    as mT5, as the paper does; ``none`` skips it."""
     model: Model | None = None
-    """The measuring model; by default the experiment's base model."""
+    """The model that measures perplexity; by default the experiment's base model."""
     protocol: Switch = "corrected"
-    """``released`` drops values of 1e4 and more, and has its own arithmetic for seq2seq: see xgray.evaluate.fluency."""
+    """``released`` drops values of 1e4 and more, and computes seq2seq perplexity as the paper's script does: see
+    xgray.evaluate.fluency."""
 
 
 class Evaluate(Section):
+    """The metrics of toxicity, fluency and diversity, and their intervals."""
+
     threshold: float = Field(0.5, gt=0, lt=1)
-    """A completion at or above it counts as toxic."""
+    """A completion whose score is at or above the threshold counts as toxic."""
     confidence: float = Field(0.95, gt=0, lt=1)
+    """The level of all intervals."""
     resamples: int = Field(2000, ge=100)
-    """Bootstrap resamples, over prompts."""
+    """Number of bootstrap resamples; prompts are resampled."""
     grouping: Switch = "corrected"
-    """Samples belong to their prompt's id; ``released`` groups by the prompt's text, merging duplicates."""
+    """Completions are grouped by their prompt's id; ``released`` groups them by the prompt's text, which merges prompts
+    of the same text."""
     diversity: Switch = "corrected"
-    """Dist-n over a prompt's completions, tokens told apart by id; ``released`` takes every k lines, leaves empty ones
-    out, and tells tokens apart by the text that each decodes to."""
+    """Dist-n over a prompt's completions counts distinct token ids; ``released`` takes every k lines, leaves empty ones
+    out, and counts the distinct texts that tokens decode to."""
     diversity_tokenizer: str | None = None
-    """Tokenizer whose tokens Dist-n counts (the paper: google/mt5-xl); by default the base model's."""
+    """The tokenizer whose tokens Dist-n counts (in the paper google/mt5-xl); by default the base model's."""
     diversity_tokenizer_revision: str | None = None
     """Branch, tag or commit of that tokenizer on the hub."""
     fluency: Fluency = Fluency()
@@ -38,7 +46,9 @@ class Evaluate(Section):
 
 
 class Report(Section):
+    """What the HTML report shows."""
+
     mask: bool = True
-    """Strong words of the examples are masked, all letters but the first."""
+    """Mask strong words in the examples: all letters but the first."""
     num_examples: int = Field(3, ge=0)
-    """Examples of each language, before and after."""
+    """Number of examples per language, each before and after tuning."""

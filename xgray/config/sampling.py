@@ -11,14 +11,19 @@ from xgray.config.section import Model, Section, Switch
 
 
 def _service(address: str) -> str:
-    """Refuse an address that cannot be asked, or that holds what the run's files are not to hold; never repeat it."""
+    """Return the address of a service as it is.
+
+    Raises:
+        ValueError: it is no address, or it holds secrets, which would be written into the run's files. The message does
+            not repeat it.
+    """
     try:
         url = urlsplit(address)
-        asked = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        is_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
     except ValueError:
-        asked = False
-    if not asked:
-        raise ValueError("no address of a service: it is written http(s)://HOST/PATH")
+        is_address = False
+    if not is_address:
+        raise ValueError("not the address of a service: it is written http(s)://HOST/PATH")
     if "@" in url.netloc or url.query or url.fragment:
         raise ValueError(
             "an address goes without user, password and query, as it is written into the run's files; keys come from "
@@ -31,91 +36,112 @@ Address = Annotated[str, AfterValidator(_service)]
 
 
 class Prompts(Section):
+    """The prompts that all models continue."""
+
     path: str = "embedded"
-    """``embedded``, a folder with ``RTP_LX_{CODE}.json`` files, or one JSON-lines file with a ``Prompt`` field."""
+    """``embedded``, a folder with ``RTP_LX_{CODE}.json`` files, or a JSON-lines file with a field ``Prompt``."""
     limit: int | None = Field(None, ge=1)
-    """At most this many prompts of each language, the first ones of the file."""
+    """Use at most this many prompts per language, the first of the file."""
 
     def at_most(self, limit: int | None) -> Prompts:
-        """The same, and at most ``limit`` of each language."""
-        limits = [one for one in (limit, self.limit) if one is not None]
+        """Return the same prompts, at most ``limit`` per language."""
+        limits = [number for number in (limit, self.limit) if number is not None]
         return self.model_copy(update={"limit": min(limits, default=None)})
 
 
 class Dummy(Section):
-    """The dummy engine's ways: sleep, and faults to see what survives them."""
+    """What the dummy engine does: it sleeps, and fails on request to show what survives a fault."""
 
     seconds: float = Field(0.0, ge=0)
-    """Sleep for each prompt."""
+    """Seconds of sleep per prompt."""
     raises_on: str | None = None
-    """Prompts that hold this text make it fail."""
+    """Raise an error on prompts that contain this text."""
     dies_on: str | None = None
-    """Prompts that hold this text kill its process."""
+    """Kill the engine's process on prompts that contain this text."""
 
 
 class GenerateExecution(Section):
+    """How completions are sampled."""
+
     engine: Literal["auto", "vllm", "transformers", "dummy"] = "auto"
-    """``auto`` takes vLLM where it is installed. ``dummy`` asks no model: it drives the rest, at any size."""
+    """``auto`` uses vLLM where it is installed and transformers elsewhere. ``dummy`` uses no model: it exercises the
+    other stages at any size."""
     dummy: Dummy = Dummy()
     use_gpu: bool | None = None
-    """Whether each engine takes GPUs; by default, if the cluster has any."""
+    """Whether each engine uses GPUs; by default if the cluster has any."""
     num_actors: int | None = Field(None, ge=1)
-    """Engines side by side; by default as many as the cluster's GPUs serve, or one on a machine without. Those that
-    find no room yet start when nodes join."""
+    """Number of engines; by default as many as the cluster's GPUs serve, or one on a machine without a GPU. Engines
+    that find no room start when nodes join."""
     cpus_per_actor: int | None = Field(None, ge=1)
+    """Cores per engine; by default the machine's cores are shared among its engines."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs of each engine."""
+    """GPUs per engine."""
     batch_size: int = Field(64, ge=1)
-    """Prompts that one engine call takes and one committed file holds."""
+    """Prompts in one call of an engine, and in one file of the run."""
 
 
 class Sampling(Section):
+    """How completions are sampled."""
+
     k: int = Field(25, ge=1)
-    """Completions of each prompt."""
+    """Completions per prompt."""
     max_new_tokens: int = Field(20, ge=1)
+    """The greatest length of a completion in tokens."""
     temperature: float = Field(0.9, ge=0)
+    """Temperature of sampling; 0 is greedy."""
     top_p: float = Field(0.8, gt=0, le=1)
+    """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling)."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """Longer prompts are refused by name before anything is generated."""
+    """A longer prompt is an error, which names the prompt before anything is generated."""
 
 
 class Generate(Sampling):
+    """Completions of the prompts by every model."""
+
     execution: GenerateExecution = GenerateExecution()
 
 
 class ScoreExecution(Section):
+    """How completions are scored."""
+
     num_actors: int = Field(1, ge=1)
+    """Number of scorers at work at the same time."""
     store: str | None = None
     """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
     requests_per_second: float = Field(1.0, gt=0)
-    """Perspective: the key's quota, one number for the whole cluster, never exceeded."""
+    """Perspective: the key's rate limit. It holds for the whole cluster and is never exceeded."""
     concurrency: int = Field(100, ge=1)
-    """Services: requests under way at once, of each actor."""
+    """Services: the greatest number of open requests per actor."""
     timeout_seconds: float = Field(20.0, gt=0)
+    """Services: how long a request may take."""
     max_attempts: int = Field(8, ge=1)
-    """Services: tries of one request before its score is recorded as missing."""
+    """Services: number of tries of a request before its score is recorded as missing."""
     batch_tokens: int = Field(4096, ge=1)
     """Classifier: tokens in one forward pass, padding included."""
 
 
 class Classifier(Section):
+    """The scorers ``classifier`` and ``vllm``: a sequence classifier."""
+
     model: Model | None = None
-    """A sequence classifier; the scorers ``classifier`` and ``vllm`` need one."""
+    """The sequence classifier; both scorers need one."""
     labels: dict[str, str] = {}
-    """Which of the model's labels each attribute is: ``{toxicity: toxic}``."""
+    """The model's label for each attribute: ``{toxicity: toxic}``."""
     languages: list[str] = []
-    """The languages that the model's quality is known in."""
+    """The languages in which the model's quality is known."""
 
 
 class OpenAI(Section):
+    """The scorer ``openai``: a model behind an OpenAI-compatible service."""
+
     url: Address = "https://api.openai.com/v1"
-    """An OpenAI-compatible service; its key, where it wants one, comes from the environment (OPENAI_API_KEY)."""
+    """The service's address; its key, if it needs one, comes from the environment (OPENAI_API_KEY)."""
     model: str | None = None
     """The service's name for its model."""
     endpoint: Literal["judge", "moderation"] = "judge"
     """A chat model that grades each text by a fixed rubric, or a moderation endpoint."""
     languages: list[str] = []
-    """The languages that the model's quality is known in."""
+    """The languages in which the model's quality is known."""
 
 
 LOADS_CLASSIFIER = ("classifier", "vllm")
@@ -123,50 +149,59 @@ LOADS_CLASSIFIER = ("classifier", "vllm")
 
 
 class Score(Section):
+    """Toxicity scores of the completions."""
+
     scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "dummy"] = "embedding"
-    """The local scorer (all 17 languages, offline), Google's Perspective API or what speaks its protocol, a sequence
-    classifier through transformers or vLLM, or a model behind an OpenAI-compatible service. ``dummy`` measures
-    nothing."""
+    """``embedding``: the local scorer (all 17 languages, offline). ``perspective``: Google's Perspective API, or a
+    service of its protocol. ``classifier``, ``vllm``: a sequence classifier in transformers or vLLM. ``openai``: a
+    model behind an OpenAI-compatible service. ``dummy`` measures nothing."""
     labelled: str = "embedded"
-    """Embedding: a folder of ``{language}.csv`` files with ``text,label,split`` to fit and validate the head on."""
+    """Embedding: the labelled texts on which the head is fitted and validated, a folder of ``{language}.csv`` files
+    with ``text,label,split``."""
     head: str | None = None
-    """Embedding: a file that ``xgray scorer fit`` wrote, in the place of a head for the labelled texts."""
+    """Embedding: a head that ``xgray scorer fit`` wrote, instead of one fitted on ``labelled``."""
     classifier: Classifier = Classifier()
     openai: OpenAI = OpenAI()
     perspective_url: Address = "https://commentanalyzer.googleapis.com"
-    """Perspective: where the service answers; the key comes from the environment (PERSPECTIVE_API_KEY)."""
+    """Perspective: the service's address; the key comes from the environment (PERSPECTIVE_API_KEY)."""
     archived: bool = False
-    """Perspective: take scores from the store alone and ask nobody; a text that it lacks has no score."""
+    """Perspective: take scores from the score store alone and send no request; a text that is not in it has no
+    score."""
     calibration: str | None = None
-    """A file that ``xgray scorer calibrate`` wrote: scores are mapped by it onto those of its target."""
+    """A calibration that ``xgray scorer calibrate`` wrote: it maps the scores onto those of its target."""
     attributes: list[str] = ["toxicity"]
+    """The attributes to score; metrics are of the toxicity."""
     unvalidated_languages: bool = False
-    """Score languages that the scorer was not validated on all the same; every table marks them."""
+    """Also score languages in which the scorer was not validated; every table marks them."""
     empty_text: Switch = "corrected"
-    """An empty completion has no score and is counted as such; ``released`` scores one space instead."""
+    """An empty completion has no score, and the number of them is reported; ``released`` scores one space instead."""
     execution: ScoreExecution = ScoreExecution()
 
 
 class Serve(Section):
-    """How ``xgray serve`` answers; no part of an experiment."""
+    """How ``xgray serve`` answers; not a section of the experiment file."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 serves other machines."""
     port: int = Field(8080, ge=1, le=65535)
+    """The port to listen on."""
     min_replicas: int = Field(1, ge=1)
+    """The smallest number of copies of the scorer."""
     max_replicas: int = Field(1, ge=1)
-    """Copies of the scorer, as many as the load asks for; they share a machine's cores evenly."""
+    """The greatest number of copies of the scorer. The load decides; they share a machine's cores evenly."""
     batch_size: int = Field(32, ge=1)
-    """Texts that a scorer takes at most at once. No text waits for a batch to fill."""
+    """The greatest number of texts that a scorer takes at once. No text waits for a batch to fill."""
     max_requests: int = Field(2000, ge=1)
-    """Requests for scores under way at once; one more is refused (429)."""
+    """The greatest number of open requests for scores; one more is refused (429)."""
     max_body_bytes: int = Field(256 * 1024, ge=1024)
+    """The greatest size of a request's body."""
     read_timeout_seconds: float = Field(10.0, gt=0)
-    """Within which a client has to send its request, header and body."""
+    """Seconds within which a client has to send its request, header and body."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Within which a text is scored, or the request fails (503)."""
+    """Seconds within which a text is scored; after them the request fails (503)."""
 
     @model_validator(mode="after")
-    def _range(self) -> Serve:
+    def _valid_range(self) -> Serve:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) is less than min_replicas ({self.min_replicas})")
         return self

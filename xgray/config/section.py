@@ -1,4 +1,4 @@
-"""What every section of the experiment file has in common, and how one is validated."""
+"""The base of all sections of the experiment file, and how a section is validated."""
 
 from __future__ import annotations
 
@@ -26,25 +26,28 @@ class Section(BaseModel):
 
 
 class Model(Section):
+    """A model to load."""
+
     id: str
-    """A Hugging Face model id, a local folder, a GGUF file, or ``pkg://package/file.gguf`` for one in a package."""
+    """A Hugging Face model id, a local folder, a GGUF file, or ``pkg://package/file.gguf`` for a GGUF file in a Python
+    package."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The precision in which the model generates and is measured; training has its own."""
+    """The precision in which the model generates and is measured; training has ``train.dtype``."""
 
 
 class MeasuringExecution(Section):
-    """How a stage is run that measures texts with one model."""
+    """How a stage is run that passes texts through a model."""
 
     num_workers: int | None = Field(None, ge=1)
-    """Copies of the model side by side; by default one for each GPU, or for each machine without."""
+    """Number of copies of the model; by default one per GPU, or one per machine without a GPU."""
     batch_size: int = Field(32, ge=1)
     """Texts in one forward pass."""
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, section by section."""
+    """Return ``base`` overridden by ``changes``, section by section. Neither is modified."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -53,14 +56,16 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys that are known in the section that holds ``location``."""
+    """Return the names of all fields of the section that holds ``location``, a path of keys and list indices."""
     current: type[BaseModel] = section
     for key in location[:-1]:
         if isinstance(key, int):
             continue
         annotation = current.model_fields[key].annotation if key in current.model_fields else None
         candidates = [annotation, *get_args(annotation)]
-        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)]
+        nested = [
+            candidate for candidate in candidates if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        ]
         if not nested:
             return []
         current = nested[0]
@@ -68,14 +73,19 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
-    """The section built from ``values``.
+    """Build a section from ``values``.
+
+    Args:
+        section: the section's model.
+        values: its fields, as YAML holds them.
+        where: the file or option that they come from, for the error's message.
 
     Raises:
-        InputError: one line per wrong field, with the nearest known key for an unknown one.
+        InputError: a field is wrong; the message has one line per field, with the nearest known key for an unknown one.
     """
     try:
         return section.model_validate(values)
-    except InputError as error:  # of a section within, which names its own place
+    except InputError as error:  # from a variant's train section, whose message names the variant
         raise InputError(f"{where}: {error}") from None
     except ValidationError as error:
         lines = []
@@ -89,7 +99,7 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
-                if "://" in given:  # as above
+                if "://" in given:  # an address may hold a password
                     given = ""
                 lines.append(f"{where}: {path + ': ' if path else ''}{message}{given}")
         raise InputError("\n".join(lines)) from None

@@ -13,71 +13,98 @@ BASE = "base"
 
 
 class TrainExecution(Section):
+    """How a training is run."""
+
     strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
     """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
     num_workers: int = Field(1, ge=1)
+    """Number of training workers, each with a share of the batch."""
     use_gpu: bool | None = None
-    """Whether each worker takes a GPU; by default, if the cluster has one."""
+    """Whether each worker uses a GPU; by default if the cluster has one."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """Cores of each worker; by default all of the cluster's, shared among the workers."""
+    """Cores per worker; by default all cores of the cluster, shared among the workers."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 class Train(Section):
+    """Preference tuning by DPO."""
+
     pairs: str = "embedded"
-    """``embedded`` or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen), ``pert_gen_text``."""
+    """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
+    ``pert_gen_text`` (rejected), or a folder of such files."""
     limit: int | None = Field(None, ge=1)
-    """At most this many pairs, the first ones of the file."""
+    """Use at most this many pairs, the first of the file."""
     method: Literal["full", "lora", "qlora"] = "full"
     """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
     lora_r: int = Field(64, ge=1)
+    """Rank of the LoRA adapter."""
     lora_alpha: int = Field(16, ge=1)
+    """The adapter's output is scaled by ``lora_alpha / lora_r``."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapter's input while training."""
     lora_targets: Switch = "corrected"
-    """``corrected``: every linear layer of the blocks; ``released``: the embeddings and the head as well."""
+    """The layers that the adapter tunes. ``corrected``: every linear layer of the blocks; ``released``: the embeddings
+    and the output head too."""
     beta: float = Field(0.1, gt=0)
+    """DPO's beta: how strongly the policy is held to the reference model."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """The preference loss; ``sigmoid`` is DPO's."""
     learning_rate: float = Field(1e-5, gt=0)
+    """The learning rate after warm-up."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    """The optimizer; the paper uses RMSprop."""
     weight_decay: float = Field(0.05, ge=0)
+    """Weight decay of the optimizer."""
     warmup_steps: int = Field(150, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
     max_grad_norm: float = Field(10.0, gt=0)
+    """Gradients of a larger norm are scaled down to it."""
     batch_size: int = Field(4, ge=1)
-    """Pairs in one optimizer step and accumulation step, over all workers; what is left of an epoch fills none."""
+    """Pairs in one forward and backward pass, over all workers. Pairs of an epoch that do not fill a batch are left
+    out."""
     gradient_accumulation: int = Field(1, ge=1)
+    """Batches in one optimizer step."""
     epochs: float = Field(5, gt=0)
+    """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after this many optimizer steps, whatever ``epochs`` says."""
+    """Stop after this many optimizer steps, whatever ``epochs`` is."""
     max_length: int = Field(256, ge=8)
-    """Longest prompt with continuation; see ``length_filter``."""
+    """The greatest length of a prompt with its continuation; see ``length_filter``."""
     max_prompt_length: int = Field(64, ge=1)
-    """Longest prompt, in tokens; longer ones lose their beginning."""
+    """The greatest length of a prompt in tokens; longer prompts lose their beginning."""
     length_filter: Switch = "corrected"
-    """Pairs over ``max_length`` are dropped and counted, by tokens; ``released`` counts characters instead."""
+    """Pairs longer than ``max_length`` tokens are dropped, and their number is reported; ``released`` compares
+    characters instead of tokens."""
     validation_share: float = Field(0.05, ge=0, lt=1)
-    """Of the pairs, held out; rounded to whole batches."""
+    """The share of the pairs that is held out for validation, rounded to whole batches."""
     eval_steps: int = Field(25, ge=1)
-    """Steps between validations, each with a checkpoint to resume from."""
+    """Optimizer steps between validations. Each validation saves a checkpoint to resume from."""
     patience: int | None = Field(10, ge=1)
-    """Stop after this many validations without a lower loss."""
+    """Stop after this many validations without a lower loss; null never stops early."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """The precision of training."""
     seed: int | None = None
-    """Seed of the split, the order and the adapter's start; the experiment's seed by default."""
+    """The seed of the validation split, the order of the pairs and the adapter's first weights; by default the
+    experiment's seed."""
     execution: TrainExecution = TrainExecution()
 
 
 class Variant(Section):
+    """A model after tuning: a training of its own, or a checkpoint that exists already."""
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """The variant's name in the run's folders and in the report; ``base`` is the model before tuning."""
     checkpoint: str | None = None
-    """A tuned model (folder or hub id) or LoRA adapter (folder) that is there already; nothing is trained for it."""
+    """A tuned model (a folder or hub id) or a LoRA adapter (a folder) to measure; nothing is trained for it."""
     revision: str | None = None
     """Branch, tag or commit of a checkpoint on the hub."""
     train: dict[str, Any] = {}
-    """What this variant changes of the ``train`` section."""
+    """Fields of the ``train`` section that differ for this variant."""
 
     @property
     def checkpoint_model(self) -> Model:
-        """The checkpoint as a model to be loaded; for a variant that has one."""
+        """The checkpoint as a model to load. Only for a variant that has one."""
         return Model(id=self.checkpoint or "", revision=self.revision)
 
     @field_validator("name")
