@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from object_store import CREDENTIALS, ObjectStore, object_store
 from pyarrow.fs import AzureFileSystem, FileSelector
 
+from tests.object_store import CREDENTIALS, ObjectStore, object_store
 from xgray.errors import InputError, StageError
 from xgray.rows import Completions, schema, to_table
 from xgray.storage.folder import TEMPORARY_MARK, Folder, with_retries
@@ -237,7 +237,7 @@ def test_a_blob_on_azure_is_never_seen_empty(tmp_path: Path, monkeypatch: pytest
                    (("authority", where), ("scheme", "http"))}  # fmt: skip
     azure = AzureFileSystem(account_name="devstoreaccount1", account_key=AZURITE_KEY, **authorities)
     # Credentials come from the environment, which has no way to name Azurite's.
-    monkeypatch.setattr("xgray.storage.folder._opened", lambda uri: (azure, "container/runs"))
+    monkeypatch.setattr("xgray.storage.folder._open_file_system", lambda uri: (azure, "container/runs"))
     command = ["azurite-blob", "--location", str(tmp_path), "--blobPort", where.rpartition(":")[2]]
     server = subprocess.Popen([*command, "--skipApiVersionCheck"], stdout=subprocess.DEVNULL)
     try:

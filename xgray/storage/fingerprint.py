@@ -9,7 +9,7 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of ``value``.
+    """Return ``value`` as JSON text that is the same for equal values: keys sorted, no spaces.
 
     Raises:
         TypeError: ``value`` holds something without a stable text (a set, an object, a non-finite number).
@@ -21,16 +21,16 @@ def canonical(value: Any) -> str:
 
 
 def fingerprint(payload: dict[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of ``payload``, in hexadecimal."""
+    """Return the SHA-256 of the canonical JSON of ``payload``, in hexadecimal."""
     return hashlib.sha256(canonical(payload).encode()).hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    """Return the SHA-256 of a file, or of the names and contents of all files below a folder, in hexadecimal."""
     digest = hashlib.sha256()
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    for one in files:
-        with one.open("rb") as stream:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{one.relative_to(path).as_posix()}\0{content}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()

@@ -1,13 +1,18 @@
 """Files of a run, on a local disk or behind any URI that ``pyarrow.fs`` knows (``s3://``, ``gs://`` ...).
 
-Every file is written whole or not at all: locally through a temporary file, ``fsync`` and rename; S3 and Google Cloud
-Storage make an object visible only when its upload is complete; on Azure, where Arrow begins an upload with an empty
-blob, it is copied within the store from a temporary name. Tested are local disks, S3 (moto) and Azure (Azurite, a flat
-namespace); of other file systems, HDFS for one, that is not promised. What fails for the moment is tried again; what
-cannot come right by itself (no space, no permission, no such bucket) is raised at once.
+Every file is written whole or not at all:
 
-A URI carries its file system's options as ``pyarrow.fs`` reads them (``s3://bucket/runs?region=eu-west-1``), and no
-credentials: those come from the environment. On Azure it is ``abfs://container@account.dfs.core.windows.net/runs``.
+- on a local disk through a temporary file, ``fsync`` and rename;
+- on S3 and Google Cloud Storage an object becomes visible only when its upload is complete;
+- on Azure, where Arrow begins an upload with an empty blob, through a temporary name and a copy within the store.
+
+Local disks, S3 (moto) and Azure (Azurite, flat namespace) are tested; other file systems, such as HDFS, may show files
+that are half written. Transient errors are retried; permanent ones (no space, no permission, no such bucket) are raised
+at once.
+
+A URI carries the options of its file system as ``pyarrow.fs`` reads them (``s3://bucket/runs?region=eu-west-1``), and
+no credentials: those come from the environment. A URI on Azure is
+``abfs://container@account.dfs.core.windows.net/runs``.
 """
 
 from __future__ import annotations
@@ -36,25 +41,26 @@ if TYPE_CHECKING:
 
 
 TEMPORARY_MARK = ".tmp-"
-"""Part of the name of a file that is still being written; readers pass it over."""
-
-
+"""Part of the name of a file that is still being written; readers ignore such files."""
 TRIES, WAIT_SECONDS, MAX_WAIT_SECONDS = 6, 0.2, 5.0
-"""Of one read or write; an object store's own client has tried several times before each of them fails."""
-READERS = 16
-"""Files of one folder that are read at once from an object store, where each costs a round trip."""
-COPY_BYTES = 2**24
+"""Retries per read or write, on top of those of an object store's client."""
 TRANSIENT_ERRNOS = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
-"""What a local or mounted disk says of trouble that may pass."""
+"""Errno values of transient errors of a local or mounted disk."""
 PERMANENT_ERROR = re.compile(
     r"ACCESS_DENIED|NO_SUCH|INVALID|SIGNATURE|CREDENTIAL|EXPIRED|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED"
     r"|NOT_FOUND|ALREADY_(?:EXISTS|OWNED)|HTTP status 4(?!08|29)|is a directory",
 )
-"""How pyarrow and object stores name, in errors without a number, what does not pass."""
-AZURE = ("abfs", "abfss")
-AGAIN = "delete it, and the manifest.json of its stage if there is one, and the stage makes its rows again"
-"""What to do about a damaged file of rows: a stage that is finished looks at them no more."""
+"""Matches messages of permanent errors that carry no errno, from pyarrow and object stores."""
+NUM_READERS = 16
+"""Files of one folder that are read at once from an object store, where each costs a round trip."""
+COPY_BYTES = 2**24
+"""Bytes that are copied at a time from an object store to a local file."""
+AZURE_SCHEMES = ("abfs", "abfss")
 SECRET_OPTION = re.compile(r"key|secret|token|password|sas|credential$", re.IGNORECASE)
+REMAKE_ROWS = (
+    "delete it, and the manifest.json of its stage if there is one; the same command then makes the rows again"
+)
+"""What to do about a damaged file of rows. A finished stage does not read its rows, so its manifest has to go too."""
 
 T = TypeVar("T")
 
@@ -64,7 +70,7 @@ class DamagedError(Exception):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a read or a write that failed so may work a little later."""
+    """Return whether a read or write that failed with this error may succeed when it is tried again."""
     if not isinstance(error, OSError):
         return False
     if error.errno is not None:
@@ -73,7 +79,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """What ``call`` returns, tried again with growing pauses while it fails for the moment."""
+    """Return what ``call`` returns; retry it after transient errors, with growing pauses."""
     import stamina
 
     for attempt in stamina.retry_context(
@@ -84,9 +90,29 @@ def with_retries(call: Callable[[], T]) -> T:
     raise AssertionError  # the last attempt returns or raises
 
 
+@contextmanager
+def write_aside(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``, and rename it to ``target`` when the block has written it.
+
+    The block writes a file or makes a folder at that path. If it fails, what it has written is deleted, and ``target``
+    stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 @cache
-def _opened(uri: str) -> tuple[FileSystem, str]:
-    """The file system behind a URI, and the path in it."""
+def _open_file_system(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system behind a URI, and the path in it."""
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
@@ -97,54 +123,54 @@ def _opened(uri: str) -> tuple[FileSystem, str]:
 
 
 def _upload(filesystem: FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    # No `with`, and all in one write: a stream that is closed, be it by an error, makes an object of what it has got so
-    # far.
+    # A single write, and no `with`: a stream that is closed after an error makes an object of what it has got so far.
     stream = filesystem.open_output_stream(path)
     stream.write(content)
     stream.close()
 
 
-def _copy_in(filesystem: FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Through a temporary name; by a copy, as Arrow moves nothing where the account's namespace is flat."""
+def _upload_and_copy(filesystem: FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Upload to a temporary name and copy, as Arrow cannot move blobs in an account with a flat namespace."""
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/{TEMPORARY_MARK}{uuid.uuid4().hex}-{name}"
     try:
         _upload(filesystem, temporary, content)
         filesystem.copy_file(temporary, path)
     finally:
-        with suppress(OSError):  # What is left behind is passed over, and the write's own error says more.
+        with suppress(OSError):  # Readers ignore a temporary file, and the error of the write says more.
             filesystem.delete_file(temporary)
 
 
 class Folder:
-    """A folder by local path or URI. Cheap to make, pickles to any worker, touches nothing until asked."""
+    """A folder, by local path or URI. It pickles to any worker, and making one touches no file.
+
+    Args:
+        uri: A local path, absolute or not (``~`` is the home folder), or a URI.
+
+    Raises:
+        InputError: the URI holds credentials, which would be written into the run's files.
+    """
 
     def __init__(self, uri: str) -> None:
-        """Name a folder.
-
-        Raises:
-            InputError: the URI holds credentials, which would be written wherever it is.
-        """
         if "://" not in uri:
             self.uri = str(Path(uri).expanduser().absolute())
             return
         base, mark, options = uri.partition("?")
         parts = urlsplit(uri)
         user, at, _ = parts.netloc.rpartition("@")
-        # What stands before the @ is the container on Azure, and elsewhere half of a key.
-        if (at and (parts.scheme not in AZURE or ":" in user)) or any(
-            SECRET_OPTION.search(name) for name, _ in parse_qsl(options)
-        ):
-            shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        # On Azure the container stands before the @, elsewhere half of a key.
+        has_credentials = bool(at) and (parts.scheme not in AZURE_SCHEMES or ":" in user)
+        if has_credentials or any(SECRET_OPTION.search(name) for name, _ in parse_qsl(options)):
+            without = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
             raise InputError(
-                f"{shown}: a URI with credentials would be written into the run's files; leave them out, and give them "
-                "in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for one)"
+                f"{without}: this URI holds credentials, which would be written into the run's files. Leave them out "
+                "and set them in the environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         self.uri = base.rstrip("/") + mark + options
 
     @classmethod
     def containing(cls, path: str) -> tuple[Folder, str]:
-        """The folder that a file given by local path or URI lies in, and the file's name in it."""
+        """Return the folder of a file, given by local path or URI, and the file's name in it."""
         file = cls(path)
         return file.parent, file.name
 
@@ -152,7 +178,7 @@ class Folder:
         return f"Folder({self.uri!r})"
 
     def __str__(self) -> str:
-        """The folder without its file system's options, as messages name it."""
+        """Return the URI without the options of its file system, for messages."""
         return self._split()[0]
 
     def __truediv__(self, name: str) -> Folder:
@@ -160,7 +186,7 @@ class Folder:
         return Folder(f"{base}/{name}{options}")
 
     def _split(self) -> tuple[str, str]:
-        """The URI, and its options with the question mark before them."""
+        """Return the URI, and its options with the question mark before them."""
         if "://" not in self.uri:
             return self.uri, ""
         base, mark, options = self.uri.partition("?")
@@ -177,33 +203,35 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a local path, or None where it lies behind a URI."""
+        """The folder as a local path; None if it is behind a URI."""
         if self.uri.startswith("file://"):
             return Path(self.uri.removeprefix("file://"))
         return None if "://" in self.uri else Path(self.uri)
 
     def _resolve(self, name: str) -> tuple[FileSystem, str]:
+        """Return the file system of this folder, and the path in it of one of its files."""
         from pyarrow.fs import LocalFileSystem
 
         local = self.local
         if local is not None:
             return LocalFileSystem(), str(local / name if name else local)
-        filesystem, path = with_retries(lambda: _opened(self.uri))
+        filesystem, path = with_retries(lambda: _open_file_system(self.uri))
         return filesystem, f"{path}/{name}" if name else path
 
     def exists(self, name: str) -> bool:
+        """Return whether there is a file or folder of this name; of this folder itself for an empty name."""
         from pyarrow.fs import FileType
 
         filesystem, path = self._resolve(name)
         return with_retries(lambda: filesystem.get_file_info(path)).type != FileType.NotFound
 
     def names(self, suffix: str = "") -> list[str]:
-        """Names of the finished files and folders in this folder, sorted; empty where there is no such folder."""
+        """Return the names of the finished files and folders in this folder, sorted; none if it does not exist."""
         from pyarrow.fs import FileSelector
 
         filesystem, path = self._resolve("")
         infos = []
-        with suppress(FileNotFoundError):  # Raised all the same where the folder is being made this moment.
+        with suppress(FileNotFoundError):  # Raised in spite of allow_not_found while another process makes the folder.
             infos = with_retries(lambda: filesystem.get_file_info(FileSelector(path, allow_not_found=True)))
         return sorted(
             info.base_name for info in infos if info.base_name.endswith(suffix) and TEMPORARY_MARK not in info.base_name
@@ -220,32 +248,26 @@ class Folder:
         return with_retries(read)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write one file, whole or not at all; its folder is made where it is missing."""
+        """Write one file, whole or not at all; make its folder if it does not exist."""
         with_retries(lambda: self._write(name, content))
 
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         filesystem, path = self._resolve(name)
-        if self.local is None:
-            if self.uri.partition("://")[0] in AZURE:
-                _copy_in(filesystem, path, content)
-            else:
-                _upload(filesystem, path, content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
-        try:
-            with temporary.open("wb") as stream:
+        if self.local is not None:
+            with write_aside(Path(path)) as temporary, temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        elif self.uri.partition("://")[0] in AZURE_SCHEMES:
+            _upload_and_copy(filesystem, path, content)
+        else:
+            _upload(filesystem, path, content)
 
     def move_in(self, name: str, source: Path) -> None:
-        """Move a local file in, whole or not at all. Into a local folder it is renamed, so it must lie on its disk."""
+        """Move a local file into this folder, whole or not at all.
+
+        Into a local folder it is renamed, so ``source`` must lie on the same disk.
+        """
         import pyarrow as pa
 
         local = self.local
@@ -261,7 +283,7 @@ class Folder:
         source.unlink()
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy one file to a local path, which is whole when this returns."""
+        """Copy one file to a local path, which is complete when this returns."""
         filesystem, path = self._resolve(name)
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -287,15 +309,35 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
-        """One Parquet file, to be read in parts."""
+        """Open one Parquet file, to read it in parts."""
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self._parquet_source(name))
+
+    def _parquet_source(self, name: str) -> str | pa.BufferReader:
+        import pyarrow as pa
+
+        local = self.local
+        return str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file.
+
+        Raises:
+            StageError: the file is damaged. Files are written whole, so something else has cut it.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        local = self.local
-        return pq.ParquetFile(str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name)))
+        source = self._parquet_source(name)
+        try:
+            return pq.read_table(source, columns=columns)
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise StageError(f"{self / name} is damaged ({reason}); {REMAKE_ROWS}") from None
 
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """All finished Parquet files of this folder as one table; an empty table where there are none.
+        """Read all finished Parquet files of this folder as one table; an empty table if there are none.
 
         Raises:
             StageError: a file is damaged.
@@ -306,48 +348,31 @@ class Folder:
         if self.local is not None:
             tables = [self.read_table(name, columns) for name in names]
         else:
-            with ThreadPoolExecutor(READERS) as pool:
+            with ThreadPoolExecutor(NUM_READERS) as pool:
                 tables = list(pool.map(lambda name: self.read_table(name, columns), names))
         if tables:
             return pa.concat_tables(tables)
         fields = [schema.field(column) for column in columns] if columns else schema
         return pa.schema(fields).empty_table()
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file.
-
-        Raises:
-            StageError: it is damaged; ours are written whole, so something else has cut it.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        local = self.local
-        source = str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name))
-        try:
-            return pq.read_table(source, columns=columns)
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise StageError(f"{self / name} is damaged ({reason}); {AGAIN}") from None
-
     def count_rows(self) -> int:
-        """Rows in all finished Parquet files of this folder, from their footers.
+        """Return the number of rows in all finished Parquet files of this folder, from their footers.
 
         Raises:
             StageError: a file is damaged.
         """
         import pyarrow as pa
 
-        with self._damage_named():
+        with self._naming_damage():
             return with_retries(self._dataset(pa.schema([])).count_rows)
 
     def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """These columns of all finished Parquet files of this folder, part by part: few of them are held at once.
+        """Yield these columns of all finished Parquet files of this folder, a few batches in memory at a time.
 
         Raises:
             StageError: a file is damaged.
         """
-        with self._damage_named():
+        with self._naming_damage():
             yield from self._dataset(schema).to_batches(columns=columns)
 
     def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
@@ -360,22 +385,23 @@ class Folder:
         )
 
     @contextmanager
-    def _damage_named(self) -> Iterator[None]:
+    def _naming_damage(self) -> Iterator[None]:
+        """Turn pyarrow's error about a damaged file into a StageError that names this folder."""
         import pyarrow as pa
 
         try:
             yield
         except pa.ArrowInvalid as error:
-            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; {AGAIN}") from None
+            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; {REMAKE_ROWS}") from None
 
     def remove(self, name: str) -> None:
-        """Delete one file, if it is there."""
+        """Delete one file, if it exists."""
         filesystem, path = self._resolve(name)
         with suppress(FileNotFoundError):
             with_retries(lambda: filesystem.delete_file(path))
 
     def clear(self, kept: str) -> None:
-        """Delete all in this folder but one file."""
+        """Delete everything in this folder except the file ``kept``."""
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._resolve("")
@@ -386,7 +412,7 @@ class Folder:
                 self.remove(info.base_name)
 
     def delete(self) -> None:
-        """Delete the folder and all in it, if it is there."""
+        """Delete the folder and everything in it, if it exists."""
         filesystem, path = self._resolve("")
         if self.exists(""):
             with_retries(lambda: filesystem.delete_dir(path))

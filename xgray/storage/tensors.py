@@ -1,4 +1,4 @@
-"""Tensors that stages leave on disk, as safetensors."""
+"""Read the safetensors files that stages write."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-AGAIN = "delete it, and the same command makes it again"
+REMAKE_FILE = "delete it, and the same command makes it again"
 
 
-def read_tensors(folder: Folder, file: str, *names: str, remedy: str = AGAIN) -> dict[str, NDArray[Any]]:
-    """All tensors of a file, in which ``names`` must be.
+def read_tensors(folder: Folder, file: str, *required: str, remedy: str = REMAKE_FILE) -> dict[str, NDArray[Any]]:
+    """Return all tensors of a safetensors file, by name.
+
+    Args:
+        required: Names of tensors that the file must hold.
+        remedy: What the user is to do about a damaged file, for the message.
 
     Raises:
-        StageError: it is damaged; ours are written whole, so something else has cut it.
+        StageError: the file is damaged. Files are written whole, so something else has cut it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -27,6 +31,6 @@ def read_tensors(folder: Folder, file: str, *names: str, remedy: str = AGAIN) ->
         tensors = load(folder.read_bytes(file))
     except SafetensorError as error:
         raise StageError(f"{folder / file} is damaged ({error}); {remedy}") from None
-    if missing := [name for name in names if name not in tensors]:
+    if missing := [name for name in required if name not in tensors]:
         raise StageError(f"{folder / file} is damaged (it holds no {', '.join(missing)}); {remedy}")
     return tensors
