@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights and the real small model's tokenizer, and a LoRA adapter that changes it."""
+"""A tiny Llama with random weights and the real small model's tokenizer, a LoRA adapter that changes it, and a Ray."""
 
 import pytest
 
@@ -54,3 +54,12 @@ def tiny_adapter(tiny_model, tmp_path_factory):
     model.merge_and_unload().save_pretrained(folder / "merged")
     load_tokenizer(tiny_model).save_pretrained(folder / "merged")
     return str(folder / "adapter"), str(folder / "merged")
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A local Ray that all tests of a module use, because its start takes longer than most of them."""
+    from xgray.distributed.cluster import connect
+
+    with connect():
+        yield

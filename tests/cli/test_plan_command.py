@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from object_store import CREDENTIALS, object_store
 
+from tests.object_store import CREDENTIALS, object_store
 from xgray.storage.folder import Folder
 
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import yaml
-from faulty_service import KEY, FaultyService, serving, true_score
 
+from tests.faulty_service import KEY, FaultyService, serving, true_score
 from xgray.config import Experiment
 from xgray.data.labelled import read_labelled
 from xgray.rows import Completions, Scores, from_table, schema, to_table

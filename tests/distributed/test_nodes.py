@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.distributed.pipeline_driver import PROMPTS, run
+from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Generate, Model, Score, Train
 from xgray.distributed.cluster import cluster_capacity, connect
 from xgray.distributed.placement import place_scorers
@@ -17,11 +19,6 @@ from xgray.distributed.workers import run_on_workers
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
 from xgray.storage.folder import Folder
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-from pipeline_driver import PROMPTS, run
-from tiny import PAIRS, make_tiny_model
 
 MODELS = {"model": "none", "adapter": None, "merged": "none"}
 

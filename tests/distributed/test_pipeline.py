@@ -16,6 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.distributed.pipeline_driver import MODELS, PROMPTS, run, told
 from xgray.config import Score
 from xgray.distributed.cluster import connect
 from xgray.distributed.pipeline import ITERATION_THREAD
@@ -23,9 +24,6 @@ from xgray.errors import InputError, StageError
 from xgray.rows import Prompt
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pipeline_driver import MODELS, PROMPTS, run, told
 
 DRIVER = str(Path(__file__).with_name("pipeline_driver.py"))
 GENERATE = {"engine": "transformers", "batch_size": 4}

@@ -4,8 +4,8 @@ import time
 
 import pytest
 import ray
-from faulty_service import KEY, most_in_a_second, serving_apart
 
+from tests.faulty_service import KEY, most_in_a_second, serving_apart
 from xgray.config import Score
 from xgray.distributed.cluster import connect
 from xgray.distributed.rate_limit import NAMESPACE, shared_rate_limit

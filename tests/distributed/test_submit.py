@@ -20,7 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import requests
-from faulty_service import KEY, FaultyService, serving
+
+from tests.faulty_service import KEY, FaultyService, serving
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0123456789abcdef"

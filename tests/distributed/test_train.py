@@ -14,16 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from object_store import BUCKET, CREDENTIALS, object_store
 from safetensors.torch import load_file
 
+from tests.object_store import BUCKET, CREDENTIALS, object_store
+from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Model, Train, TrainExecution
 from xgray.errors import InputError
 from xgray.models.source import local_weights
 from xgray.storage.folder import Folder
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-from tiny import PAIRS, make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +40,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"XGRAY_CACHE": cache, "RAY_raylet_start_wait_time_s": "120"}
+    root = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": root, "XGRAY_CACHE": cache, "RAY_raylet_start_wait_time_s": "120"}
 
 
 def start(model, output, environment, **fields):

@@ -2,12 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-
-from tiny import PAIRS
-
+from tests.train.tiny import PAIRS
 from xgray.config import Model, Train
 from xgray.storage.folder import Folder
 

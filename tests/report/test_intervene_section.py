@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from made_run import CHANGES, write_run
-from test_report import Page
 
+from tests.report.made_run import CHANGES, write_run
+from tests.report.test_report import Page
 from xgray.experiment.stages.intervene import metrics_by_setting
 from xgray.mechanism.neurons import Edit
 from xgray.report.build import build_report

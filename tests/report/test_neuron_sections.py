@@ -1,10 +1,10 @@
 """The sections about the probe and the value vectors, from files as their stages leave them."""
 
 import pytest
-from made_run import write_run
 from markupsafe import Markup
-from test_report import Page
 
+from tests.report.made_run import write_run
+from tests.report.test_report import Page
 from xgray.report.build import build_report, render
 from xgray.report.files import RunFiles
 from xgray.report.sections import probe as probe_section

@@ -1,10 +1,10 @@
 """What was made from a stage that has been made anew since is not shown beside it."""
 
 import pytest
-from made_run import CHANGES, write_run
-from test_report import Page
-from test_retrieve import write_retrieval
 
+from tests.report.made_run import CHANGES, write_run
+from tests.report.test_report import Page
+from tests.report.test_retrieve import write_retrieval
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles
 from xgray.runs.manifest import StageFolder, StageResult

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from made_run import CHANGES, write_run
 
+from tests.report.made_run import CHANGES, write_run
 from xgray.errors import InputError
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles

@@ -1,9 +1,9 @@
 """The report's section about retrieval and transfer, of made-up states."""
 
 import numpy as np
-from made_run import CHANGES, write_run
-from test_report import Page
 
+from tests.report.made_run import CHANGES, write_run
+from tests.report.test_report import Page
 from xgray.experiment.stages.transfer import transfer
 from xgray.mechanism.retrieval.scores import pair_scores, summary
 from xgray.report.build import build_report

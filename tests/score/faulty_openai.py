@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from faulty_service import KEY, Received
 
+from tests.faulty_service import KEY, Received
 from xgray.config import Score
 from xgray.score.build import build_scorer
 

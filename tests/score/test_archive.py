@@ -2,11 +2,11 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from faulty_service import KEY, FaultyService, running
 
+from tests.faulty_service import KEY, FaultyService, running
 from xgray.errors import StageError
 from xgray.rows import EMPTY_TEXT, Completions
-from xgray.score.archive import CLOSES, estimate, order_prompts, score_prompts, texts_by_prompt
+from xgray.score.archive import CLOSES, estimate_archive, order_prompts, score_prompts, texts_by_prompt
 
 
 def completions(language, index, model, *texts):

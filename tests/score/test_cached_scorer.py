@@ -4,8 +4,8 @@ import signal
 import sys
 
 import pytest
-from faulty_service import KEY, FaultyService, running, true_score
 
+from tests.faulty_service import KEY, FaultyService, running, true_score
 from xgray.errors import StageError
 from xgray.score.scorer import Scored, score_texts
 from xgray.score.store.cached_scorer import StoredScorer

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_classifier import classifier_section, tiny_classifier
 
+from tests.score.tiny_classifier import classifier_section, tiny_classifier
 from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
 from xgray.models.load import load_sequence_classifier

@@ -3,9 +3,9 @@ import json
 import logging
 
 import pytest
-from faulty_openai import FaultyOpenAI, running, true_category, true_grade
-from faulty_service import KEY, everything_said
 
+from tests.faulty_service import KEY, everything_said
+from tests.score.faulty_openai import FaultyOpenAI, running, true_category, true_grade
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import EMPTY_TEXT

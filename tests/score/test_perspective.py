@@ -3,7 +3,8 @@ import json
 import logging
 
 import pytest
-from faulty_service import (
+
+from tests.faulty_service import (
     KEY,
     FaultyService,
     everything_said,
@@ -12,7 +13,6 @@ from faulty_service import (
     serving_apart,
     true_score,
 )
-
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import EMPTY_TEXT

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from tiny_classifier import classifier_section, tiny_classifier
 
+from tests.score.tiny_classifier import classifier_section, tiny_classifier
 from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
 from xgray.rows import EMPTY_TEXT

@@ -1,6 +1,6 @@
 import pytest
-from tiny import make_tiny_model
 
+from tests.train.tiny import make_tiny_model
 from xgray.models.load import load_tokenizer
 
 

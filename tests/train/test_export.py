@@ -3,8 +3,8 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import PAIRS
 
+from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.models.load import load_causal_lm, load_tokenizer
 from xgray.train.export import export

@@ -1,6 +1,6 @@
 import pytest
-from tiny import PAIRS
 
+from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.rows import PreferencePair

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
-from tiny import PAIRS
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
+from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models.load import load_tokenizer

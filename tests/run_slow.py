@@ -1,0 +1,181 @@
+"""Run the slow tests, each file in a process of its own: ``python -m tests.run_slow [--jobs N] [FILE ...]``.
+
+Slow tests load engines, trainers and clusters into their process, and these bring threads, signal handlers and two
+OpenMP runtimes that stay until the process ends. One process for each file keeps them apart. When a process dies, the
+test that it was running is named and counts as failed, and the file's other tests run in a new process.
+
+Output and traces go to ``build/slow-tests/``, a log for each file. The last line counts the outcomes, and the exit code
+is 1 if a test failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOGS = ROOT / "build" / "slow-tests"
+EVENTS = "XGRAY_TEST_EVENTS"
+"""The environment variable that names the file to which a test process writes what it does."""
+TRACE_SECONDS = 500
+"""After this long in one test the stacks of all threads go to the log; the test itself is ended a little later."""
+FILE_SECONDS = 1500
+"""After this long a process is taken to hang, and is killed."""
+NUM_SLOWEST = 25
+LOG_TAIL = 12_000
+"""Characters of a log that are printed when a test of its file failed."""
+
+
+@dataclass
+class FileResult:
+    """What the tests of one file came to."""
+
+    path: str
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """``passed``, ``failed`` or ``skipped`` for each test."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of each test, its fixtures included."""
+    total_seconds: float = 0.0
+
+    @property
+    def log_name(self) -> str:
+        return self.path.removeprefix("tests/").removesuffix(".py").replace("/", "-") + ".log"
+
+    def num(self, outcome: str) -> int:
+        return sum(found == outcome for found in self.outcomes.values())
+
+
+def slow_files() -> list[str]:
+    """Return the test files that have slow tests, those of clusters first, which take longest."""
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text()]
+    names = sorted(path.relative_to(ROOT).as_posix() for path in files)
+    return sorted(names, key=lambda name: "/distributed/" not in name)
+
+
+def run_file(path: str) -> FileResult:
+    """Run the slow tests of a file, again without those that are done as long as their process dies."""
+    result = FileResult(path)
+    log = LOGS / result.log_name
+    events = log.with_suffix(".events")
+    log.write_text("")
+    began = time.monotonic()
+    while True:
+        events.write_text("")
+        code = _run_process(path, list(result.outcomes), log, events)
+        running = _read_events(events, result)
+        if running is not None:  # the process died, or was killed because it hung
+            result.outcomes[running] = "failed"
+            with log.open("a") as stream:
+                stream.write(f"\nThe process ended with {code} while it ran {running}.\n")
+        elif code not in (0, 1, 5):  # 5: no tests are left
+            result.outcomes[f"{path} ended with {code}"] = "failed"
+        if running is None or code == pytest.ExitCode.INTERRUPTED:
+            break
+    result.total_seconds = time.monotonic() - began
+    return result
+
+
+def _run_process(path: str, done: list[str], log: Path, events: Path) -> int:
+    command = [sys.executable, "-m", "pytest", "-m", "slow", path, "-p", "tests.run_slow", "--durations=0"]
+    command += ["-o", f"faulthandler_timeout={TRACE_SECONDS}", *(f"--deselect={test}" for test in done)]
+    environment = {**os.environ, EVENTS: str(events), "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("a") as stream:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            return process.wait(FILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def _read_events(path: Path, result: FileResult) -> str | None:
+    """Add a process's events to the file's result, and return the test that had begun and not ended."""
+    running = None
+    for line in path.read_text().splitlines():
+        event = json.loads(line)
+        test = event["test"]
+        if event["kind"] == "start":
+            running = test
+        elif event["kind"] == "end":
+            running = None
+        else:
+            result.seconds[test] = result.seconds.get(test, 0.0) + event["seconds"]
+            before = result.outcomes.get(test, "passed")
+            # A test that passed can still fail in the teardown of its fixtures.
+            result.outcomes[test] = event["outcome"] if event["outcome"] != "passed" else before
+    return running
+
+
+# The hooks by which a test process writes its events; pytest loads this module as a plugin.
+
+
+def _write_event(**event: object) -> None:
+    with open(os.environ[EVENTS], "a") as stream:
+        stream.write(json.dumps(event) + "\n")
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _write_event(kind="start", test=nodeid)
+
+
+def pytest_runtest_logreport(report: object) -> None:
+    _write_event(kind="phase", test=report.nodeid, outcome=report.outcome, seconds=report.duration)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    _write_event(kind="end", test=nodeid)
+
+
+def main() -> int:
+    """Run the files and print the outcome of each as it ends, then the slowest tests and the total."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="files that run side by side")
+    parser.add_argument("files", nargs="*", help="test files; by default all that have slow tests")
+    arguments = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    results = []
+    pool = ThreadPoolExecutor(arguments.jobs)
+    try:
+        for future in as_completed([pool.submit(run_file, path) for path in arguments.files or slow_files()]):
+            results.append(result := future.result())
+            print(f"{result.total_seconds:6.0f} s  {result.path}: {_counts([result])}", flush=True)
+            if result.num("failed"):
+                print((LOGS / result.log_name).read_text()[-LOG_TAIL:], flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _print_slowest(results)
+    for result in results:
+        for test, outcome in result.outcomes.items():
+            if outcome == "failed":
+                print(f"FAILED {test}")
+    print(_counts(results))
+    return 1 if any(result.num("failed") for result in results) else 0
+
+
+def _counts(results: list[FileResult]) -> str:
+    """Return ``12 passed, 0 failed``, and the number of skipped tests if there are any."""
+    passed, failed, skipped = (
+        sum(result.num(outcome) for result in results) for outcome in ("passed", "failed", "skipped")
+    )
+    return f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else "")
+
+
+def _print_slowest(results: list[FileResult]) -> None:
+    seconds = {test: value for result in results for test, value in result.seconds.items()}
+    print(f"\nThe {NUM_SLOWEST} slowest tests, with the fixtures that each was the first to use:")
+    for test in sorted(seconds, key=seconds.__getitem__, reverse=True)[:NUM_SLOWEST]:
+        print(f"{seconds[test]:6.0f} s  {test}")
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
