@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from xgray.storage.folder import write_aside
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust tell what the operating system said."""
@@ -25,13 +25,9 @@ def make_once(target: Path, make: Callable[[Path], object]) -> Path:
     with target.with_name(f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            working = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-            working.mkdir()
-            try:
+            with write_aside(target) as working:
+                working.mkdir()
                 make(working)
-                working.rename(target)
-            finally:
-                shutil.rmtree(working, ignore_errors=True)
     return target
 
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import uuid
 from pathlib import Path
 
 from xgray.config import Model
@@ -19,7 +18,7 @@ from xgray.models.cache import cache_folder, make_once
 from xgray.models.gguf import converted
 from xgray.storage.checksums import CONTENTS, fetch_verified
 from xgray.storage.fingerprint import file_fingerprint
-from xgray.storage.folder import DamagedError, Folder
+from xgray.storage.folder import DamagedError, Folder, write_aside
 
 
 def resolve(model: Model) -> str:
@@ -149,13 +148,9 @@ def _package_file(uri: str) -> Path:
         raise InputError(f"model.id: {uri}: no file {name} in package {package}")
     target = cache_folder() / "gguf" / name
     if not target.is_file():
-        working = target.with_name(f"{name}.tmp-{uuid.uuid4().hex[:8]}")
-        working.parent.mkdir(parents=True, exist_ok=True)
         try:
-            assemble(working)
-            working.rename(target)
+            with write_aside(target) as working:
+                assemble(working)
         except ImportError as error:
             raise InputError(f"model.id: {uri}: {error}; pip install 'xgray[gemma]'") from None
-        finally:
-            working.unlink(missing_ok=True)
     return target

@@ -6,7 +6,6 @@ A folder is written under a temporary name and renamed when it is complete, so o
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, model_fingerprint, resolve
 from xgray.storage.checksums import CONTENTS, move_with_checksums
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
-from xgray.storage.folder import TEMPORARY_MARK, Folder
+from xgray.storage.folder import Folder, write_aside
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -65,13 +64,9 @@ def merged(model: Model, adapter: str, folder: Folder) -> str:
 def _whole(target: Path, write: Callable[[Path], None]) -> None:
     if target.exists():
         return
-    working = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
-    working.mkdir(parents=True)
-    try:
+    with write_aside(target) as working:
+        working.mkdir()
         write(working)
-        working.rename(target)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
