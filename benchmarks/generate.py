@@ -74,8 +74,9 @@ def seeds(prompts: list[Any]) -> list[int]:
 
 
 def through_ray(number: int, given: Generate, output: str, models: int = 1) -> dict[str, float]:
+    from xgray.distributed.actors import PipelineModel, PipelineSettings
     from xgray.distributed.cluster import connect, total
-    from xgray.distributed.pipeline import PipelineModel, run_pipeline
+    from xgray.distributed.pipeline import run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models.source import resolve
     from xgray.runs.prompts import PROMPTS, prompt_file
@@ -97,7 +98,7 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
             for model, weights, loaded in served
         ]
         Folder(output).write_bytes(PROMPTS, prompt_file(embedded_prompts(number), ""))
-        tallies = run_pipeline(targets, Folder(output), "vllm", given, None, 0)
+        tallies = run_pipeline(targets, PipelineSettings(Folder(output), "vllm", given, None, 0))
         wall = time.perf_counter() - began
     results = [tallies["generate", model].result("generate") for model, _, _ in served]
     seconds = sum(one.seconds for one in results)

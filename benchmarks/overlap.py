@@ -54,7 +54,8 @@ def serve(port: Connection) -> None:
 
 def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: Score | None) -> float:
     """Of one pipeline with these stages; completions that are in ``folder`` are scored where nothing is sampled."""
-    from xgray.distributed.pipeline import PipelineModel, run_pipeline
+    from xgray.distributed.actors import PipelineModel, PipelineSettings
+    from xgray.distributed.pipeline import run_pipeline
     from xgray.generate.engine import Weights
     from xgray.models.source import resolve
     from xgray.runs.prompts import PROMPTS, prompt_file
@@ -66,7 +67,7 @@ def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: S
     )
     began = time.perf_counter()
     Folder(folder).write_bytes(PROMPTS, prompt_file(prompts, ""))
-    run_pipeline([target], Folder(folder), "vllm" if generate else None, generate, score, 0)
+    run_pipeline([target], PipelineSettings(Folder(folder), "vllm" if generate else None, generate, score, 0))
     return time.perf_counter() - began
 
 

@@ -5,8 +5,9 @@ import sys
 from dataclasses import asdict
 
 from xgray.config import Generate, Score
+from xgray.distributed.actors import PipelineModel, PipelineSettings
 from xgray.distributed.cluster import connect
-from xgray.distributed.pipeline import PipelineModel, run_pipeline
+from xgray.distributed.pipeline import run_pipeline
 from xgray.errors import XgrayError
 from xgray.generate.engine import Weights
 from xgray.rows import Prompt
@@ -50,15 +51,14 @@ def run(
     if generate is not None:
         section = Generate.model_validate({"k": 2, "max_new_tokens": 8, "execution": generate})
     Folder(str(root)).write_bytes(FILE, prompt_file(prompts, ""))
-    return run_pipeline(
-        [target for target in targets(root, **models) if target.model in names],
+    settings = PipelineSettings(
         Folder(str(root)),
         section.execution.engine if section else None,
         section,
         None if score is None else Score.model_validate(score),
         7,
-        on_progress,
     )
+    return run_pipeline([target for target in targets(root, **models) if target.model in names], settings, on_progress)
 
 
 def told(root, models, **settings):

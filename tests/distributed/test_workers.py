@@ -22,8 +22,16 @@ def local_ray(request):
 
 ERRORS = [
     (InputError("no such model"), InputError, "no such model"),
-    (OSError(errno.ENOSPC, "No space left on device", "/rows"), StageError, "No space left on device: /rows; what is"),
-    (RuntimeError("CUDA error\nat line 3"), StageError, "a worker failed: RuntimeError CUDA error; what is done stays"),
+    (
+        OSError(errno.ENOSPC, "No space left on device", "/rows"),
+        StageError,
+        "No space left on device: /rows. Results so far are kept. Fix this",
+    ),
+    (
+        RuntimeError("CUDA error\nat line 3"),
+        StageError,
+        "a worker failed: RuntimeError CUDA error. Results so far are kept",
+    ),
     (ray.exceptions.ActorDiedError(), StageError, "a worker failed: ActorDiedError "),
 ]
 
@@ -54,7 +62,7 @@ def test_a_worker_that_finds_no_memory_is_started_again_but_not_for_ever(local_r
     started = []
     start = WorkerPool._start
     monkeypatch.setattr(WorkerPool, "_start", lambda self: (started.append(self), start(self)))
-    with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*; run the same command") as told:
+    with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*Run the same command") as told:
         list(run_on_workers(Waiting, (), [1], "stage", num_workers=1))
     assert len(str(told.value).splitlines()) == 1
     assert len(started) > MAX_DEATHS

@@ -1,4 +1,4 @@
-"""The actors of the pipeline: each commits what it made before it passes it on."""
+"""The actors of the pipeline: each commits its rows before it passes a block on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from xgray.config import Generate, Score
 from xgray.distributed.crash_ledger import MAX_DEATHS, CrashLedgerClient
 from xgray.distributed.failures import Failure
 from xgray.distributed.keys import take_keys
-from xgray.distributed.metrics import count_block
+from xgray.distributed.metrics import BlockReport, count_block
 from xgray.distributed.rate_limit import shared_scorer
 from xgray.errors import StageError
 from xgray.generate.build import build_engine
@@ -37,48 +37,64 @@ if TYPE_CHECKING:
     Batch = dict[str, np.ndarray]
 
 MAX_TASKS = 4096
-"""Ray's tasks in one flow, each of which costs the driver memory; above it, several blocks go in one, one by one."""
+"""Most Ray tasks in one flow, because each costs the driver memory; with more blocks a task takes several in turn."""
+
+MAX_DEATHS_WITH_PROMPT = 2
+"""Deaths of the engine's process with a single prompt, after which the prompt is recorded as failed."""
 
 Item = dict[str, Any]
-"""What passes through the pipeline for a block: ``new`` or ``made`` (the block itself) and ``parts`` (what each actor
-has to say of its work). Or a ``failure``, which is passed on. Rows pass on disk alone, so that a node that vanishes
-takes none with it."""
+"""One block on its way through the pipeline: ``new`` or ``made`` (the block) and ``parts`` (the actors' reports).
+
+In the place of a block that failed it is a ``failure``. Rows pass on disk alone, so that a node that vanishes takes
+none with it."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model's weights are, and where its rows go."""
+class PipelineModel:
+    """One model of the experiment, and the folders of its rows."""
 
+    model: str
     weights: Weights
+    """The weights that an engine loads for it; adapters of models with the same weights are served together."""
     adapter: str | None
     completions: Folder
     scores: Folder
     edit: Edit | None = None
+    """How neurons are edited while the model is sampled."""
 
 
-Places = dict[str, Place]
-"""By model."""
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What holds for all models of one pipeline. Either stage may be None, and its rows are then left as they are."""
+
+    run: Folder
+    """The run, whose prompt file holds the prompts to sample."""
+    engine: EngineName | None
+    """The engine that samples; None where nothing is sampled."""
+    generate: Generate | None
+    score: Score | None
+    seed: int
 
 
 def dataset(items: Sequence[Item]) -> Dataset:
-    """Items as rows of a Ray dataset: one JSON text each, so that no column type depends on what one holds."""
+    """Return a Ray dataset of one JSON text per item, so that no column's type depends on an item's content."""
     import ray
 
     texts = [{"item": json.dumps(item)} for item in items]
     return ray.data.from_items(texts, override_num_blocks=min(len(texts), MAX_TASKS))
 
 
-def parts_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the actors said, from a row that left the pipeline.
+def block_reports(row: dict[str, Any]) -> list[BlockReport]:
+    """Return the actors' reports of a block that has left the pipeline.
 
     Raises:
-        XgrayError: one of them failed.
+        XgrayError: an actor failed with the block.
     """
     item: Item = json.loads(row["item"])
     if "failure" in item:
         raise Failure(**item["failure"]).error()
-    parts: list[dict[str, Any]] = item["parts"]
-    return parts
+    reports: list[BlockReport] = item["parts"]
+    return reports
 
 
 def _decode(batch: Batch) -> Item:
@@ -96,56 +112,26 @@ def _encode(item: Item) -> Batch:
 class GenerateActor:
     """Holds one engine, for all languages and for all models that share its base weights.
 
-    The engine starts with the first block; models of other weights follow each other in it.
+    The engine starts with the first block. When a block needs other weights, they replace the loaded ones.
     """
 
     def __init__(
-        self, engine: EngineName, section: Generate, seed: int, run: Folder, places: Places, ledger: CrashLedgerClient
+        self, settings: PipelineSettings, models: Mapping[str, PipelineModel], ledger: CrashLedgerClient
     ) -> None:
-        take_keys()  # of the hub, where the weights come from there
-        self._name = engine
-        self._section = section
-        self._seed = seed
-        self._run = run.name
-        self._prompts = PromptFile(run)
-        self._places = places
+        assert settings.engine is not None
+        assert settings.generate is not None
+        take_keys()  # of the hub, for weights that come from there
+        self._engine_name = settings.engine
+        self._section = settings.generate
+        self._seed = settings.seed
+        self._run = settings.run.name
+        self._prompts = PromptFile(settings.run)
+        self._models = models
         self._ledger = ledger
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
         self._start_seconds = 0.0
-        self._device = "none" if engine == "dummy" else device_name()
-
-    def _engine_of(self, place: Place, anew: bool) -> Engine:
-        """The engine with the place's weights, its neurons edited as there; a new one where ``anew``."""
-        if self._engine is None or self._loaded != place.weights or anew:
-            self._engine = self._start(place.weights)
-        self._engine.edit(place.edit)
-        return self._engine
-
-    def _start(self, weights: Weights) -> Engine:
-        work = self._begin("start", f"as it started with {weights.path}")
-        began = time.perf_counter()
-        if self._engine is not None:
-            try:
-                self._engine.close()
-            finally:  # a broken one may fail at that too; it is not to be closed again
-                self._engine = None
-            gc.collect()  # two engines need not find room together
-        engine = build_engine(self._name, weights, self._section)
-        self._loaded = weights
-        self._start_seconds += time.perf_counter() - began
-        self._ledger.end(work)
-        return engine
-
-    def _begin(self, what: str, said: str) -> str:
-        """Note work that is this actor's own, and give up where its process died of it before, again and again."""
-        import ray
-
-        work = f"{what} {ray.get_runtime_context().get_actor_id()}"
-        deaths, _ = self._ledger.begin(work)
-        if deaths >= MAX_DEATHS:
-            raise StageError(f"generate: the engine's process died {deaths} times {said}")
-        return work
+        self._device = "none" if settings.engine == "dummy" else device_name()
 
     def __call__(self, batch: Batch) -> Batch:
         item = _decode(batch)
@@ -156,23 +142,16 @@ class GenerateActor:
             return _encode({"failure": asdict(Failure.of(error))})
 
     def _sample(self, block: NewBlock) -> Item:
-        place = self._places[block.model]
+        model = self._models[block.model]
         self._start_seconds = 0.0
-        self._engine_of(place, False)
+        self._ready_engine(model)
         start_seconds, began = self._start_seconds, time.time()
         clock = time.perf_counter()
         skipped = set(block.skip)
-        prompts = [one for one in self._prompts.read(block.start, block.stop) if one.prompt_id not in skipped]
+        prompts = [prompt for prompt in self._prompts.read(block.start, block.stop) if prompt.prompt_id not in skipped]
         name = file_name(block.model, [prompt.prompt_id for prompt in prompts])
-        work = f"generate/{block.model}/{name}"
-        deaths, ended = self._ledger.begin(work)
-        if (deaths or ended) and place.completions.exists(name):
-            rows = from_table(place.completions.read_table(name), Completions)
-        else:
-            rows = self._rows(block.model, prompts, place, work if deaths else None)
-            place.completions.write_parquet(name, to_table(rows, Completions))
-        self._ledger.end(work)
-        part = {
+        rows = self._committed_rows(model, prompts, name)
+        report: BlockReport = {
             "stage": "generate",
             "model": block.model,
             "num_prompts": len(rows),
@@ -184,42 +163,100 @@ class GenerateActor:
             "ended": time.time(),
             "seconds": time.perf_counter() - clock,
             "device": self._device,
-            "measured": {"engine": self._name},
+            "measured": {"engine": self._engine_name},
         }
-        count_block(self._run, part)
+        count_block(self._run, report)
         made = MadeBlock(block.model, name, 0, len(rows), block.scored)
-        return {"made": asdict(made), "parts": [part]}
+        return {"made": asdict(made), "parts": [report]}
 
-    def _rows(self, model: str, prompts: list[Prompt], place: Place, suspect: str | None) -> list[Completions]:
-        """The rows of the prompts; one prompt at a time where a process has died with them (``suspect``)."""
+    def _committed_rows(self, model: PipelineModel, prompts: list[Prompt], name: str) -> list[Completions]:
+        """Sample the prompts and commit their rows as the file ``name``, unless an earlier process committed it."""
+        work = f"generate/{model.model}/{name}"
+        num_deaths, has_ended = self._ledger.begin(work)
+        if (num_deaths or has_ended) and model.completions.exists(name):
+            rows = from_table(model.completions.read_table(name), Completions)
+        else:
+            if num_deaths:
+                rows = self._sample_singly(model, prompts, work)
+            else:
+                rows = complete_isolated(
+                    lambda restart: self._ready_engine(model, restart), prompts, model.model, model.adapter, self._seed
+                )
+            model.completions.write_parquet(name, to_table(rows, Completions))
+        self._ledger.end(work)
+        return rows
 
-        def engine(anew: bool) -> Engine:
-            return self._engine_of(place, anew)
+    def _sample_singly(self, model: PipelineModel, prompts: list[Prompt], block: str) -> list[Completions]:
+        """Sample one prompt at a time, because an engine's process died with the block.
 
-        if suspect is None:
-            return complete_isolated(engine, prompts, model, place.adapter, self._seed)
+        Raises:
+            StageError: the process also dies with a harmless text, so that the engine is at fault and not a prompt.
+        """
         rows = []
         for prompt in prompts:
-            work = f"{suspect} {prompt.prompt_id}"
-            deaths, _ = self._ledger.begin(work)
-            if deaths >= 2:
-                probing = self._begin("probe", f"with {PROBE!r} as with {prompt.prompt_id}: it is the engine's fault")
-                engine(False).sample([PROBE], [self._seed], place.adapter)
-                self._ledger.end(probing)
-                rows.append(failed(prompt, model, f"the engine's process died {deaths} times with it alone"))
+            work = f"{block} {prompt.prompt_id}"
+            num_deaths, _ = self._ledger.begin(work)
+            if num_deaths >= MAX_DEATHS_WITH_PROMPT:
+                cause = f"with {PROBE!r} as with {prompt.prompt_id}, so the engine is at fault"
+                probe = self._begin_own_work("probe", cause)
+                self._ready_engine(model).sample([PROBE], [self._seed], model.adapter)
+                self._ledger.end(probe)
+                reason = f"the engine's process died {num_deaths} times with this prompt alone"
+                rows.append(failed(prompt, model.model, reason))
             else:
-                rows += complete_isolated(engine, [prompt], model, place.adapter, self._seed)
+                rows += complete_isolated(
+                    lambda restart: self._ready_engine(model, restart), [prompt], model.model, model.adapter, self._seed
+                )
             self._ledger.end(work)
         return rows
 
+    def _ready_engine(self, model: PipelineModel, restart: bool = False) -> Engine:
+        """Return the engine with the model's weights and edit; a new one if ``restart`` is set."""
+        if self._engine is None or self._loaded != model.weights or restart:
+            self._engine = self._start(model.weights)
+        self._engine.edit(model.edit)
+        return self._engine
+
+    def _start(self, weights: Weights) -> Engine:
+        work = self._begin_own_work("start", f"as it started with {weights.path}")
+        began = time.perf_counter()
+        if self._engine is not None:
+            try:
+                self._engine.close()
+            finally:  # a broken engine may fail to close, and must not be closed a second time
+                self._engine = None
+            gc.collect()  # memory need not hold two engines
+        engine = build_engine(self._engine_name, weights, self._section)
+        self._loaded = weights
+        self._start_seconds += time.perf_counter() - began
+        self._ledger.end(work)
+        return engine
+
+    def _begin_own_work(self, kind: str, cause: str) -> str:
+        """Note work that no other actor does, and return its name in the ledger.
+
+        Raises:
+            StageError: this actor's process died with the work ``MAX_DEATHS`` times; ``cause`` says when.
+        """
+        import ray
+
+        work = f"{kind} {ray.get_runtime_context().get_actor_id()}"
+        num_deaths, _ = self._ledger.begin(work)
+        if num_deaths >= MAX_DEATHS:
+            raise StageError(f"generate: the engine's process died {num_deaths} times {cause}")
+        return work
+
 
 class ScoreActor:
-    """Holds one scorer, built with the first block; several blocks are under way at once."""
+    """Holds one scorer, which is built with the first block; several blocks are scored concurrently."""
 
-    def __init__(self, section: Score, run: str, places: Places, ledger: CrashLedgerClient) -> None:
-        self._section = section
-        self._run = run
-        self._places = places
+    def __init__(
+        self, settings: PipelineSettings, models: Mapping[str, PipelineModel], ledger: CrashLedgerClient
+    ) -> None:
+        assert settings.score is not None
+        self._section: Score = settings.score
+        self._run = settings.run.name
+        self._models = models
         self._ledger = ledger
         self._scorer: Scorer | None = None
         self._building = asyncio.Lock()
@@ -235,28 +272,18 @@ class ScoreActor:
                 item = {"failure": asdict(Failure.of(error))}
         yield _encode(item)
 
-    async def _score(self, block: MadeBlock) -> list[dict[str, Any]]:
+    async def _score(self, block: MadeBlock) -> list[BlockReport]:
         async with self._building:
             if self._scorer is None:
                 self._scorer = await asyncio.to_thread(shared_scorer, self._section)
-        place = self._places[block.model]
-        completions = await asyncio.to_thread(_unscored, block, place.completions)
+        model = self._models[block.model]
+        completions = await asyncio.to_thread(_unscored, block, model.completions)
         if not completions:
             return []
         began, clock = time.time(), time.perf_counter()
-        name = file_name(block.model, [row.prompt_id for row in completions])
-        work = f"score/{block.model}/{name}"
-        deaths, ended = await asyncio.to_thread(self._ledger.begin, work)
-        if (deaths or ended) and await asyncio.to_thread(place.scores.exists, name):
-            rows = from_table(await asyncio.to_thread(place.scores.read_table, name), Scores)
-        elif deaths >= MAX_DEATHS:
-            raise StageError(f"score: the scorer's process died {deaths} times with the texts of {name}")
-        else:
-            rows = await score_rows(self._scorer, completions, self._section.empty_text)
-            await asyncio.to_thread(place.scores.write_parquet, name, to_table(rows, Scores))
-        self._ledger.end(work)
-        facts, counts = self._told(self._scorer)
-        part = {
+        rows = await self._committed_rows(self._scorer, model, completions)
+        facts, counts = self._new_provenance(self._scorer)
+        report: BlockReport = {
             "stage": "score",
             "model": block.model,
             "num_prompts": len(rows),
@@ -271,20 +298,39 @@ class ScoreActor:
             "measured": {"scorer": facts},
             "scorer_counts": counts,
         }
-        count_block(self._run, part)
-        return [part]
+        count_block(self._run, report)
+        return [report]
 
-    def _told(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, float]]:
-        """What the scorer is, and what it has counted since this was last asked."""
-        told = scorer.provenance() | {"validated": list(scorer.validated)}
-        total = {name: value for name, value in told.items() if name.startswith("num_") or name.endswith("_seconds")}
+    async def _committed_rows(
+        self, scorer: Scorer, model: PipelineModel, completions: Sequence[Completions]
+    ) -> list[Scores]:
+        """Score the completions and commit the rows as one file, unless an earlier process committed it."""
+        name = file_name(model.model, [row.prompt_id for row in completions])
+        work = f"score/{model.model}/{name}"
+        num_deaths, has_ended = await asyncio.to_thread(self._ledger.begin, work)
+        if (num_deaths or has_ended) and await asyncio.to_thread(model.scores.exists, name):
+            rows = from_table(await asyncio.to_thread(model.scores.read_table, name), Scores)
+        elif num_deaths >= MAX_DEATHS:
+            raise StageError(f"score: the scorer's process died {num_deaths} times with the texts of {name}")
+        else:
+            rows = await score_rows(scorer, completions, self._section.empty_text)
+            await asyncio.to_thread(model.scores.write_parquet, name, to_table(rows, Scores))
+        self._ledger.end(work)
+        return rows
+
+    def _new_provenance(self, scorer: Scorer) -> tuple[dict[str, Any], dict[str, float]]:
+        """Return what the scorer is, and what it has counted since the last call."""
+        provenance = scorer.provenance() | {"validated": list(scorer.validated)}
+        total = {
+            name: value for name, value in provenance.items() if name.startswith("num_") or name.endswith("_seconds")
+        }
         new = {name: value - self._counted.get(name, 0) for name, value in total.items()}
         self._counted = total
-        return {name: value for name, value in told.items() if name not in total}, new
+        return {name: value for name, value in provenance.items() if name not in total}, new
 
 
 def _unscored(block: MadeBlock, completions: Folder) -> list[Completions]:
-    """The completions of the block that have no scores yet."""
+    """Return the completions of the block that have no scores yet."""
     scored = set(block.scored)
     table = completions.read_table(block.file).slice(block.start, block.stop - block.start)
     return [row for row in from_table(table, Completions) if row.prompt_id not in scored]

@@ -1,7 +1,7 @@
-"""What went wrong in a worker, as the driver tells it.
+"""Errors of workers, as the driver reports them.
 
-Ray hands on a worker's error as text inside errors of its own. So an actor of the pipeline catches what goes wrong and
-sends a :class:`Failure` on in place of its rows; what is left to Ray is the death of a process.
+Ray passes a worker's error on as text inside errors of Ray's own. So an actor catches its errors and passes a
+:class:`Failure` on in the place of a result; Ray handles only the death of a process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from xgray.errors import InputError, StageError, XgrayError
 
+RESUME = "Results so far are kept. Run the same command again to go on."
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -17,25 +19,24 @@ class Failure:
 
     message: str
     users_mistake: bool
-    """Whether running again without a change would fail again."""
+    """Whether the same command would fail again without a change by the user."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         if isinstance(error, XgrayError):
             return cls(str(error), isinstance(error, InputError))
         if isinstance(error, OSError):
-            where = f": {error.filename}" if error.filename else ""
-            return cls(
-                f"{error.strerror or error}{where}; what is done stays: mend it and call the same command", False
-            )
+            file = f": {error.filename}" if error.filename else ""
+            fix = "Results so far are kept. Fix this and run the same command again."
+            return cls(f"{error.strerror or error}{file}. {fix}", False)
         reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        return cls(f"a worker failed: {reason}; what is done stays, and the same command goes on from there", False)
+        return cls(f"a worker failed: {reason}. {RESUME}", False)
 
     def error(self) -> XgrayError:
         return InputError(self.message) if self.users_mistake else StageError(self.message)
 
 
-def death(error: BaseException) -> StageError:
-    """What to say of an error of Ray's own."""
+def worker_died(error: BaseException) -> StageError:
+    """Return the error that reports a dead worker, from an error of Ray's own."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return StageError(f"a worker died: {reason}; what is done stays, and the same command goes on from there")
+    return StageError(f"a worker died: {reason}. {RESUME}")

@@ -1,6 +1,6 @@
-"""What nodes have room for, and how engines and scorers share their GPUs: arithmetic alone, no cluster is asked.
+"""How many workers fit on a cluster's nodes, and how engines and scorers share the GPUs.
 
-Placement goes by it, and so does an estimate.
+This is arithmetic alone: nothing here asks a cluster. Placement and the estimate both use it.
 """
 
 from __future__ import annotations
@@ -18,80 +18,85 @@ Nodes = Counter[Shape]
 
 @dataclass(frozen=True)
 class ClusterCapacity:
-    """What a cluster has, had when this driver began, and may get."""
+    """The nodes of a cluster: now, when this driver joined it, and at most."""
 
     alive: Nodes
+    """Nodes that are alive now."""
     at_start: Nodes
+    """Nodes that were alive when this driver joined the cluster."""
     autoscaler_limit: Nodes
-    """What an autoscaler may grow it to, where it says so."""
+    """The most nodes that an autoscaler may start; empty where it does not say."""
 
     @property
     def expected(self) -> Nodes:
-        """The nodes that are there, and those that were and are expected back; a replaced one counts once."""
+        """Nodes that are alive, and those that were and are expected back. A replaced node counts once."""
         return self.alive | self.at_start
 
     @property
     def maximum(self) -> Nodes:
-        """The most that there can ever be: what finds no room in it is asked for by mistake."""
+        """Upper bound of the cluster's capacity; what does not fit into it can never run."""
         return self.expected | self.autoscaler_limit
 
     @property
     def has_gpu(self) -> bool:
+        """Whether the cluster has a GPU or may get one."""
         return num_fitting(self.maximum, 0, 1) > 0
 
     def nodes_for(self, cpus: int, gpus: int = 0) -> Nodes:
-        """Those to reckon with: a cluster scaled down to nothing that has room counts as one node of each kind."""
-        return (
-            self.expected
-            if num_fitting(self.expected, cpus, gpus)
-            else self.expected | Counter(dict.fromkeys(self.autoscaler_limit, 1))
-        )
+        """Return the nodes on which to place workers of ``cpus`` cores and ``gpus`` GPUs.
+
+        Where no expected node has room for one, as on a cluster that was scaled down to nothing, one node of each
+        shape that the autoscaler may start is added.
+        """
+        if num_fitting(self.expected, cpus, gpus):
+            return self.expected
+        return self.expected | Counter(dict.fromkeys(self.autoscaler_limit, 1))
 
 
 def num_fitting(nodes: Nodes, cpus: int, gpus: int = 0) -> int:
-    """How many workers of ``cpus`` cores and ``gpus`` GPUs find room at once, none of them divided."""
-    return sum(count * _num_on_node(shape, cpus, gpus) for shape, count in nodes.items())
+    """Return how many workers of ``cpus`` cores and ``gpus`` GPUs fit at once; a worker lies on one node."""
+    return sum(count * _num_fitting_on(shape, cpus, gpus) for shape, count in nodes.items())
 
 
-def _num_on_node(shape: Shape, cpus: int, gpus: int) -> int:
-    return min(have // size for have, size in zip(shape, (cpus, gpus), strict=True) if size)
+def _num_fitting_on(shape: Shape, cpus: int, gpus: int) -> int:
+    return min(available // needed for available, needed in zip(shape, (cpus, gpus), strict=True) if needed)
 
 
 def most_cores(nodes: Nodes) -> int:
-    """Of the node that has the most."""
+    """Return the cores of the node that has the most."""
     return max((cores for cores, _ in nodes), default=0)
 
 
 def most_gpus(nodes: Nodes) -> int:
-    """Of the node that has the most."""
+    """Return the GPUs of the node that has the most."""
     return max((gpus for _, gpus in nodes), default=0)
 
 
 def cores_each(nodes: Nodes, number: int, gpus: int = 0) -> int:
-    """The most cores that each of ``number`` workers with ``gpus`` GPUs can have at once; 0 where they find no room."""
+    """Return the most cores that ``number`` workers with ``gpus`` GPUs can each have at once; 0 if they do not fit."""
     fitting = (cpus for cpus in range(most_cores(nodes), 0, -1) if num_fitting(nodes, cpus, gpus) >= number)
     return next(fitting, 0)
 
 
-def engines_use_gpu(generate: Generate, any_gpu: bool) -> bool:
-    asked = generate.execution.use_gpu
-    return any_gpu and generate.execution.engine != "dummy" if asked is None else asked
+def engines_use_gpu(generate: Generate, has_gpu: bool) -> bool:
+    """Return whether engines run on GPUs: as the section says, by default where there are any."""
+    use_gpu = generate.execution.use_gpu
+    return has_gpu and generate.execution.engine != "dummy" if use_gpu is None else use_gpu
 
 
 @dataclass(frozen=True)
 class Share:
-    """Who holds the GPUs."""
+    """How many engines and how many scorers hold GPUs."""
 
     engines: int
     scorers: int
-    """That have a GPU of their own."""
 
 
 def share_gpus(nodes: Nodes, generate: Generate | None, score: Score | None) -> Share:
-    """The GPUs of ``nodes`` among engines and scorers.
+    """Share the GPUs of ``nodes`` among engines and scorers.
 
-    A scorer that can use a GPU has one before the number of engines follows from what is left, but one engine, or as
-    many as are asked for, come before the scorers. An engine lies on one node.
+    Each scorer that can use a GPU gets one, and the engines get the rest. But one engine, or as many as
+    ``generate.execution.num_actors`` asks for, come before the scorers. An engine lies on one node.
 
     Args:
         generate: None where no engine takes GPUs.
@@ -101,28 +106,28 @@ def share_gpus(nodes: Nodes, generate: Generate | None, score: Score | None) -> 
     scorers = min(scorers, num_fitting(nodes, 0, 1))
     if generate is None:
         return Share(0, scorers)
-    cpus, size = generate.execution.cpus_per_actor or 1, generate.execution.tensor_parallel
-    asked = generate.execution.num_actors
-    least = min(asked or 1, num_fitting(nodes, cpus, size))
-    while num_fitting(_without(nodes, scorers, cpus, size), cpus, size) < least:
+    cpus, gpus = generate.execution.cpus_per_actor or 1, generate.execution.tensor_parallel
+    num_actors = generate.execution.num_actors
+    least = min(num_actors or 1, num_fitting(nodes, cpus, gpus))
+    while num_fitting(_without_gpus(nodes, scorers, cpus, gpus), cpus, gpus) < least:
         scorers -= 1
-    return Share(asked or num_fitting(_without(nodes, scorers, cpus, size), cpus, size), scorers)
+    return Share(num_actors or num_fitting(_without_gpus(nodes, scorers, cpus, gpus), cpus, gpus), scorers)
 
 
-def _without(nodes: Nodes, number: int, cpus: int, size: int) -> Nodes:
-    """The nodes less ``number`` GPUs, taken where they cost the fewest engines."""
+def _without_gpus(nodes: Nodes, number: int, cpus: int, gpus: int) -> Nodes:
+    """Return the nodes less ``number`` GPUs, taken where this costs the fewest engines of ``cpus`` and ``gpus``."""
 
     def cost(shape: Shape) -> int:
-        return _num_on_node(shape, cpus, size) - _num_on_node((shape[0], shape[1] - 1), cpus, size)
+        return _num_fitting_on(shape, cpus, gpus) - _num_fitting_on((shape[0], shape[1] - 1), cpus, gpus)
 
-    left = Counter(nodes)
+    remaining = Counter(nodes)
     for _ in range(number):
-        taken = min((shape for shape, count in left.items() if count and shape[1]), key=cost)
-        left[taken] -= 1
-        left[taken[0], taken[1] - 1] += 1
-    return left
+        cheapest = min((shape for shape, count in remaining.items() if count and shape[1]), key=cost)
+        remaining[cheapest] -= 1
+        remaining[cheapest[0], cheapest[1] - 1] += 1
+    return remaining
 
 
-def spare_core(nodes: Nodes, cpus: int, gpus: int) -> bool:
-    """Whether every node with cores keeps one, however many engines of ``cpus`` and ``gpus`` it takes."""
-    return all(cores > _num_on_node((cores, own), cpus, gpus) * cpus for cores, own in nodes if cores)
+def leaves_spare_core(nodes: Nodes, cpus: int, gpus: int) -> bool:
+    """Return whether every node with cores keeps a free core when it is full of engines of ``cpus`` and ``gpus``."""
+    return all(cores > _num_fitting_on((cores, node_gpus), cpus, gpus) * cpus for cores, node_gpus in nodes if cores)

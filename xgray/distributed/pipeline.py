@@ -5,8 +5,8 @@
                             ▼                ▼
                     generate/{model}/    score/{model}/
 
-A block (:mod:`xgray.runs.blocks`) is committed as one file by the actor that made it, before it is passed on; what is passed
-on is the file's name. What is on disk is never made again; killing anything costs at most the blocks in flight.
+The actor that makes a block's rows (:mod:`xgray.runs.blocks`) commits them as one file before it passes the file's name
+on. Rows on disk are never made again; killing any process costs at most the blocks in flight.
 """
 
 from __future__ import annotations
@@ -17,56 +17,52 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from xgray.config import Generate, Score
-from xgray.distributed.actors import GenerateActor, Item, Place, Places, ScoreActor, dataset, parts_of
+from xgray.config import Generate
+from xgray.distributed.actors import (
+    GenerateActor,
+    Item,
+    PipelineModel,
+    PipelineSettings,
+    ScoreActor,
+    block_reports,
+    dataset,
+)
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.crash_ledger import CrashLedgerClient
-from xgray.distributed.failures import death
+from xgray.distributed.failures import worker_died
+from xgray.distributed.metrics import BlockReport
 from xgray.distributed.nodes import num_fitting
 from xgray.distributed.placement import describe_resources, place_engines, place_scorers
 from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
-from xgray.generate.engine import EngineName, Weights, check_prompts
-from xgray.mechanism.neurons import Edit
+from xgray.generate.engine import check_prompts
 from xgray.rows import Completions, Scores
 from xgray.runs.blocks import Missing, RowCounts, check_once, count_rows, find_missing
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PromptFile
-from xgray.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 SCORING_CALLS = 4
-"""Blocks that one scoring actor has under way: enough to keep a remote scorer's quota used between blocks."""
+"""Blocks that one scoring actor has in flight: enough to keep a remote scorer's rate limit used between blocks."""
 
 RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
-"""An actor that dies is started again, wherever there is room; what dies again and again the ledger knows."""
+"""An actor that dies is started again wherever there is room; the crash ledger knows what kills actors repeatedly."""
 
 ITERATION_THREAD = "iter_threaded"
-"""What Ray Data calls the threads that fetch blocks ahead."""
+"""The name of the threads in which Ray Data fetches blocks ahead."""
 
 THREADS_SECONDS = 10.0
-"""They look every 0.1 s whether they are still wanted; more is a thread that hangs."""
-
-
-@dataclass(frozen=True)
-class PipelineModel:
-    """One model of the experiment, and where its rows lie."""
-
-    model: str
-    base: Weights
-    """The weights that an engine loads for it; adapters of targets with the same ones are served together."""
-    adapter: str | None
-    completions: Folder
-    scores: Folder
-    edit: Edit | None = None
-    """Of the neurons while it is sampled."""
+"""How long to wait for these threads. They check every 0.1 s whether to end; a thread that takes longer hangs."""
 
 
 @dataclass
@@ -79,54 +75,50 @@ class Tally:
     num_tokens: int = 0
     num_errors: int = 0
     reused: RowCounts = field(default_factory=RowCounts)
-    """What earlier attempts left; the other counts are of this one."""
-    seconds: float = 0.0
-    """From the first block's beginning to the last one's end."""
-    busy_seconds: float = 0.0
-    """Of all actors together, at this model's blocks."""
+    """Counts of the rows that earlier attempts left; the other counts are of this attempt."""
     num_engine_starts: int = 0
     engine_start_seconds: float = 0.0
-    """Of all engines that this model was the first to need."""
+    """Of all engines that started for a block of this model."""
     device: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
     scorer_counts: dict[str, float] = field(default_factory=dict)
-    """What the scorers of all actors counted while they were at this model's blocks."""
+    """What the scorers of all actors counted during this model's blocks."""
     began: float | None = None
     ended: float | None = None
 
-    def add(self, part: dict[str, Any]) -> None:
-        self.num_completions += part["num_completions"]
-        self.num_tokens += part["num_tokens"]
-        self.num_errors += part["num_errors"]
-        self.busy_seconds += part["seconds"]
-        self.num_engine_starts += part["start_seconds"] > 0
-        self.engine_start_seconds += part["start_seconds"]
-        self.device = part["device"]
-        self.measured |= part["measured"]
-        for name, value in part.get("scorer_counts", {}).items():
+    def add(self, report: BlockReport) -> None:
+        """Add an actor's report of one block."""
+        self.num_completions += report["num_completions"]
+        self.num_tokens += report["num_tokens"]
+        self.num_errors += report["num_errors"]
+        self.num_engine_starts += report["start_seconds"] > 0
+        self.engine_start_seconds += report["start_seconds"]
+        self.device = report["device"]
+        self.measured |= report["measured"]
+        for name, value in report.get("scorer_counts", {}).items():
             self.scorer_counts[name] = self.scorer_counts.get(name, 0) + value
-        self.began = part["began"] if self.began is None else min(self.began, part["began"])
-        self.ended = part["ended"] if self.ended is None else max(self.ended, part["ended"])
+        self.began = report["began"] if self.began is None else min(self.began, report["began"])
+        self.ended = report["ended"] if self.ended is None else max(self.ended, report["ended"])
 
     def result(self, stage: str) -> StageResult:
+        """Return what the stage's manifest records."""
         counts = {
             "num_prompts": self.num_prompts,
             "num_reused": self.num_reused,
             "num_completions": self.num_completions + self.reused.completions,
             "num_errors": self.num_errors + self.reused.errors,
         }
-        if stage == "generate":
-            counts["num_tokens"] = self.num_tokens + self.reused.tokens
-        # Of the actors' clocks, which may be set back meanwhile.
+        # At least 0, because the actors' clocks may have been set back meanwhile.
         seconds = max(self.ended - self.began, 0.0) if self.began is not None and self.ended is not None else 0.0
         measured = dict(self.measured)
         if "scorer" in measured:
             measured["scorer"] = {**measured["scorer"], **self.scorer_counts}
         if stage == "generate":
+            counts["num_tokens"] = self.num_tokens + self.reused.tokens
             measured["num_engine_starts"] = self.num_engine_starts
             measured["engine_start_seconds"] = round(self.engine_start_seconds, 1)
-        if stage == "generate" and seconds:
-            measured["tokens_per_second"] = round(self.num_tokens / seconds, 1)
+            if seconds:
+                measured["tokens_per_second"] = round(self.num_tokens / seconds, 1)
         return StageResult(counts=counts, measured=measured, device=self.device, seconds=seconds)
 
 
@@ -135,61 +127,112 @@ Tallies = dict[tuple[str, str], Tally]
 
 
 def run_pipeline(
-    targets: Sequence[PipelineModel],
-    run: Folder,
-    engine: EngineName | None,
-    generate: Generate | None,
-    score: Score | None,
-    seed: int,
+    models: Sequence[PipelineModel],
+    settings: PipelineSettings,
     on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> Tallies:
-    """Make the rows that are missing; either stage may be None, and is then left as it is on disk.
-
-    Args:
-        run: the run, whose prompt file says what is sampled.
-        engine: what samples; None where nothing is sampled.
+    """Make the completions and scores that ``models`` lack. Ray must be up.
 
     Raises:
-        InputError: a prompt is too long, the model or the scorer cannot be had.
+        InputError: a prompt is too long, or the model or the scorer cannot be loaded.
         StageError: actors failed; calling again goes on from the last committed block.
     """
-    places = _places(targets)
-    prompts = PromptFile(run) if generate else None
-    size = (generate or Generate()).execution.batch_size
+    by_name = _by_name(models)
+    prompts = PromptFile(settings.run) if settings.generate else None
+    size = (settings.generate or Generate()).execution.batch_size
     missing = {
-        model: find_missing(model, prompts, size, place.completions, place.scores if score else None)
-        for model, place in places.items()
+        name: find_missing(name, prompts, size, model.completions, model.scores if settings.score else None)
+        for name, model in by_name.items()
     }
+    if prompts and settings.generate and settings.engine != "dummy":
+        _check_lengths(by_name, missing, prompts, settings.generate)
     tallies: Tallies = {}
-    for model, one in missing.items():
-        if generate:
-            tallies["generate", model] = Tally(one.num_prompts, num_reused=one.num_made)
-        if score:
-            tallies["score", model] = Tally(one.num_prompts, num_reused=one.num_scored)
-    if prompts and generate and engine != "dummy":
-        _check(places, missing, prompts, generate)
+    for name, lacking in missing.items():
+        if settings.generate:
+            tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_made)
+        if settings.score:
+            tallies["score", name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
+    new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.new]
+    unscored: list[Item] = [
+        {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
+    ]
+    del missing
+    _run_blocks(new, unscored, by_name, settings, tallies, on_progress)
+    _check_complete(by_name, tallies, prompts, size)
+    return tallies
+
+
+def _by_name(models: Sequence[PipelineModel]) -> dict[str, PipelineModel]:
+    """Return the models by name, those of the same weights in a row, with all adapters that their engine must load."""
+    bases = list(dict.fromkeys(model.weights for model in models))
+    adapters = {
+        base: tuple(dict.fromkeys(model.adapter for model in models if model.weights == base and model.adapter))
+        for base in bases
+    }
+    return {
+        model.model: replace(model, weights=replace(model.weights, adapters=adapters[model.weights]))
+        for model in sorted(models, key=lambda model: bases.index(model.weights))
+    }
+
+
+def _check_lengths(
+    models: Mapping[str, PipelineModel], missing: Mapping[str, Missing], prompts: PromptFile, generate: Generate
+) -> None:
+    """Refuse prompts that are too long for one of the models that will sample them."""
+    from xgray.models.load import context_length, load_config, load_tokenizer
+
+    checked: dict[tuple[str, str | None], set[int]] = {}
+    for name, model in models.items():
+        path, revision = model.weights.path, model.weights.revision
+        seen = checked.setdefault((path, revision), set())
+        unchecked = [block for block in missing[name].new if block.start not in seen]
+        if not unchecked:
+            continue
+        context = context_length(load_config(path, revision))
+        tokenizer = load_tokenizer(path, revision)
+        check_prompts((prompts.read(block.start, block.stop) for block in unchecked), tokenizer, generate, context)
+        seen.update(block.start for block in unchecked)
+
+
+def _run_blocks(
+    new: list[Item],
+    unscored: list[Item],
+    models: Mapping[str, PipelineModel],
+    settings: PipelineSettings,
+    tallies: Tallies,
+    on_progress: OnProgress,
+) -> None:
+    """Run the blocks through the actors, and add their reports to ``tallies`` as blocks finish."""
     done = {key: tally.num_reused for key, tally in tallies.items()}
     for (stage, model), tally in tallies.items():
         on_progress(f"{stage}/{model}", tally.num_reused, tally.num_prompts)
-    new = [{"new": asdict(block)} for one in missing.values() for block in one.new]
-    unscored = [{"made": asdict(block), "parts": []} for one in missing.values() for block in one.unscored]
-    del missing
-    # Closed here also when an interrupt comes between two parts: its traceback would keep the stream open.
-    with contextlib.closing(_stream(new, unscored, places, run, engine, generate, score, seed)) as parts:
-        for part in parts:
-            stage, model = part["stage"], part["model"]
-            tallies[stage, model].add(part)
-            done[stage, model] += part["num_prompts"]
+    if not new and not unscored:
+        return
+    # Closed here also when an interrupt comes between two reports: its traceback would keep the stream open.
+    with contextlib.closing(_stream(new, unscored, models, settings)) as reports:
+        for report in reports:
+            stage, model = report["stage"], report["model"]
             tally = tallies[stage, model]
+            tally.add(report)
+            done[stage, model] += report["num_prompts"]
             on_progress(f"{stage}/{model}", done[stage, model], tally.num_prompts, tally.num_errors)
-    for stage, model in tallies:
-        place = places[model]
-        folder = place.completions if stage == "generate" else place.scores
-        if not check_once(model, prompts, size, place.completions, folder):
+
+
+def _check_complete(
+    models: Mapping[str, PipelineModel], tallies: Tallies, prompts: PromptFile | None, size: int
+) -> None:
+    """Check that every prompt has one row in each folder, and count the rows that earlier attempts left.
+
+    Raises:
+        StageError: a prompt has no row, or more than one.
+    """
+    for (stage, name), tally in tallies.items():
+        model = models[name]
+        folder = model.completions if stage == "generate" else model.scores
+        if not check_once(name, prompts, size, model.completions, folder):
             raise StageError(
-                f"{folder}: not every prompt is there, and once; delete this folder and run the same command again"
+                f"{folder}: not every prompt has exactly one row. Delete this folder and run the same command again."
             )
-        tally = tallies[stage, model]
         if tally.num_reused:
             whole = count_rows(folder, Completions if stage == "generate" else Scores)
             tally.reused = RowCounts(
@@ -197,114 +240,90 @@ def run_pipeline(
                 whole.tokens - tally.num_tokens,
                 whole.errors - tally.num_errors,
             )
-    return tallies
-
-
-def _places(targets: Sequence[PipelineModel]) -> Places:
-    """By model; those that share an engine follow each other, and each engine is ready for all of their adapters."""
-    bases = list(dict.fromkeys(target.base for target in targets))
-    adapters = {
-        base: tuple(dict.fromkeys(one.adapter for one in targets if one.base == base and one.adapter)) for base in bases
-    }
-    return {
-        one.model: Place(
-            replace(one.base, adapters=adapters[one.base]), one.adapter, one.completions, one.scores, one.edit
-        )
-        for one in sorted(targets, key=lambda target: bases.index(target.base))
-    }
-
-
-def _check(places: Places, missing: dict[str, Missing], prompts: PromptFile, generate: Generate) -> None:
-    """Refuse prompts that are too long for one of the models that are to continue them."""
-    from xgray.models.load import context_length, load_config, load_tokenizer
-
-    checked: dict[tuple[str, str | None], set[int]] = {}
-    for model, place in places.items():
-        path, revision = place.weights.path, place.weights.revision
-        todo = [block for block in missing[model].new if block.start not in checked.setdefault((path, revision), set())]
-        if not todo:
-            continue
-        context = context_length(load_config(path, revision))
-        tokenizer = load_tokenizer(path, revision)
-        check_prompts((prompts.read(block.start, block.stop) for block in todo), tokenizer, generate, context)
-        checked[path, revision].update(block.start for block in todo)
 
 
 def _stream(
-    new: list[Item],
-    unscored: list[Item],
-    places: Places,
-    run: Folder,
-    engine: EngineName | None,
-    generate: Generate | None,
-    score: Score | None,
-    seed: int,
-) -> Generator[dict[str, Any], None, None]:
-    """What the actors did with each block, as blocks finish."""
-    if not new and not unscored:
-        return
+    new: list[Item], unscored: list[Item], models: Mapping[str, PipelineModel], settings: PipelineSettings
+) -> Generator[BlockReport, None, None]:
+    """Run the blocks, and yield the actors' reports as blocks finish.
+
+    Args:
+        new: blocks to sample, and then to score.
+        unscored: blocks of completions to score.
+    """
+    _quiet_ray_data()
+    flow, wanted = _flow(new, unscored, models, settings)
+    try:
+        with log_waiting(lambda: _waiting_for(wanted)), contextlib.closing(iter(flow.iter_rows())) as rows:
+            for row in rows:
+                yield from block_reports(row)
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+        raise worker_died(error) from error
+    finally:
+        _await_iteration_threads()
+
+
+def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says what its lines say
-    # There is no other way to say RESTARTS before Ray 2.64.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress reports the same
+    # Before Ray 2.64 the options of RESTARTS can be set in no other way.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning, module=re.escape(__name__))
-    ledger = CrashLedgerClient()
-    sources, wanted, cluster = [], {}, cluster_capacity()
-    if new and generate and engine:
-        size, options = place_engines(cluster, generate, score)
-        wanted["generate"] = options
-        made = dataset(new).map_batches(
-            GenerateActor,
-            fn_constructor_args=(engine, generate, seed, run, places, ledger),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            **RESTARTS,
-            **options,
+
+
+def _flow(
+    new: list[Item], unscored: list[Item], models: Mapping[str, PipelineModel], settings: PipelineSettings
+) -> tuple[Dataset, dict[str, dict[str, Any]]]:
+    """Return the dataset whose rows are finished blocks, and Ray's options for the actors of each stage."""
+    arguments = (settings, models, CrashLedgerClient())
+    sources, wanted, capacity = [], {}, cluster_capacity()
+    if new and settings.generate:
+        num_engines, wanted["generate"] = place_engines(capacity, settings.generate, settings.score)
+        sources.append(
+            dataset(new).map_batches(
+                GenerateActor,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=num_engines, max_tasks_in_flight_per_actor=2),
+                **RESTARTS,
+                **wanted["generate"],
+            )
         )
-        sources.append(made)
     if unscored:
         sources.append(dataset(unscored))
     flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
-    if score:
-        num_actors, options = place_scorers(cluster, score, generate if new else None)
-        wanted["score"] = options
+    if settings.score:
+        num_scorers, wanted["score"] = place_scorers(capacity, settings.score, settings.generate if new else None)
         flow = flow.map_batches(
             ScoreActor,
-            fn_constructor_args=(score, run.name, places, ledger),
+            fn_constructor_args=arguments,
             batch_size=1,
-            **RESTARTS,
             compute=ray.data.ActorPoolStrategy(
-                size=num_actors,
+                size=num_scorers,
                 max_tasks_in_flight_per_actor=SCORING_CALLS,
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
-            **options,
+            **RESTARTS,
+            **wanted["score"],
         )
-    try:
-        with log_waiting(lambda: _missing(wanted)), contextlib.closing(iter(flow.iter_rows())) as rows:
-            for row in rows:
-                yield from parts_of(row)
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        raise death(error) from error
-    finally:
-        _await_threads()
+    return flow, wanted
 
 
-def _missing(wanted: dict[str, dict[str, Any]]) -> str | None:
-    """What no living node can hold, of Ray's options by stage."""
-    now = cluster_capacity().alive
+def _waiting_for(wanted: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what actors wait for if no node that is alive can hold them, given Ray's options by stage."""
+    alive = cluster_capacity().alive
     for stage, options in wanted.items():
         cpus, gpus = options["num_cpus"], options.get("num_gpus", 0)
-        if (cpus or gpus) and not num_fitting(now, cpus, gpus):
-            return f"{stage}: waiting for a node with {describe_resources(cpus, gpus)}: none is there"
+        if (cpus or gpus) and not num_fitting(alive, cpus, gpus):
+            return f"{stage}: waiting for a node with {describe_resources(cpus, gpus)}, none is alive"
     return None
 
 
-def _await_threads() -> None:
-    """Wait for what Ray Data leaves behind when an iteration is over or given up.
+def _await_iteration_threads() -> None:
+    """Wait for the threads that Ray Data leaves behind when an iteration ends or is given up.
 
-    A thread of it that lets go of a block after Ray's shutdown ends the whole process, without a word (Ray 2.60).
+    If such a thread releases a block after Ray has shut down, the whole process ends without a message (Ray 2.60).
     """
     deadline = time.monotonic() + THREADS_SECONDS
     for thread in threading.enumerate():

@@ -1,14 +1,16 @@
-"""Who runs where: on GPUs or cores, and how many of them.
+"""Decide on what the actors of each stage run: on GPUs or cores, and how many of them.
 
-What the cluster has or may get decides (:class:`xgray.distributed.nodes.ClusterCapacity`), not what is alive at the moment: a node that was
-there when this driver began, or that an autoscaler says it may add, is waited for. Ray 2.60's own autoscalers do not
-say it (later ones and hosted ones do), so under these a run is offered what was there when it began.
+The capacity that the cluster has or may get decides (:class:`xgray.distributed.nodes.ClusterCapacity`), not the nodes
+that are alive at the moment: a node that was alive when this driver joined, or that an autoscaler says it may start,
+is waited for. The autoscalers of Ray 2.60 itself do not say how far they may go (later ones and hosted ones do), so
+under these a run is placed on the nodes that were alive when it began.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from xgray.config import LOADS_CLASSIFIER, Generate, Score, TrainExecution
@@ -18,11 +20,11 @@ from xgray.distributed.nodes import (
     Nodes,
     cores_each,
     engines_use_gpu,
+    leaves_spare_core,
     most_cores,
     most_gpus,
     num_fitting,
     share_gpus,
-    spare_core,
 )
 from xgray.errors import InputError
 from xgray.score.build import SERVICES
@@ -31,138 +33,148 @@ log = logging.getLogger(__name__)
 
 
 def describe_resources(cpus: int, gpus: int = 0) -> str:
-    """``2 CPUs and 1 GPU``."""
+    """Return the resources in words: ``2 CPUs and 1 GPU``."""
     cores, devices = f"{cpus} CPU{'s' * (cpus != 1)}", f"{gpus} GPU{'s' * (gpus != 1)}"
     return f"{cores} and {devices}" if gpus else cores
 
 
 def place_training(capacity: ClusterCapacity, execution: TrainExecution) -> tuple[bool, int]:
-    """Whether each worker takes a GPU, and its cores: as many as let all workers be placed at once.
+    """Return whether each worker takes a GPU, and its number of cores: the most with which all workers fit at once.
 
     Raises:
-        InputError: this cluster can never place them.
+        InputError: the cluster can never hold all workers at once.
     """
     gpu = capacity.has_gpu if execution.use_gpu is None else execution.use_gpu
-    exactly, number = execution.cpus_per_worker, execution.num_workers
+    cpus_per_worker, num_workers = execution.cpus_per_worker, execution.num_workers
     for nodes in (capacity.alive, capacity.expected, capacity.maximum):
-        if exactly and num_fitting(nodes, exactly, int(gpu)) >= number:
-            return gpu, exactly
-        if not exactly and (cpus := cores_each(nodes, number, int(gpu))):
+        if cpus_per_worker and num_fitting(nodes, cpus_per_worker, int(gpu)) >= num_workers:
+            return gpu, cpus_per_worker
+        if not cpus_per_worker and (cpus := cores_each(nodes, num_workers, int(gpu))):
             return gpu, cpus
-    asked = f"{number} workers of {describe_resources(exactly or 1, int(gpu))}"
-    raise InputError(
-        f"train.execution.num_workers: the cluster has no room for {asked} at once: {_largest(capacity.maximum)}; ask for "
-        "less, or add nodes and run the same command again"
+    workers = f"{num_workers} workers of {describe_resources(cpus_per_worker or 1, int(gpu))} at once"
+    raise _no_room("train.execution.num_workers", workers, capacity)
+
+
+def _no_room(field: str, workers: str, capacity: ClusterCapacity) -> InputError:
+    nodes = capacity.maximum
+    largest = describe_resources(most_cores(nodes), most_gpus(nodes))
+    return InputError(
+        f"{field}: the cluster has no room for {workers}: no node of it has more than {largest}. Ask for less, "
+        "or add nodes, and run the same command again."
     )
 
 
-def _largest(nodes: Nodes) -> str:
-    return f"no node of it has more than {describe_resources(most_cores(nodes), most_gpus(nodes))}"
+@dataclass(frozen=True)
+class _EnginePlacement:
+    """The nodes for engines, and what each engine takes."""
+
+    nodes: Nodes
+    cpus: int
+    """Cores that Ray reserves."""
+    gpus: int
+    threads: int
+    """Threads that it computes with where it has no GPU."""
 
 
-def _engine(capacity: ClusterCapacity, generate: Generate) -> tuple[Nodes, int, int, int]:
-    """The nodes that engines are placed on, and the cores, the GPUs and the threads of each engine."""
+def _engine_placement(capacity: ClusterCapacity, generate: Generate) -> _EnginePlacement:
     execution = generate.execution
     if engines_use_gpu(generate, capacity.has_gpu):
         cpus, gpus = execution.cpus_per_actor or 1, execution.tensor_parallel
-        return capacity.nodes_for(cpus, gpus), cpus, gpus, cpus
+        return _EnginePlacement(capacity.nodes_for(cpus, gpus), cpus, gpus, cpus)
     nodes = capacity.nodes_for(1)
     threads = execution.cpus_per_actor or cores_each(nodes, execution.num_actors or 1) or 1
     threads = max(1, min(threads, most_cores(nodes)))
-    # The cores are reserved but for one where there are several: Ray Data's own tasks need somewhere to run.
-    return nodes, max(1, threads - 1), 0, threads
+    # One of several cores is not reserved, because Ray Data's tasks need a core to run on.
+    return _EnginePlacement(nodes, max(1, threads - 1), 0, threads)
 
 
 def place_engines(capacity: ClusterCapacity, generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
-    """How many engines, and Ray's options for them: on GPUs where there are any, else one on all cores of a node.
+    """Return the number of engines, and Ray's options for them: on GPUs if there are any, else one per node.
 
     Raises:
         InputError: the cluster can never hold one of them.
     """
-    nodes, cpus, gpus, threads = _engine(capacity, generate)
-    if not num_fitting(nodes, cpus, gpus):
-        raise InputError(
-            f"generate.execution: an engine of {describe_resources(cpus, gpus)} is asked for, and {_largest(capacity.maximum)}; ask "
-            "for less, or add nodes and run the same command again"
-        )
-    options: dict[str, Any] = {"num_cpus": cpus}
-    if gpus:
-        options["num_gpus"] = gpus
-        size = share_gpus(nodes, generate, score).engines
+    engine = _engine_placement(capacity, generate)
+    resources = describe_resources(engine.cpus, engine.gpus)
+    if not num_fitting(engine.nodes, engine.cpus, engine.gpus):
+        raise _no_room("generate.execution", f"an engine of {resources}", capacity)
+    options: dict[str, Any] = {"num_cpus": engine.cpus}
+    if engine.gpus:
+        options["num_gpus"] = engine.gpus
+        num_engines = share_gpus(engine.nodes, generate, score).engines
     else:
-        options["runtime_env"] = thread_environment(threads)
-        size = generate.execution.num_actors or 1
-    _warn(size, num_fitting(capacity.alive, cpus, gpus), f"engines of {describe_resources(cpus, gpus)}")
-    return size, options
+        options["runtime_env"] = thread_environment(engine.threads)
+        num_engines = generate.execution.num_actors or 1
+    _warn_if_waiting(num_engines, num_fitting(capacity.alive, engine.cpus, engine.gpus), f"engines of {resources}")
+    return num_engines, options
 
 
-def _warn(asked: int, held: int, what: str) -> None:
-    if asked > held:
-        log.warning("%d %s are asked for, and there is room for %d: the others wait for it", asked, what, held)
+def _warn_if_waiting(num_wanted: int, num_placed: int, actors: str) -> None:
+    if num_wanted > num_placed:
+        log.warning("%d %s wanted, and there is room for %d: the others wait for nodes", num_wanted, actors, num_placed)
 
 
 def place_scorers(capacity: ClusterCapacity, score: Score, generate: Generate | None) -> tuple[int, dict[str, Any]]:
-    """How many scoring actors, and Ray's options for them: each on a GPU of its own, or on cores.
+    """Return the number of scoring actors, and Ray's options for them: each on one GPU, or on cores.
 
-    On one machine they reserve none of the cores, which the engine has. On several they reserve one each, so that they
-    keep off a head without cores and an autoscaler hears of them; but not where engines could take a node's last core
-    and leave them without.
+    On a single machine they reserve no core, because the engine has reserved them. On several nodes each reserves a
+    core, so that none lands on a head node without cores and an autoscaler sees the demand; but not where engines could
+    take the last core of a node and leave none for scorers.
 
     Args:
-        generate: what is sampled meanwhile, if anything.
+        generate: the section of what is sampled at the same time, None if nothing is.
     """
-    asked = score.execution.num_actors
-    engine = _engine(capacity, generate) if generate else None
+    num_wanted = score.execution.num_actors
+    engine = _engine_placement(capacity, generate) if generate else None
     if capacity.has_gpu and score.scorer in LOADS_CLASSIFIER:
-        held_by_engines = generate if engine and engine[2] else None
-        nodes = engine[0] if engine and engine[2] else capacity.nodes_for(0, 1)
-        given = share_gpus(nodes, held_by_engines, score).scorers
-        if given < asked:
+        on_gpus = engine is not None and engine.gpus > 0
+        nodes = engine.nodes if engine and on_gpus else capacity.nodes_for(0, 1)
+        num_on_gpus = share_gpus(nodes, generate if on_gpus else None, score).scorers
+        if num_on_gpus < num_wanted:
             log.warning(
-                "score.execution.num_actors: %d scorers are asked for, and the engines leave GPUs for %d: %s",
-                asked,
-                given,
-                "there are no more of them" if given else "they go to the CPU, one thread each, and are slow",
+                "score.execution.num_actors: %d scorers wanted, and the engines leave GPUs for %d: %s",
+                num_wanted,
+                num_on_gpus,
+                "no more are started" if num_on_gpus else "they run on the CPU with one thread each, which is slow",
             )
-        if given:
-            return given, {"num_cpus": 0, "num_gpus": 1}
+        if num_on_gpus:
+            return num_on_gpus, {"num_cpus": 0, "num_gpus": 1}
     cpus, threads = 0, 1 if generate else most_cores(capacity.nodes_for(1))
-    if capacity.maximum.total() > 1 and engine is None:
-        threads = cores_each(capacity.nodes_for(1), asked) or 1
+    has_several_nodes = capacity.maximum.total() > 1
+    if has_several_nodes and engine is None:
+        threads = cores_each(capacity.nodes_for(1), num_wanted) or 1
         cpus = 1 if score.scorer in SERVICES else max(1, threads - 1)
-    elif capacity.maximum.total() > 1 and engine and spare_core(capacity.maximum, *engine[1:3]):
+    elif has_several_nodes and engine and leaves_spare_core(capacity.maximum, engine.cpus, engine.gpus):
         cpus = 1
     environment = thread_environment(threads)
-    # Ray leaves the GPUs in sight of those that have none.
+    # Ray leaves all GPUs visible to actors that reserve none.
     environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
-    return asked, {"num_cpus": cpus, "runtime_env": environment}
+    return num_wanted, {"num_cpus": cpus, "runtime_env": environment}
 
 
 def place_workers(capacity: ClusterCapacity, stage: str, num_workers: int | None = None) -> tuple[int, dict[str, Any]]:
-    """How many workers with one copy of a model each, and Ray's options for them.
+    """Return the number of workers that each hold one copy of a model, and Ray's options for them.
 
     Args:
-        num_workers: by default one for each GPU, or for each machine of a cluster without.
+        num_workers: by default one for each GPU, or one for each machine of a cluster without GPUs.
 
     Raises:
-        InputError: the cluster can never hold them at once.
+        InputError: the cluster can never hold them all at once.
     """
     gpus = int(capacity.has_gpu)
     nodes = capacity.nodes_for(1, gpus)
     machines = Counter({shape: count for shape, count in nodes.items() if shape[0]})
     if gpus:
-        size, cpus = num_workers or num_fitting(nodes, 1, 1), 1
+        number, cpus = num_workers or num_fitting(nodes, 1, 1), 1
     elif num_workers:
-        size, cpus = num_workers, cores_each(nodes, num_workers) or cores_each(capacity.maximum, num_workers) or 1
+        number, cpus = num_workers, cores_each(nodes, num_workers) or cores_each(capacity.maximum, num_workers) or 1
     else:
-        size, cpus = machines.total(), min((cores for cores, _ in machines), default=1)
-    if not 0 < size <= num_fitting(capacity.maximum, cpus, gpus):
+        number, cpus = machines.total(), min((cores for cores, _ in machines), default=1)
+    resources = describe_resources(cpus, gpus)
+    if not 0 < number <= num_fitting(capacity.maximum, cpus, gpus):
         field = f"{stage}.execution.num_workers" if num_workers else stage
-        raise InputError(
-            f"{field}: the cluster has no room for {max(1, size)} workers of {describe_resources(cpus, gpus)} at once: "
-            f"{_largest(capacity.maximum)}; ask for less, or add nodes and run the same command again"
-        )
-    _warn(size, num_fitting(capacity.alive, cpus, gpus), f"workers of {describe_resources(cpus, gpus)}")
+        raise _no_room(field, f"{max(1, number)} workers of {resources} at once", capacity)
+    _warn_if_waiting(number, num_fitting(capacity.alive, cpus, gpus), f"workers of {resources}")
     if gpus:
-        return size, {"num_gpus": 1, "num_cpus": 1}
-    return size, {"num_cpus": cpus, "runtime_env": thread_environment(cpus)}
+        return number, {"num_gpus": 1, "num_cpus": 1}
+    return number, {"num_cpus": cpus, "runtime_env": thread_environment(cpus)}

@@ -1,4 +1,4 @@
-"""Saying what a stage waits for: minutes without a word look like a hang."""
+"""Log what a stage waits for, because minutes without a line look like a hang."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from xgray.runs.periodic import run_every
 log = logging.getLogger(__name__)
 
 FIRST_SECONDS = 30.0
-"""Of waiting before it is said; an ordinary start takes less."""
-AGAIN_SECONDS = 300.0
+"""Wait before the first line; an ordinary start takes less."""
+REPEAT_SECONDS = 300.0
 POLL_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def log_waiting(missing: Callable[[], str | None]) -> Iterator[None]:
-    """Log what is waited for while the block runs: after ``FIRST_SECONDS``, and then every ``AGAIN_SECONDS``.
+def log_waiting(waiting_for: Callable[[], str | None]) -> Iterator[None]:
+    """Log what is waited for while the block runs: after ``FIRST_SECONDS``, and then every ``REPEAT_SECONDS``.
 
     Args:
-        missing: says what is waited for at the moment, or None; called in a thread.
+        waiting_for: returns what is waited for at the moment, or None; called in a thread.
     """
     due: float | None = None
 
-    def look() -> None:
+    def check() -> None:
         nonlocal due
-        text, now = missing(), time.monotonic()
+        text, now = waiting_for(), time.monotonic()
         if text is None:
             due = None
         elif due is None:
             due = now + FIRST_SECONDS
         elif now >= due:
-            log.warning("%s; to go on with the nodes that are there, stop and run the same command again", text)
-            due = now + AGAIN_SECONDS
+            log.warning("%s. To go on with the nodes that are alive, stop and run the same command again.", text)
+            due = now + REPEAT_SECONDS
 
-    with run_every(POLL_SECONDS, look):
+    with run_every(POLL_SECONDS, check):
         yield

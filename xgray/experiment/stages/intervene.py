@@ -144,7 +144,7 @@ def _sample_settings(
     on_progress: OnProgress,
 ) -> None:
     """Sample and score the settings that are not finished, all from one engine."""
-    from xgray.distributed.pipeline import PipelineModel
+    from xgray.distributed.actors import PipelineModel
     from xgray.generate.build import engine_name
 
     settings = {stage.model for stage in unfinished}

@@ -20,7 +20,7 @@ from xgray.runs.prompts import PROMPTS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from xgray.distributed.pipeline import PipelineModel
+    from xgray.distributed.actors import PipelineModel
     from xgray.generate.engine import EngineName
 
 
@@ -46,7 +46,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
     """Return every model with the weights that an engine loads for it."""
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
-    from xgray.distributed.pipeline import PipelineModel
+    from xgray.distributed.actors import PipelineModel
     from xgray.experiment.weights import model_weights
     from xgray.generate.engine import serves_adapter
 
@@ -89,6 +89,7 @@ def generate_and_score(
         targets: the models that these stages belong to.
         engine: what samples; None where nothing is sampled.
     """
+    from xgray.distributed.actors import PipelineSettings
     from xgray.distributed.pipeline import run_pipeline
     from xgray.score.store.store import ScoreStore
 
@@ -98,15 +99,14 @@ def generate_and_score(
     for model in scored - sampled:
         plan.finished("generate", model)
     section = resolved_score(experiment)
-    tallies = run_pipeline(
-        targets,
+    settings = PipelineSettings(
         plan.run,
         engine,
         experiment.generate if sampled else None,
         section if scored else None,
         experiment.seed,
-        on_progress,
     )
+    tallies = run_pipeline(targets, settings, on_progress)
     if scored and section.execution.store:
         ScoreStore(section.execution.store).compact()
     return [tallies[stage.name, stage.model or BASE].result(stage.name) for stage in planned]
