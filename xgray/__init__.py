@@ -5,6 +5,12 @@ says otherwise; Ray's workers and the engines inherit it.
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xgray.api import LoadedScorer, Run, load_scorer, open_run, run
+
+__all__ = ["LoadedScorer", "Run", "__version__", "load_scorer", "open_run", "run"]
 
 __version__ = "0.1.0"
 
@@ -15,3 +21,12 @@ for _name, _value in {
     "DO_NOT_TRACK": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python API when it is first used, so that the command line starts without it."""
+    if name in __all__:
+        from xgray import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
