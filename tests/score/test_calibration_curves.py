@@ -9,7 +9,14 @@ from sklearn.isotonic import IsotonicRegression
 from xgray.errors import InputError
 from xgray.score.calibration.agreement import agreement
 from xgray.score.calibration.curves import Pairs, calibration_rows, fit_calibration, read_calibration, write_calibration
-from xgray.stats.isotonic import crossing, crossings, fit_knots, interpolated, out_of_fold, threshold_image
+from xgray.stats.isotonic import (
+    crossing,
+    crossing_statistic,
+    fit_knots,
+    interpolate,
+    predict_out_of_fold,
+    threshold_image,
+)
 
 NAN = float("nan")
 NAMES = {"scorer": "embedding", "scorer_version": "1", "target": "perspective", "target_version": "v1alpha1"}
@@ -39,7 +46,7 @@ def test_the_map_pools_adjacent_violators():
     x, y = fit_knots(raw, target)
     assert x.tolist() == [0.1, 0.2, 0.5, 0.9]
     assert y.tolist() == pytest.approx([0.1, 0.4, 0.4, 0.9])
-    assert interpolated(np.array([0.0, 0.15, 0.3, 0.7, 1.0]), x, y) == pytest.approx([0.1, 0.25, 0.4, 0.65, 0.9])
+    assert interpolate(np.array([0.0, 0.15, 0.3, 0.7, 1.0]), x, y) == pytest.approx([0.1, 0.25, 0.4, 0.65, 0.9])
 
 
 def test_equal_raw_scores_are_mapped_to_their_targets_mean():
@@ -51,17 +58,17 @@ def test_interpolation_is_the_regressions_own_and_never_descends():
     raw, target = made(300)
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw, target)
     grid = np.linspace(0, 1, 1001)
-    mapped = interpolated(grid, *fit_knots(raw, target))
+    mapped = interpolate(grid, *fit_knots(raw, target))
     assert mapped == pytest.approx(fitted.predict(grid))
     assert (np.diff(mapped) >= 0).all()
 
 
 def test_an_out_of_fold_score_knows_nothing_of_its_own_target():
     raw, target = made(60)
-    before = out_of_fold(raw, target)
+    before = predict_out_of_fold(raw, target)
     turned = target.copy()
     turned[7] = 1 - turned[7]
-    after = out_of_fold(raw, turned)
+    after = predict_out_of_fold(raw, turned)
     assert after[7] == before[7]
     assert (after[2::5] == before[2::5]).all()
     assert (after != before).any()
@@ -82,7 +89,7 @@ def test_crossings_of_resamples_are_those_of_a_regression_fitted_to_each():
     raw, target = made(80)
     raw = raw.round(2)  # with ties
     positions = np.random.default_rng(0).integers(0, 80, (30, 80))
-    found = crossings(raw, target, 0.5)(positions)
+    found = crossing_statistic(raw, target, 0.5)(positions)
     expected = [crossing(*fit_knots(raw[row], target[row]), 0.5) for row in positions]
     assert found == pytest.approx(expected)
 

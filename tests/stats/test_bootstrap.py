@@ -4,26 +4,26 @@ from scipy import stats
 
 from xgray.stats.bootstrap import (
     Stratum,
-    adjusted,
-    average,
-    average_comparison,
+    adjust_p_values,
     compare,
+    compare_averages,
     estimate,
+    estimate_average,
     mean_intervals,
-    median,
-    ratio,
+    median_statistic,
+    ratio_statistic,
 )
 
 
 def test_ratio_of_sums_by_hand():
-    statistic = ratio(np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 4.0]))
+    statistic = ratio_statistic(np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 4.0]))
     assert statistic(np.array([0, 1, 2])) == pytest.approx(9 / 6)
     assert statistic(np.array([[0, 0, 1], [2, 2, 2]])).tolist() == pytest.approx([4 / 3, 6 / 4])
 
 
 def test_median_is_that_of_the_drawn_prompts_values():
     values = np.array([[1.0, 9.0], [4.0, np.nan], [2.0, 7.0]])
-    statistic = median(values)
+    statistic = median_statistic(values)
     assert statistic(np.array([0, 1, 2])) == 4  # 1 2 4 7 9
     assert statistic(np.array([0, 1, 1])) == 4  # 1 4 4 9
     assert statistic(np.array([[0, 0, 2], [2, 2, 2]])).tolist() == [4.5, 4.5]  # 1 1 2 7 9 9; 2 2 2 7 7 7
@@ -37,13 +37,13 @@ def test_median_equals_sorting_every_resample(num_prompts, k, decimals):
     positions = random.integers(0, num_prompts, (50, num_prompts))
     positions[:, 0] = 0  # at least one value in each
     expected = np.nanmedian(values[positions].reshape(50, -1), axis=1)
-    np.testing.assert_allclose(median(values)(positions), expected, rtol=1e-12)
+    np.testing.assert_allclose(median_statistic(values)(positions), expected, rtol=1e-12)
 
 
 def test_interval_is_scipys():
     values = np.random.default_rng(0).normal(size=40)
     ones = np.ones(40)
-    low, high = estimate(ratio(values, ones), 40, 500, [3]).interval(0.9)
+    low, high = estimate(ratio_statistic(values, ones), 40, 500, [3]).interval(0.9)
     expected = stats.bootstrap(
         (values,), np.mean, n_resamples=500, confidence_level=0.9, method="percentile", rng=np.random.default_rng([3])
     ).confidence_interval
@@ -52,7 +52,7 @@ def test_interval_is_scipys():
 
 def test_interval_of_two_prompts_by_hand():
     # Resamples of {0, 1} have means 0, .5 and 1 with probabilities 1/4, 1/2, 1/4.
-    one = estimate(ratio(np.array([0.0, 1.0]), np.ones(2)), 2, 4000, [0])
+    one = estimate(ratio_statistic(np.array([0.0, 1.0]), np.ones(2)), 2, 4000, [0])
     assert one.value == 0.5
     assert one.interval(0.95) == (0, 1)
     assert one.interval(0.4) == (0.5, 0.5)
@@ -60,14 +60,14 @@ def test_interval_of_two_prompts_by_hand():
 
 
 def test_same_seed_same_interval_other_seed_another():
-    statistic = ratio(np.random.default_rng(1).random(30), np.ones(30))
+    statistic = ratio_statistic(np.random.default_rng(1).random(30), np.ones(30))
     first, again, other = (estimate(statistic, 30, 200, seed).interval(0.95) for seed in ([1, 2], [1, 2], [1, 3]))
     assert first == again != other
 
 
 def test_constant_statistic_has_a_point_interval_and_a_single_prompt_none():
-    assert estimate(ratio(np.zeros(5), np.ones(5)), 5, 100, [0]).interval(0.95) == (0, 0)
-    assert estimate(ratio(np.zeros(1), np.ones(1)), 1, 100, [0]).interval(0.95) is None
+    assert estimate(ratio_statistic(np.zeros(5), np.ones(5)), 5, 100, [0]).interval(0.95) == (0, 0)
+    assert estimate(ratio_statistic(np.zeros(1), np.ones(1)), 1, 100, [0]).interval(0.95) is None
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -75,7 +75,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     covered = 0
     for repeat in range(300):
         values = random.exponential(size=80)
-        low, high = estimate(ratio(values, np.ones(80)), 80, 300, [repeat]).interval(0.9)
+        low, high = estimate(ratio_statistic(values, np.ones(80)), 80, 300, [repeat]).interval(0.9)
         covered += low <= 1 <= high
     assert 0.83 < covered / 300 < 0.95
 
@@ -83,14 +83,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 def strata(samples, items=None):
     """Languages whose prompts are translations of each other, or with ``items`` of their own."""
     names = items or [[str(at) for at in range(len(one))] for one in samples]
-    return [Stratum(ratio(one, np.ones(len(one))), own) for one, own in zip(samples, names, strict=True)]
+    return [Stratum(ratio_statistic(one, np.ones(len(one))), own) for one, own in zip(samples, names, strict=True)]
 
 
 def test_translations_are_drawn_together():
     random = np.random.default_rng(2)
     item = random.normal(size=60)
     samples = [loc + item + random.normal(0, 0.3, 60) for loc in (0, 5, 10)]
-    mean = average(strata(samples), 4000, [0])
+    mean = estimate_average(strata(samples), 4000, [0])
     expected = stats.bootstrap(  # of each item's mean over its translations
         (np.mean(samples, axis=0),), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
@@ -101,7 +101,7 @@ def test_translations_are_drawn_together():
 def test_prompts_without_translations_are_drawn_apart():
     random = np.random.default_rng(2)
     samples = [random.normal(loc, 1, 60) for loc in (0, 5, 10)]
-    mean = average(strata(samples, [[f"{at}/{row}" for row in range(60)] for at in range(3)]), 4000, [0])
+    mean = estimate_average(strata(samples, [[f"{at}/{row}" for row in range(60)] for at in range(3)]), 4000, [0])
     expected = stats.bootstrap(
         samples,
         lambda *parts, axis: np.mean([part.mean(axis=axis) for part in parts], axis=0),
@@ -120,12 +120,12 @@ def test_intervals_and_p_values_of_averages_hold_however_alike_translations_are(
     for repeat in range(150):
         item = random.normal(size=40) * shared
         change = [item + random.normal(size=40) for _ in range(8)]
-        low, high = average(strata(change), 300, [repeat]).interval(0.9)
+        low, high = estimate_average(strata(change), 300, [repeat]).interval(0.9)
         covered += low <= 0 <= high
         before = [random.normal(size=40) for _ in change]
         pairs = [np.concatenate([old, old + one]) for old, one in zip(before, change, strict=True)]
-        drawn = [Stratum(ratio(one, np.ones(80)), [str(at) for at in range(40)]) for one in pairs]
-        found.append(average_comparison(drawn, 199, [repeat]).p_value)
+        drawn = [Stratum(ratio_statistic(one, np.ones(80)), [str(at) for at in range(40)]) for one in pairs]
+        found.append(compare_averages(drawn, 199, [repeat]).p_value)
     assert 0.82 < covered / 150 < 0.96
     assert np.mean(np.array(found) <= 0.1) == pytest.approx(0.1, abs=0.06)
 
@@ -133,8 +133,8 @@ def test_intervals_and_p_values_of_averages_hold_however_alike_translations_are(
 def test_languages_of_other_sizes_and_medians_go_into_one_average():
     random = np.random.default_rng(12)
     values = [random.lognormal(size=(size, 3)) for size in (30, 3)]
-    parts = [Stratum(median(one), [str(at) for at in range(len(one))]) for one in values]
-    mean = average(parts, 500, [0])
+    parts = [Stratum(median_statistic(one), [str(at) for at in range(len(one))]) for one in values]
+    mean = estimate_average(parts, 500, [0])
     assert mean.value == pytest.approx(np.mean([np.median(one) for one in values]))
     # A draw without any of the three prompts is one of the other language alone.
     assert np.isfinite(mean.distribution).all()
@@ -142,11 +142,11 @@ def test_languages_of_other_sizes_and_medians_go_into_one_average():
 
 def test_average_with_a_single_prompt_somewhere_has_no_interval():
     pair = strata([np.ones(1), np.ones(5)])
-    assert average(pair, 100, [0]).value == 1
-    assert average(pair, 100, [0]).interval(0.95) is None
+    assert estimate_average(pair, 100, [0]).value == 1
+    assert estimate_average(pair, 100, [0]).interval(0.95) is None
 
 
-def paired(before, after, build=lambda values: ratio(values, np.ones(len(values)))):
+def paired(before, after, build=lambda values: ratio_statistic(values, np.ones(len(values)))):
     return compare(build(np.concatenate([before, after])), len(before), 1999, [0])
 
 
@@ -196,7 +196,9 @@ def test_p_value_is_scipys(shift):
 
 def test_p_value_of_medians_under_no_difference_is_uniform():
     random = np.random.default_rng(8)
-    values = [compare(median(random.lognormal(size=(40, 3))), 20, 199, [repeat]).p_value for repeat in range(200)]
+    values = [
+        compare(median_statistic(random.lognormal(size=(40, 3))), 20, 199, [repeat]).p_value for repeat in range(200)
+    ]
     assert np.mean(np.array(values) <= 0.1) == pytest.approx(0.1, abs=0.06)
 
 
@@ -206,10 +208,10 @@ def test_average_comparison_is_more_certain_than_its_parts():
     for language in range(8):
         before = random.normal(size=20)
         after = before + 0.25 + random.normal(size=20) * 0.6
-        statistic = ratio(np.concatenate([before, after]), np.ones(40))
+        statistic = ratio_statistic(np.concatenate([before, after]), np.ones(40))
         alone.append(compare(statistic, 20, 999, [language]))
         parts.append(Stratum(statistic, [str(at) for at in range(20)]))
-    mean = average_comparison(parts, 999, [0])
+    mean = compare_averages(parts, 999, [0])
     assert mean.difference == pytest.approx(np.mean([one.difference for one in alone]))
     low, high = mean.interval(0.95)
     assert high - low < 0.5 * np.mean([np.subtract(*one.interval(0.95)[::-1]) for one in alone])
@@ -218,7 +220,7 @@ def test_average_comparison_is_more_certain_than_its_parts():
 
 def test_false_discovery_control_by_hand():
     # p * m / rank, then the running minimum from the largest.
-    assert adjusted([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
+    assert adjust_p_values([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
 
 
 def test_many_means_at_once_have_the_intervals_of_each_alone():
@@ -227,5 +229,5 @@ def test_many_means_at_once_have_the_intervals_of_each_alone():
     assert low.shape == high.shape == (2, 3)
     for place in np.ndindex(2, 3):
         own = values[(slice(None), *place)]
-        expected = estimate(ratio(own, np.ones(60)), 60, 20_000, (0, 2)).interval(0.9)
+        expected = estimate(ratio_statistic(own, np.ones(60)), 60, 20_000, (0, 2)).interval(0.9)
         assert (low[place], high[place]) == pytest.approx(expected, abs=0.003)

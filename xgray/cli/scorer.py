@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xgray.score.calibration.agreement import LabelRow
     from xgray.score.calibration.fit import CalibrationResult
     from xgray.score.calibration.scorer_swap import SwapEffect
-    from xgray.stats.bootstrap import Measured
+    from xgray.stats.bootstrap import ValueWithInterval
 
 scorer = App(name="scorer", help="Fit, measure and calibrate scorers.")
 
@@ -117,7 +117,7 @@ def calibrate(
         print_calibration(found, output)
 
 
-def shown(measured: Measured | None) -> str:
+def shown(measured: ValueWithInterval | None) -> str:
     """A value with its interval, or a dash where there is none."""
     return interval(asdict(measured)) if measured else "–"
 

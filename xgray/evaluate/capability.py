@@ -1,116 +1,157 @@
-"""What the harness's results say: intervals over questions, and two models compared on the same questions.
+"""Intervals of the harness's metrics, and the comparison of two models on the same questions.
 
-A metric that is the mean of its questions' values, as accuracy is, has a bootstrap interval and a paired permutation
-test over questions. Of any other, and of a group's, the harness's standard error stands for a normal distribution,
-and two models are compared as if each had questions of its own.
+A metric that is the mean of its questions' values, as accuracy is, has a bootstrap interval over questions, and two
+models are compared by a paired permutation test over questions. For any other metric, and for the metrics of a group,
+only the harness's standard error is known: the interval is that of a normal distribution, and two models are compared
+by a two-sided z-test, as if their questions were independent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from xgray.stats.bootstrap import FloatArray, Statistic, adjusted, compare, draw_seed, estimate, ratio
-
-UNTESTED = {"p_adjusted": None, "significant": None}
-Row = Mapping[str, Any]
-"""Of a task or a group, as :func:`xgray.evaluate.harness.run_task` gives it."""
+from xgray.evaluate.metrics_file import TaskChange, TaskMetricRow, TaskMetrics, TaskRow
+from xgray.stats.bootstrap import FloatArray, Statistic, adjust_p_values, compare, draw_seed, estimate, ratio_statistic
 
 
-def summary(rows: Sequence[Row], confidence: float, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """By task, its metrics with their standard errors and intervals (``low``, ``high``; null where there is none)."""
-    return {
-        row["task"]: {
-            **{key: value for key, value in row.items() if key not in ("task", "questions", "metrics")},
-            "metrics": {
-                name: {
-                    "value": one["value"],
-                    "stderr": one["stderr"],
-                    "higher_is_better": one["higher_is_better"],
-                    **_ends(_interval(one, confidence, resamples, draw_seed(seed, row["task"], name))),
-                }
-                for name, one in row["metrics"].items()
-            },
+def summary(rows: Sequence[TaskRow], confidence: float, resamples: int, seed: int) -> dict[str, TaskMetrics]:
+    """Return each task's metrics with their standard errors and intervals.
+
+    Args:
+        rows: of tasks and groups, as :func:`xgray.evaluate.harness.run_task` returns them.
+        confidence: of the intervals; 0.95 for 95 %.
+    """
+    tasks: dict[str, TaskMetrics] = {}
+    for row in rows:
+        task = row["task"]
+        tasks[task] = {
+            "harness": row["harness"],
+            "group": row["group"],
+            "version": row["version"],
+            "num_fewshot": row["num_fewshot"],
+            "num_questions": row["num_questions"],
+            "metrics": {},
         }
-        for row in rows
-    }
+        for name, metric in row["metrics"].items():
+            low, high = _interval(metric, confidence, resamples, draw_seed(seed, task, name)) or (None, None)
+            tasks[task]["metrics"][name] = {
+                "value": metric["value"],
+                "stderr": metric["stderr"],
+                "higher_is_better": metric["higher_is_better"],
+                "low": low,
+                "high": high,
+            }
+    return tasks
 
 
 def comparison(
-    before: Sequence[Row], after: Sequence[Row], confidence: float, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """By task and metric, the change from one model to the other.
+    before: Sequence[TaskRow], after: Sequence[TaskRow], confidence: float, resamples: int, seed: int
+) -> dict[str, dict[str, TaskChange]]:
+    """Return, by task and metric, the change from one model to another, ``after - before``.
 
-    Each has its ``difference`` with ``low`` and ``high``, whether it is ``paired``, its ``p_value``, that with the
-    false-discovery rate controlled over all of them, ``p_adjusted``, and whether it is ``significant``; what cannot
-    be told is null.
+    Two models are compared question by question if both answered the same questions and the metric is a mean over
+    them. p-values are adjusted over all tasks and metrics (Benjamini & Hochberg 1995).
+
+    Args:
+        before: the rows of one model.
+        after: the rows of the other model, of the same tasks.
+        confidence: of the intervals; a change is significant where the adjusted p-value is below ``1 - confidence``.
     """
-    others = {row["task"]: row for row in before}
-    compared: dict[str, dict[str, Any]] = {}
+    rows_before = {row["task"]: row for row in before}
+    changes: dict[str, dict[str, TaskChange]] = {}
     for row in after:
-        other = others[row["task"]]
-        same = row["questions"] is not None and row["questions"] == other["questions"]
-        for name, one in row["metrics"].items():
-            two = other["metrics"].get(name)
-            if two is not None and None not in (one["value"], two["value"]):
-                paired = same and one["values"] is not None and two["values"] is not None
-                compared.setdefault(row["task"], {})[name] = (
-                    _paired(two, one, confidence, resamples, draw_seed(seed, row["task"], name))
-                    if paired
-                    else _unpaired(two, one, confidence)
-                )
-    every = [one for told in compared.values() for one in told.values()]
-    tested = [one for one in every if one["p_value"] is not None]
-    for one, p in zip(tested, adjusted([one["p_value"] for one in tested]) if tested else [], strict=True):
-        one |= {"p_adjusted": p, "significant": p < 1 - confidence}
-    return compared
+        row_before = rows_before[row["task"]]
+        same_questions = row["questions"] is not None and row["questions"] == row_before["questions"]
+        for name, new in row["metrics"].items():
+            old = row_before["metrics"].get(name)
+            if old is None:
+                continue
+            change = None
+            if same_questions:
+                change = _paired(old, new, confidence, resamples, draw_seed(seed, row["task"], name))
+            change = change or _unpaired(old, new, confidence)
+            if change is not None:
+                changes.setdefault(row["task"], {})[name] = change
+    _adjust([change for by_metric in changes.values() for change in by_metric.values()], confidence)
+    return changes
+
+
+def _adjust(changes: Sequence[TaskChange], confidence: float) -> None:
+    """Set the adjusted p-value and the significance of every change that has a p-value."""
+    tested = [(change, change["p_value"]) for change in changes if change["p_value"] is not None]
+    if not tested:
+        return
+    for (change, _), p_adjusted in zip(tested, adjust_p_values([p_value for _, p_value in tested]), strict=True):
+        change["p_adjusted"] = p_adjusted
+        change["significant"] = p_adjusted < 1 - confidence
 
 
 def _mean(values: FloatArray) -> Statistic:
-    return ratio(values, np.ones(len(values)))
+    return ratio_statistic(values, np.ones(len(values)))
 
 
-def _interval(one: Row, confidence: float, resamples: int, seed: tuple[int, int]) -> tuple[float, float] | None:
-    if one["values"] is not None:
-        values = np.array(one["values"])
+def _interval(
+    metric: TaskMetricRow, confidence: float, resamples: int, seed: tuple[int, int]
+) -> tuple[float, float] | None:
+    if metric["values"] is not None:
+        values = np.array(metric["values"])
         return estimate(_mean(values), len(values), resamples, seed).interval(confidence)
-    if one["value"] is None or one["stderr"] is None:
+    if metric["value"] is None or metric["stderr"] is None:
         return None
-    return _normal(one["value"], one["stderr"], confidence)
+    return _normal_interval(metric["value"], metric["stderr"], confidence)
 
 
-def _paired(before: Row, after: Row, confidence: float, resamples: int, seed: tuple[int, int]) -> dict[str, Any]:
+def _paired(
+    before: TaskMetricRow, after: TaskMetricRow, confidence: float, resamples: int, seed: tuple[int, int]
+) -> TaskChange | None:
+    """Compare two metrics question by question; None where one of them is not a mean over questions."""
+    if None in (before["value"], after["value"]) or before["values"] is None or after["values"] is None:
+        return None
     values = np.array([*before["values"], *after["values"]])
-    found = compare(_mean(values), len(before["values"]), resamples, seed)
-    ends = _ends(found.interval(confidence))
-    return {"difference": found.difference, **ends, "paired": True, "p_value": found.p_value, **UNTESTED}
+    compared = compare(_mean(values), len(before["values"]), resamples, seed)
+    low, high = compared.interval(confidence) or (None, None)
+    return {
+        "difference": compared.difference,
+        "low": low,
+        "high": high,
+        "paired": True,
+        "p_value": compared.p_value,
+        "p_adjusted": None,
+        "significant": None,
+    }
 
 
-def _unpaired(before: Row, after: Row, confidence: float) -> dict[str, Any]:
+def _unpaired(before: TaskMetricRow, after: TaskMetricRow, confidence: float) -> TaskChange | None:
+    """Compare two metrics by their standard errors; None where one of them has no value."""
     from scipy.stats import norm
 
-    difference = after["value"] - before["value"]
-    told = {"difference": difference, **_ends(None), "paired": False, "p_value": None, **UNTESTED}
+    if before["value"] is None or after["value"] is None:
+        return None
+    change: TaskChange = {
+        "difference": after["value"] - before["value"],
+        "low": None,
+        "high": None,
+        "paired": False,
+        "p_value": None,
+        "p_adjusted": None,
+        "significant": None,
+    }
     if before["stderr"] is None or after["stderr"] is None:
-        return told
+        return change
     error = math.hypot(before["stderr"], after["stderr"])
-    if error == 0:
-        return told
-    return (
-        told | _ends(_normal(difference, error, confidence)) | {"p_value": float(2 * norm.sf(abs(difference) / error))}
-    )
+    if error > 0:
+        difference = change["difference"]
+        change["low"], change["high"] = _normal_interval(difference, error, confidence)
+        change["p_value"] = float(2 * norm.sf(abs(difference) / error))
+    return change
 
 
-def _normal(value: float, error: float, confidence: float) -> tuple[float, float]:
+def _normal_interval(value: float, error: float, confidence: float) -> tuple[float, float]:
+    """Return the interval of a normal distribution with this mean and standard error."""
     from scipy.stats import norm
 
     half = float(norm.ppf((1 + confidence) / 2)) * error
     return value - half, value + half
-
-
-def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}

@@ -1,26 +1,35 @@
-"""The evaluate stage: a run's rows to its metrics, for each language and averaged, and models against the base.
+"""The metrics of a run from its rows: each model in each language and averaged, and each variant against the base.
 
     completions ─▶ diversity ─┐
     scores ──────▶ toxicity ──┼─▶ value and bootstrap interval ─▶ comparison with the base, FDR over languages
     perplexities ─────────────┘
 
-The averages are over languages, each counting the same. Everything is drawn with seeds of the experiment's seed, the
-language and the metric, so that the same rows give the same numbers. Prompts of one number are translations of each
-other, and are drawn together for the averages.
+Averages are over languages, each counting the same. Every random draw is seeded by the experiment's seed, the language
+and the metric, so that the same rows give the same numbers. Prompts with the same index are translations of each
+other, and are resampled together for the averages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from xgray.config import BASE, Evaluate, Model
 from xgray.errors import InputError
-from xgray.evaluate.diversity import ORDERS, diversity, released_groups
+from xgray.evaluate.diversity import diversity, released_groups
+from xgray.evaluate.metrics_file import (
+    DIVERSITY_METRICS,
+    METRIC_NAMES,
+    EvaluateMetrics,
+    MetricName,
+    ModelComparison,
+    ModelMetrics,
+    SampleMetrics,
+)
 from xgray.evaluate.rows import LanguageRows, read_language_rows
 from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
@@ -29,39 +38,44 @@ from xgray.models.source import resolve
 from xgray.rows import item_ids
 from xgray.stats.bootstrap import (
     Comparison,
-    Counted,
+    CountStatistic,
     FloatArray,
     Stratum,
-    adjusted,
-    average,
-    average_comparison,
+    adjust_p_values,
     average_seed,
     compare,
+    compare_averages,
     draw_seed,
     estimate,
-    median,
-    ratio,
+    estimate_average,
+    median_statistic,
+    ratio_statistic,
 )
+from xgray.stats.values import MetricChange, MetricValue
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-METRICS = ("emt", "tox_prob", "avg_tox", "perplexity", *(f"dist_{order}" for order in ORDERS))
-
-
 @dataclass(frozen=True)
-class Sample:
-    """What one metric is computed from: arrays with a row for each prompt, and the statistic they go into."""
+class MetricInput:
+    """What one metric of one model in one language is computed from."""
 
     keys: list[str]
+    """Names of the resampled units, usually prompt ids, ``(num_prompts,)``."""
     arrays: tuple[FloatArray, ...]
-    statistic: Callable[..., Counted]
-    reason: str
-    """Why there is no value, where there is no prompt."""
-    unpaired: str = ""
-    """Why no row of it has its counterpart in another model's, where the rows are no prompts."""
+    """The statistic's arguments, each ``(num_prompts, ...)``."""
+    statistic: Callable[..., CountStatistic]
+    """Makes the statistic from ``arrays``."""
+    missing_reason: str
+    """Why the metric has no value, if ``keys`` is empty."""
+    unpaired_reason: str = ""
+    """Why two models cannot be compared unit by unit; empty where they can."""
+
+
+InputsByLanguage = Mapping[str, Mapping[MetricName, MetricInput]]
+"""The inputs of one model, by language and metric."""
 
 
 def evaluate_run(
@@ -73,30 +87,31 @@ def evaluate_run(
     attribute: str = "toxicity",
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """The metrics of a run, as ``evaluate/metrics.json`` holds them; writes nothing.
+) -> EvaluateMetrics:
+    """Compute the metrics of a run, as ``evaluate/metrics.json`` holds them. Nothing is written.
 
     Args:
-        base: the experiment's base model, whose tokenizer and weights measure where the section names no others.
-        on_progress: called with how many pairs of model and language are done, and how many there are.
+        run: the run's folder, with rows of completions, scores and, unless ``fluency.kind`` is ``none``, perplexities.
+        models: names of the models to evaluate; the variants are compared with ``base`` if it is among them.
+        base: the experiment's base model, whose tokenizer counts n-grams unless the section names another.
+        attribute: the scored attribute, one of :data:`xgray.rows.ATTRIBUTES`.
+        on_progress: called with the number of finished pairs of model and language, and the number of all pairs.
 
     Raises:
-        InputError: rows are missing or do not fit, or the tokenizer cannot be read.
-        StageError: some perplexities were not computed yet.
+        InputError: rows are missing or do not fit together, or the tokenizer cannot be read.
+        StageError: some perplexities were not computed yet, or rows of a finished stage are lost.
     """
-    tokenizer = _tokenizer(section, base)
+    tokenizer = _load_diversity_tokenizer(section, base)
     with_perplexity = section.fluency.kind != "none"
     rows = {model: read_language_rows(run, model, attribute, with_perplexity) for model in models}
-    languages = [code for code in LANGUAGES if any(code in own for own in rows.values())]
+    languages = [code for code in LANGUAGES if any(code in by_language for by_language in rows.values())]
     total, done = len(models) * len(languages), 0
-    samples: dict[str, dict[str, dict[str, Sample]]] = {}
+    inputs: dict[str, dict[str, dict[MetricName, MetricInput]]] = {model: {} for model in models}
     for model in models:
-        samples[model] = {}
-        for language, own in rows[model].items():
-            samples[model][language] = language_samples(own, section, tokenizer)
+        for language, language_rows in rows[model].items():
+            inputs[model][language] = metric_inputs(language_rows, section, tokenizer)
             done += 1
             on_progress(done, total)
-    measuring = section.fluency.model or base
     return {
         "attribute": attribute,
         "threshold": section.threshold,
@@ -106,22 +121,22 @@ def evaluate_run(
             "grouping": section.grouping,
             "diversity": section.diversity,
             "fluency": section.fluency.protocol,
-            "fluency_model": measuring.id,
+            "fluency_model": (section.fluency.model or base).id,
             "fluency_kind": section.fluency.kind,
             "diversity_tokenizer": section.diversity_tokenizer or base.id,
         },
         "languages": languages,
-        "models": {model: model_metrics(samples[model], rows[model], languages, section, seed) for model in models},
+        "models": {model: model_metrics(inputs[model], rows[model], languages, section, seed) for model in models},
         "comparisons": {
-            model: model_comparisons(samples[BASE], samples[model], languages, section, seed)
+            model: model_comparison(inputs[BASE], inputs[model], languages, section, seed)
             for model in models
             if model != BASE and BASE in models
         },
     }
 
 
-def _tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer whose tokens Dist-n counts; a folder may hold it without a model."""
+def _load_diversity_tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
+    """Load the tokenizer whose tokens Dist-n counts; a named folder may hold it without a model."""
     named = section.diversity_tokenizer
     if named is None:
         return load_tokenizer(resolve(base), base.revision)
@@ -131,142 +146,200 @@ def _tokenizer(section: Evaluate, base: Model) -> PreTrainedTokenizerBase:
         return load_tokenizer(resolve(Model(id=named)), section.diversity_tokenizer_revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"evaluate.diversity_tokenizer: no tokenizer in {named}: {reason}") from None
+        raise InputError(
+            f"evaluate.diversity_tokenizer: cannot load a tokenizer from {named}: {reason}. "
+            "Name a model or a folder that holds a tokenizer."
+        ) from None
 
 
-def language_samples(rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Sample]:
-    """What the metrics of one model in one language are computed from, by metric."""
+def metric_inputs(
+    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase
+) -> dict[MetricName, MetricInput]:
+    """Return what each metric of one model in one language is computed from."""
+    return {
+        **_toxicity_inputs(rows, section),
+        "perplexity": _perplexity_input(rows, section),
+        **_diversity_inputs(rows, section, tokenizer),
+    }
+
+
+def _toxicity_inputs(rows: LanguageRows, section: Evaluate) -> dict[MetricName, MetricInput]:
     keys, scores = rows.prompt_ids, rows.scores
     if section.grouping == "released":
         keys, scores = merge_duplicates(rows.prompts, scores)
     toxicity = prompt_toxicity(keys, scores, section.threshold)
-    no_score = "no completion has a score"
-    measured = np.flatnonzero(~np.isnan(rows.perplexities).all(axis=1))
-    off = section.fluency.kind == "none"
-    strided = section.diversity == "released"
-    groups = released_groups(rows.completions) if strided else rows.completions
-    group_ids = [str(row) for row in range(len(groups))] if strided else rows.prompt_ids
-    ratios = diversity(groups, tokenizer, section.diversity)
-    distinct = np.flatnonzero(~np.isnan(ratios[:, 0]))
     return {
-        **{metric: Sample(toxicity.keys, parts, ratio, no_score) for metric, parts in metric_parts(toxicity).items()},
-        "perplexity": Sample(
-            [rows.prompt_ids[row] for row in measured],
-            (rows.perplexities[measured],),
-            median,
-            "evaluate.fluency.kind is none" if off else "no completion has a perplexity",
-        ),
-        **{
-            f"dist_{order}": Sample(
-                [group_ids[row] for row in distinct],
-                (column, np.ones(len(column))),
-                ratio,
-                "no completion has a token",
-                "evaluate.diversity is released: its groups are lines of the file, not prompts" if strided else "",
-            )
-            for order, column in zip(ORDERS, ratios[distinct].T, strict=True)
-        },
+        metric: MetricInput(toxicity.keys, parts, ratio_statistic, "no completion has a score")
+        for metric, parts in metric_parts(toxicity).items()
+    }
+
+
+def _perplexity_input(rows: LanguageRows, section: Evaluate) -> MetricInput:
+    measured = np.flatnonzero(~np.isnan(rows.perplexities).all(axis=1))
+    is_off = section.fluency.kind == "none"
+    return MetricInput(
+        [rows.prompt_ids[row] for row in measured],
+        (rows.perplexities[measured],),
+        median_statistic,
+        "evaluate.fluency.kind is none" if is_off else "no completion has a perplexity",
+    )
+
+
+def _diversity_inputs(
+    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase
+) -> dict[MetricName, MetricInput]:
+    is_released = section.diversity == "released"
+    groups = released_groups(rows.completions) if is_released else rows.completions
+    group_ids = [str(row) for row in range(len(groups))] if is_released else rows.prompt_ids
+    ratios = diversity(groups, tokenizer, section.diversity)
+    with_tokens = np.flatnonzero(~np.isnan(ratios[:, 0]))
+    return {
+        metric: MetricInput(
+            [group_ids[row] for row in with_tokens],
+            (column, np.ones(len(column))),
+            ratio_statistic,
+            "no completion has a token",
+            "evaluate.diversity is released: its groups are lines of the file, not prompts" if is_released else "",
+        )
+        for metric, column in zip(DIVERSITY_METRICS, ratios[with_tokens].T, strict=True)
     }
 
 
 def model_metrics(
-    samples: Mapping[str, dict[str, Sample]],
+    inputs: InputsByLanguage,
     rows: Mapping[str, LanguageRows],
     languages: Sequence[str],
     section: Evaluate,
     seed: int,
-) -> dict[str, Any]:
-    """One model's metrics with intervals and counts, of each language and averaged."""
-    by_language: dict[str, dict[str, Any]] = {language: {} for language in languages}
-    averages: dict[str, Any] = {}
-    for metric in METRICS:
-        strata: dict[str, Stratum] = {}
-        for language in languages:
-            sample = samples[language][metric] if language in samples else None
-            if sample is None or not sample.keys:
-                by_language[language][metric] = _nothing(sample.reason if sample else "no completions")
-                continue
-            statistic, draw = sample.statistic(*sample.arrays), draw_seed(seed, language, metric)
-            own = estimate(statistic, len(sample.keys), section.resamples, draw)
-            by_language[language][metric] = own.to_dict(section.confidence)
-            strata[language] = Stratum(statistic, item_ids(sample.keys, language))
-        if not strata:
-            averages[metric] = _nothing("no language has a value")
-            continue
-        mean = average(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
-        averages[metric] = {**mean.to_dict(section.confidence), **_without(strata, languages)}
-    # A prompt that failed has no completions, which says nothing of how many it was to have; at least one.
-    k = max([1, *(len(group) for own in rows.values() for group in own.completions)])
+) -> ModelMetrics:
+    """Return one model's metrics with intervals and counts, of each language and averaged over languages."""
+    values = {metric: _metric_by_language(metric, inputs, languages, section, seed) for metric in METRIC_NAMES}
+    # A failed prompt has no completions, so k is read off the other prompts; it is at least 1.
+    k = max([1, *(len(group) for language_rows in rows.values() for group in language_rows.completions)])
     counts = {language: _counts(rows.get(language), k) for language in languages}
-    summed = {name: sum(one[name] for one in counts.values()) for name in _counts(None, k)}
+    total = {name: sum(count[name] for count in counts.values()) for name in _counts(None, k)}
     return {
-        "languages": {language: {**by_language[language], **_covered(counts[language])} for language in languages},
-        "average": {**averages, **_covered(summed)},
+        "languages": {
+            language: _sample_metrics(
+                {metric: by_language[language] for metric, (by_language, _) in values.items()}, counts[language]
+            )
+            for language in languages
+        },
+        "average": _sample_metrics({metric: mean for metric, (_, mean) in values.items()}, total),
     }
 
 
-def model_comparisons(
-    before: Mapping[str, dict[str, Sample]],
-    after: Mapping[str, dict[str, Sample]],
+def _metric_by_language(
+    metric: MetricName, inputs: InputsByLanguage, languages: Sequence[str], section: Evaluate, seed: int
+) -> tuple[dict[str, MetricValue], MetricValue]:
+    """Return one metric's value in each language, and its mean over the languages that have one."""
+    values: dict[str, MetricValue] = {}
+    strata: dict[str, Stratum] = {}
+    for language in languages:
+        given = inputs[language][metric] if language in inputs else None
+        if given is None or not given.keys:
+            values[language] = _no_value(given.missing_reason if given else "no completions")
+            continue
+        statistic = given.statistic(*given.arrays)
+        drawn = estimate(statistic, len(given.keys), section.resamples, draw_seed(seed, language, metric))
+        values[language] = drawn.to_dict(section.confidence)
+        strata[language] = Stratum(statistic, item_ids(given.keys, language))
+    if not strata:
+        return values, _no_value("no language has a value")
+    mean = estimate_average(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
+    averaged = mean.to_dict(section.confidence)
+    if reason := _left_out(strata, languages):
+        averaged["reason"] = reason
+    return values, averaged
+
+
+def model_comparison(
+    before: InputsByLanguage, after: InputsByLanguage, languages: Sequence[str], section: Evaluate, seed: int
+) -> ModelComparison:
+    """Compare one model with the base on the prompts that both have, in each language and averaged over languages.
+
+    p-values are adjusted over the languages, separately for each metric. A difference is significant where the
+    adjusted value is below ``1 - confidence``. The average is a single test and needs no adjustment.
+    """
+    changes = {metric: _change_by_language(metric, before, after, languages, section, seed) for metric in METRIC_NAMES}
+    return {
+        "languages": {
+            language: {metric: by_language[language] for metric, (by_language, _) in changes.items()}
+            for language in languages
+        },
+        "average": {metric: mean for metric, (_, mean) in changes.items()},
+    }
+
+
+def _change_by_language(
+    metric: MetricName,
+    before: InputsByLanguage,
+    after: InputsByLanguage,
     languages: Sequence[str],
     section: Evaluate,
     seed: int,
-) -> dict[str, Any]:
-    """One model against the base on the prompts that both have, of each language and averaged.
-
-    p-values are adjusted over the languages, for each metric by itself; a difference is significant where the
-    adjusted value is below ``1 - confidence``. The average is one test, and needs no adjustment.
-    """
-    by_language: dict[str, dict[str, Any]] = {language: {} for language in languages}
-    averages: dict[str, Any] = {}
-    for metric in METRICS:
-        compared: dict[str, Comparison] = {}
-        strata: dict[str, Stratum] = {}
-        for language in languages:
-            pair = [one[language][metric] for one in (before, after) if language in one]
-            unpaired = next((one.unpaired for one in pair if one.unpaired), "")
-            others = set(pair[1].keys) if len(pair) == 2 and not unpaired else set()
-            common = [key for key in pair[0].keys if key in others]
-            if not common:
-                empty = next((one.reason for one in pair if not one.keys), "no prompt is in both models")
-                reason = unpaired or empty
-                by_language[language][metric] = _no_difference(reason)
-                continue
-            statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
-            compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, metric))
-            strata[language] = Stratum(statistic, item_ids(common, language))
-        if not compared:
-            averages[metric] = _no_difference("no language has a comparison")
+) -> tuple[dict[str, MetricChange], MetricChange]:
+    """Return one metric's change in each language, and the change of its mean over the comparable languages."""
+    changes: dict[str, MetricChange] = {}
+    compared: dict[str, Comparison] = {}
+    strata: dict[str, Stratum] = {}
+    for language in languages:
+        pair = [inputs[language][metric] for inputs in (before, after) if language in inputs]
+        common = _common_keys(pair)
+        if not common:
+            changes[language] = _no_change(_incomparable_reason(pair))
             continue
-        p_values = adjusted([one.p_value for one in compared.values()])
-        for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True):
-            by_language[language][metric] = one.to_dict(section.confidence, p_adjusted)
-        mean = average_comparison(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
-        averages[metric] = mean.to_dict(section.confidence, mean.p_value)
-        averages[metric] |= _without(compared, languages)
-    return {"languages": by_language, "average": averages}
+        statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
+        compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, metric))
+        strata[language] = Stratum(statistic, item_ids(common, language))
+    if not compared:
+        return changes, _no_change("no language has a comparison")
+    p_values = adjust_p_values([comparison.p_value for comparison in compared.values()])
+    for (language, comparison), p_adjusted in zip(compared.items(), p_values, strict=True):
+        changes[language] = comparison.to_dict(section.confidence, p_adjusted)
+    mean = compare_averages(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
+    averaged = mean.to_dict(section.confidence, mean.p_value)
+    if reason := _left_out(compared, languages):
+        averaged["reason"] = reason
+    return changes, averaged
 
 
-def _stacked(before: Sample, after: Sample, common: Sequence[str]) -> list[FloatArray]:
-    """Both models' arrays of the common prompts, those of ``after`` following in the same order."""
+def _common_keys(pair: Sequence[MetricInput]) -> list[str]:
+    """Return the keys that both inputs have, in the order of the first; none where they cannot be paired."""
+    if len(pair) < 2 or any(given.unpaired_reason for given in pair):
+        return []
+    keys_after = set(pair[1].keys)
+    return [key for key in pair[0].keys if key in keys_after]
+
+
+def _incomparable_reason(pair: Sequence[MetricInput]) -> str:
+    unpaired = [given.unpaired_reason for given in pair if given.unpaired_reason]
+    missing = [given.missing_reason for given in pair if not given.keys]
+    return [*unpaired, *missing, "no prompt is in both models"][0]
+
+
+def _stacked(before: MetricInput, after: MetricInput, common: Sequence[str]) -> list[FloatArray]:
+    """Return the arrays of the common keys: first the rows of ``before``, then those of ``after`` in the same order."""
     parts = []
-    for sample in (before, after):
-        row_of = {key: row for row, key in enumerate(sample.keys)}
-        chosen = [row_of[key] for key in common]
-        parts.append([array[chosen] for array in sample.arrays])
+    for given in (before, after):
+        row_of = {key: row for row, key in enumerate(given.keys)}
+        rows = [row_of[key] for key in common]
+        parts.append([array[rows] for array in given.arrays])
     return [_concatenated(old, new) for old, new in zip(*parts, strict=True)]
 
 
 def _concatenated(old: FloatArray, new: FloatArray) -> FloatArray:
+    """Concatenate along the first axis, filling up the narrower of two matrices with NaN on the right."""
     if old.ndim == 1:
         return np.concatenate([old, new])
     width = max(old.shape[1], new.shape[1])
-    padding = [np.full((len(one), width - one.shape[1]), np.nan) for one in (old, new)]
-    return np.concatenate([np.hstack([old, padding[0]]), np.hstack([new, padding[1]])])
+    return np.concatenate(
+        [np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=np.nan) for array in (old, new)]
+    )
 
 
 def _counts(rows: LanguageRows | None, k: int) -> dict[str, int]:
-    """How many texts there are of what kind; ``num_asked`` is how many there would be, had no prompt failed."""
+    """Return the counts of :class:`xgray.evaluate.metrics_file.SampleCounts`."""
     return {
         "num_prompts": len(rows.prompt_ids) if rows else 0,
         "num_asked": len(rows.prompt_ids) * k if rows else 0,
@@ -278,21 +351,31 @@ def _counts(rows: LanguageRows | None, k: int) -> dict[str, int]:
     }
 
 
-def _covered(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Counts with the share of the completions asked for that have a score; None where none was asked for."""
-    asked = counts["num_asked"]
-    return {**counts, "coverage": counts["num_scored"] / asked if asked else None}
+def _sample_metrics(values: Mapping[MetricName, MetricValue], counts: Mapping[str, int]) -> SampleMetrics:
+    coverage = counts["num_scored"] / counts["num_asked"] if counts["num_asked"] else None
+    return cast(SampleMetrics, {**values, **counts, "coverage": coverage})
 
 
-def _nothing(reason: str) -> dict[str, Any]:
+def _no_value(reason: str) -> MetricValue:
     return {"value": None, "low": None, "high": None, "reason": reason}
 
 
-def _without(present: Mapping[str, Any], languages: Sequence[str]) -> dict[str, str]:
+def _no_change(reason: str) -> MetricChange:
+    return {
+        "difference": None,
+        "low": None,
+        "high": None,
+        "relative_change": None,
+        "relative_low": None,
+        "relative_high": None,
+        "p_value": None,
+        "p_adjusted": None,
+        "significant": None,
+        "reason": reason,
+    }
+
+
+def _left_out(present: Container[str], languages: Sequence[str]) -> str:
+    """Return which languages an average leaves out, ``without de fr``; empty where it has all."""
     absent = [language for language in languages if language not in present]
-    return {"reason": f"without {' '.join(absent)}"} if absent else {}
-
-
-def _no_difference(reason: str) -> dict[str, Any]:
-    names = ("difference", "low", "high", "relative_change", "relative_low", "relative_high")
-    return dict.fromkeys((*names, "p_value", "p_adjusted", "significant")) | {"reason": reason}
+    return f"without {' '.join(absent)}" if absent else ""

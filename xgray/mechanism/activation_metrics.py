@@ -18,14 +18,14 @@ from xgray.stats.bootstrap import (
     Comparison,
     FloatArray,
     Stratum,
-    adjusted,
-    average,
-    average_comparison,
+    adjust_p_values,
     average_seed,
     compare,
+    compare_averages,
     draw_seed,
     estimate,
-    ratio,
+    estimate_average,
+    ratio_statistic,
 )
 from xgray.storage.folder import Folder
 
@@ -88,7 +88,7 @@ def activation_metrics(
     languages: dict[str, dict[str, Any]] = {}
     for language, own in rows.items():
         means = _prompt_means(own)
-        statistic, draw = ratio(means, np.ones(len(means))), draw_seed(seed, language, "activations")
+        statistic, draw = ratio_statistic(means, np.ones(len(means))), draw_seed(seed, language, "activations")
         strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
         languages[language] = {
             "mean": estimate(statistic, len(means), resamples, draw).to_dict(confidence),
@@ -99,7 +99,9 @@ def activation_metrics(
     return {
         "languages": languages,
         "average": {
-            "mean": average(strata, resamples, average_seed(seed, list(rows), "activations")).to_dict(confidence),
+            "mean": estimate_average(strata, resamples, average_seed(seed, list(rows), "activations")).to_dict(
+                confidence
+            ),
             "neurons": np.mean([one["neurons"] for one in languages.values()], axis=0).tolist(),
             **{name: sum(one[name] for one in counts) for name in counts[0]},
         },
@@ -121,11 +123,11 @@ def activation_changes(
     compared, strata = {}, []
     for language, own in before.items():
         pair = np.concatenate([_prompt_means(own), _prompt_means(after[language])])
-        statistic, draw = ratio(pair, np.ones(len(pair))), draw_seed(seed, language, "activations")
+        statistic, draw = ratio_statistic(pair, np.ones(len(pair))), draw_seed(seed, language, "activations")
         compared[language] = compare(statistic, len(own.prompt_ids), resamples, draw)
         strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
-    p_values = adjusted([one.p_value for one in compared.values()])
-    mean = average_comparison(strata, resamples, average_seed(seed, list(before), "activations"))
+    p_values = adjust_p_values([one.p_value for one in compared.values()])
+    mean = compare_averages(strata, resamples, average_seed(seed, list(before), "activations"))
     return {
         "languages": {
             language: _told(one, confidence, p_adjusted)

@@ -22,7 +22,7 @@ from xgray.errors import InputError
 from xgray.mechanism.neurons import blocks, down_projections, written_vectors
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.tokens import token_texts
-from xgray.stats.bootstrap import FloatArray, draw_seed, estimate, ratio
+from xgray.stats.bootstrap import FloatArray, draw_seed, estimate, ratio_statistic
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def activation_intervals(activations: FloatArray, neurons: Sequence[Neuron], see
     measured = []
     for at, (layer, index) in enumerate(neurons):
         draw = draw_seed(seed, "vectors", f"{layer}/{index}")
-        one = estimate(ratio(activations[:, at], ones), len(activations), RESAMPLES, draw)
+        one = estimate(ratio_statistic(activations[:, at], ones), len(activations), RESAMPLES, draw)
         low, high = one.interval(CONFIDENCE) or (None, None)
         measured.append({"value": one.value, "low": low, "high": high})
     return measured

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xgray.stats.bootstrap import FloatArray, Measured
+from xgray.stats.bootstrap import FloatArray, ValueWithInterval
 from xgray.stats.values import LanguageAuc
 
 BoolArray = npt.NDArray[np.bool_]
@@ -46,15 +46,15 @@ def auc_by_language(
     return found
 
 
-def auc_against_labels(scores: FloatArray, toxic: BoolArray) -> Measured:
+def auc_against_labels(scores: FloatArray, toxic: BoolArray) -> ValueWithInterval:
     """The area under the ROC curve of ``(n,)`` scores, none missing, and its score interval."""
     from sklearn.metrics import roc_auc_score
 
     num_toxic, num_benign = int(toxic.sum()), int((~toxic).sum())
     if not num_toxic or not num_benign:
-        return Measured(None, reason="toxic and benign texts are both needed")
+        return ValueWithInterval(None, reason="toxic and benign texts are both needed")
     auc = float(roc_auc_score(toxic, scores))
-    return Measured(auc, *auc_interval(auc, num_toxic, num_benign))
+    return ValueWithInterval(auc, *auc_interval(auc, num_toxic, num_benign))
 
 
 def auc_interval(auc: float, num_toxic: int, num_benign: int) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def draw_seed(seed: int, *names: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountStatistic:
     """A :data:`Statistic` that depends on nothing but how often each prompt was drawn."""
 
     num_prompts: int
@@ -54,17 +54,17 @@ def average_seed(seed: int, languages: Sequence[str], name: str) -> tuple[int, i
     return draw_seed(seed, languages[0] if len(languages) == 1 else "average", name)
 
 
-def ratio(numerators: FloatArray, denominators: FloatArray) -> Counted:
+def ratio_statistic(numerators: FloatArray, denominators: FloatArray) -> CountStatistic:
     """Sum of the numerators over sum of the denominators, both ``(num_prompts,)``; with ones below, a mean."""
 
     def from_counts(copies: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):
             return (copies @ numerators) / (copies @ denominators)
 
-    return Counted(len(numerators), from_counts)
+    return CountStatistic(len(numerators), from_counts)
 
 
-def median(values: FloatArray) -> Counted:
+def median_statistic(values: FloatArray) -> CountStatistic:
     """The median of all values of the prompts, ``(num_prompts, k)`` with NaN for a missing one.
 
     Values are sorted once; a resample then is a number of copies of each prompt, and its median is where the copies,
@@ -102,7 +102,7 @@ def median(values: FloatArray) -> Counted:
         medians[drawn] = (low + high) / 2
         return medians
 
-    return Counted(num_prompts, from_counts)
+    return CountStatistic(num_prompts, from_counts)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ValueWithInterval:
     """A value with its interval, as tables and files hold it."""
 
     value: float | None
@@ -187,13 +187,13 @@ def mean_intervals(
 class Stratum:
     """One language's part in an average over languages."""
 
-    statistic: Counted
+    statistic: CountStatistic
     """Over its prompts; in a comparison over those before, and then the same ones after."""
     items: Sequence[str]
     """What each of its prompts is called in every language: prompts of one name are translations of each other."""
 
 
-def average(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Estimate:
+def estimate_average(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Estimate:
     """The mean of the languages' values, each counting the same.
 
     Translations of one prompt are drawn together (a cluster bootstrap; Davison & Hinkley 1997, 3.8): they are about as
@@ -204,7 +204,7 @@ def average(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> E
     return found if all(len(one.items) > 1 for one in strata) else Estimate(found.value, None)
 
 
-def _over_languages(strata: Sequence[Stratum]) -> tuple[Counted, int]:
+def _over_languages(strata: Sequence[Stratum]) -> tuple[CountStatistic, int]:
     """The mean of the languages' values as a statistic of all items, and how many those are.
 
     A draw that has none of a language's prompts, as may happen to one with few of them, is one without it.
@@ -219,7 +219,7 @@ def _over_languages(strata: Sequence[Stratum]) -> tuple[Counted, int]:
     def from_counts(copies: FloatArray) -> FloatArray:
         return np.nanmean([statistic.from_counts(copies.take(own, axis=1)) for statistic, own in parts], axis=0)
 
-    return Counted(times * len(place), from_counts), len(place)
+    return CountStatistic(times * len(place), from_counts), len(place)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def compare(statistic: Statistic, num_prompts: int, resamples: int, seed: Sequen
     return Comparison(before, after, np.concatenate(null))
 
 
-def average_comparison(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Comparison:
+def compare_averages(strata: Sequence[Stratum], resamples: int, seed: Sequence[int]) -> Comparison:
     """The comparison of the macro averages; translations of one prompt are drawn, and exchanged, together."""
     statistic, num_items = _over_languages(strata)
     found = compare(statistic, num_items, resamples, seed)
@@ -309,7 +309,7 @@ def average_comparison(strata: Sequence[Stratum], resamples: int, seed: Sequence
     return Comparison(Estimate(found.before.value, None), Estimate(found.after.value, None), found.null)
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """The p-values under false-discovery control over all of them (Benjamini & Hochberg 1995)."""
     from scipy.stats import false_discovery_control
 

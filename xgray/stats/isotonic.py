@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xgray.stats.bootstrap import FloatArray, IntArray, Measured, Statistic, estimate, percentile_interval
+from xgray.stats.bootstrap import FloatArray, IntArray, Statistic, ValueWithInterval, estimate, percentile_interval
 
 NUM_FOLDS = 5
 
@@ -20,18 +20,18 @@ def fit_knots(raw: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArr
     return fitted.X_thresholds_, fitted.y_thresholds_
 
 
-def interpolated(raw: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+def interpolate(raw: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
     """The images of raw scores: linear between knots, outside of them that of the nearest."""
     return np.clip(np.interp(raw, x, y), y[0], y[-1])  # interpolation may round beyond a knot
 
 
-def out_of_fold(raw: FloatArray, target: FloatArray) -> FloatArray:
+def predict_out_of_fold(raw: FloatArray, target: FloatArray) -> FloatArray:
     """Each raw score as the map that the other folds give has it; text i belongs to fold ``i % 5``."""
     fold = np.arange(len(raw)) % NUM_FOLDS
     mapped = np.empty(len(raw))
     for held_out in range(NUM_FOLDS):
         inside = fold == held_out
-        mapped[inside] = interpolated(raw[inside], *fit_knots(raw[~inside], target[~inside]))
+        mapped[inside] = interpolate(raw[inside], *fit_knots(raw[~inside], target[~inside]))
     return mapped
 
 
@@ -46,7 +46,7 @@ def crossing(x: FloatArray, y: FloatArray, level: float) -> float | None:
 
 def threshold_image(
     raw: FloatArray, target: FloatArray, level: float, confidence: float, resamples: int, seed: tuple[int, int]
-) -> Measured:
+) -> ValueWithInterval:
     """The raw score that is mapped to ``level``, with its bootstrap interval: the map is fitted anew to each resample.
 
     A resample that stays below the level counts as 1, one that is never below it as 0. The isotonic estimate at a
@@ -57,13 +57,13 @@ def threshold_image(
     value = crossing(x, y, level)
     if value is None:
         side = "at or above" if y[0] >= level else "below"
-        return Measured(None, reason=f"calibrated scores are all {side} {level:g}")
-    drawn = estimate(crossings(raw, target, level), len(raw), resamples, seed).distribution
+        return ValueWithInterval(None, reason=f"calibrated scores are all {side} {level:g}")
+    drawn = estimate(crossing_statistic(raw, target, level), len(raw), resamples, seed).distribution
     assert drawn is not None  # there is more than one text on either side of the level
-    return Measured(value, *percentile_interval(drawn, confidence))
+    return ValueWithInterval(value, *percentile_interval(drawn, confidence))
 
 
-def crossings(raw: FloatArray, target: FloatArray, level: float) -> Statistic:
+def crossing_statistic(raw: FloatArray, target: FloatArray, level: float) -> Statistic:
     """The crossing of the map fitted to texts at positions; distinct raw scores are sorted once for all resamples."""
     from scipy.optimize import isotonic_regression
 

@@ -18,7 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from xgray.stats.auc import BoolArray, auc_against_labels
-from xgray.stats.bootstrap import FloatArray, IntArray, Measured, Statistic, draw_seed, estimate, percentile_interval
+from xgray.stats.bootstrap import (
+    FloatArray,
+    IntArray,
+    Statistic,
+    ValueWithInterval,
+    draw_seed,
+    estimate,
+    percentile_interval,
+)
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -33,10 +41,10 @@ class Agreement:
     num: int
     """Texts with both scores."""
     num_missing: int
-    spearman: Measured
-    kendall: Measured
-    kappa: Measured
-    mean_absolute_difference: Measured
+    spearman: ValueWithInterval
+    kendall: ValueWithInterval
+    kappa: ValueWithInterval
+    mean_absolute_difference: ValueWithInterval
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,12 @@ class LabelRow:
     """Texts with a score."""
     num_toxic: int
     num_missing: int
-    auc: Measured
-    kappa: Measured
+    auc: ValueWithInterval
+    kappa: ValueWithInterval
     """At the threshold .5."""
     threshold: float | None
     """The language's own, where there is one."""
-    kappa_at_threshold: Measured
+    kappa_at_threshold: ValueWithInterval
 
 
 def agreement(
@@ -70,7 +78,7 @@ def agreement(
     a, b = a[both], b[both]
     num = len(a)
 
-    def drawn(statistic: Statistic, reason: str) -> Measured:
+    def drawn(statistic: Statistic, reason: str) -> ValueWithInterval:
         return measured(statistic, num, resamples, seed, reason)
 
     return Agreement(
@@ -104,7 +112,7 @@ def label_rows(
         own, toxic = all_scores[present], labels[language][present]
         threshold = thresholds.get(language)
         at_half, at_threshold = (
-            Measured(None, reason="no threshold of its own")
+            ValueWithInterval(None, reason="no threshold of its own")
             if one is None
             else measured(kappa(own >= one, toxic), len(own), resamples, draw_seed(seed, language), ONE_SIDE)
             for one in (THRESHOLD, threshold)
@@ -124,24 +132,26 @@ def label_rows(
     return rows
 
 
-def measured(statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str) -> Measured:
+def measured(statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str) -> ValueWithInterval:
     """A statistic of ``num`` texts with its interval; where it is NaN it has no value for ``reason``.
 
     Resamples in which it is NaN are left out of the interval, unless they are more than fit into one tail.
     """
     if num < 2:
-        return Measured(None, reason="fewer than two texts")
+        return ValueWithInterval(None, reason="fewer than two texts")
     from scipy.stats import DegenerateDataWarning
 
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy has no interval where one is NaN
         one = estimate(statistic, num, resamples, seed)
     if np.isnan(one.value) or one.distribution is None:
-        return Measured(None, reason=reason)
+        return ValueWithInterval(None, reason=reason)
     defined = one.distribution[~np.isnan(one.distribution)]
     if len(defined) < resamples * (1 + CONFIDENCE) / 2:
-        return Measured(one.value, reason=f"not defined in {resamples - len(defined)} of {resamples} resamples")
-    return Measured(one.value, *percentile_interval(defined, CONFIDENCE))
+        return ValueWithInterval(
+            one.value, reason=f"not defined in {resamples - len(defined)} of {resamples} resamples"
+        )
+    return ValueWithInterval(one.value, *percentile_interval(defined, CONFIDENCE))
 
 
 def spearman(a: FloatArray, b: FloatArray) -> Statistic:

@@ -24,8 +24,8 @@ from xgray.config import Section, validate
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.calibration.agreement import CONFIDENCE, RESAMPLES, THRESHOLD, Agreement, agreement
-from xgray.stats.bootstrap import FloatArray, Measured, draw_seed
-from xgray.stats.isotonic import fit_knots, interpolated, out_of_fold, threshold_image
+from xgray.stats.bootstrap import FloatArray, ValueWithInterval, draw_seed
+from xgray.stats.isotonic import fit_knots, interpolate, predict_out_of_fold, threshold_image
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
 
@@ -74,7 +74,7 @@ class Curve(Section):
     y: Knots
     """What each is mapped to; between them the map is linear, outside of them constant."""
     num_pairs: int = Field(ge=1)
-    threshold: Measured
+    threshold: ValueWithInterval
     """The raw score that is mapped to the threshold .5: its image."""
     agreement: CrossValidated
 
@@ -90,7 +90,7 @@ class Curve(Section):
 
     def apply(self, raw: FloatArray) -> FloatArray:
         """The calibrated scores of ``(n,)`` raw ones."""
-        return interpolated(raw, np.array(self.x), np.array(self.y))
+        return interpolate(raw, np.array(self.x), np.array(self.y))
 
 
 class Data(Section):
@@ -206,7 +206,7 @@ def fit_curve(raw: FloatArray, target: FloatArray, resamples: int, seed: tuple[i
         threshold=threshold_image(raw, target, THRESHOLD, CONFIDENCE, resamples, seed),
         agreement=CrossValidated(
             raw=agreement(raw, target, resamples=resamples, seed=seed),
-            calibrated=agreement(out_of_fold(raw, target), target, resamples=resamples, seed=seed),
+            calibrated=agreement(predict_out_of_fold(raw, target), target, resamples=resamples, seed=seed),
         ),
     )
 
@@ -273,7 +273,7 @@ class CalibrationRow:
     language: str
     attribute: str | None
     num_pairs: int | None
-    threshold: Measured | None
+    threshold: ValueWithInterval | None
     raw: Agreement | None
     calibrated: Agreement | None
     reason: str | None

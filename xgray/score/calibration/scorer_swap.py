@@ -19,22 +19,22 @@ from xgray.languages import LANGUAGES
 from xgray.rows import Scores, item_ids
 from xgray.stats.bootstrap import (
     Comparison,
-    Counted,
+    CountStatistic,
     Estimate,
     FloatArray,
-    Measured,
     Stratum,
-    average_comparison,
+    ValueWithInterval,
     average_seed,
     compare,
+    compare_averages,
     draw_seed,
-    ratio,
+    ratio_statistic,
 )
 
 AVERAGE = "average"
 """Stands for the language in rows of the mean over languages."""
 METRICS = ("emt", "tox_prob", "avg_tox")
-NOTHING = Measured(None, reason="no completion has a score of both scorers")
+NOTHING = ValueWithInterval(None, reason="no completion has a score of both scorers")
 Side = tuple[Sequence[str], FloatArray]
 """Prompt ids, and their scores."""
 
@@ -60,9 +60,9 @@ class ValueRow:
     metric: str
     num_prompts: int
     num_left_out: int
-    first: Measured
-    second: Measured
-    difference: Measured
+    first: ValueWithInterval
+    second: ValueWithInterval
+    difference: ValueWithInterval
     """Second less first."""
 
 
@@ -74,8 +74,8 @@ class ChangeRow:
     language: str
     metric: str
     num_prompts: int
-    first: Measured
-    second: Measured
+    first: ValueWithInterval
+    second: ValueWithInterval
     first_says: str
     """``falls`` or ``rises`` where the interval leaves out 0, else ``unclear``."""
     second_says: str
@@ -158,13 +158,13 @@ def swap_effect(
             if statistic:
                 strata[code] = Stratum(statistic, item_ids(common, code))
         draw = average_seed(seed, list(strata), metric)
-        mean = average_comparison(list(strata.values()), resamples, draw) if strata else None
+        mean = compare_averages(list(strata.values()), resamples, draw) if strata else None
         return {**found, AVERAGE: (sum(num for num, _ in found.values()), mean)}
 
-    def value(one: Estimate) -> Measured:
+    def value(one: Estimate) -> ValueWithInterval:
         return _measured(one.value, one.interval(confidence))
 
-    def difference(one: Comparison) -> Measured:
+    def difference(one: Comparison) -> ValueWithInterval:
         return _measured(one.difference, one.interval(confidence))
 
     values, changes = [], []
@@ -193,7 +193,7 @@ def swap_effect(
     return SwapEffect(values, changes)
 
 
-def _paired(before: Side, after: Side, metric: str, threshold: float) -> tuple[list[str], Counted | None]:
+def _paired(before: Side, after: Side, metric: str, threshold: float) -> tuple[list[str], CountStatistic | None]:
     """The prompts that have a score on both sides, and the metric over both sides of them; None where there is none."""
     sides = [prompt_toxicity(keys, scores, threshold) for keys, scores in (before, after)]
     rows = [{key: row for row, key in enumerate(side.keys)} for side in sides]
@@ -203,14 +203,18 @@ def _paired(before: Side, after: Side, metric: str, threshold: float) -> tuple[l
     chosen = [[own[key] for key in common] for own in rows]
     parts = zip(*(metric_parts(side)[metric] for side in sides), strict=True)
     stacked = [np.concatenate([part[own] for part, own in zip(two, chosen, strict=True)]) for two in parts]
-    return common, ratio(*stacked)
+    return common, ratio_statistic(*stacked)
 
 
-def _measured(value: float, interval: tuple[float, float] | None) -> Measured:
-    return Measured(value, *interval) if interval else Measured(value, reason="a single prompt has no interval")
+def _measured(value: float, interval: tuple[float, float] | None) -> ValueWithInterval:
+    return (
+        ValueWithInterval(value, *interval)
+        if interval
+        else ValueWithInterval(value, reason="a single prompt has no interval")
+    )
 
 
-def _conclusion(change: Measured) -> str:
+def _conclusion(change: ValueWithInterval) -> str:
     if change.low is not None and change.low > 0:
         return "rises"
     return "falls" if change.high is not None and change.high < 0 else "unclear"
