@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from xgray.config import Score, Serve, validate
-from xgray.distributed.serve import offered, run_service
+from xgray.distributed.serve import run_service, scorer_info
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
@@ -274,6 +274,6 @@ def test_what_cannot_be_served_is_refused_before_anything_is_started():
 def test_a_scorer_that_declares_no_language_is_served_only_where_that_is_allowed():
     section = Score(scorer="dummy")
     with pytest.raises(InputError, match=r"score\.classifier\.languages.*score\.unvalidated_languages: true"):
-        offered(build_scorer(section), section)
+        scorer_info(build_scorer(section), section)
     allowed = Score(scorer="dummy", unvalidated_languages=True)
-    assert offered(build_scorer(allowed), allowed).languages == tuple(LANGUAGES)
+    assert scorer_info(build_scorer(allowed), allowed).languages == tuple(LANGUAGES)

@@ -1,4 +1,4 @@
-"""Which job a submission starts or finds, on a server that speaks Ray's job API and knows the jobs it is told."""
+"""Which job a submission starts or finds, against a server that speaks Ray's job API and lists prepared jobs."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ PREFIX = "mine-1a3d750d-"
 
 
 class Jobs(ThreadingHTTPServer):
-    """``known`` is listed; ``unseen`` is there already when a submission comes, and listed from then on."""
+    """Lists the jobs in ``known``. Those in ``unseen``, a quicker submitter's, join them when a submission arrives."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -34,18 +34,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/version":
             self.answer(200, {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"})
         elif self.path == "/api/jobs/":
-            self.answer(200, [job(id, *told) for id, told in self.server.known.items()])
+            self.answer(200, [job(id, *state) for id, state in self.server.known.items()])
         else:
-            self.answer(200, {})  # the package of the working directory is there
+            self.answer(200, {})  # the package of the working directory has been uploaded
 
     def do_POST(self):
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"]
+        submission_id = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"]
         self.server.known |= self.server.unseen
-        if wanted in self.server.known:
-            self.answer(500, f"ValueError: Job with submission_id {wanted} already exists. Please use another one.")
+        if submission_id in self.server.known:
+            self.answer(
+                500, f"ValueError: Job with submission_id {submission_id} already exists. Please use another one."
+            )
             return
-        self.server.known[wanted] = "PENDING", OURS
-        self.answer(200, {"job_id": wanted, "submission_id": wanted})
+        self.server.known[submission_id] = "PENDING", OURS
+        self.answer(200, {"job_id": submission_id, "submission_id": submission_id})
 
     def answer(self, status, content):
         body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
@@ -76,34 +78,34 @@ def jobs(tmp_path, monkeypatch):
 
 
 def submit(jobs, tmp_path):
-    made = submit_job(tmp_path / "e.yaml", [], EXPERIMENT, "/runs/mine", jobs.address)
-    return made.id.removeprefix(PREFIX), made.is_new
+    submitted = submit_job(tmp_path / "e.yaml", [], EXPERIMENT, "/runs/mine", jobs.address)
+    return submitted.id.removeprefix(PREFIX), submitted.is_new
 
 
-def test_the_first_try_has_number_1_and_is_found_while_it_is_under_way(jobs, tmp_path):
+def test_the_first_job_has_number_1_and_is_found_while_it_is_active(jobs, tmp_path):
     jobs.known = {f"{PREFIX}x": ("RUNNING", OTHERS), "mine-00000000-7": ("RUNNING", OTHERS)}
     assert submit(jobs, tmp_path) == ("1", True)
     assert submit(jobs, tmp_path) == ("1", False)
 
 
-def test_a_deleted_try_leaves_a_gap_that_is_not_filled(jobs, tmp_path):
+def test_the_gap_that_a_deleted_job_leaves_is_not_filled(jobs, tmp_path):
     jobs.known = {f"{PREFIX}2": ("FAILED", OURS)}
     assert submit(jobs, tmp_path) == ("3", True)
     jobs.known = {f"{PREFIX}{number}": ("FAILED", OURS) for number in (9, 10, 2)}
     assert submit(jobs, tmp_path) == ("11", True)
 
 
-def test_a_quicker_submitters_job_is_followed_while_it_is_under_way(jobs, tmp_path):
+def test_a_quicker_submitters_job_is_followed_while_it_is_active(jobs, tmp_path):
     jobs.unseen = {f"{PREFIX}1": ("RUNNING", OURS)}
     assert submit(jobs, tmp_path) == ("1", False)
 
 
-def test_one_that_has_ended_meanwhile_is_followed_by_the_next_try(jobs, tmp_path):
+def test_a_quicker_submitters_job_that_has_ended_is_succeeded_by_a_new_job(jobs, tmp_path):
     jobs.unseen = {f"{PREFIX}1": ("FAILED", OURS)}
     assert submit(jobs, tmp_path) == ("2", True)
 
 
-def test_a_quicker_submitter_with_another_configuration_is_named(jobs, tmp_path):
+def test_a_quicker_submitters_job_of_another_configuration_is_refused_by_its_name(jobs, tmp_path):
     jobs.unseen = {f"{PREFIX}1": ("RUNNING", OTHERS)}
-    with pytest.raises(InputError, match=rf"{PREFIX}1 with another configuration"):
+    with pytest.raises(InputError, match=rf"{PREFIX}1 runs it with another configuration"):
         submit(jobs, tmp_path)
