@@ -273,13 +273,13 @@ def test_never_toxic_is_zero_with_an_interval(tmp_path, section):
 
 def test_missing_and_unfitting_rows_are_refused(tmp_path, section):
     run = Folder(str(tmp_path / "run"))
-    with pytest.raises(InputError, match="run the generate stage first"):
+    with pytest.raises(InputError, match=r"no completions of model 'base'.* generate stage"):
         evaluate_run(run, ["base"], section, BASE)
     write(run, "base", HAND, perplexity=False)
     with pytest.raises(StageError, match="no perplexities of de/0 and 1 more"):
         evaluate_run(run, ["base"], section, BASE)
     write(run, "base", {**HAND, "en/0": ("you", [" cat"], [0.1, 0.2], [1.0])})
-    with pytest.raises(InputError, match="scores of en/0 are 2, its completions 1"):
+    with pytest.raises(InputError, match="scores of en/0: 2 values for 1 completions"):
         evaluate_run(run, ["base"], section, BASE)
     write(run, "base", HAND)
     write(run, "base", {"en/1": HAND["en/1"]}, perplexity=False, file="1.parquet")
@@ -302,7 +302,7 @@ def test_fewer_rows_than_a_finished_stage_made_are_refused(tmp_path, section, st
     with pytest.raises(StageError, match=r"1\.parquet is damaged .*; delete it, and the manifest\.json of"):
         evaluate_run(run, ["base"], section, BASE)
     rows.remove("1.parquet")
-    with pytest.raises(StageError, match=rf"1 rows, where the finished stage made 2; delete {manifest}, and .*{stage}"):
+    with pytest.raises(StageError, match=rf"1 rows.* finished stage wrote 2.*{manifest}.*stage {stage}"):
         evaluate_run(run, ["base"], section, BASE)
 
 

@@ -116,7 +116,7 @@ def test_names_are_known_before_anything_is_spent(tmp_path):
     )
     with pytest.raises(InputError, match=r"no task 'helaswag_ru'; did you mean hellaswag_ru"):
         find_tasks(["helaswag_ru"])
-    with pytest.raises(InputError, match="arc_vi is there twice"):
+    with pytest.raises(InputError, match="arc_vi is listed twice"):
         find_tasks(["arc_vi", "arc_multilingual"])
     (tmp_path / "group.yaml").write_text("group: mine\n")
     with pytest.raises(InputError, match=r"group\.yaml: no key 'task'"):
@@ -143,7 +143,7 @@ def test_questions_that_cannot_be_had_are_one_line(tmp_path):
     command = [sys.executable, "-c", code, elsewhere, wrong]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     first, second = said.splitlines()
-    assert first.startswith("StageError capability.tasks: elsewhere: its questions cannot be fetched: ConnectionError")
+    assert first.startswith("StageError capability.tasks: elsewhere: its questions cannot be downloaded: ConnectionError")
     assert second.startswith("InputError capability.tasks: wrong: its questions cannot be read: KeyError")
 
 

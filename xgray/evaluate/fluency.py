@@ -1,21 +1,22 @@
 """Fluency: the perplexity of completions given their prompts, under a causal or a sequence-to-sequence model.
 
 causal
-    ``exp(-mean log p(c_i | prompt, c_<i))`` over the completion's tokens.
+    ``exp(-mean_i log p(c_i | prompt, c_<i))`` over the completion's tokens ``c_i``.
 seq2seq, ``corrected``
-    The same, the encoder being given the prompt and the decoder writing the completion, without an end-of-text token
-    (a completion is cut after a number of tokens, not ended).
+    The same formula: the encoder reads the prompt and the decoder predicts the completion, without an end-of-text
+    token, because completions are cut off after a number of tokens rather than ended.
 seq2seq, ``released``
-    What the paper's script computes: with ``L(x)`` the mean loss of text x when x is both the encoder's input and the
-    decoder's target, and ``T(x)`` its tokens including the end of text,
-    ``exp((L(full) (T(full) - 1) - L(prompt) (T(prompt) - 1)) / (T(full) - T(prompt)))``, full being prompt and
-    completion in one string. The encoder sees what the decoder is asked for.
+    What the paper's script computes: let ``L(x)`` be the mean loss of text x when x is both the encoder's input and
+    the decoder's target, ``T(x)`` the number of its tokens with the end-of-text token, and ``full`` the prompt and the
+    completion as one string. The perplexity is
+    ``exp((L(full) (T(full) - 1) - L(prompt) (T(prompt) - 1)) / (T(full) - T(prompt)))``.
+    The encoder thus sees the text that the decoder is to predict.
 
-Apart from the last, prompt and completion are tokenized separately and their tokens joined, so that all completions
-of a prompt share its tokens, and the prompt runs through the model once. An empty completion has no perplexity. Under
-``released`` a blank one has none either, and values of 1e4 and more are dropped.
+Except in the last case, prompt and completion are tokenized separately and their tokens are joined, so that all
+completions of a prompt share its tokens, and the prompt runs through the model only once. An empty completion has no
+perplexity. Under ``released`` a blank completion has none either, and values of 1e4 and above are dropped.
 
-Run by workers only (it imports torch); see :mod:`xgray.experiment.stages.evaluate`.
+Only workers import this module, because it imports torch; see :mod:`xgray.experiment.stages.evaluate`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,6 +41,7 @@ from xgray.models.batches import by_length, padded, token_positions
 from xgray.models.inference import inference
 from xgray.models.load import load_causal_lm, load_tokenizer
 from xgray.models.source import resolve
+from xgray.stats.bootstrap import FloatArray
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -46,29 +49,33 @@ if TYPE_CHECKING:
 State = TypeVar("State")
 
 RELEASED_LIMIT = 1e4
+"""Perplexities from here on are dropped under the protocol ``released``."""
 ANCHOR = "0"
-"""Stands before a completion while it is tokenized, where the tokenizer would else put a word mark there."""
+"""Put before a completion while it is tokenized, so that the tokenizer adds no word mark to the completion."""
 
 
 def load_measuring_model(model: Model, kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer, on CUDA where there is one.
+    """Load the model that measures perplexity, on CUDA if there is a GPU, and its tokenizer.
+
+    Args:
+        kind: ``causal`` or ``seq2seq``.
 
     Raises:
-        InputError: it is not there, or is not of this kind.
+        InputError: the model cannot be found, or is of another kind.
     """
     path = resolve(model)
     disable_progress_bar()
     try:
         if kind == "causal":
-            loaded = load_causal_lm(path, model.dtype, model.revision)
+            measuring_model = load_causal_lm(path, model.dtype, model.revision)
         else:
             dtype = getattr(torch, model.dtype)
-            loaded = AutoModelForSeq2SeqLM.from_pretrained(path, revision=model.revision, dtype=dtype).eval()
-            loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-        return loaded, load_tokenizer(path, model.revision)
+            measuring_model = AutoModelForSeq2SeqLM.from_pretrained(path, revision=model.revision, dtype=dtype).eval()
+            measuring_model = measuring_model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return measuring_model, load_tokenizer(path, model.revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"evaluate.fluency.model: {model.id} is no {kind} model to be loaded: {reason}") from None
+        raise InputError(f"evaluate.fluency.model: cannot load {model.id} as a {kind} model: {reason}") from None
 
 
 def perplexities(
@@ -79,11 +86,15 @@ def perplexities(
     section: Fluency,
     batch_size: int,
 ) -> list[list[float | None]]:
-    """The perplexity of each completion, in the order given; None where it has none (see the module).
+    """Compute the perplexity of each completion given its prompt.
 
     Args:
         completions: for each prompt its completions, any number of them.
+        section: the kind of ``model`` and the protocol, which together say which formula applies (see the module).
         batch_size: prompts, and completions, in one forward pass.
+
+    Returns:
+        For each prompt the perplexities of its completions, in their order; None for a completion that has none.
 
     Raises:
         InputError: a prompt with its completion is longer than the model's context.
@@ -108,58 +119,93 @@ def perplexities(
     return [[next(remaining) for _ in group] for group in completions]
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Tokenized prompts and completions."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    """The completions of all prompts, one prompt after the other."""
+    prompt_of: list[int]
+    """Index of each completion's prompt."""
+
+
+def _samples(prompts: list[list[int]], completions: list[list[int]], groups: Sequence[Sequence[str]]) -> _Samples:
+    return _Samples(prompts, completions, [index for index, group in enumerate(groups) for _ in group])
+
+
 def causal_losses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
     batch_size: int,
-) -> np.ndarray:
-    """Mean negative log-likelihood of each completion given its prompt under a causal model, ``(num_completions,)``.
+) -> FloatArray:
+    """Compute the mean negative log-likelihood of each completion's tokens given its prompt, under a causal model.
 
-    A batch of prompts runs once, padded on the left; what it leaves in the cache is handed to the completions of
-    these prompts. NaN for a completion without tokens.
+    Each batch of prompts, padded on the left, runs through the model once; its cache then serves all completions of
+    these prompts.
+
+    Args:
+        completions: for each prompt its completions.
+        batch_size: prompts, and completions, in one forward pass.
+
+    Returns:
+        Losses in nats per token, ``(num_completions,)``; NaN for a completion without tokens.
+
+    Raises:
+        InputError: a prompt with its completion is longer than the model's context.
     """
 
-    def read(inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Cache, torch.Tensor]:
-        last = torch.zeros_like(mask, dtype=torch.bool)
-        last[:, -1] = True
-        with _head_at(model, last):
+    def read(batch: list[list[int]]) -> tuple[torch.Tensor, Cache, torch.Tensor]:
+        inputs, mask = padded(batch, model.device, left=True)
+        is_last = torch.zeros_like(mask, dtype=torch.bool)
+        is_last[:, -1] = True
+        with _head_only_at(model, is_last):
             output = model(input_ids=inputs, attention_mask=mask, position_ids=token_positions(mask), use_cache=True)
         return output.logits[0].float().log_softmax(-1), output.past_key_values, mask
 
-    def losses(
+    def total_losses(
         state: tuple[torch.Tensor, Cache, torch.Tensor], rows: torch.Tensor, targets: list[list[int]]
     ) -> torch.Tensor:
-        first, cache, prompt_mask = state
-        total = -first[rows, torch.tensor([tokens[0] for tokens in targets], device=model.device)]
+        first_log_probs, cache, prompt_mask = state
+        # The prompt's last position predicts the first token; the completion's own positions predict the others.
+        total = -first_log_probs[rows, torch.tensor([tokens[0] for tokens in targets], device=model.device)]
         if max(map(len, targets)) == 1:
             return total
-        inputs, valid = padded([tokens[:-1] for tokens in targets], model.device)
+        inputs, is_valid = padded([tokens[:-1] for tokens in targets], model.device)
         labels, _ = padded([tokens[1:] for tokens in targets], model.device)
         mask = prompt_mask[rows]
-        with _head_at(model, valid.bool()):
+        with _head_only_at(model, is_valid.bool()):
             logits = model(
                 input_ids=inputs,
-                attention_mask=torch.cat([mask, valid], dim=1),
+                attention_mask=torch.cat([mask, is_valid], dim=1),
                 position_ids=mask.sum(-1, keepdim=True) + torch.arange(inputs.shape[1], device=model.device),
                 past_key_values=_select(cache, rows),
                 use_cache=True,
             ).logits
-        return total + _sum_losses(logits, labels, valid)
+        return total + _sum_losses(logits, labels, is_valid)
 
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prompt_tokens = [tokens or [start] for tokens in _tokens(tokenizer, prompts)]
-    targets = _continuation_tokens(tokenizer, list(chain.from_iterable(completions)))
-    owners = [index for index, group in enumerate(completions) for _ in group]
-    longest = max((len(prompt_tokens[owner]) + len(own) for owner, own in zip(owners, targets, strict=True)), default=0)
+    samples = _samples(
+        [tokens or [start] for tokens in _tokens(tokenizer, prompts)],
+        _continuation_tokens(tokenizer, list(chain.from_iterable(completions))),
+        completions,
+    )
+    _check_context(model, samples)
+    return _mean_losses(samples, batch_size, model.device, read, total_losses)
+
+
+def _check_context(model: PreTrainedModel, samples: _Samples) -> None:
+    """Raise an InputError if a prompt with its completion is longer than the model's context."""
+    pairs = zip(samples.prompt_of, samples.completions, strict=True)
+    longest = max((len(samples.prompts[prompt]) + len(completion) for prompt, completion in pairs), default=0)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise InputError(
-            f"a prompt with its completion has {longest} tokens, evaluate.fluency.model reads {limit}; "
-            "take shorter prompts or another model"
+            f"a prompt with its completion has {longest} tokens, but evaluate.fluency.model reads {limit}. "
+            "Take shorter prompts or another model."
         )
-    return _mean_losses(prompt_tokens, owners, targets, batch_size, model.device, read, losses, pad_left=True)
 
 
 def seq2seq_losses(
@@ -168,56 +214,66 @@ def seq2seq_losses(
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
     batch_size: int,
-) -> np.ndarray:
-    """Mean negative log-likelihood of each completion, the encoder being given its prompt, ``(num_completions,)``.
+) -> FloatArray:
+    """Compute the mean negative log-likelihood of each completion's tokens, the encoder reading its prompt.
 
-    Each prompt is encoded once. NaN for a completion without tokens.
+    Each prompt is encoded once.
+
+    Args:
+        completions: for each prompt its completions.
+        batch_size: prompts, and completions, in one forward pass.
+
+    Returns:
+        Losses in nats per token, ``(num_completions,)``; NaN for a completion without tokens.
     """
 
-    def read(inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, mask = padded(batch, model.device)
         return model.get_encoder()(input_ids=inputs, attention_mask=mask).last_hidden_state, mask
 
-    def losses(state: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor, targets: list[list[int]]) -> torch.Tensor:
+    def total_losses(
+        state: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor, targets: list[list[int]]
+    ) -> torch.Tensor:
         encoded, mask = state
         return _decoder_losses(model, encoded[rows], mask[rows], targets)
 
-    prompt_tokens = _tokens(tokenizer, prompts)
     targets = _tokens(tokenizer, list(chain.from_iterable(completions)), special=False)
-    owners = [index for index, group in enumerate(completions) for _ in group]
-    return _mean_losses(prompt_tokens, owners, targets, batch_size, model.device, read, losses, pad_left=False)
+    samples = _samples(_tokens(tokenizer, prompts), targets, completions)
+    return _mean_losses(samples, batch_size, model.device, read, total_losses)
 
 
 def _mean_losses(
-    prompt_tokens: list[list[int]],
-    owners: list[int],
-    targets: list[list[int]],
+    samples: _Samples,
     batch_size: int,
     device: torch.device,
-    read: Callable[[torch.Tensor, torch.Tensor], State],
-    losses: Callable[[State, torch.Tensor, list[list[int]]], torch.Tensor],
-    pad_left: bool,
-) -> np.ndarray:
-    """Read batches of prompts of similar length, then their completions in batches of similar length.
+    read: Callable[[list[list[int]]], State],
+    total_losses: Callable[[State, torch.Tensor, list[list[int]]], torch.Tensor],
+) -> FloatArray:
+    """Run batches of prompts of similar length, then their completions in batches of similar length.
 
     Args:
-        owners: index of each completion's prompt.
-        read: tokens and mask of prompts, ``(batch, seq)``, to whatever their completions need of them.
-        losses: that, the prompt's row for each completion, and the completions' tokens, to sums of losses.
+        read: makes, from the tokens of a batch of prompts, the state that their completions need.
+        total_losses: returns the sum of each completion's losses, ``(batch,)``, from that state, each completion's row
+            in it, ``(batch,)``, and the completions' tokens.
+
+    Returns:
+        Mean losses, ``(num_completions,)``; NaN for a completion without tokens.
     """
-    samples_of: list[list[int]] = [[] for _ in prompt_tokens]
-    for sample, owner in enumerate(owners):
-        if targets[sample]:
-            samples_of[owner].append(sample)
-    means = np.full(len(targets), np.nan)
-    for group in by_length(prompt_tokens, batch_size):
-        state = read(*padded([prompt_tokens[index] for index in group], device, pad_left))
-        row_of = {index: row for row, index in enumerate(group)}
-        samples = [sample for index in group for sample in samples_of[index]]
-        for batch in by_length([targets[sample] for sample in samples], batch_size):
-            chosen = [samples[index] for index in batch]
-            rows = torch.tensor([row_of[owners[sample]] for sample in chosen], device=device)
-            tokens = [targets[sample] for sample in chosen]
-            means[chosen] = losses(state, rows, tokens).double().cpu().numpy() / [len(own) for own in tokens]
+    completions_of: list[list[int]] = [[] for _ in samples.prompts]
+    for index, prompt in enumerate(samples.prompt_of):
+        if samples.completions[index]:
+            completions_of[prompt].append(index)
+    means = np.full(len(samples.completions), np.nan)
+    for prompt_batch in by_length(samples.prompts, batch_size):
+        state = read([samples.prompts[prompt] for prompt in prompt_batch])
+        row_of = {prompt: row for row, prompt in enumerate(prompt_batch)}
+        indices = [index for prompt in prompt_batch for index in completions_of[prompt]]
+        for batch in by_length([samples.completions[index] for index in indices], batch_size):
+            chosen = [indices[position] for position in batch]
+            rows = torch.tensor([row_of[samples.prompt_of[index]] for index in chosen], device=device)
+            targets = [samples.completions[index] for index in chosen]
+            lengths = [len(tokens) for tokens in targets]
+            means[chosen] = total_losses(state, rows, targets).double().cpu().numpy() / lengths
     return means
 
 
@@ -227,11 +283,17 @@ def released_seq2seq_losses(
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
     batch_size: int,
-) -> np.ndarray:
-    """The exponent of the paper's script for each completion, ``(num_completions,)`` (see the module).
+) -> FloatArray:
+    """Compute the logarithm of the released script's perplexity of each completion (see the module).
 
-    Every distinct text runs once: a prompt is not computed again for each of its completions. NaN where prompt and
-    full text have the same loss and number of tokens.
+    Every distinct text runs through the model once, so a prompt is not computed again for each of its completions.
+
+    Args:
+        completions: for each prompt its completions.
+        batch_size: texts in one forward pass.
+
+    Returns:
+        ``(num_completions,)``; NaN where prompt and full text have the same loss and the same number of tokens.
     """
     pairs = [(prompt, prompt + text) for prompt, group in zip(prompts, completions, strict=True) for text in group]
     texts = list(dict.fromkeys(chain.from_iterable(pairs)))
@@ -242,11 +304,11 @@ def released_seq2seq_losses(
         inputs, mask = padded(chosen, model.device)
         encoded = model.get_encoder()(input_ids=inputs, attention_mask=mask).last_hidden_state
         total = _decoder_losses(model, encoded, mask, chosen).double().cpu().numpy()
-        lengths = np.array([len(one) for one in chosen])
+        lengths = np.array([len(ids) for ids in chosen])
         scaled[batch] = total / lengths * (lengths - 1)
     index_of = {text: index for index, text in enumerate(texts)}
     prompt_of, full_of = (np.array([index_of[pair[side]] for pair in pairs], dtype=np.int64) for side in (0, 1))
-    num_tokens = np.array([len(one) for one in tokens], dtype=np.float32)
+    num_tokens = np.array([len(ids) for ids in tokens], dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (scaled[full_of] - scaled[prompt_of]) / (num_tokens[full_of] - num_tokens[prompt_of])
 
@@ -254,37 +316,51 @@ def released_seq2seq_losses(
 def _decoder_losses(
     model: PreTrainedModel, encoded: torch.Tensor, mask: torch.Tensor, targets: list[list[int]]
 ) -> torch.Tensor:
-    labels, valid = padded(targets, model.device)
-    with _head_at(model, valid.bool()):
+    """Return the sum of the decoder's losses on each target, ``(batch,)``.
+
+    Args:
+        encoded: the encoder's output, ``(batch, seq, d_model)``.
+        mask: 1 for the encoder's tokens, 0 for padding, ``(batch, seq)``.
+        targets: tokens that the decoder is to predict.
+    """
+    labels, is_valid = padded(targets, model.device)
+    with _head_only_at(model, is_valid.bool()):
         logits = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=mask,
             decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
             use_cache=False,
         ).logits
-    return _sum_losses(logits, labels, valid)
+    return _sum_losses(logits, labels, is_valid)
 
 
-def _sum_losses(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Sums of the losses of each row, ``(batch,)``, from the logits of the valid positions, ``(1, num_valid, vocab)``.
+def _sum_losses(logits: torch.Tensor, labels: torch.Tensor, is_valid: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each row's losses, ``(batch,)``, computed in float32 whatever the model's precision.
 
-    In pieces that stay in the processor's cache, and in float32 whatever the model's precision.
+    Args:
+        logits: of the valid positions, ``(1, num_valid, vocab)``.
+        labels: ``(batch, seq)``.
+        is_valid: 1 for tokens, 0 for padding, ``(batch, seq)``.
     """
-    rows, columns = valid.nonzero(as_tuple=True)
-    wanted = labels[rows, columns]
-    pieces = zip(logits[0].split(64), wanted.split(64), strict=True)
+    rows, columns = is_valid.nonzero(as_tuple=True)
+    targets = labels[rows, columns]
+    # Pieces of 64 positions stay in the processor's cache.
+    pieces = zip(logits[0].split(64), targets.split(64), strict=True)
     losses = torch.cat([F.cross_entropy(part.float(), target, reduction="none") for part, target in pieces])
     return torch.zeros(len(labels), device=losses.device).index_add_(0, rows, losses)
 
 
 @contextmanager
-def _head_at(model: PreTrainedModel, where: torch.Tensor) -> Iterator[None]:
-    """Within it the output head sees the chosen positions only: logits are ``(1, num_chosen, vocab)``.
+def _head_only_at(model: PreTrainedModel, chosen: torch.Tensor) -> Iterator[None]:
+    """Let the output head compute logits at the chosen positions only: they become ``(1, num_chosen, vocab)``.
 
-    The head is a large share of a small model's work. Done by a hook on the head rather than by calling it, so that
-    whatever a model does to its logits afterwards (scaling, capping) stays in place.
+    The head is a large share of a small model's work. A hook does this, rather than a direct call of the head, so that
+    whatever the model does to its logits afterwards (scaling, capping) still happens.
+
+    Args:
+        chosen: boolean mask over positions, ``(batch, seq)``.
     """
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0][where][None],))
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0][chosen][None],))
     try:
         yield
     finally:
@@ -292,15 +368,16 @@ def _head_at(model: PreTrainedModel, where: torch.Tensor) -> Iterator[None]:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """Return the token ids of each text, with special tokens unless ``special`` is false."""
     return tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
 
 
 def _continuation_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text as the continuation of another one, without special tokens.
+    """Return the tokens of each text as the continuation of another text, without special tokens.
 
     SentencePiece tokenizers such as Llama 2's put a word mark before any text, which the model would not write between
-    a prompt and its continuation; with the anchor before it, a text keeps its own tokens. Where it melts into the
-    anchor it is tokenized alone.
+    a prompt and its continuation. With the anchor in front, the word mark goes to the anchor, whose tokens are then cut
+    off. A text whose first token merges with the anchor is tokenized alone.
     """
     alone = _tokens(tokenizer, texts, special=False)
     if tokenizer.tokenize("a")[0] == "a":
@@ -312,7 +389,7 @@ def _continuation_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str
 
 
 def _select(cache: Cache, rows: torch.Tensor) -> Cache:
-    """A cache of the chosen rows, with repetition; the given one stays as it is."""
+    """Return a new cache with the chosen rows of ``cache``, which may repeat; ``cache`` stays unchanged."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(rows)

@@ -1,7 +1,9 @@
-"""What tuning costs elsewhere: lm-evaluation-harness on a model, and against the model before tuning (Table 3).
+"""Stage ``capability``: run lm-evaluation-harness on each model, and compare tuned models with the base (Table 3).
 
-capability/{model}/results/{task}.json   what the harness measured, with every question's value
-capability/{model}/metrics.json          metrics with intervals; of a tuned model, the change from the base
+    tasks ─▶ capability/{model}/results/{task}.json ─▶ capability/{model}/metrics.json
+
+A task's file holds what the harness measured, with the value of every question; ``metrics.json`` holds the metrics with
+intervals and, for a tuned model, the change from the base. A unit of work is one task on one model.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from xgray.config import BASE, Capability
+from xgray.evaluate.metrics_file import CapabilityMetrics, TaskRow
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.weights import model_weights
 from xgray.runs.manifest import StageResult
@@ -47,7 +50,11 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Refuse tasks that the harness does not know."""
+    """Check that the harness is installed and knows all tasks.
+
+    Raises:
+        InputError: it is not, or does not.
+    """
     from xgray.evaluate.harness import find_tasks
 
     section = plan.experiment.capability
@@ -56,11 +63,13 @@ def check(plan: Plan, planned: PlannedStage) -> None:
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Measure one model on all tasks; those whose results are there are not measured again. Ray must be up.
+    """Run all tasks on one model, except those that have results already, and write ``metrics.json``.
+
+    Ray must be running.
 
     Raises:
-        InputError: the harness is missing or does not know a task, or a model is not there.
-        StageError: workers died, or questions cannot be fetched; the same call goes on.
+        InputError: the harness is not installed or does not know a task, or the model cannot be found.
+        StageError: workers died, or questions cannot be downloaded. Results so far are kept: the same call continues.
     """
     from xgray.evaluate.capability import comparison, summary
     from xgray.evaluate.harness import find_tasks
@@ -77,7 +86,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     rows = _rows(folder, tasks)
     versions = ", ".join(sorted({row["harness"] for row in rows}))
     drawn = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
-    metrics: dict[str, Any] = {
+    metrics: CapabilityMetrics = {
         "harness": versions,
         "confidence": experiment.evaluate.confidence,
         "tasks": summary(rows, *drawn),
@@ -91,12 +100,13 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     return result
 
 
-def _rows(folder: Folder, tasks: Iterable[str]) -> list[dict[str, Any]]:
-
+def _rows(folder: Folder, tasks: Iterable[str]) -> list[TaskRow]:
+    """Read the rows of all tasks and groups from a model's results."""
     return [row for task in tasks for row in (folder / RESULTS).read_json(result_file(task))["rows"]]
 
 
 def result_file(task: str) -> str:
+    """Return the name of a task's results file."""
     return f"{quote(task, safe=' ')}.json"
 
 
@@ -107,15 +117,15 @@ def measure_tasks(
     section: Capability,
     on_progress: Callable[[int, int], None],
 ) -> StageResult:
-    """Write ``{task}.json`` of each task into ``output``. Ray must be up.
+    """Write ``{task}.json`` into ``output`` for each task that has no results yet. Ray must be running.
 
     Args:
-        tasks: as :func:`xgray.evaluate.harness.find_tasks` gives them.
-        on_progress: called with how many tasks are done, and how many there are.
+        tasks: as :func:`xgray.evaluate.harness.find_tasks` returns them.
+        on_progress: called with the number of finished tasks and the number of all tasks.
 
     Raises:
-        InputError: a task's questions are wrong, or the model cannot be loaded.
-        StageError: questions cannot be fetched now, or workers died again and again; the same call goes on.
+        InputError: a task's questions cannot be read, or the model cannot be loaded.
+        StageError: questions cannot be downloaded now, or workers died repeatedly. The same call continues.
     """
     from xgray.distributed.workers import Work, make_missing
 
@@ -142,16 +152,16 @@ class CapabilityWorker:
     def _model(self) -> LM:
         from xgray.evaluate.harness import load_harness_model
 
-        one = self._weights
-        return load_harness_model(one.path, one.dtype, one.revision, self._section.execution.batch_size)
+        weights = self._weights
+        return load_harness_model(weights.path, weights.dtype, weights.revision, self._section.execution.batch_size)
 
     def work(self, unit: tuple[str, str]) -> str:
-        """Measure and write one task; the device."""
+        """Run one task, write its results, and return the name of the device."""
         from xgray.evaluate.harness import load_task, run_task
         from xgray.models.load import device_name
 
         name, spec = unit
-        task = load_task(name, spec)  # first: questions that are not there cost no model
+        task = load_task(name, spec)  # before the model: missing questions should not cost loading it
         self._output.write_json(
             result_file(name), run_task(self._model, task, self._section.num_fewshot, self._section.limit)
         )
