@@ -97,4 +97,10 @@ def test_what_is_complete_or_waits_for_its_turn_does_not_stand_still() -> None:
 
 
 def test_durations_are_short() -> None:
-    assert [duration(one) for one in (0.4, 89, 600, 20_000)] == ["0 s", "89 s", "10 min", "5.6 h"]
+    assert [duration(seconds) for seconds in (0.4, 89, 600, 20_000, 850_000)] == [
+        "0 s",
+        "89 s",
+        "10.0 min",
+        "5.6 h",
+        "9.8 days",
+    ]

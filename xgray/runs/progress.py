@@ -126,7 +126,8 @@ def _progress(track: _Track, now: float, anything: float) -> Progress:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3.4 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    """Return a time in words, in the unit that suits it: ``45 s``, ``3.4 min``, ``5.0 h``, ``9.8 days``."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{int(unit > 1)}f} {name}"
+    return f"{seconds / 86400:,.1f} days"
