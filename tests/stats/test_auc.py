@@ -4,26 +4,26 @@ import pytest
 from xgray.stats.auc import auc_against_labels, auc_by_language, auc_interval
 
 
-def test_auc_counts_pairs_in_order():
+def test_auc_is_the_share_of_pairs_in_order():
     scores, toxic = np.array([0.9, 0.4, 0.3, 0.6, 0.4]), np.array([True, True, False, False, False])
     # Of the six pairs (.9 above all three; .4 above .3, below .6, equal to .4): 3 + 1 + .5.
-    found = auc_against_labels(scores, toxic)
-    assert found.value == pytest.approx(4.5 / 6)
-    assert found.low < found.value < found.high
+    auc = auc_against_labels(scores, toxic)
+    assert auc.value == pytest.approx(4.5 / 6)
+    assert auc.low < auc.value < auc.high
     assert auc_against_labels(scores, np.ones(5, bool)).value is None
 
 
-def test_measures_are_those_of_each_language():
+def test_each_language_has_the_measures_of_its_texts():
     toxic = np.array([True, True, False, False, True, False, True, False])
     scores = np.array([0.9, 0.4, 0.3, 0.6, 0.2, 0.8, 0.2, 0.8])
-    found = auc_by_language(["de"] * 4 + ["en"] * 4, toxic, scores, 0.5)
+    aucs = auc_by_language(["de"] * 4 + ["en"] * 4, toxic, scores, 0.5)
     # de: of the pairs (.9, .3) (.9, .6) (.4, .3) (.4, .6) three are in order; en: none is.
-    assert found["de"]["auc"] == 0.75
-    assert found["en"]["auc"] == 0
-    assert found["de"]["accuracy"] == 0.5
-    assert found["en"]["accuracy"] == 0
-    assert (found["de"]["num_toxic"], found["de"]["num_benign"]) == (2, 2)
-    assert found["de"]["low"] < 0.75 < found["de"]["high"]
+    assert aucs["de"]["auc"] == 0.75
+    assert aucs["en"]["auc"] == 0
+    assert aucs["de"]["accuracy"] == 0.5
+    assert aucs["en"]["accuracy"] == 0
+    assert (aucs["de"]["num_toxic"], aucs["de"]["num_benign"]) == (2, 2)
+    assert aucs["de"]["low"] < 0.75 < aucs["de"]["high"]
 
 
 @pytest.mark.parametrize(("auc", "num_toxic", "num_benign"), [(0.8, 50, 100), (0.95, 24, 24), (0.3, 10, 30)])

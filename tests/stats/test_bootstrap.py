@@ -21,7 +21,7 @@ def test_ratio_of_sums_by_hand():
     assert statistic(np.array([[0, 0, 1], [2, 2, 2]])).tolist() == pytest.approx([4 / 3, 6 / 4])
 
 
-def test_median_is_that_of_the_drawn_prompts_values():
+def test_the_median_is_taken_over_the_values_of_the_resampled_prompts():
     values = np.array([[1.0, 9.0], [4.0, np.nan], [2.0, 7.0]])
     statistic = median_statistic(values)
     assert statistic(np.array([0, 1, 2])) == 4  # 1 2 4 7 9
@@ -40,7 +40,7 @@ def test_median_equals_sorting_every_resample(num_prompts, k, decimals):
     np.testing.assert_allclose(median_statistic(values)(positions), expected, rtol=1e-12)
 
 
-def test_interval_is_scipys():
+def test_the_interval_equals_scipys():
     values = np.random.default_rng(0).normal(size=40)
     ones = np.ones(40)
     low, high = estimate(ratio_statistic(values, ones), 40, 500, [3]).interval(0.9)
@@ -52,14 +52,14 @@ def test_interval_is_scipys():
 
 def test_interval_of_two_prompts_by_hand():
     # Resamples of {0, 1} have means 0, .5 and 1 with probabilities 1/4, 1/2, 1/4.
-    one = estimate(ratio_statistic(np.array([0.0, 1.0]), np.ones(2)), 2, 4000, [0])
-    assert one.value == 0.5
-    assert one.interval(0.95) == (0, 1)
-    assert one.interval(0.4) == (0.5, 0.5)
-    assert np.mean(one.distribution == 0.5) == pytest.approx(0.5, abs=0.03)
+    mean = estimate(ratio_statistic(np.array([0.0, 1.0]), np.ones(2)), 2, 4000, [0])
+    assert mean.value == 0.5
+    assert mean.interval(0.95) == (0, 1)
+    assert mean.interval(0.4) == (0.5, 0.5)
+    assert np.mean(mean.distribution == 0.5) == pytest.approx(0.5, abs=0.03)
 
 
-def test_same_seed_same_interval_other_seed_another():
+def test_the_seed_determines_the_interval():
     statistic = ratio_statistic(np.random.default_rng(1).random(30), np.ones(30))
     first, again, other = (estimate(statistic, 30, 200, seed).interval(0.95) for seed in ([1, 2], [1, 2], [1, 3]))
     assert first == again != other
@@ -81,12 +81,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def strata(samples, items=None):
-    """Languages whose prompts are translations of each other, or with ``items`` of their own."""
-    names = items or [[str(at) for at in range(len(one))] for one in samples]
-    return [Stratum(ratio_statistic(one, np.ones(len(one))), own) for one, own in zip(samples, names, strict=True)]
+    """Return one stratum for each language's sample; without ``items``, row i is the same item in every language."""
+    items = items or [[str(row) for row in range(len(sample))] for sample in samples]
+    return [
+        Stratum(ratio_statistic(sample, np.ones(len(sample))), names)
+        for sample, names in zip(samples, items, strict=True)
+    ]
 
 
-def test_translations_are_drawn_together():
+def test_translations_are_resampled_together():
     random = np.random.default_rng(2)
     item = random.normal(size=60)
     samples = [loc + item + random.normal(0, 0.3, 60) for loc in (0, 5, 10)]
@@ -98,10 +101,12 @@ def test_translations_are_drawn_together():
     assert mean.interval(0.95) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
-def test_prompts_without_translations_are_drawn_apart():
+def test_prompts_without_translations_are_resampled_independently():
     random = np.random.default_rng(2)
     samples = [random.normal(loc, 1, 60) for loc in (0, 5, 10)]
-    mean = estimate_average(strata(samples, [[f"{at}/{row}" for row in range(60)] for at in range(3)]), 4000, [0])
+    mean = estimate_average(
+        strata(samples, [[f"{language}/{row}" for row in range(60)] for language in range(3)]), 4000, [0]
+    )
     expected = stats.bootstrap(
         samples,
         lambda *parts, axis: np.mean([part.mean(axis=axis) for part in parts], axis=0),
@@ -113,34 +118,34 @@ def test_prompts_without_translations_are_drawn_apart():
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.6])
-def test_intervals_and_p_values_of_averages_hold_however_alike_translations_are(shared):
-    """Drawn apart, at .6, 30 of 100 intervals missed (10 should), and 29 of 100 tests found what is not there."""
+def test_intervals_and_p_values_of_averages_are_valid_whether_or_not_translations_correlate(shared):
+    """Resampled independently, at .6, 30 of 100 intervals missed (10 should), and 29 of 100 tests rejected."""
     random = np.random.default_rng(11)
-    covered, found = 0, []
+    covered, p_values = 0, []
     for repeat in range(150):
         item = random.normal(size=40) * shared
         change = [item + random.normal(size=40) for _ in range(8)]
         low, high = estimate_average(strata(change), 300, [repeat]).interval(0.9)
         covered += low <= 0 <= high
         before = [random.normal(size=40) for _ in change]
-        pairs = [np.concatenate([old, old + one]) for old, one in zip(before, change, strict=True)]
-        drawn = [Stratum(ratio_statistic(one, np.ones(80)), [str(at) for at in range(40)]) for one in pairs]
-        found.append(compare_averages(drawn, 199, [repeat]).p_value)
+        pairs = [np.concatenate([old, old + shift]) for old, shift in zip(before, change, strict=True)]
+        compared = [Stratum(ratio_statistic(pair, np.ones(80)), [str(row) for row in range(40)]) for pair in pairs]
+        p_values.append(compare_averages(compared, 199, [repeat]).p_value)
     assert 0.82 < covered / 150 < 0.96
-    assert np.mean(np.array(found) <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.06)
 
 
-def test_languages_of_other_sizes_and_medians_go_into_one_average():
+def test_languages_of_different_sizes_are_averaged():
     random = np.random.default_rng(12)
     values = [random.lognormal(size=(size, 3)) for size in (30, 3)]
-    parts = [Stratum(median_statistic(one), [str(at) for at in range(len(one))]) for one in values]
+    parts = [Stratum(median_statistic(sample), [str(row) for row in range(len(sample))]) for sample in values]
     mean = estimate_average(parts, 500, [0])
-    assert mean.value == pytest.approx(np.mean([np.median(one) for one in values]))
-    # A draw without any of the three prompts is one of the other language alone.
+    assert mean.value == pytest.approx(np.mean([np.median(sample) for sample in values]))
+    # A resample without any of the three prompts averages over the other language alone.
     assert np.isfinite(mean.distribution).all()
 
 
-def test_average_with_a_single_prompt_somewhere_has_no_interval():
+def test_an_average_with_a_language_of_one_prompt_has_no_interval():
     pair = strata([np.ones(1), np.ones(5)])
     assert estimate_average(pair, 100, [0]).value == 1
     assert estimate_average(pair, 100, [0]).interval(0.95) is None
@@ -154,13 +159,13 @@ def test_paired_interval_is_that_of_the_differences():
     random = np.random.default_rng(4)
     before = random.normal(size=50) * 10
     after = before - 1 + random.normal(size=50) * 0.1
-    found = paired(before, after)
-    assert found.difference == pytest.approx(np.mean(after - before))
-    low, high = found.interval(0.95)
+    comparison = paired(before, after)
+    assert comparison.difference == pytest.approx(np.mean(after - before))
+    low, high = comparison.interval(0.95)
     # Unpaired the interval would be some 8 wide.
     assert low < -1 < high
     assert high - low < 0.2
-    assert found.relative_change == pytest.approx(after.mean() / before.mean() - 1)
+    assert comparison.relative_change == pytest.approx(after.mean() / before.mean() - 1)
 
 
 def test_relative_change_of_halving_is_exact_in_every_resample():
@@ -180,7 +185,7 @@ def test_p_value_by_enumeration():
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.15, 0.4])
-def test_p_value_is_scipys(shift):
+def test_the_p_value_equals_scipys(shift):
     random = np.random.default_rng(6)
     before = random.normal(size=60)
     after = before + shift + random.normal(size=60) * 0.5
@@ -210,12 +215,12 @@ def test_average_comparison_is_more_certain_than_its_parts():
         after = before + 0.25 + random.normal(size=20) * 0.6
         statistic = ratio_statistic(np.concatenate([before, after]), np.ones(40))
         alone.append(compare(statistic, 20, 999, [language]))
-        parts.append(Stratum(statistic, [str(at) for at in range(20)]))
+        parts.append(Stratum(statistic, [str(row) for row in range(20)]))
     mean = compare_averages(parts, 999, [0])
-    assert mean.difference == pytest.approx(np.mean([one.difference for one in alone]))
+    assert mean.difference == pytest.approx(np.mean([comparison.difference for comparison in alone]))
     low, high = mean.interval(0.95)
-    assert high - low < 0.5 * np.mean([np.subtract(*one.interval(0.95)[::-1]) for one in alone])
-    assert mean.p_value < np.median([one.p_value for one in alone])
+    assert high - low < 0.5 * np.mean([np.subtract(*comparison.interval(0.95)[::-1]) for comparison in alone])
+    assert mean.p_value < np.median([comparison.p_value for comparison in alone])
 
 
 def test_false_discovery_control_by_hand():
@@ -223,11 +228,11 @@ def test_false_discovery_control_by_hand():
     assert adjust_p_values([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
 
 
-def test_many_means_at_once_have_the_intervals_of_each_alone():
+def test_mean_intervals_equal_the_interval_of_each_mean():
     values = np.random.default_rng(3).uniform(size=(60, 2, 3))
     low, high = mean_intervals(values, 0.9, 20_000, (0, 1))
     assert low.shape == high.shape == (2, 3)
-    for place in np.ndindex(2, 3):
-        own = values[(slice(None), *place)]
-        expected = estimate(ratio_statistic(own, np.ones(60)), 60, 20_000, (0, 2)).interval(0.9)
-        assert (low[place], high[place]) == pytest.approx(expected, abs=0.003)
+    for index in np.ndindex(2, 3):
+        column = values[(slice(None), *index)]
+        expected = estimate(ratio_statistic(column, np.ones(60)), 60, 20_000, (0, 2)).interval(0.9)
+        assert (low[index], high[index]) == pytest.approx(expected, abs=0.003)

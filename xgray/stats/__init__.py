@@ -1,1 +1,1 @@
-"""Statistics on plain arrays: bootstrap intervals, the AUC, isotonic regression."""
+"""Bootstrap intervals and tests, the area under the ROC curve, isotonic regression."""

@@ -1,4 +1,4 @@
-"""How well scores tell toxic from benign texts: the area under the ROC curve and its interval, by language."""
+"""How well scores separate toxic from benign texts: the area under the ROC curve (AUC) with its interval."""
 
 from __future__ import annotations
 
@@ -20,34 +20,39 @@ Z = 1.959963984540054
 def auc_by_language(
     languages: Sequence[str], toxic: BoolArray, scores: FloatArray, threshold: float
 ) -> dict[str, LanguageAuc]:
-    """By language: AUC with its 95 % interval, counts, and the accuracy at the threshold.
+    """Return each language's AUC with its 95 % interval, its counts, and the accuracy at the threshold.
 
     Args:
-        languages: of each text, ``(n,)``.
-        toxic: its label, ``(n,)``.
-        scores: the higher, the more toxic, ``(n,)``.
-        threshold: toxic from this score on.
+        languages: The language of each text, ``(n,)``.
+        toxic: The label of each text, ``(n,)``.
+        scores: The score of each text, ``(n,)``; higher is more toxic.
+        threshold: The lowest score that counts as toxic.
     """
-    found: dict[str, LanguageAuc] = {}
-    for code in dict.fromkeys(languages):
-        chosen = np.array([one == code for one in languages])
-        labels, own = toxic[chosen], scores[chosen]
-        auc = auc_against_labels(own, labels)
-        found[code] = {
+    by_language: dict[str, LanguageAuc] = {}
+    for language in dict.fromkeys(languages):
+        mask = np.array([each == language for each in languages])
+        language_toxic, language_scores = toxic[mask], scores[mask]
+        auc = auc_against_labels(language_scores, language_toxic)
+        by_language[language] = {
             "auc": auc.value,
             "low": auc.low,
             "high": auc.high,
-            "num_toxic": int(labels.sum()),
-            "num_benign": int((~labels).sum()),
-            "accuracy": float(np.mean((own >= threshold) == labels)),
+            "num_toxic": int(language_toxic.sum()),
+            "num_benign": int((~language_toxic).sum()),
+            "accuracy": float(np.mean((language_scores >= threshold) == language_toxic)),
         }
         if auc.reason:
-            found[code]["reason"] = auc.reason
-    return found
+            by_language[language]["reason"] = auc.reason
+    return by_language
 
 
 def auc_against_labels(scores: FloatArray, toxic: BoolArray) -> ValueWithInterval:
-    """The area under the ROC curve of ``(n,)`` scores, none missing, and its score interval."""
+    """Return the area under the ROC curve with its 95 % interval; no value if one of the two labels is missing.
+
+    Args:
+        scores: ``(n,)``, none missing; higher is more toxic.
+        toxic: ``(n,)``.
+    """
     from sklearn.metrics import roc_auc_score
 
     num_toxic, num_benign = int(toxic.sum()), int((~toxic).sum())
@@ -58,7 +63,7 @@ def auc_against_labels(scores: FloatArray, toxic: BoolArray) -> ValueWithInterva
 
 
 def auc_interval(auc: float, num_toxic: int, num_benign: int) -> tuple[float, float]:
-    """The 95 % score interval of an AUC (Newcombe 2006, Statistics in Medicine 25:559-573, method 5).
+    """Return the 95 % score interval of an AUC (Newcombe 2006, Statistics in Medicine 25:559-573, method 5).
 
     Unlike DeLong's or a bootstrap interval it does not shrink to a point where the AUC is 1.
     """
@@ -66,12 +71,13 @@ def auc_interval(auc: float, num_toxic: int, num_benign: int) -> tuple[float, fl
 
     half = (num_toxic + num_benign) / 2 - 1
 
-    def deviation(true: float) -> float:
+    def margin(true: float) -> float:
+        """Return ``Z`` standard errors of the AUC if its true value were ``true``."""
         spread = 1 + half * (1 - true) / (2 - true) + half * true / (1 + true)
         return Z * math.sqrt(true * (1 - true) * spread / (num_toxic * num_benign))
 
-    # An AUC of 0 or 1 solves its own equation; the other solution is the end that is looked for.
+    # An AUC of 0 or 1 solves its own equation; the step skips that solution to find the other.
     step = 1e-9
-    low = brentq(lambda true: auc - true - deviation(true), 0.0, auc - step) if auc > step else 0.0
-    high = brentq(lambda true: true - auc - deviation(true), auc + step, 1.0) if auc < 1 - step else 1.0
+    low = brentq(lambda true: auc - true - margin(true), 0.0, auc - step) if auc > step else 0.0
+    high = brentq(lambda true: true - auc - margin(true), auc + step, 1.0) if auc < 1 - step else 1.0
     return float(low), float(high)
