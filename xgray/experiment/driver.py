@@ -85,17 +85,19 @@ def run_experiment(
 def _run_stages(
     plan: Plan, planned: Sequence[PlannedStage], address: str | None, on_progress: OnProgress, meter: Meter
 ) -> None:
-    on_cluster = [stage for stage in planned if stage.name != "report"]
-    with _cluster(plan, on_cluster, address) if on_cluster else contextlib.nullcontext():
-        exported = _exported(plan.experiment.name, on_progress) if on_cluster else on_progress
-        for group in _groups(on_cluster):
-            with attempt([stage.place for stage in group], meter):
-                for stage, result in zip(group, _run_group(plan, group, exported), strict=True):
-                    stage.finish(result)
-    for stage in planned:  # The report needs no cluster, and is written after it has shut down.
-        if stage not in on_cluster:
-            with attempt([stage.place], meter):
-                stage.finish(run_stage(plan, stage, on_progress))
+    last = max((index for index, stage in enumerate(planned) if stage.stage.uses), default=-1)
+    on_cluster, afterwards = planned[: last + 1], planned[last + 1 :]
+    if on_cluster:
+        with _cluster(plan, on_cluster, address):
+            _run_groups(plan, on_cluster, _exported(plan.experiment.name, on_progress), meter)
+    _run_groups(plan, afterwards, on_progress, meter)  # the report, for one, needs no cluster
+
+
+def _run_groups(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress, meter: Meter) -> None:
+    for group in _groups(planned):
+        with attempt([stage.place for stage in group], meter):
+            for stage, result in zip(group, _run_group(plan, group, on_progress), strict=True):
+                stage.finish(result)
 
 
 def _groups(planned: Sequence[PlannedStage]) -> Iterator[list[PlannedStage]]:

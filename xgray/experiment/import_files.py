@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import BASE, Experiment, merge, validate
 from xgray.config.stages import model_names
 from xgray.data.generations import read_generations
-from xgray.data.perspective_results import PREFIX, read_perspective_results
+from xgray.data.perspective_results import FILE_PREFIX, read_perspective_results
 from xgray.errors import InputError
 from xgray.experiment.plan import Plan, make_plan
 from xgray.rows import Completions, Scores, to_table
@@ -168,4 +168,4 @@ def _read(model: str, files: list[str], described: Experiment) -> ImportedModel:
 
 
 def _holds_scores(path: Path) -> bool:
-    return path.name.startswith(PREFIX) or (path.is_dir() and any(path.glob(f"{PREFIX}*")))
+    return path.name.startswith(FILE_PREFIX) or (path.is_dir() and any(path.glob(f"{FILE_PREFIX}*")))

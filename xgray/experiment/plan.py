@@ -189,9 +189,9 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     Raises:
         InputError: an input file is missing or wrong.
     """
-    from xgray.models.revisions import pinned_experiment
+    from xgray.models.revisions import pin_experiment
 
-    experiment = pinned_experiment(experiment, imported is None)
+    experiment = pin_experiment(experiment, imported is None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
     for stage, model in stages_of(experiment, imported is not None):

@@ -1,0 +1,71 @@
+"""One row in the table of stages and one file make a stage: its command, plan, fingerprint, status and report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory):
+    """Call the command line that has the stage, in a folder with imported scores of two models."""
+    folder = tmp_path_factory.mktemp("lengths")
+
+    def call_in_folder(*arguments):
+        command = [sys.executable, "-m", "tests.experiment.length_driver", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=170
+        )
+
+    for model, texts in {"base": ["four", "eight888"], "tuned": ["four", "four"]}.items():
+        (folder / model).mkdir()
+        answers = [
+            {
+                "query": text,
+                "prompt": f"prompt {number}",
+                "response": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.1 * number}}}},
+            }
+            for number, text in enumerate(texts)
+            for _ in range(2)
+        ]
+        lines = "".join(json.dumps(answer) + "\n" for answer in answers)
+        (folder / model / "perspective_api_eval-output-rtp_lx_en.json").write_text(lines)
+    call_in_folder.folder = folder
+    return call_in_folder
+
+
+def test_it_is_a_command_with_its_summary(call):
+    assert "Measure how long completions are." in call("--help").stdout
+
+
+@pytest.mark.slow
+def test_it_is_planned_run_shown_and_redone_like_any_other(call):
+    files = [f"{model}={model}/perspective_api_eval-output-rtp_lx_en.json" for model in ("base", "tuned")]
+    evaluated = call("evaluate", "--name", "imported", *files)
+    assert evaluated.returncode == 0, evaluated.stderr
+    run = call.folder / "runs" / "imported"
+    first = call("lengths", "runs/imported", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads((run / "lengths" / "base" / "metrics.json").read_text()) == {"mean_length": 6.0}
+    assert json.loads((run / "lengths" / "tuned" / "metrics.json").read_text()) == {"mean_length": 4.0}
+    manifest = json.loads((run / "lengths" / "base" / "manifest.json").read_text())
+    completions = json.loads((run / "generate" / "base" / "manifest.json").read_text())["fingerprint"]
+    assert manifest["payload"] == {"version": 1, "inputs": {"completions": completions}}
+    state = {
+        stage["label"]: stage["state"]
+        for stage in json.loads(call("status", "runs/imported", "--json").stdout)["stages"]
+    }
+    assert state["lengths/base"] == state["lengths/tuned"] == "done"
+    report = call("report", "runs/imported")
+    assert report.returncode == 0, report.stderr
+    page = (run / "report" / "index.html").read_text()
+    assert "base: 6.0 characters; tuned: 4.0 characters" in page
+    written = (run / "lengths" / "base" / "manifest.json").stat().st_mtime_ns
+    assert call("lengths", "runs/imported").returncode == 0
+    assert (run / "lengths" / "base" / "manifest.json").stat().st_mtime_ns == written, "a finished stage is passed over"
