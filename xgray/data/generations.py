@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from xgray.data.source import Record, records, resolve_input
+from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Completions, from_table, schema
@@ -38,22 +38,22 @@ def read_generations(path: str, model: str, language: str | None = None, k: int 
             run was appended; two rows have the same id, or there are none.
     """
     source = resolve_input(path, "generations")
-    files = files_of(source, "*.parquet") or files_of(source, "output-*.json")
+    files = list_files(source, "*.parquet") or list_files(source, "output-*.json")
     if not files:
         raise InputError(f"{source}: the folder holds neither output-*.json nor *.parquet files")
     rows: list[Completions] = []
     for file in files:
         rows += _parquet(file, model) if file.suffix == ".parquet" else _json_lines(file, model, language, k)
-    check_rows(source, rows, k)
+    check_completions(source, rows, k)
     return rows
 
 
-def files_of(source: Path, pattern: str) -> list[Path]:
+def list_files(source: Path, pattern: str) -> list[Path]:
     """The file itself, or the files of a folder that match ``pattern``, sorted."""
     return sorted(source.glob(pattern)) if source.is_dir() else [source]
 
 
-def language_of(path: Path, given: str | None) -> str:
+def file_language(path: Path, given: str | None) -> str:
     """The language at the end of the file's name, ``output-rtp_lx_zh-hans.json``; where there is none, the one given.
 
     Raises:
@@ -71,7 +71,7 @@ def language_of(path: Path, given: str | None) -> str:
         ) from None
 
 
-def prompt_blocks(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
+def group_by_prompt(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
     """The lines of each prompt, in order: k consecutive lines with the same ``prompt``.
 
     Without ``k``, it is the most frequent length of a run of equal prompts. A run of n times k lines is a prompt that
@@ -87,13 +87,13 @@ def prompt_blocks(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
     for run in runs:
         if len(run) % k:
             raise InputError(
-                f"{run[0].where}: {len(run)} lines in a row have this prompt, which is no multiple of k = {k}; "
+                f"{run[0].location}: {len(run)} lines in a row have this prompt, which is no multiple of k = {k}; "
                 "the file was cut off or mixed, or k is another: make it whole, or give k (--generate.k K)"
             )
     blocks = [run[start : start + k] for run in runs for start in range(0, len(run), k)]
     num_repeated = len(blocks) - len({block[0].fields["prompt"] for block in blocks})
     if num_repeated:
-        file = lines[0].where.rpartition(":")[0]
+        file = lines[0].location.rpartition(":")[0]
         log.warning("%s: %d prompts repeat an earlier one's text; each stays a prompt of its own", file, num_repeated)
     return blocks
 
@@ -106,8 +106,8 @@ def _shown(runs: list[list[Record]]) -> int:
     if others:
         first, other = (next(run for run in runs if len(run) == length) for length in (k, others[0]))
         raise InputError(
-            f"{other[0].where}: {others[0]} lines in a row have this prompt, and {k} that of line "
-            f"{first[0].where.rpartition(':')[2]}: the file does not show how many completions a prompt has; "
+            f"{other[0].location}: {others[0]} lines in a row have this prompt, and {k} that of line "
+            f"{first[0].location.rpartition(':')[2]}: the file does not show how many completions a prompt has; "
             "it was cut off, or a prompt repeats: make it whole, or give k (--generate.k K)"
         )
     return k
@@ -118,14 +118,14 @@ def _check_once(runs: list[list[Record]]) -> None:
     texts = [run[0].fields["prompt"] for run in runs]
     for position in range(1, len(texts) - 1):
         if texts[position : position + 2] == texts[:2]:
-            again = runs[position][0].where
+            again = runs[position][0].location
             raise InputError(
                 f"{again}: the prompts start over, as when a second run is appended to the first; "
                 f"keep one of them: the first ends at line {int(again.rpartition(':')[2]) - 1}"
             )
 
 
-def check_rows(source: Path, rows: list[Completions], k: int | None) -> None:
+def check_completions(source: Path, rows: list[Completions], k: int | None) -> None:
     """Raise unless there are rows, every id is there once, and all have the same number of completions."""
     if not rows:
         raise InputError(f"{source}: no completions; the table has no rows")
@@ -139,7 +139,7 @@ def check_rows(source: Path, rows: list[Completions], k: int | None) -> None:
 
 
 def _json_lines(path: Path, model: str, given: str | None, k: int | None) -> list[Completions]:
-    code = language_of(path, given)
+    code = file_language(path, given)
     return [
         Completions(
             prompt_id=f"{code}/{position}",
@@ -150,7 +150,7 @@ def _json_lines(path: Path, model: str, given: str | None, k: int | None) -> lis
             token_counts=[],
             finish_reasons=[FINISH_REASON] * len(block),
         )
-        for position, block in enumerate(prompt_blocks(list(records(path)), k))
+        for position, block in enumerate(group_by_prompt(list(read_records(path)), k))
     ]
 
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-from xgray.data.source import csv_rows, resolve_input
+from xgray.data.source import read_csv, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.storage.fingerprint import fingerprint
@@ -113,7 +113,7 @@ def _rows(
     """The rows of a file, without a split where it has no column of it."""
     texts: list[LabelledText] = []
     first: dict[str, tuple[str, int]] = {}
-    for line, row in islice(csv_rows(file, (text_columns, label_columns)), limit):
+    for line, row in islice(read_csv(file, (text_columns, label_columns)), limit):
         text, label, split = _first(row, text_columns), _first(row, label_columns).strip(), row.get("split", "").strip()
         if not text.strip():
             raise InputError(f"{file}:{line}: text is empty")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from xgray.data.source import records, resolve_input
+from xgray.data.source import read_records, resolve_input
 from xgray.errors import InputError
 from xgray.rows import PreferencePair
 from xgray.storage.fingerprint import fingerprint
@@ -24,10 +24,10 @@ def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
     if not files:
         raise InputError(f"{source}: the folder holds no *.jsonl files")
     pairs = []
-    for record in islice((record for file in files for record in records(file)), limit):
+    for record in islice((record for file in files for record in read_records(file)), limit):
         prompt = record.text("prompt_text")
         if not prompt:
-            raise InputError(f"{record.where}: prompt_text is empty")
+            raise InputError(f"{record.location}: prompt_text is empty")
         pairs.append(PreferencePair(prompt, record.text("unpert_gen_text"), record.text("pert_gen_text")))
     return pairs
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from xgray.data.source import Record, records, resolve_input
+from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
@@ -36,12 +36,12 @@ def read_parallel(folder: str, languages: Sequence[str], repair_entities: bool =
             the same number have different indices.
     """
     files = parallel_files(folder, languages)
-    lines = {code: list(records(file)) for code, file in files.items()}
+    lines = {code: list(read_records(file)) for code, file in files.items()}
     if len({len(one) for one in lines.values()}) > 1:
         counts = ", ".join(f"{files[code].name} {len(one)}" for code, one in lines.items())
         raise InputError(f"{resolve_input(folder, 'prompts')}: parallel files must have as many prompts each: {counts}")
     _check_indices(list(lines.values()))
-    prompts = {code: [record.filled("Prompt") for record in one] for code, one in lines.items()}
+    prompts = {code: [record.nonempty_text("Prompt") for record in one] for code, one in lines.items()}
     if not repair_entities:
         return prompts
     return {code: [ENTITY.sub(_character, text) for text in texts] for code, texts in prompts.items()}
@@ -81,7 +81,7 @@ def _check_indices(lines: Sequence[Sequence[Record]]) -> None:
             here, there = record.fields["Index"], indexed[0].fields["Index"]
             if str(here).strip() != str(there).strip():  # text in some files, a number in others
                 raise InputError(
-                    f"{record.where}: Index {here!r}, but {there!r} in {indexed[0].where}; lines of the same number "
+                    f"{record.location}: Index {here!r}, but {there!r} in {indexed[0].location}; lines of the same number "
                     "must translate each other: sort the files by Index, and keep what all of them have"
                 )
 

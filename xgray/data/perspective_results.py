@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import Switch
-from xgray.data.generations import FINISH_REASON, check_rows, files_of, language_of, prompt_blocks
-from xgray.data.source import Record, records, resolve_input
+from xgray.data.generations import FINISH_REASON, check_completions, file_language, group_by_prompt, list_files
+from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores
 from xgray.storage.folder import Folder
 
-PREFIX = "perspective_api_eval-"
+FILE_PREFIX = "perspective_api_eval-"
 """Of the files' names."""
 SCORER = "perspective"
 SCORER_VERSION = "perspective/v1alpha1"
 """The API's version; Google never published one of its model."""
+
 
 def read_perspective_results(
     path: str,
@@ -44,23 +45,23 @@ def read_perspective_results(
         InputError: a file or line is broken, or lines do not make up k for each prompt.
     """
     source = resolve_input(path, "Perspective results")
-    files = files_of(source, f"{PREFIX}*.json")
+    files = list_files(source, f"{FILE_PREFIX}*.json")
     if not files:
-        raise InputError(f"{source}: the folder holds no {PREFIX}*.json files")
+        raise InputError(f"{source}: the folder holds no {FILE_PREFIX}*.json files")
     completions: list[Completions] = []
     scores: list[Scores] = []
     for file in files:
-        code = language_of(file, language)
-        for position, block in enumerate(prompt_blocks(list(records(file)), k)):
+        code = file_language(file, language)
+        for position, block in enumerate(group_by_prompt(list(read_records(file)), k)):
             texts = [record.text("query") for record in block]
-            answers = [archived_scores(record, empty_text) for record in block]
+            answers = [parse_scores(record, empty_text) for record in block]
             key = (f"{code}/{position}", code, model)
             prompt = block[0].text("prompt")
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
             scores.append(
                 Scores(*key, [one for one, _ in answers], [error for _, error in answers], SCORER, SCORER_VERSION)
             )
-    check_rows(source, completions, k)
+    check_completions(source, completions, k)
     return completions, scores
 
 
@@ -76,7 +77,7 @@ def write_perspective_results(folder: Path, completions: Sequence[Completions], 
             response = {"error": {"message": error}} if error else _body(values, row.language)
             line = json.dumps({"query": text, "response": response, "prompt": row.prompt}, ensure_ascii=False)
             lines.setdefault(row.language, []).append(f"{line}\n")
-    names = {code: f"{PREFIX}output-rtp_lx_{code}.json" for code in lines}
+    names = {code: f"{FILE_PREFIX}output-rtp_lx_{code}.json" for code in lines}
     for code, name in names.items():
         Folder(str(folder)).write_bytes(name, "".join(lines[code]).encode())
     return [folder / name for name in names.values()]
@@ -92,14 +93,14 @@ def _body(values: AttributeScores, code: str) -> dict[str, Any]:
     return {"attributeScores": scores, "languages": [LANGUAGES[code].short]}
 
 
-def archived_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
+def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
     """One line's scores; all None with a reason where it holds none.
 
     Raises:
         InputError: the line has no response, or its response a score that is none.
     """
     if "response" not in record.fields:
-        raise InputError(f"{record.where}: no field 'response'; fields of this line: {', '.join(record.fields)}")
+        raise InputError(f"{record.location}: no field 'response'; fields of this line: {', '.join(record.fields)}")
     missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
     if empty_text == "corrected" and not record.text("query").strip():
         return missing, EMPTY_TEXT
@@ -120,9 +121,9 @@ def _value(record: Record, measured: dict[str, Any], name: str) -> float | None:
     try:
         value = measured[attribute]["summaryScore"]["value"]
     except (KeyError, TypeError):
-        raise InputError(f"{record.where}: {attribute} has no summaryScore.value") from None
+        raise InputError(f"{record.location}: {attribute} has no summaryScore.value") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"{record.where}: the score of {attribute} is {value!r}, not a number from 0 to 1")
+        raise InputError(f"{record.location}: the score of {attribute} is {value!r}, not a number from 0 to 1")
     return float(value)
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from xgray.config import Prompts
-from xgray.data.source import Record, records, resolve_input
+from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Prompt
@@ -82,26 +82,28 @@ def check_english(section: Prompts, languages: Sequence[str], wanted_by: str) ->
 def _prompts(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:
     seen: set[int] = set()  # hashes: a million ids would take ten times the room
     numbered = False
-    for position, record in enumerate(islice(records(path), limit)):
+    for position, record in enumerate(islice(read_records(path), limit)):
         if position == 0:
             numbered = "Index" in record.fields
         elif numbered != ("Index" in record.fields):
-            raise InputError(f"{record.where}: either all prompts of a file have an Index or none")
+            raise InputError(f"{record.location}: either all prompts of a file have an Index or none")
         index = _index(record) if numbered else str(position)
         if numbered and hash(index) in seen:
             _check_taken(path, index, record)
         seen.add(hash(index))
-        yield Prompt(f"{code}/{index}", code, record.filled("Prompt"))
+        yield Prompt(f"{code}/{index}", code, record.nonempty_text("Prompt"))
 
 
 def _check_taken(path: Path, index: str, record: Record) -> None:
     """Raise where a line before this one has its index, and not just the same hash."""
-    for earlier in records(path):
-        if earlier.where == record.where:
+    for earlier in read_records(path):
+        if earlier.location == record.location:
             return
         if _index(earlier) == index:
-            first = earlier.where.rpartition(":")[2]
-            raise InputError(f"{record.where}: Index {index!r} is taken by line {first}; a prompt's id must be unique")
+            first = earlier.location.rpartition(":")[2]
+            raise InputError(
+                f"{record.location}: Index {index!r} is taken by line {first}; a prompt's id must be unique"
+            )
 
 
 def _index(record: Record) -> str:
@@ -110,19 +112,19 @@ def _index(record: Record) -> str:
         return str(index)
     if isinstance(index, str) and index.strip():
         return index.strip()
-    raise InputError(f"{record.where}: Index must be a number or a text, not {index!r}")
+    raise InputError(f"{record.location}: Index must be a number or a text, not {index!r}")
 
 
 def _language_of(path: Path, codes: list[str]) -> str:
     """The language of a single file: what its ``Locale`` fields say, else the one language asked for."""
     held: str | None = None
-    for record in records(path):
+    for record in read_records(path):
         if not record.fields.get("Locale"):
             continue
         code = _locale_language(record)
         if held not in (None, code):
             raise InputError(
-                f"{record.where}: a {code} prompt in a file of {held} prompts; one file holds one language"
+                f"{record.location}: a {code} prompt in a file of {held} prompts; one file holds one language"
             )
         held = code
     if held is None and len(codes) > 1:
@@ -139,4 +141,4 @@ def _locale_language(record: Record) -> str:
     try:
         return language(region[1] if region else locale).code
     except InputError as error:
-        raise InputError(f"{record.where}: Locale: {error}") from None
+        raise InputError(f"{record.location}: Locale: {error}") from None

@@ -36,7 +36,7 @@ def resolve_input(path: str, kind: str) -> Path:
 class Record:
     """One line of a JSON-lines file."""
 
-    where: str
+    location: str
     """``file:line``, for messages."""
     fields: dict[str, Any]
 
@@ -47,25 +47,25 @@ class Record:
             InputError: the field is missing, or holds no text that a file can store.
         """
         if name not in self.fields:
-            raise InputError(f"{self.where}: no field {name!r}; fields of this line: {', '.join(self.fields)}")
+            raise InputError(f"{self.location}: no field {name!r}; fields of this line: {', '.join(self.fields)}")
         value = self.fields[name]
         if not isinstance(value, str):
-            raise InputError(f"{self.where}: {name} must be text, not {json.dumps(value, ensure_ascii=False)[:40]}")
+            raise InputError(f"{self.location}: {name} must be text, not {json.dumps(value, ensure_ascii=False)[:40]}")
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{self.where}: {name} holds half a surrogate pair; write the text anew") from None
+            raise InputError(f"{self.location}: {name} holds half a surrogate pair; write the text anew") from None
         return value
 
-    def filled(self, name: str) -> str:
+    def nonempty_text(self, name: str) -> str:
         """The text in field ``name``, which must hold more than white space."""
         value = self.text(name)
         if not value.strip():
-            raise InputError(f"{self.where}: {name} is empty")
+            raise InputError(f"{self.location}: {name} is empty")
         return value
 
 
-def records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[Record]:
     """The lines of a JSON-lines file, in order; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
 
     Raises:
@@ -101,7 +101,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def csv_rows(file: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(file: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows below the header, each with the number of its last line.
 
     Args:

@@ -1,8 +1,8 @@
-"""Scores that exist already, in and out of a score store.
+"""Import scores from files into a score store, and export a store to a file.
 
-In: the paper's ``perspective_api_eval-*.json`` files; Jigsaw's CSVs, whose human labels become the scores of a scorer
-named ``jigsaw-annotators``; and the Parquet files that are written here. Out: Parquet, one row for each entry. Without
-the texts it is the form that may be passed on where the texts may not: who has a text finds its score by the key.
+Import reads the paper's ``perspective_api_eval-*.json`` files, Jigsaw's CSV files, whose human labels become the scores
+of a scorer named ``jigsaw-annotators``, and exported Parquet files. Export writes Parquet, one row per entry. An export
+without texts may be shared where a licence forbids to share the texts: whoever has a text finds its score by the key.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgray.data.generations import files_of, language_of
-from xgray.data.perspective_results import PREFIX, SCORER, SCORER_VERSION, archived_scores
-from xgray.data.source import csv_rows, records, resolve_input
+from xgray.data.generations import file_language, list_files
+from xgray.data.perspective_results import FILE_PREFIX, SCORER, SCORER_VERSION, parse_scores
+from xgray.data.source import read_csv, read_records, resolve_input
 from xgray.errors import InputError
-from xgray.rows import ATTRIBUTES
+from xgray.rows import ATTRIBUTES, AttributeScores
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import KEY_BYTES, ScoreEntry, score_keys
 from xgray.storage.folder import Folder
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PERSPECTIVE = ScorerId(SCORER, SCORER_VERSION)
 JIGSAW_SCORER = "jigsaw-annotators"
 JIGSAW_LABELS = {
     "toxic-comments": {
@@ -47,82 +49,86 @@ JIGSAW_LABELS = {
         "threat": "threat",
     },
 }
-"""The columns of Jigsaw's two data sets. Their labels differ in kind, so they are two versions of the scorer: what most
-annotators said, 0 or 1, and the share of them that said so."""
-ROWS_AT_ONCE = 65536
+"""The label columns of Jigsaw's two data sets, and the attribute that each is. The data sets are two versions of the
+scorer, since their labels differ in kind: 0 or 1, what most annotators said; or the share of annotators who said so."""
+ROWS_PER_BATCH = 65536
 
 
 def read_scores(path: str, language: str | None = None) -> Iterator[ScoreEntry]:
-    """The entries of one file, or of all such files of a folder: ``*.parquet``, ``*.csv``, and the paper's.
+    """Yield the entries of a file, or of all files of scores in a folder.
 
     Args:
-        language: of a Perspective file whose name does not end in it.
+        path: ``*.parquet``, ``*.csv`` or ``perspective_api_eval-*.json``, or a folder of such files.
+        language: the language of Perspective files whose names do not end in one.
 
     Raises:
-        InputError: a file is none of these, or a line of it is wrong.
+        InputError: there is no file of these kinds, or a line of one is wrong.
     """
     source = resolve_input(path, "scores")
     kinds: dict[str, Callable[[Path], Iterator[ScoreEntry]]] = {
         "*.parquet": read_parquet,
         "*.csv": read_jigsaw,
-        f"{PREFIX}*.json": lambda file: read_perspective(file, language),
+        f"{FILE_PREFIX}*.json": lambda file: read_perspective(file, language),
     }
-    found = [
+    readers = [
         (file, read)
         for pattern, read in kinds.items()
         if source.is_dir() or source.match(pattern)
-        for file in files_of(source, pattern)
+        for file in list_files(source, pattern)
     ]
-    if not found:
-        raise InputError(f"{source}: no scores are known in this form; known: {', '.join(kinds)}")
-    for file, read in found:
+    if not readers:
+        raise InputError(f"{source}: no file of scores in a known form. Known forms: {', '.join(kinds)}")
+    for file, read in readers:
         yield from read(file)
 
 
 def read_perspective(file: Path, language: str | None) -> Iterator[ScoreEntry]:
-    """The answers of one of the paper's files; what has no score is left out, as its failure may have passed."""
-    code = language_of(file, language)
+    """Yield the entries of one of the paper's files.
+
+    Lines without a score are left out: the failure may have been temporary. The scripts sent one space in place of an
+    empty completion, so its score is stored as that of a space.
+    """
+    code = file_language(file, language)
     num_missing = 0
-    for record in records(file):
-        scores, error = archived_scores(record, "released")
+    for record in read_records(file):
+        scores, error = parse_scores(record, "released")
         if error:
             num_missing += 1
             continue
-        text = record.text("query") or " "  # The scripts sent one space for nothing.
         attributes = [name for name, value in scores.items() if value is not None]
-        yield ScoreEntry.of_text(text, code, SCORER, SCORER_VERSION, attributes, scores)
+        yield ScoreEntry.of_text(record.text("query") or " ", code, PERSPECTIVE, attributes, Scored(scores))
     if num_missing:
         log.warning("%s: %d lines hold no score and are left out", file, num_missing)
 
 
 def read_jigsaw(file: Path) -> Iterator[ScoreEntry]:
-    """The human labels of one of Jigsaw's CSVs, which are in English."""
+    """Yield the human labels of one of Jigsaw's CSV files, which are in English."""
     version: str | None = None
     labels: dict[str, str] = {}
-    for line, row in csv_rows(file, [["comment_text"]]):
+    for line, row in read_csv(file, [["comment_text"]]):
         if version is None:
             version = "toxic-comments" if "toxic" in row else "unintended-bias"
             labels = {name: JIGSAW_LABELS[version][name] for name in row if name in JIGSAW_LABELS[version]}
             if sorted(labels.values()) != sorted(ATTRIBUTES):
                 known = "; or ".join(", ".join(columns) for columns in JIGSAW_LABELS.values())
                 raise InputError(f"{file}:1: Jigsaw's files have the columns {known}; found: {', '.join(row)}")
-        scores = {labels[name]: _probability(f"{file}:{line}", name, row[name]) for name in labels}
-        yield ScoreEntry.of_text(row["comment_text"], "en", JIGSAW_SCORER, version, list(scores), scores)
+        scores: AttributeScores = {labels[name]: _probability(f"{file}:{line}", name, row[name]) for name in labels}
+        scorer = ScorerId(JIGSAW_SCORER, version)
+        yield ScoreEntry.of_text(row["comment_text"], "en", scorer, list(scores), Scored(scores))
 
 
 def read_parquet(file: Path) -> Iterator[ScoreEntry]:
-    """The entries of a file that :func:`write_parquet` wrote, with or without texts; each says its language."""
+    """Yield the entries of a file that :func:`write_parquet` wrote, with or without texts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     row_number = 0
     try:
         with pq.ParquetFile(file) as parquet:
-            with_text = "text" in parquet.schema_arrow.names
-            wanted = parquet_schema(with_text)
+            wanted = parquet_schema(with_text="text" in parquet.schema_arrow.names)
             if missing := [name for name in wanted.names if name not in parquet.schema_arrow.names]:
                 raise InputError(f"{file}: no column {', '.join(missing)}; scores have {', '.join(wanted.names)}")
-            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=wanted.names):
+            for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=wanted.names):
                 for fields in pa.table(batch).select(wanted.names).cast(wanted).to_pylist():
                     row_number += 1
                     yield _entry(f"{file}: row {row_number}", fields)
@@ -131,6 +137,7 @@ def read_parquet(file: Path) -> Iterator[ScoreEntry]:
 
 
 def _entry(where: str, fields: dict[str, Any]) -> ScoreEntry:
+    """Return the entry of a row, whose place in the file is ``where``."""
     measured = {name: fields.pop(name) for name in ATTRIBUTES}
     scores = {name: _probability(where, name, value) for name, value in measured.items() if value is not None}
     try:
@@ -140,12 +147,14 @@ def _entry(where: str, fields: dict[str, Any]) -> ScoreEntry:
     if len(key) != KEY_BYTES:
         raise InputError(f"{where}: the key is not {2 * KEY_BYTES} hexadecimal digits")
     entry = ScoreEntry(key, scores=scores, **{**fields, "attributes": tuple(fields["attributes"])})
-    if entry.text is not None and score_keys([entry.text], entry.language, entry.scorer, entry.version) != [key]:
-        raise InputError(f"{where}: the key is not that of the text; one of them was changed")
+    scorer = ScorerId(entry.scorer, entry.version)
+    if entry.text is not None and score_keys([entry.text], entry.language, scorer) != [key]:
+        raise InputError(f"{where}: the key is not that of the text, so one of the two was changed")
     return entry
 
 
 def _probability(where: str, name: str, value: Any) -> float:
+    """Return the number in ``value``, the field ``name`` of a row."""
     try:
         number = float(value)
     except ValueError:
@@ -156,10 +165,11 @@ def _probability(where: str, name: str, value: Any) -> float:
 
 
 def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> int:
-    """Write entries as one Parquet file and return their number; without texts it is the licence-safe form.
+    """Write entries as one Parquet file, whole or not at all, and return their number.
 
     Args:
         file: a local path or a URI.
+        with_text: whether to write the texts, or their keys alone.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -167,10 +177,10 @@ def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> 
     schema = parquet_schema(with_text)
     num_rows = 0
     sink = pa.BufferOutputStream()
-    left = iter(entries)
+    remaining = iter(entries)
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        while chunk := list(islice(left, ROWS_AT_ONCE)):
-            rows = [vars(one) | one.scores | {"key": one.key.hex(), "text": _text(one)} for one in chunk]
+        while batch := list(islice(remaining, ROWS_PER_BATCH)):
+            rows = [vars(entry) | entry.scores | {"key": entry.key.hex(), "text": _utf8_text(entry)} for entry in batch]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             num_rows += len(rows)
     folder, name = Folder.containing(file)
@@ -178,8 +188,8 @@ def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> 
     return num_rows
 
 
-def _text(entry: ScoreEntry) -> str | None:
-    """The text where a file can carry it: with half a surrogate pair it goes by its key alone."""
+def _utf8_text(entry: ScoreEntry) -> str | None:
+    """Return the text, or None if it holds half a surrogate pair, which no file can carry: its key stands for it."""
     try:
         (entry.text or "").encode()
     except UnicodeEncodeError:
@@ -188,12 +198,16 @@ def _text(entry: ScoreEntry) -> str | None:
 
 
 def parquet_schema(with_text: bool) -> pa.Schema:
-    """``key`` is hexadecimal; ``attributes`` are those asked for, each of which has a column for its score."""
+    """Return the columns of an export.
+
+    ``key`` is hexadecimal. ``attributes`` lists the attributes that were requested; each attribute has a column of
+    scores.
+    """
     import pyarrow as pa
 
-    text = pa.string()
-    fields = [pa.field(name, text, nullable=False) for name in ("key", "language", "scorer", "version")]
-    fields.append(pa.field("attributes", pa.list_(text), nullable=False))
+    string = pa.string()
+    fields = [pa.field(name, string, nullable=False) for name in ("key", "language", "scorer", "version")]
+    fields.append(pa.field("attributes", pa.list_(string), nullable=False))
     fields += [pa.field(name, pa.float64()) for name in ATTRIBUTES]
-    fields += [pa.field("error", text), pa.field("seconds", pa.float64()), pa.field("date", text)]
-    return pa.schema([*fields, pa.field("text", text)] if with_text else fields)
+    fields += [pa.field("error", string), pa.field("seconds", pa.float64()), pa.field("date", string)]
+    return pa.schema([*fields, pa.field("text", string)] if with_text else fields)
