@@ -101,6 +101,23 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 
 
+class PhaseReport(TrainerCallback):  # type: ignore[misc]
+    """Reports how many pairs have the reference's log-probabilities, and that the first step begins."""
+
+    def __init__(self, on_reference: Callable[[int, int], None], on_first_step: Callable[[], None]) -> None:
+        """Report phases.
+
+        Args:
+            on_reference: called on every process with how many pairs are computed, and how many are to be computed.
+            on_first_step: called on every process before the first step of this attempt.
+        """
+        self.on_reference = on_reference
+        self._on_first_step = on_first_step
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._on_first_step()
+
+
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
     """Hands every checkpoint over as it is saved, and saves one out of turn when the training is asked to stop or is
     about to lose a machine.

@@ -36,7 +36,7 @@ from trl.models import prepare_deepspeed
 
 from xgray.config import Train
 from xgray.errors import InputError
-from xgray.train.callbacks import MetricsLog, StepSeed
+from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
 from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
@@ -259,9 +259,14 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
             self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
         model = self._precompute_engine or self.model
         values: list[LogProbs] = []
+        # The validation's pairs come after those of the training, which are counted already.
+        before = self.num_reference_computed - len(dataset)
+        reports = [callback for callback in self.callback_handler.callbacks if isinstance(callback, PhaseReport)]
         for batch in self.accelerator.prepare(loader):
             chosen, rejected = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
             values += zip(chosen.tolist(), rejected.tolist(), strict=True)
+            for report in reports:
+                report.on_reference(before + len(values), self.num_reference_computed)
         return values
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
