@@ -20,7 +20,7 @@ install: .venv/installed-$(EXTRA)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	DS_BUILD_OPS=0 $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --overrides overrides.txt $(PINS) $(TORCH) \
-		--editable '.[$(EXTRA),capability,dev]'
+		--editable '.[$(EXTRA),capability,dev,docs]'
 	touch $@
 
 quickstart: install
