@@ -1,4 +1,4 @@
-"""What a name on the hub stood for when the run was planned is what is loaded, whatever is pushed afterwards."""
+"""Models are pinned to the hub's commits of the time of planning, and later pushes change the fingerprints."""
 
 import shutil
 from pathlib import Path
@@ -26,21 +26,21 @@ HUB_IDS = {
 
 
 class Hub:
-    """The hub's cache on this machine, which is all that is asked when the hub cannot be."""
+    """The hub's cache on this machine, which is all that is read when the hub is offline."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def push(self, repository, source, number):
-        """A commit with the files of ``source``, and the main branch at it; returns the commit."""
-        place = self.folder / f"models--{repository.replace('/', '--')}"
+        """Add a commit with the files of ``source``, move the main branch to it, and return it."""
+        cached = self.folder / f"models--{repository.replace('/', '--')}"
         commit = f"{number:040x}"
-        shutil.copytree(source, place / "snapshots" / commit)
-        (place / "refs").mkdir(exist_ok=True)
-        (place / "refs" / "main").write_text(commit)
-        if not (source / "config.json").exists():  # noted, as a hub that was asked for it would have it
-            (place / ".no_exist" / commit).mkdir(parents=True)
-            (place / ".no_exist" / commit / "config.json").touch()
+        shutil.copytree(source, cached / "snapshots" / commit)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / "main").write_text(commit)
+        if not (source / "config.json").exists():  # as the cache notes a file that the hub does not have
+            (cached / ".no_exist" / commit).mkdir(parents=True)
+            (cached / ".no_exist" / commit / "config.json").touch()
         return commit
 
 
@@ -49,12 +49,12 @@ def hub(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
-    made = Hub(tmp_path / "hub")
+    hub = Hub(tmp_path / "hub")
     words = tmp_path / "words"  # a tokenizer without a model
     shutil.copytree(tiny_model, words, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
-    for number, (what, repository) in enumerate(HUB_IDS.items()):
-        made.push(repository, words if what == "tokenizer" else Path(tiny_model), number)
-    return made
+    for number, (role, repository) in enumerate(HUB_IDS.items()):
+        hub.push(repository, words if role == "tokenizer" else Path(tiny_model), number)
+    return hub
 
 
 def experiment(tmp_path, **evaluate):
@@ -76,30 +76,30 @@ def experiment(tmp_path, **evaluate):
     )
 
 
-def revisions(planned):
+def revisions(experiment):
     return {
-        "base": planned.model.revision,
-        "tuned": planned.variant("tuned").revision,
-        "fluency": planned.evaluate.fluency.model.revision,
-        "tokenizer": planned.evaluate.diversity_tokenizer_revision,
-        "classifier": planned.score.classifier.model.revision,
+        "base": experiment.model.revision,
+        "tuned": experiment.variant("tuned").revision,
+        "fluency": experiment.evaluate.fluency.model.revision,
+        "tokenizer": experiment.evaluate.diversity_tokenizer_revision,
+        "classifier": experiment.score.classifier.model.revision,
     }
 
 
 def fingerprints(plan):
-    return {one.label: one.fingerprint for one in plan.stages}
+    return {stage.label: stage.fingerprint for stage in plan.stages}
 
 
 def test_every_model_of_the_experiment_gets_its_commit(hub, tmp_path):
     plan = make_plan(experiment(tmp_path))
-    commits = {what: f"{number:040x}" for number, what in enumerate(HUB_IDS)}
+    commits = {role: f"{number:040x}" for number, role in enumerate(HUB_IDS)}
     assert revisions(plan.experiment) == commits
     weights, adapter = model_weights(plan, "tuned")
     assert (weights.path, weights.revision, adapter) == (HUB_IDS["tuned"], commits["tuned"], None)
 
 
 @pytest.mark.parametrize(
-    ("what", "first"),
+    ("role", "first_stage"),
     [
         ("base", "generate/base"),
         ("tuned", "generate/tuned"),
@@ -108,71 +108,73 @@ def test_every_model_of_the_experiment_gets_its_commit(hub, tmp_path):
         ("classifier", "score/base"),
     ],
 )
-def test_what_is_pushed_later_is_another_experiment(hub, tmp_path, what, first):
+def test_push_changes_the_fingerprints_from_the_first_stage_that_loads_the_model(hub, tmp_path, role, first_stage):
     before = make_plan(experiment(tmp_path))
     source = (
-        hub.folder / f"models--{HUB_IDS[what].replace('/', '--')}" / "snapshots" / revisions(before.experiment)[what]
+        hub.folder / f"models--{HUB_IDS[role].replace('/', '--')}" / "snapshots" / revisions(before.experiment)[role]
     )
-    hub.push(HUB_IDS[what], source, 99)
+    hub.push(HUB_IDS[role], source, 99)
     after = make_plan(experiment(tmp_path))
-    assert revisions(after.experiment) == revisions(before.experiment) | {what: f"{99:040x}"}
+    assert revisions(after.experiment) == revisions(before.experiment) | {role: f"{99:040x}"}
     old, new = fingerprints(before), fingerprints(after)
-    assert next(label for label in old if old[label] != new[label]) == first
-    # The experiment as resolved still stands for what it stood for.
+    assert next(label for label in old if old[label] != new[label]) == first_stage
+    # The experiment as resolved still stands for role it stood for.
     assert fingerprints(make_plan(before.experiment)) == old
 
 
-def letters(folder):
-    """A tokenizer whose tokens are bytes."""
-    tokenizer = Tokenizer(models.BPE(vocab={one: at for at, one in enumerate(ByteLevel.alphabet())}, merges=[]))
+def save_byte_tokenizer(folder):
+    """Save a tokenizer whose tokens are bytes, and return the folder."""
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: index for index, letter in enumerate(ByteLevel.alphabet())}, merges=[])
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(folder)
     return folder
 
 
-def test_dist_n_counts_the_tokens_of_the_commit(hub, tmp_path):
+def test_dist_n_counts_tokens_of_the_pinned_tokenizer(hub, tmp_path):
     plan = make_plan(experiment(tmp_path))
     run = Folder(str(tmp_path / "run"))
     texts = [" the cat sat on the mat", " an idiot"]
-    rows = [Completions(f"en/{at}", "en", "base", "p", texts, [1, 1], ["length"] * 2) for at in range(2)]
+    rows = [Completions(f"en/{index}", "en", "base", "p", texts, [1, 1], ["length"] * 2) for index in range(2)]
     scores = [Scores(row.prompt_id, "en", "base", [{"toxicity": 0.5}] * 2, [None] * 2, "made", "1") for row in rows]
     (run / "generate" / "base" / "rows").write_parquet("0.parquet", to_table(rows, Completions))
     (run / "score" / "base" / "rows").write_parquet("0.parquet", to_table(scores, Scores))
 
     def dist_1(section):
-        off = section.model_copy(update={"fluency": section.fluency.model_copy(update={"kind": "none"})})
-        metrics = evaluate_run(run, ["base"], off, plan.experiment.model)
+        without_fluency = section.model_copy(update={"fluency": section.fluency.model_copy(update={"kind": "none"})})
+        metrics = evaluate_run(run, ["base"], without_fluency, plan.experiment.model)
         return metrics["models"]["base"]["average"]["dist_1"]["value"]
 
-    pinned = dist_1(plan.experiment.evaluate)
-    hub.push(HUB_IDS["tokenizer"], letters(tmp_path / "letters"), 99)
-    assert dist_1(plan.experiment.evaluate) == pinned
-    assert dist_1(make_plan(experiment(tmp_path)).experiment.evaluate) != pinned
+    before = dist_1(plan.experiment.evaluate)
+    hub.push(HUB_IDS["tokenizer"], save_byte_tokenizer(tmp_path / "bytes"), 99)
+    assert dist_1(plan.experiment.evaluate) == before
+    assert dist_1(make_plan(experiment(tmp_path)).experiment.evaluate) != before
 
 
-@pytest.mark.parametrize("what", ["fluency", "diversity_tokenizer"])
-def test_a_local_folder_that_measures_is_known_by_its_content(hub, tmp_path, tiny_model, what):
+@pytest.mark.parametrize("role", ["fluency", "diversity_tokenizer"])
+def test_content_of_a_local_folder_that_measures_changes_the_fingerprint(hub, tmp_path, tiny_model, role):
     folder = Path(shutil.copytree(tiny_model, tmp_path / "mine"))
-    named = {"fluency": {"model": {"id": str(folder)}}, "diversity_tokenizer": str(folder)}[what]
-    before = make_plan(experiment(tmp_path, **{what: named}))
-    assert fingerprints(make_plan(experiment(tmp_path, **{what: named}))) == fingerprints(before)
+    field = {"fluency": {"model": {"id": str(folder)}}, "diversity_tokenizer": str(folder)}[role]
+    before = make_plan(experiment(tmp_path, **{role: field}))
+    assert fingerprints(make_plan(experiment(tmp_path, **{role: field}))) == fingerprints(before)
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + " ")
-    after = fingerprints(make_plan(experiment(tmp_path, **{what: named})))
-    changed = [label for label, one in fingerprints(before).items() if one != after[label]]
+    after = fingerprints(make_plan(experiment(tmp_path, **{role: field})))
+    changed = [label for label, value in fingerprints(before).items() if value != after[label]]
     assert changed == ["evaluate", "report"]
 
 
-def test_completions_from_files_ask_for_what_measures_alone(hub, tmp_path):
+def test_imported_completions_need_only_the_models_that_measure(hub, tmp_path):
     shutil.rmtree(hub.folder / "models--made--base")
     shutil.rmtree(hub.folder / "models--made--tuned")
     plan = make_plan(experiment(tmp_path), {"base": "a file's", "tuned": "another's"})
-    found = revisions(plan.experiment)
-    assert (found["base"], found["tuned"]) == (None, None)
-    assert found["fluency"] == f"{2:040x}"
+    commits = revisions(plan.experiment)
+    assert (commits["base"], commits["tuned"]) == (None, None)
+    assert commits["fluency"] == f"{2:040x}"
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("role", "message"),
     [
         ("tuned", "^variants.tuned.checkpoint: .*'made/tuned'"),
         ("fluency", "^evaluate.fluency.model.id: .*'made/fluency'"),
@@ -180,7 +182,7 @@ def test_completions_from_files_ask_for_what_measures_alone(hub, tmp_path):
         ("classifier", "^score.classifier.model.id: .*'made/classifier'"),
     ],
 )
-def test_what_the_hub_does_not_have_is_named(hub, tmp_path, what, message):
-    shutil.rmtree(hub.folder / f"models--{HUB_IDS[what].replace('/', '--')}")
+def test_missing_model_is_refused_with_its_field(hub, tmp_path, role, message):
+    shutil.rmtree(hub.folder / f"models--{HUB_IDS[role].replace('/', '--')}")
     with pytest.raises(InputError, match=message):
         make_plan(experiment(tmp_path))

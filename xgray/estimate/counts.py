@@ -110,11 +110,12 @@ def _preparing(
     """A function to the pairs trained on, those validated with, and the keys of those that the cache lacks."""
     from xgray.models.cache import cache_folder
     from xgray.models.load import load_tokenizer
-    from xgray.models.source import model_fingerprint, pinned, resolve
+    from xgray.models.revisions import pin_revision
+    from xgray.models.source import model_fingerprint, resolve
     from xgray.train.pairs import prepare_pairs
     from xgray.train.reference import ReferenceCache
 
-    base = pinned(experiment.model)
+    base = pin_revision(experiment.model)
     tokenizer = load_tokenizer(resolve(base), base.revision)
     fingerprint = model_fingerprint(base)
 
@@ -151,8 +152,7 @@ def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage)
     """Completions on disk that wait for a score and take no request: Perspective's, whose requests are dear."""
     if experiment.score.scorer != "perspective":
         return 0
-    from xgray.data.perspective_results import SCORER
-    from xgray.score.perspective import perspective_version
+    from xgray.score.perspective import perspective_id
     from xgray.score.scorer import text_to_score
     from xgray.score.store.store import ScoreStore
 
@@ -160,7 +160,7 @@ def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage)
     rows = from_table(made.rows.read_parquet(schema(Completions)), Completions)
     waiting = [row for row in rows if row.prompt_id not in present]
     store = ScoreStore(store_uri(experiment.score, experiment.runs))
-    version, attributes = perspective_version(experiment.score), experiment.score.attributes
+    scorer, attributes = perspective_id(experiment.score), experiment.score.attributes
     num_requests = 0
     for language in {row.language for row in waiting}:
         texts = {
@@ -170,7 +170,7 @@ def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage)
             for text in row.completions
         }
         asked = [text for text in texts if text is not None]
-        found = store.get(asked, language, SCORER, version, attributes) if asked else []
+        found = store.get(asked, language, scorer, attributes) if asked else []
         num_requests += sum(one is None for one in found)
     return sum(len(row.completions) for row in waiting) - num_requests
 

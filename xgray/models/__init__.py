@@ -1,1 +1,1 @@
-"""Find, convert and load models and tokenizers."""
+"""Models and tokenizers: find their weights, convert, load and run them."""

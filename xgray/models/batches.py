@@ -1,4 +1,4 @@
-"""Token sequences of many lengths, cut into batches and padded."""
+"""Group token sequences of different lengths into batches, and pad them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def by_length(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches of ``size``, shortest first, so that little is padding."""
+    """Yield the indices of ``sequences`` in batches of at most ``size``, shortest first, to keep padding small."""
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -19,18 +19,28 @@ def by_length(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[in
 def padded(
     sequences: Sequence[Sequence[int]], device: torch.device, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (1 where there is a token), ``(batch, longest)``; padding is token 0, which nothing sees."""
+    """Pad token sequences to the longest of them.
+
+    Args:
+        sequences: Token ids of each sequence.
+        device: Where the tensors are placed.
+        left: Whether padding goes before the tokens rather than after them.
+
+    Returns:
+        Token ids and attention mask, both ``(batch, longest)``. The mask is 1 at tokens and 0 at padding; padding has
+        token id 0, which no position attends to.
+    """
     import torch
 
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
-        where = slice(ids.shape[1] - len(sequence), None) if left else slice(len(sequence))
-        ids[row, where] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, where] = 1
+        columns = slice(ids.shape[1] - len(sequence), None) if left else slice(len(sequence))
+        ids[row, columns] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, columns] = 1
     return ids.to(device), mask.to(device)
 
 
 def token_positions(mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its own text, from 0, ``(batch, longest)``; what padding gets does not matter."""
+    """Return each token's position in its text, counted from 0, ``(batch, longest)``; padding gets any value."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,7 @@
-"""The cache folder on this machine, and folders in it that are made once."""
+"""The cache folder of this machine, and how models get into it.
+
+The folder is ``XGRAY_CACHE``, by default ``~/.cache/xgray``.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,22 @@ from typing import Any
 
 from xgray.storage.folder import write_aside
 
-OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust tell what the operating system said."""
+RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+"""Finds the errno in messages of libraries written in Rust (safetensors, tokenizers): ``(os error 28)``."""
 
 
 def cache_folder() -> Path:
+    """Return the folder for what can be made again: converted and copied weights, reference log-probabilities."""
     return Path(os.environ.get("XGRAY_CACHE") or Path.home() / ".cache" / "xgray")
 
 
 def make_once(target: Path, make: Callable[[Path], object]) -> Path:
-    """The folder, which ``make`` fills under another name if it is not there; others of this machine wait for that."""
+    """Make a folder unless it exists, and return it; other processes of this machine wait meanwhile.
+
+    Args:
+        target: The folder. It appears only when it is complete.
+        make: Fills an empty folder whose path it is given.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -35,13 +44,13 @@ def save(part: Any, folder: Path) -> None:
     """Write a model or a tokenizer into a folder.
 
     Raises:
-        OSError: the disk is full, or refuses otherwise.
+        OSError: the disk is full, or refuses the files for another reason.
     """
     try:
         part.save_pretrained(folder)
-    except Exception as error:  # safetensors has a type of its own for it, tokenizers none at all
-        refused = OS_ERROR.search(str(error))
-        if refused is None:
+    except Exception as error:  # safetensors raises a type of its own, tokenizers a plain Exception
+        errno = RUST_ERRNO.search(str(error))
+        if errno is None:
             raise
-        number = int(refused[1])
+        number = int(errno[1])
         raise OSError(number, os.strerror(number), str(folder)) from error

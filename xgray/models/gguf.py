@@ -1,4 +1,7 @@
-"""Convert GGUF files into safetensors folders, once for each file's content."""
+"""Convert GGUF files into safetensors folders, once for each file's content.
+
+The trainer and every engine then read the same weights.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,19 @@ from xgray.storage.fingerprint import file_fingerprint
 
 log = logging.getLogger(__name__)
 
+ADD_BOS_KEY = b"tokenizer.ggml.add_bos_token"
+"""Key of the flag that says whether texts start with the beginning-of-text token."""
+TRUE_ENTRY = b"\x07\0\0\0\x01"
+"""What follows the key of a GGUF entry that is true: four bytes of type (7: bool) and the value."""
 
-def converted(gguf: Path) -> Path:
-    """The safetensors folder made of a GGUF file, in the cache by content; made on first use.
+
+def convert_gguf(gguf: Path) -> Path:
+    """Return the safetensors folder made from a GGUF file, in float32; it is made on first use.
+
+    The folder lies in the cache under a name that depends on the file's content.
 
     Raises:
-        OSError: the cache's disk is full, or refuses otherwise.
+        OSError: the cache's disk is full, or refuses the files for another reason.
     """
     digest = file_fingerprint(gguf)
     target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
@@ -34,11 +44,13 @@ def _convert(gguf: Path, target: Path) -> None:
 
     disable_progress_bar()
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns that it is so
+        # DeepSpeed, which transformers imports, warns about a missing GPU unless it is told to use the CPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder, name = str(gguf.parent), gguf.name
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    # save_pretrained refuses a model that was loaded from GGUF, so its weights move into a plain one.
-    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    # save_pretrained refuses a model that was loaded from GGUF, so its weights move into a plain model.
+    values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    config = loaded.config.__class__(**values)
     config.dtype = torch.float32
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
@@ -46,7 +58,7 @@ def _convert(gguf: Path, target: Path) -> None:
     save(plain, target)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     if _adds_bos(gguf) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
-        # transformers drops this flag; Gemma without its first token writes nonsense.
+        # transformers drops this flag, and Gemma writes nonsense without its first token.
         from tokenizers.processors import TemplateProcessing
 
         bos = tokenizer.bos_token
@@ -57,9 +69,8 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _adds_bos(gguf: Path) -> bool:
-    """Whether texts are to start with the beginning-of-text token: one flag of the file, without parsing the rest."""
-    key = b"tokenizer.ggml.add_bos_token"
+    """Return whether texts start with the beginning-of-text token, without parsing the rest of the file."""
     with gguf.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # A GGUF entry is its key, four bytes of type (7: bool) and its value.
-        start = content.find(key) + len(key)
-        return start >= len(key) and content[start : start + 5] == b"\x07\0\0\0\x01"
+        key = content.find(ADD_BOS_KEY)
+        start = key + len(ADD_BOS_KEY)
+        return key >= 0 and content[start : start + len(TRUE_ENTRY)] == TRUE_ENTRY

@@ -1,4 +1,4 @@
-"""How models are run that nobody trains: without gradients, and on a CPU by the faster library.
+"""Run models that are not trained: without gradients, and on a CPU with the faster library.
 
 Imports torch: for functions that workers call.
 """
@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """``torch.inference_mode``, with :class:`OneDnnLinear` where PyTorch has oneDNN and no CUDA device.
+    """Enter ``torch.inference_mode``, and :class:`OneDnnLinear` where PyTorch has oneDNN and no CUDA device.
 
-    Where models lie on CUDA the mode would only cost time, a little at every call of a torch function.
+    With models on CUDA the second mode would only cost a little time at every call of a torch function.
     """
     on_cpu = torch.backends.mkldnn.is_available() and not torch.cuda.is_available()
     with torch.inference_mode(), OneDnnLinear() if on_cpu else nullcontext():
@@ -26,10 +26,10 @@ def inference() -> Iterator[None]:
 
 
 class OneDnnLinear(TorchFunctionMode):  # type: ignore[misc]
-    """Linear layers in float32 on a CPU by oneDNN instead of MKL: the same values to rounding.
+    """Compute float32 linear layers on a CPU with oneDNN instead of MKL; the values agree up to rounding.
 
-    MKL keeps AMD processors to half their vector width: measured at twice the time on an EPYC with AVX-512. In
-    bfloat16 PyTorch takes oneDNN by itself.
+    MKL uses half the vector width on AMD processors: it took twice the time on an EPYC with AVX-512. In bfloat16
+    PyTorch uses oneDNN on its own.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Load configurations, tokenizers and models, and check prompts against a model's context."""
+"""Load configurations, tokenizers and models, and check prompts against a model's context length."""
 
 from __future__ import annotations
 
@@ -13,64 +13,76 @@ from xgray.rows import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+UNLIMITED_CONTEXT = 2**31
+NUM_NAMED_PROMPTS = 5
+"""Prompts that an error message names; of the others it gives the number."""
+
 
 def device_name() -> str:
-    """Where models run in this process: the GPU where there is one, otherwise this machine's cores."""
+    """Return what models run on in this process: the GPU's name, or ``cpu (N threads)``."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def context_length(config: Any) -> int:
-    """The longest sequence that a model of this Hugging Face configuration takes; 2**31 where it names none (BLOOM)."""
+    """Return the most tokens that a model of this Hugging Face configuration reads.
+
+    This is ``UNLIMITED_CONTEXT`` where the configuration names no limit, as BLOOM's, or a negative one, as XLNet's.
+    """
     text_config = config.get_text_config()
-    named = (getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    return next((int(one) for one in named if one is not None and one > 0), 2**31)  # XLNet says -1
+    limits = (getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(limit) for limit in limits if limit is not None and limit > 0), UNLIMITED_CONTEXT)
 
 
 def check_lengths(
     blocks: Iterable[Sequence[Prompt]], tokenizer: PreTrainedTokenizerBase, limit: int, reason: str
 ) -> None:
-    """Refuse prompts that a model cannot go on from.
+    """Refuse prompts that a model cannot continue.
 
     Args:
-        limit: the most tokens of a prompt, for a ``reason`` that the message names.
+        blocks: The prompts, a few at a time.
+        tokenizer: The model's tokenizer.
+        limit: The most tokens that a prompt may have.
+        reason: What sets the limit, for the error message.
 
     Raises:
-        InputError: names the prompts that are empty, or those that are longer.
+        InputError: prompts are empty or too long; the message names them.
     """
     empty: list[str] = []
-    long: list[str] = []
+    too_long: list[str] = []
     for prompts in blocks:
-        for prompt, ids in zip(prompts, tokenizer([one.text for one in prompts])["input_ids"], strict=True):
+        token_ids = tokenizer([prompt.text for prompt in prompts])["input_ids"]
+        for prompt, ids in zip(prompts, token_ids, strict=True):
             if not ids or not prompt.text.strip():
                 empty.append(prompt.prompt_id)
             if len(ids) > limit:
-                long.append(f"{prompt.prompt_id} ({len(ids)})")
-    for problem, found in (
+                too_long.append(f"{prompt.prompt_id} ({len(ids)})")
+    for problem, prompts_named in (
         ("prompts without any text", empty),
-        (f"prompts longer than {limit} tokens ({reason})", long),
+        (f"prompts longer than {limit} tokens ({reason})", too_long),
     ):
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            raise InputError(f"{problem}: {', '.join(found[:5])}{more}")
+        if prompts_named:
+            num_others = len(prompts_named) - NUM_NAMED_PROMPTS
+            others = f" and {num_others} more" if num_others > 0 else ""
+            raise InputError(f"{problem}: {', '.join(prompts_named[:NUM_NAMED_PROMPTS])}{others}")
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a text."""
+    """Return the ids of the tokens that end a text."""
     ends = model.generation_config.eos_token_id
     return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
-    """The model's Hugging Face configuration."""
+    """Load a model's Hugging Face configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(local_weights(path), revision=revision)
 
 
 def load_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model without its weights, to ask for the shapes of its modules."""
+    """Build a causal language model without its weights, to read the shapes of its modules."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,7 +92,7 @@ def load_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer, padding on the left, with a padding token (the end-of-text token where it has none)."""
+    """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(local_weights(path), revision=revision, padding_side="left")
@@ -90,44 +102,52 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: str | None = None) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on ``device`` (by default CUDA where there is one).
+    """Load a causal language model in evaluation mode.
+
+    Args:
+        path: What :func:`xgray.models.source.local_weights` takes.
+        dtype: The name of a torch data type, for example ``float32``.
+        revision: A commit, tag or branch of the hub.
+        device: By default CUDA where there is a GPU, otherwise the CPU.
 
     Raises:
-        InputError: the weights are missing, torn, or those of another kind of model.
+        InputError: the weights are missing, cut off, or those of another kind of model.
     """
     from transformers import AutoModelForCausalLM
 
-    return _loaded(AutoModelForCausalLM, path, dtype, revision, device)[0]
+    return _load(AutoModelForCausalLM, path, dtype, revision, device)[0]
 
 
 def load_model(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a section of the experiment file, as :func:`load_causal_lm` gives it, and its tokenizer.
+    """Load the causal language model of a section of the experiment file, and its tokenizer.
 
     Raises:
-        InputError: its weights are missing, torn, or those of another kind of model.
+        InputError: the weights are missing, cut off, or those of another kind of model.
     """
     path = resolve(model)
     return load_causal_lm(path, model.dtype, model.revision), load_tokenizer(path, model.revision)
 
 
 def load_sequence_classifier(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
-    """A sequence classifier in evaluation mode, on CUDA where there is one; its weights are safetensors.
+    """Load a sequence classifier from safetensors in evaluation mode, on CUDA where there is a GPU.
 
     Raises:
-        InputError: the weights are missing, in part or all, torn, or those of another kind of model.
+        InputError: weights are missing, cut off, or those of another kind of model.
     """
     from transformers import AutoModelForSequenceClassification
 
-    model, info = _loaded(AutoModelForSequenceClassification, path, dtype, revision, use_safetensors=True)
-    if missing := sorted(info["missing_keys"]):  # transformers makes them up at random
-        raise InputError(f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}: no classifier")
+    model, info = _load(AutoModelForSequenceClassification, path, dtype, revision, use_safetensors=True)
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise InputError(
+            f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}, so it is no classifier"
+        )
     return model
 
 
-def _loaded(
+def _load(
     kind: Any, path: str, dtype: str, revision: str | None, device: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers says of the weights that it found."""
+    """Return the model, and what transformers reports about the weights (``output_loading_info``)."""
     import torch
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
@@ -137,7 +157,7 @@ def _loaded(
         model, info = kind.from_pretrained(
             local_weights(path), revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
-    # Files that are missing, an architecture of another kind, a file that is torn.
+    # In this order: missing files, an architecture of another kind, a file that is cut off.
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info

@@ -1,7 +1,9 @@
-"""Where a model's weights come from, and loading them: a hub id, a folder, a GGUF file, a file in a package.
+"""Find a model's weights: on the hub, in a folder, in a GGUF file, in a Python package, or behind a URI.
 
-GGUF weights are converted once into a plain safetensors folder below the cache (``XGRAY_CACHE``, by default
-``~/.cache/xgray``), so that the trainer and every engine read the same bytes.
+    id of the experiment file  ->  resolve           ->  a local folder, or a hub id
+    path given to workers      ->  local_weights     ->  a local folder of the worker's machine, or a hub id
+
+GGUF weights are converted once per machine (:mod:`xgray.models.gguf`), and weights behind a URI are copied once.
 """
 
 from __future__ import annotations
@@ -15,25 +17,28 @@ from pathlib import Path
 from xgray.config import Model
 from xgray.errors import InputError, StageError
 from xgray.models.cache import cache_folder, make_once
-from xgray.models.gguf import converted
+from xgray.models.gguf import convert_gguf
 from xgray.storage.checksums import CONTENTS, fetch_verified
 from xgray.storage.fingerprint import file_fingerprint
 from xgray.storage.folder import DamagedError, Folder, write_aside
 
+PACKAGE = "pkg://"
+"""How the id of a model starts that is a file in a Python package: ``pkg://PACKAGE/FILE``."""
+
 
 def resolve(model: Model) -> str:
-    """What ``from_pretrained`` takes for this model: a local folder, or the hub id.
+    """Return what ``from_pretrained`` takes for this model: a local folder, or the hub id.
 
     Raises:
-        InputError: the folder, file or package is not there.
+        InputError: the folder, file or package does not exist.
     """
-    if model.id.startswith("pkg://"):
-        return str(converted(_package_file(model.id)))
+    if model.id.startswith(PACKAGE):
+        return str(convert_gguf(package_file(model.id)))
     path = Path(model.id).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"model.id: no such GGUF file: {path}")
-        return str(converted(path))
+        return str(convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file() and not is_adapter(str(path)):
             raise InputError(f"model.id: {path} holds neither config.json nor adapter_config.json")
@@ -44,13 +49,16 @@ def resolve(model: Model) -> str:
 
 
 def path_for_workers(model: Model) -> str:
-    """What :func:`local_weights` takes on any machine for this model: what must be converted is, by each for itself.
+    """Return what :func:`local_weights` takes for this model on any machine.
+
+    A GGUF file or a file of a package keeps its name, and each machine converts it for itself: the cache that it was
+    converted into here may not exist there.
 
     Raises:
-        InputError: the folder, file or package is not there.
+        InputError: the folder, file or package does not exist.
     """
-    resolved = resolve(model)  # converted here as well: what is wrong with it is found before workers start
-    if model.id.startswith("pkg://"):
+    resolved = resolve(model)  # converts here as well, so that errors are found before workers start
+    if model.id.startswith(PACKAGE):
         return model.id
     path = Path(model.id).expanduser()
     return str(path.absolute()) if path.suffix == ".gguf" else resolved
@@ -58,15 +66,16 @@ def path_for_workers(model: Model) -> str:
 
 @functools.cache
 def local_weights(path: str) -> str:
-    """What ``from_pretrained`` takes for weights behind a URI or in a file to be converted: a folder of the cache.
+    """Return what ``from_pretrained`` takes on this machine for a path from :func:`path_for_workers`, or for a URI.
 
-    It is made once on each machine. Anything else, a local folder or a hub id, is returned as it is.
+    Weights behind a URI are copied, and GGUF files are converted, into a folder of the cache on first use. A local
+    folder or a hub id is returned as it is.
 
     Raises:
-        InputError: the file or package is not there.
-        StageError: the weights are not as they were written.
+        InputError: the file or package does not exist.
+        StageError: the weights behind a URI are damaged.
     """
-    if path.startswith("pkg://") or Path(path).suffix == ".gguf":
+    if path.startswith(PACKAGE) or Path(path).suffix == ".gguf":
         return resolve(Model(id=path))
     if "://" not in path:
         return path
@@ -77,72 +86,38 @@ def local_weights(path: str) -> str:
     try:
         return str(make_once(target, lambda folder: fetch_verified(source, folder)))
     except DamagedError as error:
-        raise StageError(f"{source} is damaged: {error}; delete its stage, and the same command redoes it") from None
+        raise StageError(
+            f"{source} is damaged: {error}. Delete the folder of its stage, and run the same command again."
+        ) from None
 
 
 def is_adapter(path: str) -> bool:
-    """Whether the folder holds a PEFT adapter rather than a whole model."""
+    """Return whether the folder holds a PEFT adapter rather than a whole model."""
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def pinned(model: Model, file: str = "config.json") -> Model:
-    """The model with the hub's commit as its revision, so that every worker and every later run takes the same weights.
-
-    Args:
-        file: one that every model of its kind has.
-
-    Raises:
-        InputError: the model is neither here nor on a hub that can be reached.
-    """
-    path = resolve(model)
-    if Path(path).is_dir():
-        return model
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        config = hf_hub_download(path, file, revision=model.revision)
-    except GatedRepoError:
-        raise InputError(f"model.id: {path} is gated: accept its terms on the hub and set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise InputError(f"model.revision: {path} has no revision {model.revision!r}") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise InputError(f"model.id: no folder {path!r} here and no such model on the hub") from None
-    except LocalEntryNotFoundError:  # offline, and not in the cache
-        raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it") from None
-    except EntryNotFoundError:
-        raise InputError(
-            f"model.id: {path} on the hub holds no config.json, so it is no whole model; a LoRA adapter is taken from "
-            f"a folder: hf download {path} --local-dir FOLDER, and name that as the variant's checkpoint"
-        ) from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model.id: no folder {path!r} here, and the hub cannot be asked for it: {reason}") from None
-    return model.model_copy(update={"revision": Path(config).parent.name})
-
-
 def model_fingerprint(model: Model) -> str:
-    """What identifies the weights: their content where they are local, ``id@commit`` for a :func:`pinned` hub model."""
+    """Return what identifies the weights: a hash of local files, ``id@commit`` for a model of the hub.
+
+    A model of the hub must have been pinned to a commit, see :func:`xgray.models.revisions.pin_revision`.
+    """
     path = Path(resolve(model))
     return file_fingerprint(path) if path.is_dir() else f"{model.id}@{model.revision}"
 
 
-def _package_file(uri: str) -> Path:
-    package, _, name = uri.removeprefix("pkg://").partition("/")
+def package_file(uri: str) -> Path:
+    """Return the local path of a file in a Python package.
+
+    A file too large for one package lies in several; the named package then offers ``assemble(path)``, which writes
+    the whole file. That is done once, into the cache.
+    """
+    package, _, name = uri.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"model.id: {uri}: the package {package} is not installed (pip install {package})")
     path = Path(next(iter(spec.submodule_search_locations))) / name
     if path.is_file():
         return path
-    # A file too large for one package lies in several, and the package named offers to put it together.
     assemble = getattr(importlib.import_module(package), "assemble", None)
     if assemble is None:
         raise InputError(f"model.id: {uri}: no file {name} in package {package}")

@@ -1,4 +1,7 @@
-"""From the ``score`` section of an experiment to the scorer it asks for."""
+"""Build the scorer that a ``score`` section asks for.
+
+    scorer ──▶ score store, keeps the raw scores ──▶ calibration, maps them to another scorer's scale
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,21 @@ from xgray.storage.folder import Folder
 
 SERVICES = ("perspective", "openai")
 TEXTS_PER_CALL = 256
-"""Of a local scorer, which batches them; a service gets each text in a call of its own."""
+"""Texts in one call of a local scorer, which batches them. A service receives each text in a request of its own."""
 
 
 def build_scorer(section: Score, acquire: Acquire | None = None) -> Scorer:
-    """The scorer of the section, ready to score; fitting or loading what it needs happens here.
-
-    The store, where the section names one, keeps the scores as they come; a calibration maps them after that.
+    """Return the section's scorer, ready to score; a head that it needs is fitted or loaded here.
 
     Args:
         acquire: for Perspective, waits for a permit of the rate limit that all senders with the same key share; by
             default the scorer has a rate limit for itself.
 
     Raises:
-        InputError: an attribute is not one that the scorer measures, the labelled data, the head, the model, the store
-            or the calibration is wrong, or the key is missing.
+        InputError: the scorer does not measure an attribute; the labelled data, the head, the model, the store or the
+            calibration is wrong; or the key is missing.
     """
-    scorer = _stored(section, acquire)
+    scorer = _build_stored(section, acquire)
     if section.calibration is None:
         return scorer
     from xgray.score.calibration.curves import read_calibration
@@ -38,62 +39,38 @@ def build_scorer(section: Score, acquire: Acquire | None = None) -> Scorer:
     return CalibratedScorer(scorer, read_calibration(section.calibration))
 
 
-def scorer_inputs(section: Score) -> dict[str, Any]:
-    """Fingerprints of the files that the section's scores depend on.
-
-    Raises:
-        InputError: one of them is missing or wrong.
-    """
-    inputs: dict[str, Any] = {}
-    if section.scorer == "embedding":
-        if section.head is None:
-            from xgray.data.labelled import labelled_fingerprint
-
-            inputs["labelled"] = labelled_fingerprint(section.labelled)
-        else:
-            folder, name = Folder.containing(section.head)
-            if not folder.exists(name):
-                raise InputError(f"score.head: {section.head}: no such file; xgray scorer fit writes one")
-            inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
-    elif section.classifier.model is not None:
-        from xgray.models.source import model_fingerprint, pinned
-
-        inputs["classifier"] = model_fingerprint(pinned(section.classifier.model))
-    if section.calibration is not None:
-        from xgray.score.calibration.curves import read_calibration
-
-        inputs["calibration"] = read_calibration(section.calibration).version
-    return inputs
-
-
-def _stored(section: Score, acquire: Acquire | None) -> Scorer:
+def _build_stored(section: Score, acquire: Acquire | None) -> Scorer:
+    """Return the scorer behind the section's store, if the section names one."""
     if section.scorer == "dummy":
-        from xgray.score.dummy import DummyScorer
-
-        return DummyScorer(known_attributes(section.attributes))
+        return _build_plain(section, acquire)
     uri = section.execution.store
     if section.archived and (section.scorer != "perspective" or uri is None):
-        raise InputError("score.archived: for the scorer perspective and with a store; others can be asked anew")
+        raise InputError(
+            "score.archived: only for the scorer perspective and with a score store; other scorers can score again"
+        )
     if uri is None:
-        return _alone(section, acquire)
-    from xgray.data.perspective_results import SCORER
-    from xgray.score.store.cached_scorer import ArchivedScorer, StoredScorer
+        return _build_plain(section, acquire)
+    from xgray.score.store.cached_scorer import ArchivedScorer, CachedScorer
     from xgray.score.store.store import ScoreStore
 
     if section.archived:
-        from xgray.score.perspective import perspective_version
+        from xgray.score.perspective import perspective_id
 
-        return ArchivedScorer(
-            ScoreStore.open_existing(uri), SCORER, perspective_version(section), known_attributes(section.attributes)
-        )
-    scorer, store = _alone(section, acquire), ScoreStore(uri)
+        attributes = known_attributes(section.attributes)
+        return ArchivedScorer(ScoreStore.open_existing(uri), perspective_id(section), attributes)
+    scorer, store = _build_plain(section, acquire), ScoreStore(uri)
     if section.scorer in SERVICES:
-        return StoredScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
-    return StoredScorer(scorer, store, slice_size=TEXTS_PER_CALL, num_slices=1)
+        return CachedScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
+    return CachedScorer(scorer, store, slice_size=TEXTS_PER_CALL, num_slices=1)
 
 
-def _alone(section: Score, acquire: Acquire | None) -> Scorer:
+def _build_plain(section: Score, acquire: Acquire | None) -> Scorer:
+    """Return the scorer without store and calibration."""
     match section.scorer:
+        case "dummy":
+            from xgray.score.dummy import DummyScorer
+
+            return DummyScorer(known_attributes(section.attributes))
         case "perspective":
             from xgray.score.perspective import PerspectiveScorer
 
@@ -112,11 +89,45 @@ def _alone(section: Score, acquire: Acquire | None) -> Scorer:
             return EmbeddingScorer(section)
 
 
-def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any) -> Score:
-    """A ``score`` section from options, with the score store where they name none.
+def scorer_inputs(section: Score) -> dict[str, Any]:
+    """Return the fingerprints of the files on which the section's scores depend.
 
     Raises:
-        InputError: a field is wrong, or the options name one of another section.
+        InputError: one of the files is missing or wrong.
+    """
+    inputs: dict[str, Any] = {}
+    if section.scorer == "embedding":
+        if section.head is None:
+            from xgray.data.labelled import labelled_fingerprint
+
+            inputs["labelled"] = labelled_fingerprint(section.labelled)
+        else:
+            folder, name = Folder.of(section.head)
+            if not folder.exists(name):
+                raise InputError(f"score.head: no such file: {section.head}. Fit a head with xgray scorer fit")
+            inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
+    elif section.classifier.model is not None:
+        from xgray.models.revisions import pin_revision
+        from xgray.models.source import model_fingerprint
+
+        inputs["classifier"] = model_fingerprint(pin_revision(section.classifier.model))
+    if section.calibration is not None:
+        from xgray.score.calibration.curves import read_calibration
+
+        inputs["calibration"] = read_calibration(section.calibration).version
+    return inputs
+
+
+def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any) -> Score:
+    """Return the ``score`` section that command line options describe.
+
+    Args:
+        overrides: the options, as ``{"score": {...}}``.
+        store: the score store, unless the options name one.
+        defaults: fields of the section, unless the options set them.
+
+    Raises:
+        InputError: a field is wrong, or an option belongs to another section.
     """
     values = merge(merge({"score": defaults}, {"score": {"execution": {"store": store}}}), overrides)
     if others := [name for name in values if name != "score"]:

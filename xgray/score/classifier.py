@@ -22,7 +22,8 @@ import numpy as np
 from xgray.config import Model, Score
 from xgray.errors import InputError
 from xgray.models.load import context_length, device_name, load_sequence_classifier, load_tokenizer
-from xgray.models.source import model_fingerprint, pinned, resolve
+from xgray.models.revisions import pin_revision
+from xgray.models.source import model_fingerprint, resolve
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT
 from xgray.score.scorer import Scored, declared_languages, known_attributes
 from xgray.storage.fingerprint import fingerprint
@@ -53,7 +54,7 @@ class ClassifierScorer:
         if declared.model is None:
             raise InputError(f"score.classifier.model: the scorer {self.name} needs one: {{id: FOLDER_OR_HUB_ID}}")
         try:
-            model = pinned(declared.model)
+            model = pin_revision(declared.model)
         except InputError as error:
             raise InputError(f"score.classifier.{error}") from None
         path = resolve(model)
