@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.object_store import BUCKET, CREDENTIALS, object_store
 from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Model, Train, TrainExecution
+from xgray.distributed.train_control import EXPORTING, LOADING, STARTING, STEPS, Phase
 from xgray.errors import InputError
 from xgray.models.source import local_weights
 from xgray.storage.folder import Folder
@@ -312,8 +313,20 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_their_checkpoints(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    train.run_training(Model(id=model), Train(**SECTION), PAIRS, 0, Folder(str(output)), reference_fingerprint="tiny")
+    phases = []
+    train.run_training(
+        Model(id=model),
+        Train(**SECTION),
+        PAIRS,
+        0,
+        Folder(str(output)),
+        reference_fingerprint="tiny",
+        on_phase=phases.append,
+    )
     assert killed == [12, 27]
+    names = dict.fromkeys(phase.name for phase in phases)
+    assert list(names) == [STARTING, LOADING, STEPS, EXPORTING], "the reference is in the cache"
+    assert Phase(STARTING, 0, 1) in phases[phases.index(Phase(STEPS)) :], "the workers start again"
     assert "going on from step 25" in caplog.text
     assert rows(output) == rows(uninterrupted[1])
 

@@ -105,11 +105,13 @@ def show_progress(run: str, label: str, done: int, total: int) -> None:
 
     Args:
         run: the run's name.
-        label: ``stage`` or ``stage/model``.
+        label: ``stage`` or ``stage/model``; the phases of a training (``train/dpo: reference``) are not exported.
         done: prompts or training steps that are done.
         total: prompts or training steps in all; 0 while unknown.
     """
     stage, _, model = label.partition("/")
+    if ": " in model:
+        return  # a phase of a training, whose unit is not that of the stage
     tags = {"run": run, "stage": stage, "model": model}
     _gauge("done").set(done, tags)
     _gauge("wanted").set(total, tags)

@@ -8,7 +8,7 @@ from xgray.runs.manifest import StageFolder
 
 
 def training_steps(place: StageFolder) -> tuple[int, int]:
-    """Optimizer steps done and in all, as the trainer's ``metrics.jsonl`` says; zeros before it starts."""
+    """Return the optimizer steps done and in all, from the trainer's ``metrics.jsonl``; zeros before it starts."""
     if not place.folder.exists("metrics.jsonl"):
         return 0, 0
     done = total = 0
@@ -16,7 +16,7 @@ def training_steps(place: StageFolder) -> tuple[int, int]:
         try:
             record = json.loads(line) if line else {}
         except json.JSONDecodeError:
-            continue  # the line that is being written
+            continue  # a line that is being written
         total = record.get("total_steps", total)
         done = max(done, record.get("step", 0))
     return done, total

@@ -6,13 +6,12 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.runs.manifest import StageResult, section_payload
-from xgray.runs.periodic import run_every
 from xgray.runs.progress import OnProgress
+from xgray.runs.training_progress import training_steps
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -41,12 +40,20 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     """
     from xgray.data.pairs import read_pairs
     from xgray.distributed.train import run_training
-    from xgray.runs.training_progress import training_steps
+    from xgray.distributed.train_control import STEPS, Phase
 
     experiment = plan.experiment
     variant = experiment.variant(planned.model or "")
     section = experiment.train_section(variant)
-    with _watched(lambda: training_steps(planned.place), planned.label, on_progress):
+
+    def report(phase: Phase) -> None:
+        if phase.name == STEPS:
+            with contextlib.suppress(OSError):  # the storage may answer again a second later
+                _report_steps(planned, on_progress)
+        else:
+            on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
+
+    try:
         return run_training(
             experiment.model,
             section,
@@ -54,20 +61,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
             experiment.training_seed(variant),
             planned.folder,
             reference_fingerprint=planned.payload["inputs"]["model"],
+            on_phase=report,
         )
-
-
-@contextlib.contextmanager
-def _watched(read: Callable[[], tuple[int, int]], label: str, on_progress: OnProgress) -> Iterator[None]:
-    """Report once a second what ``read`` returns while the block runs: the training happens in other processes."""
-
-    def look() -> None:
-        with contextlib.suppress(OSError):  # the storage may answer again a second later
-            on_progress(label, *read())
-
-    on_progress(label, *read())
-    try:
-        with run_every(1.0, look):
-            yield
     finally:
-        on_progress(label, *read())
+        _report_steps(planned, on_progress)
+
+
+def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
+    """Report the optimizer steps that the workers have logged, once they have begun."""
+    done, total = training_steps(planned.place)
+    if total:
+        on_progress(planned.label, done, total)
