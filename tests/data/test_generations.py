@@ -146,7 +146,7 @@ def test_parquet_that_is_none_or_lacks_columns_or_repeats_ids_is_refused(tmp_pat
     pq.write_table(pa.table({"prompt_id": ["en/1"], "text": ["x"]}), file)
     assert "no column language, model, prompt" in refused(file)
     pq.write_table(to_table([row("en/1"), row("en/1")], Completions), file)
-    assert "'en/1' is there 2 times" in refused(file)
+    assert "'en/1' has 2 rows" in refused(file)
     pq.write_table(to_table([row("en/1"), row("en/2", "dpo")], Completions), file)
     assert "several models (base, dpo)" in refused(file)
 

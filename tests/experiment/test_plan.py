@@ -25,7 +25,7 @@ def test_english_prompts_are_not_taken_from_a_file_of_another_language(experimen
     file = tmp_path / "german.jsonl"
     file.write_text(json.dumps({"Prompt": "Du bist"}) + "\n")
     sections = {"prompts": {"path": str(file)}, "probe": {}}
-    with pytest.raises(InputError, match=r"vectors wants English prompts, .*german\.jsonl, of de prompts; .*RTP_LX_EN"):
+    with pytest.raises(InputError, match=r"vectors .* English prompts, .*german\.jsonl, of de prompts.*RTP_LX_EN"):
         make_plan(experiment(**sections, languages=["de"], vectors={}))
     make_plan(experiment(**sections, languages=["de"]))
     make_plan(experiment(**sections, languages=["en"], vectors={}))

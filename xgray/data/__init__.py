@@ -1,1 +1,1 @@
-"""Readers, one file per format; each gives rows, and names file and line of what it cannot read."""
+"""Readers of input files, one module per format. Each yields rows, and names file and line of what it cannot read."""

@@ -1,7 +1,7 @@
-"""Labelled comments: a folder of ``{language}.csv`` files with the columns ``text,label,split``, or a single file.
+"""Read labelled comments: a folder of ``{language}.csv`` files with the columns ``text,label,split``, or a single file.
 
 ``label`` is 1 for toxic and 0 for benign; ``split`` is ``fit`` or ``validate``. A file without the ``split`` column is
-split here: of each label, a share of its distinct texts (every third) is kept for validation, in the order of their
+split here: for each label, a share of its distinct texts (every third) is kept for validation, in the order of their
 SHA-256.
 """
 
@@ -21,16 +21,34 @@ from xgray.storage.fingerprint import fingerprint
 
 SPLITS = ("fit", "validate")
 VALIDATE_SHARE = Fraction(1, 3)
-TEXT, LABEL = ("text",), ("label",)
-TEXT_COLUMNS = ("text", "comment_text", "comment")
-LABEL_COLUMNS = ("label", "toxic", "is_toxic")
-"""The columns of a single file of comments, the first that it has: ours, Jigsaw's, and those of other collections."""
+
+
+@dataclass(frozen=True)
+class CsvFormat:
+    """How a CSV file names its columns and its labels."""
+
+    text_columns: tuple[str, ...]
+    """Names of the column of texts; the first that the file has is read."""
+    label_columns: tuple[str, ...]
+    labels: Mapping[str, bool]
+    """Whether a label, in lower case, means toxic."""
+
+
 LABELS = {"1": True, "0": False}
-WORDED_LABELS = LABELS | {"true": True, "false": False, "toxic": True, "not toxic": False}
+LABELLED = CsvFormat(("text",), ("label",), LABELS)
+"""The files of :func:`read_labelled`."""
+COMMENTS = CsvFormat(
+    ("text", "comment_text", "comment"),
+    ("label", "toxic", "is_toxic"),
+    LABELS | {"true": True, "false": False, "toxic": True, "not toxic": False},
+)
+"""The file of :func:`read_comments`: in the format of :data:`LABELLED`, of Jigsaw or of other collections."""
 
 
 @dataclass(frozen=True)
 class LabelledText:
+    """A comment with its label."""
+
     text: str
     language: str
     toxic: bool
@@ -39,12 +57,12 @@ class LabelledText:
 
 
 def read_labelled(path: str) -> list[LabelledText]:
-    """The labelled texts of a folder, or of one ``{language}.csv`` file, in the order of languages and lines.
+    """Return the labelled texts of a folder, or of one ``{language}.csv`` file, in the order of languages and lines.
 
     Every language has toxic and benign texts in both splits, and no text is in both.
 
     Raises:
-        InputError: there is no such file, or a line or the balance of a file is wrong.
+        InputError: there is no such file, a line is wrong, or a label is missing from a split.
     """
     source = resolve_input(path, "labelled")
     files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
@@ -58,21 +76,22 @@ def read_labelled(path: str) -> list[LabelledText]:
             raise InputError(f"{file}: the file must be named after its language, such as en.csv: {error}") from None
         if code in by_language:
             raise InputError(f"{file}: {code} has another file in this folder; keep one of them")
-        by_language[code] = _read_file(file, code)
-    return [one for code in LANGUAGES for one in by_language.get(code, [])]
+        by_language[code] = _with_splits(file, _read_rows(file, code, LABELLED), VALIDATE_SHARE)
+    return [text for code in LANGUAGES for text in by_language.get(code, [])]
 
 
 def read_comments(path: str, share: float, seed: int, limit: int | None = None) -> list[LabelledText]:
-    """The English comments of one CSV file, in its order.
+    """Return the English comments of one CSV file, in its order.
 
-    It has a column of texts, one of ``TEXT_COLUMNS``, and one of labels, of ``LABEL_COLUMNS``: 1, true or toxic, and 0,
-    false or not toxic. Jigsaw's ``train.csv`` is one such file; others of its columns are passed over.
+    The columns and labels that the file may have are those of :data:`COMMENTS`; other columns are ignored. Jigsaw's
+    ``train.csv`` is one such file.
 
     Args:
-        path: the file, or ``embedded``.
-        share: of the distinct texts of each label, held out where the file has no ``split`` column; the seed says
-            which.
-        limit: at most this many texts, the first ones.
+        path: The file, or ``embedded``.
+        share: Share of the distinct texts of each label that is kept for validation if the file has no ``split``
+            column.
+        seed: Determines which texts those are.
+        limit: At most this many texts, the first ones.
 
     Raises:
         InputError: there is no such file, a line is wrong, or a label is missing from a split.
@@ -82,72 +101,74 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
         source /= "en.csv"
     if source.is_dir():
         raise InputError(f"{source}: a folder; name one CSV file in it")
-    exact = Fraction(share).limit_denominator(10**6)
-    texts = _rows(source, "en", TEXT_COLUMNS, LABEL_COLUMNS, WORDED_LABELS, limit)
+    texts = _read_rows(source, "en", COMMENTS, limit)
     among = f" among the first {limit} rows" if limit else ""
-    return _balanced(source, texts if texts[0].split else _split(texts, exact, f"{seed}:"), among)
+    return _with_splits(source, texts, Fraction(share).limit_denominator(10**6), f"{seed}:", among)
 
 
 def labelled_fingerprint(path: str) -> str:
-    """SHA-256 of the texts that :func:`read_labelled` gives, whatever files they lie in."""
+    """Return the SHA-256 of the texts that :func:`read_labelled` returns, whatever files they come from."""
     return texts_fingerprint(read_labelled(path))
 
 
 def texts_fingerprint(texts: Sequence[LabelledText]) -> str:
-    return fingerprint({"labelled": [asdict(one) for one in texts]})
+    """Return the SHA-256 of labelled texts, in hexadecimal."""
+    return fingerprint({"labelled": [asdict(text) for text in texts]})
 
 
-def _read_file(file: Path, code: str) -> list[LabelledText]:
-    texts = _rows(file, code, TEXT, LABEL, LABELS)
-    return _balanced(file, texts if texts[0].split else _split(texts, VALIDATE_SHARE))
-
-
-def _rows(
-    file: Path,
-    code: str,
-    text_columns: Sequence[str],
-    label_columns: Sequence[str],
-    labels: Mapping[str, bool],
-    limit: int | None = None,
-) -> list[LabelledText]:
-    """The rows of a file, without a split where it has no column of it."""
+def _read_rows(file: Path, code: str, columns: CsvFormat, limit: int | None = None) -> list[LabelledText]:
+    """Return the rows of a file; their split is empty if the file has no column for it."""
     texts: list[LabelledText] = []
-    first: dict[str, tuple[str, int]] = {}
-    for line, row in islice(read_csv(file, (text_columns, label_columns)), limit):
-        text, label, split = _first(row, text_columns), _first(row, label_columns).strip(), row.get("split", "").strip()
+    first: dict[str, tuple[str, int]] = {}  # of each text: its split, and its first line
+    for line, row in islice(read_csv(file, (columns.text_columns, columns.label_columns)), limit):
+        text = _first_of(row, columns.text_columns)
+        label = _first_of(row, columns.label_columns).strip()
+        split = row.get("split", "").strip()
         if not text.strip():
             raise InputError(f"{file}:{line}: text is empty")
-        if label.lower() not in labels:
+        if label.lower() not in columns.labels:
             raise InputError(f"{file}:{line}: label must be 1 (toxic) or 0 (benign), not {label!r}")
         if "split" in row and split not in SPLITS:
             raise InputError(f"{file}:{line}: split must be fit or validate, not {split!r}")
-        other, where = first.setdefault(text, (split, line))
-        if other != split:
-            raise InputError(f"{file}:{line}: the same text is a {other} row on line {where}; keep one of them")
-        texts.append(LabelledText(text, code, labels[label.lower()], split))
+        first_split, first_line = first.setdefault(text, (split, line))
+        if first_split != split:
+            raise InputError(f"{file}:{line}: the same text is a {first_split} row on line {first_line}; keep one row")
+        texts.append(LabelledText(text, code, columns.labels[label.lower()], split))
     if not texts:
         raise InputError(f"{file}: no rows below the header; text,label,split are expected")
     return texts
 
 
-def _first(row: Mapping[str, str], columns: Sequence[str]) -> str:
-    return next(row[name] for name in columns if name in row)
+def _first_of(row: Mapping[str, str], names: Sequence[str]) -> str:
+    """Return the value of the first of these columns that the row has."""
+    return next(row[name] for name in names if name in row)
 
 
-def _balanced(file: Path, texts: list[LabelledText], among: str = "") -> list[LabelledText]:
+def _with_splits(
+    file: Path, texts: list[LabelledText], share: Fraction, salt: str = "", among: str = ""
+) -> list[LabelledText]:
+    """Return the texts with their splits, and check that both labels are in both splits.
+
+    Args:
+        share: Share that is kept for validation if the file has no split.
+        salt: Text that changes which texts those are.
+        among: What was read of the file, for the message.
+    """
+    if not texts[0].split:
+        texts = _split(texts, share, salt)
     for split in SPLITS:
         for toxic, meaning in ((True, "toxic rows (label 1)"), (False, "benign rows (label 0)")):
-            if not any(one.toxic == toxic and one.split == split for one in texts):
+            if not any(text.toxic == toxic and text.split == split for text in texts):
                 raise InputError(f"{file}: no {meaning} to {split}{among}; both labels are needed in both splits")
     return texts
 
 
-def _split(texts: list[LabelledText], share: Fraction, salt: str = "") -> list[LabelledText]:
-    """The same texts with their splits, stratified by label; equal texts stay together."""
+def _split(texts: list[LabelledText], share: Fraction, salt: str) -> list[LabelledText]:
+    """Return the texts with splits, stratified by label; equal texts are in the same split."""
     validate: set[str] = set()
     for toxic in (True, False):
-        distinct = {one.text for one in texts if one.toxic == toxic} - validate
+        distinct = {text.text for text in texts if text.toxic == toxic} - validate
         ordered = sorted(distinct, key=lambda text: hashlib.sha256((salt + text).encode()).digest())
         # Exact fractions: a share of 1/3 takes the third, the sixth and so on.
         validate.update(text for at, text in enumerate(ordered) if (at + 1) * share // 1 > at * share // 1)
-    return [replace(one, split="validate" if one.text in validate else "fit") for one in texts]
+    return [replace(text, split="validate" if text.text in validate else "fit") for text in texts]

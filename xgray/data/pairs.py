@@ -1,9 +1,12 @@
-"""Preference pairs in the toxicity_pairwise format: JSON lines with ``prompt_text``, ``unpert_gen_text`` (chosen) and
-``pert_gen_text`` (rejected). Other fields, such as its token ids, are passed over."""
+"""Read preference pairs in the toxicity_pairwise format.
+
+Files are JSON lines with ``prompt_text``, ``unpert_gen_text`` (chosen) and ``pert_gen_text`` (rejected). Other fields,
+such as token ids, are ignored.
+"""
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 from xgray.data.source import read_records, resolve_input
 from xgray.errors import InputError
@@ -12,9 +15,10 @@ from xgray.storage.fingerprint import fingerprint
 
 
 def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
-    """The first ``limit`` pairs of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
+    """Return the first ``limit`` pairs of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
 
-    Texts stay as they are: a continuation's leading space belongs to it, and it may be empty; a prompt may not.
+    Texts stay as they are: the leading space of a completion belongs to it. A completion may be empty, a prompt may
+    not.
 
     Raises:
         InputError: there is no such file, or a line is broken or lacks a field.
@@ -24,7 +28,7 @@ def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
     if not files:
         raise InputError(f"{source}: the folder holds no *.jsonl files")
     pairs = []
-    for record in islice((record for file in files for record in read_records(file)), limit):
+    for record in islice(chain.from_iterable(map(read_records, files)), limit):
         prompt = record.text("prompt_text")
         if not prompt:
             raise InputError(f"{record.location}: prompt_text is empty")
@@ -33,6 +37,6 @@ def read_pairs(path: str, limit: int | None = None) -> list[PreferencePair]:
 
 
 def pairs_fingerprint(path: str, limit: int | None = None) -> str:
-    """SHA-256 of the pairs that :func:`read_pairs` gives, whatever files they lie in."""
+    """Return the SHA-256 of the pairs that :func:`read_pairs` returns, whatever files they come from."""
     pairs = read_pairs(path, limit)
     return fingerprint({"pairs": [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]})

@@ -1,7 +1,8 @@
-"""Archived answers of the Perspective API: ``perspective_api_eval-*.json`` files of the paper's scripts.
+"""Read and write archived responses of the Perspective API, in the files of the paper's scripts.
 
-JSON lines of ``query`` (the completion), ``response`` (the API's body) and ``prompt``, in the order of the generations.
-The scripts send one space in the place of an empty completion and keep the answer as if it were the completion's.
+The files, ``perspective_api_eval-*.json``, are JSON lines of ``query`` (the completion), ``response`` (the API's body)
+and ``prompt``, in the order of the generations. The scripts send one space in place of an empty completion, and keep
+the response as if it were the completion's.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Sco
 from xgray.storage.folder import Folder
 
 FILE_PREFIX = "perspective_api_eval-"
-"""Of the files' names."""
 SCORER = "perspective"
 SCORER_VERSION = "perspective/v1alpha1"
-"""The API's version; Google never published one of its model."""
+"""The API's version; Google never published a version of its model."""
 
 
 def read_perspective_results(
@@ -33,16 +33,19 @@ def read_perspective_results(
     k: int | None = None,
     empty_text: Switch = "corrected",
 ) -> tuple[list[Completions], list[Scores]]:
-    """Completions and their scores, row by row of the same prompt, from one file or a folder of such files.
+    """Return completions and their scores from one file or a folder of such files; both lists have the same prompts.
 
-    Ids are those that :func:`xgray.data.generations.read_generations` gives to the generations' file.
+    Ids equal those that :func:`xgray.data.generations.read_generations` gives to the prompts of the generations' file.
 
     Args:
-        empty_text: ``corrected``: an empty completion (nothing, or white space alone) has no score; ``released``: it
-            has the archived one, which for nothing is that of one space.
+        model: The model's name in this experiment.
+        language: The language of files whose names do not end in one.
+        k: Completions per prompt; by default what the file shows.
+        empty_text: With ``corrected``, an empty completion (no text, or white space alone) has no score; with
+            ``released``, it has the archived score, which for no text is that of one space.
 
     Raises:
-        InputError: a file or line is broken, or lines do not make up k for each prompt.
+        InputError: a file or line is broken, or a prompt does not have k completions.
     """
     source = resolve_input(path, "Perspective results")
     files = list_files(source, f"{FILE_PREFIX}*.json")
@@ -54,13 +57,12 @@ def read_perspective_results(
         code = file_language(file, language)
         for position, block in enumerate(group_by_prompt(list(read_records(file)), k)):
             texts = [record.text("query") for record in block]
-            answers = [parse_scores(record, empty_text) for record in block]
+            parsed = [parse_scores(record, empty_text) for record in block]
+            values, errors = [value for value, _ in parsed], [error for _, error in parsed]
             key = (f"{code}/{position}", code, model)
             prompt = block[0].text("prompt")
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
-            scores.append(
-                Scores(*key, [one for one, _ in answers], [error for _, error in answers], SCORER, SCORER_VERSION)
-            )
+            scores.append(Scores(*key, values, errors, SCORER, SCORER_VERSION))
     check_completions(source, completions, k)
     return completions, scores
 
@@ -69,12 +71,15 @@ def write_perspective_results(folder: Path, completions: Sequence[Completions], 
     """Write one file for each language, which :func:`read_perspective_results` and the paper's scripts read.
 
     Args:
-        scores: of the same prompts, in the same order.
+        scores: The scores of the same prompts, in the same order.
+
+    Returns:
+        The files.
     """
     lines: dict[str, list[str]] = {}
-    for row, scored in zip(completions, scores, strict=True):
-        for text, values, error in zip(row.completions, scored.scores, scored.errors, strict=True):
-            response = {"error": {"message": error}} if error else _body(values, row.language)
+    for row, row_scores in zip(completions, scores, strict=True):
+        for text, values, error in zip(row.completions, row_scores.scores, row_scores.errors, strict=True):
+            response = {"error": {"message": error}} if error else _response(values, row.language)
             line = json.dumps({"query": text, "response": response, "prompt": row.prompt}, ensure_ascii=False)
             lines.setdefault(row.language, []).append(f"{line}\n")
     names = {code: f"{FILE_PREFIX}output-rtp_lx_{code}.json" for code in lines}
@@ -83,8 +88,8 @@ def write_perspective_results(folder: Path, completions: Sequence[Completions], 
     return [folder / name for name in names.values()]
 
 
-def _body(values: AttributeScores, code: str) -> dict[str, Any]:
-    """The API's body that says these scores."""
+def _response(values: AttributeScores, code: str) -> dict[str, Any]:
+    """Return the API's response with these scores."""
     scores = {
         name.upper(): {"summaryScore": {"value": value, "type": "PROBABILITY"}}
         for name, value in values.items()
@@ -94,27 +99,27 @@ def _body(values: AttributeScores, code: str) -> dict[str, Any]:
 
 
 def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, str | None]:
-    """One line's scores; all None with a reason where it holds none.
+    """Return one line's scores and None, or scores that are all None and the reason.
 
     Raises:
-        InputError: the line has no response, or its response a score that is none.
+        InputError: the line has no response, or its response has a score that is not a number in [0, 1].
     """
     if "response" not in record.fields:
         raise InputError(f"{record.location}: no field 'response'; fields of this line: {', '.join(record.fields)}")
-    missing: AttributeScores = dict.fromkeys(ATTRIBUTES)
+    no_scores: AttributeScores = dict.fromkeys(ATTRIBUTES)
     if empty_text == "corrected" and not record.text("query").strip():
-        return missing, EMPTY_TEXT
+        return no_scores, EMPTY_TEXT
     response = record.fields["response"]
     measured = response.get("attributeScores") if isinstance(response, dict) else None
     if not measured or not isinstance(measured, dict):
-        return missing, _reason(response)
-    scores = {name: _value(record, measured, name) for name in ATTRIBUTES}
+        return no_scores, _failure_reason(response)
+    scores = {name: _attribute_score(record, measured, name) for name in ATTRIBUTES}
     if all(value is None for value in scores.values()):
-        return missing, f"the answer has only {', '.join(measured)}"
+        return no_scores, f"the answer has only {', '.join(measured)}"
     return scores, None
 
 
-def _value(record: Record, measured: dict[str, Any], name: str) -> float | None:
+def _attribute_score(record: Record, measured: dict[str, Any], name: str) -> float | None:
     attribute = name.upper()
     if attribute not in measured:
         return None
@@ -127,8 +132,8 @@ def _value(record: Record, measured: dict[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _reason(response: Any) -> str:
-    """Why a response holds no score, in one line."""
+def _failure_reason(response: Any) -> str:
+    """Return why a response holds no score, in one line."""
     if not response:
         return "no response recorded"
     error = response.get("error", response) if isinstance(response, dict) else response

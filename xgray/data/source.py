@@ -1,4 +1,4 @@
-"""Where input files lie, and the rows of CSV and JSON-lines files, each with its place for messages.
+"""Locate input files, and read CSV and JSON-lines files, with the place of each row for messages.
 
 JSON lines are split on ``\\n`` only: texts may hold U+2028.
 """
@@ -19,17 +19,21 @@ from xgray.errors import InputError
 
 
 def resolve_input(path: str, kind: str) -> Path:
-    """The file or folder that ``path`` names; ``embedded`` is the package's own data of that kind.
+    """Return the file or folder that ``path`` names.
+
+    Args:
+        path: A local path, or ``embedded`` for the data that the package ships.
+        kind: What is read, such as ``prompts``: the name of the embedded file or folder, and for the message.
 
     Raises:
         InputError: there is no such file or folder.
     """
     if path == "embedded":
         return Path(str(resources.files("xgray").joinpath("embedded", kind)))
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise InputError(f"{found}: no such file or folder ({kind})")
-    return found
+    resolved = Path(path).expanduser()
+    if not resolved.exists():
+        raise InputError(f"{resolved}: no such file or folder ({kind})")
+    return resolved
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,10 @@ class Record:
     fields: dict[str, Any]
 
     def text(self, name: str) -> str:
-        """The text in field ``name``, as it stands.
+        """Return the text in field ``name``, unchanged.
 
         Raises:
-            InputError: the field is missing, or holds no text that a file can store.
+            InputError: the field is missing, or does not hold text that a file can store.
         """
         if name not in self.fields:
             raise InputError(f"{self.location}: no field {name!r}; fields of this line: {', '.join(self.fields)}")
@@ -54,11 +58,13 @@ class Record:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{self.location}: {name} holds half a surrogate pair; write the text anew") from None
+            raise InputError(
+                f"{self.location}: {name} holds half a surrogate pair, which no file can store; correct the text"
+            ) from None
         return value
 
     def nonempty_text(self, name: str) -> str:
-        """The text in field ``name``, which must hold more than white space."""
+        """Return the text in field ``name``, as :meth:`text`; white space alone is refused too."""
         value = self.text(name)
         if not value.strip():
             raise InputError(f"{self.location}: {name} is empty")
@@ -66,49 +72,50 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The lines of a JSON-lines file, in order; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
+    """Yield the lines of a JSON-lines file; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line is no JSON object in UTF-8.
+        InputError: the file cannot be read or is empty, or a line is not a JSON object in UTF-8.
     """
-    empty = True
+    is_empty = True
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if text.strip():
-                    empty = False
-                    yield Record(f"{path}:{number}", _parsed(text.rstrip(b"\n"), f"{path}:{number}"))
+                content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if content.strip():
+                    is_empty = False
+                    location = f"{path}:{number}"
+                    yield Record(location, _parse_object(content.rstrip(b"\n"), location))
     except OSError as error:
         raise InputError(f"{path}: cannot read it: {error.strerror}") from None
-    if empty:
-        raise InputError(f"{path}: the file is empty; one JSON object a line is expected")
+    if is_empty:
+        raise InputError(f"{path}: the file is empty; one JSON object per line is expected")
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
+def _parse_object(line: bytes, location: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start + 1} of the line)") from None
+        raise InputError(f"{location}: not UTF-8 ({error.reason} at byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}: broken JSON ({error.msg}, column {error.colno}); one JSON object a line is expected"
+            f"{location}: broken JSON ({error.msg}, column {error.colno}); one JSON object per line is expected"
         ) from None
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets in each other
-        raise InputError(f"{where}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
+        raise InputError(f"{location}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is expected, not {json.dumps(value, ensure_ascii=False)[:40]}")
+        raise InputError(f"{location}: a JSON object is expected, not {json.dumps(value, ensure_ascii=False)[:40]}")
     return value
 
 
-def read_csv(file: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows below the header, each with the number of its last line.
+def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows below the header, each with the number of its last line.
 
     Args:
-        needed: columns, each by the names that it may have.
+        required: Columns that the file must have, each as the names that it may go by.
 
     Raises:
-        InputError: the file cannot be read or is no CSV in UTF-8, or a column of ``needed`` is missing.
+        InputError: the file cannot be read or is not CSV in UTF-8, or a required column is missing.
     """
     try:
         content = file.read_bytes()
@@ -122,7 +129,7 @@ def read_csv(file: Path, needed: Sequence[Sequence[str]]) -> Iterator[tuple[int,
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
-        if missing := [" or ".join(names) for names in needed if not set(names) & set(header)]:
+        if missing := [" or ".join(names) for names in required if not set(names) & set(header)]:
             found = f"columns found: {', '.join(header)}" if header else "the file is empty"
             raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
         for values in filter(None, reader):

@@ -1,6 +1,7 @@
-"""Tasks of one's own for lm-evaluation-harness: YAML files, and the files that they name.
+"""Task files for lm-evaluation-harness: YAML files of the user, and the files that they name.
 
-Names in a task file are relative to its folder, so that a worker finds them wherever it runs.
+Names in a task file are relative to its folder; they are made absolute, so that a worker finds the files from any
+working directory.
 """
 
 from __future__ import annotations
@@ -16,57 +17,68 @@ from xgray.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the harness's ``!function`` as the name that stands behind it."""
+    """Reads the harness's ``!function module.name`` as the text ``module.name``."""
 
 
 _Loader.add_multi_constructor("!", lambda loader, tag, node: loader.construct_scalar(node))
 
 
 def is_task_file(task: str) -> bool:
-    """Whether an entry of ``capability.tasks`` is a file rather than a name."""
+    """Return whether an entry of ``capability.tasks`` is a file rather than a task's name."""
     return Path(task).suffix in (".yaml", ".yml")
 
 
 def task_files(path: Path) -> list[Path]:
-    """The file itself, and the files that it includes, takes functions from or reads its questions from.
+    """Return a task file and all files that it needs: included files, data files and modules of functions.
 
     Raises:
-        InputError: one of them is missing, or the file is no YAML mapping.
+        InputError: a file is missing, or a task file is not a YAML mapping.
     """
-    config = _read(path)
+    config = _load(path)
     included = config.get("include", [])
     files = [path]
-    for one in included if isinstance(included, list) else [included]:
-        files += task_files(path.parent / one)
-    files += [Path(one) for one in _leaves(data_files(path, config)) if "://" not in one]
-    modules = (path.parent / f"{one.rpartition('.')[0].replace('.', '/')}.py" for one in _leaves(config))
-    return list(dict.fromkeys([*files, *(one for one in modules if os.path.isfile(one))]))
+    for name in included if isinstance(included, list) else [included]:
+        files += task_files(path.parent / name)
+    files += [Path(name) for name in _strings(data_files(path, config)) if "://" not in name]
+    # Any text may be the name of a function; it is if there is such a module.
+    modules = (path.parent / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in _strings(config))
+    files += [
+        module for module in modules if os.path.isfile(module)
+    ]  # unlike is_file, False for a name that is too long
+    return list(dict.fromkeys(files))
 
 
 def data_files(path: Path, config: dict[str, Any]) -> Any:
-    """``dataset_kwargs.data_files`` of a task, a name or lists and mappings of them, with whole paths; None without.
+    """Return ``dataset_kwargs.data_files`` of a task with absolute paths.
+
+    Args:
+        path: The task file.
+        config: Its content.
+
+    Returns:
+        A path, or lists and mappings of paths, as the task has it; None if it names no data files.
 
     Raises:
         InputError: a file is missing.
     """
 
-    def whole(value: Any) -> Any:
+    def absolute(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: whole(one) for key, one in value.items()}
+            return {key: absolute(inner) for key, inner in value.items()}
         if isinstance(value, list):
-            return [whole(one) for one in value]
+            return [absolute(inner) for inner in value]
         if "://" in str(value):
             return value
-        found = path.parent / str(value)
-        if not found.is_file():
-            raise InputError(f"{path}: dataset_kwargs.data_files: no such file: {found}")
-        return str(found.resolve())
+        file = path.parent / str(value)
+        if not file.is_file():
+            raise InputError(f"{path}: dataset_kwargs.data_files: no such file: {file}")
+        return str(file.resolve())
 
-    named = (config.get("dataset_kwargs") or {}).get("data_files")
-    return None if named is None else whole(named)
+    value = (config.get("dataset_kwargs") or {}).get("data_files")
+    return None if value is None else absolute(value)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_bytes(), _Loader)
     except OSError as error:
@@ -78,11 +90,12 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings in nested lists and mappings."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        for one in value:
-            yield from _leaves(one)
+        for inner in value:
+            yield from _strings(inner)
     elif isinstance(value, str):
         yield value
