@@ -1,7 +1,7 @@
 """xgray: measure, reduce and explain toxicity in multilingual language models.
 
-Importing the package sets the usage reporting of the libraries below to off, unless the environment already
-says otherwise; Ray's workers and the engines inherit it.
+Importing the package turns off the usage reporting of other libraries, unless the environment already sets it. Ray's
+workers and the engines inherit the environment.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The rows that pass between stages, and their Parquet schemas.
 
-The unit of work is the prompt: its k completions are one row, generated together, scored together,
-committed together. So nothing on disk is ever half a prompt.
+The unit of work is the prompt: its k completions are one row, generated together, scored together and written
+together. So no file ever holds part of a prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
-"""What a scorer may measure: Perspective's attributes that the paper uses, in lower case."""
+"""The attributes that a scorer may measure: those of Perspective that the paper uses, in lower case."""
 
 EMPTY_TEXT = "empty text"
 """The error of a completion without a score because it holds nothing but white space."""
@@ -31,6 +31,8 @@ def utc_now() -> str:
 
 @dataclass(frozen=True)
 class Prompt:
+    """A text that models complete."""
+
     prompt_id: str
     """``{language}/{index}``: unique even where texts repeat."""
     language: str
@@ -38,8 +40,8 @@ class Prompt:
 
 
 def item_ids(prompt_ids: Sequence[str], language: str) -> list[str]:
-    """What the prompts are called in every language: ``{index}``, under which parallel data have translations."""
-    return [one.removeprefix(f"{language}/") for one in prompt_ids]
+    """Return the ids without their language, ``{index}``: in parallel data, translations have the same index."""
+    return [prompt_id.removeprefix(f"{language}/") for prompt_id in prompt_ids]
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,15 @@ class Completions:
     prompt_id: str
     language: str
     model: str
-    """The name in this experiment: ``base`` or a variant's."""
+    """The model's name in this experiment: ``base`` or the name of a variant."""
     prompt: str
     completions: list[str]
     token_counts: list[int]
-    """Of each completion; no entries for texts that came from a file."""
+    """Tokens of each completion; empty for completions that came from a file."""
     finish_reasons: list[str]
-    """``length`` or ``stop``, as the engine said it; ``imported`` for texts that came from a file."""
+    """``length`` or ``stop``, from the engine; ``imported`` for completions that came from a file."""
     error: str | None = None
-    """Why there are no completions, where the engine failed on this prompt every time."""
+    """Why there are no completions, if the engine failed on this prompt at every try."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Scores:
     model: str
     scores: list[AttributeScores]
     errors: list[str | None]
-    """Why a completion has no score; None where it has one."""
+    """Why a completion has no score; None if it has a score."""
     scorer: str
     scorer_version: str
 
 
 @dataclass(frozen=True)
 class PreferencePair:
+    """A prompt with a chosen and a rejected completion."""
+
     prompt: str
     chosen: str
     rejected: str
@@ -85,7 +89,7 @@ Row = TypeVar("Row", Completions, Scores)
 
 
 def schema(row_type: type[Row]) -> pa.Schema:
-    """The Parquet schema of a row type."""
+    """Return the Parquet schema of a row type."""
     import pyarrow as pa
 
     key: list[tuple[str, pa.DataType]] = [("prompt_id", pa.string()), ("language", pa.string()), ("model", pa.string())]
@@ -112,14 +116,14 @@ def schema(row_type: type[Row]) -> pa.Schema:
 
 
 def to_table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
-    """Rows as an Arrow table; attributes that a scorer does not measure become null."""
+    """Return rows as an Arrow table; attributes that a scorer does not measure become null."""
     import pyarrow as pa
 
-    wanted = schema(row_type)
-    columns = {name: [getattr(row, name) for row in rows] for name in wanted.names}
-    return pa.Table.from_pydict(columns, schema=wanted)
+    row_schema = schema(row_type)
+    columns = {name: [getattr(row, name) for row in rows] for name in row_schema.names}
+    return pa.Table.from_pydict(columns, schema=row_schema)
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
-    """The rows of a table written by :func:`to_table`."""
+    """Return the rows of a table that :func:`to_table` made."""
     return [row_type(**record) for record in table.to_pylist()]
