@@ -1,8 +1,8 @@
-"""The entrypoint of a Ray job: ``xgray run`` on the cluster that the job is on, with a checkout as working directory.
+"""The entrypoint of a Ray job: ``xgray run`` on the job's cluster, with a checkout as the working directory.
 
     ray job submit --working-dir . -- python -m jobs.run jobs/mgpt.yaml --runs s3://BUCKET/runs
 
-It may be submitted again at any time: what is finished is passed over. ``xgray submit`` does the same.
+The job may be submitted again at any time; finished stages are passed over. ``xgray submit`` does the same.
 """
 
 import sys

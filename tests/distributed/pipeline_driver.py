@@ -12,7 +12,7 @@ from xgray.errors import XgrayError
 from xgray.generate.engine import Weights
 from xgray.rows import Prompt
 from xgray.runs.prompts import PROMPTS as FILE
-from xgray.runs.prompts import prompt_file
+from xgray.runs.prompts import encode_prompts
 from xgray.storage.folder import Folder
 
 PROMPTS = [
@@ -50,7 +50,7 @@ def run(
     section = None
     if generate is not None:
         section = Generate.model_validate({"k": 2, "max_new_tokens": 8, "execution": generate})
-    Folder(str(root)).write_bytes(FILE, prompt_file(prompts, ""))
+    Folder(str(root)).write_bytes(FILE, encode_prompts(prompts, ""))
     settings = PipelineSettings(
         Folder(str(root)),
         section.execution.engine if section else None,

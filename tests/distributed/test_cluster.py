@@ -1,4 +1,4 @@
-"""A Ray that is started: what stays of it when it is interrupted, and what of the environment may be seen in it."""
+"""Starting a local Ray: interrupts, GPUs, and which environment variables count as secrets."""
 
 import signal
 import subprocess
@@ -42,7 +42,7 @@ def test_interrupt_while_ray_starts_leaves_no_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("build", "gpus"), [("2.13.0+cpu", 0), ("2.13.0", 2)])
-def test_a_torch_for_cpus_is_given_no_gpu(monkeypatch, build, gpus):
+def test_a_torch_build_for_cpus_gets_no_gpu(monkeypatch, build, gpus):
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
     monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: 2)
@@ -66,5 +66,5 @@ def test_a_torch_for_cpus_is_given_no_gpu(monkeypatch, build, gpus):
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:5000", False),
     ],
 )
-def test_what_counts_as_a_secret(name, value, secret):
+def test_keys_and_passwords_in_the_environment_are_secrets(name, value, secret):
     assert is_secret(name, value) is secret

@@ -1,4 +1,4 @@
-"""cluster.yaml and the RayJob say what they are meant to say."""
+"""cluster.yaml and jobs/rayjob.yaml: valid, preemptible workers, pinned versions, no keys."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def launcher():
     return config
 
 
-def test_cluster_of_another_form_would_be_refused(launcher):
+def test_rays_schema_refuses_an_unknown_field(launcher):
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import validate_config
 
@@ -38,7 +38,7 @@ def test_cluster_of_another_form_would_be_refused(launcher):
         validate_config(launcher | {"idle_timeout": 10})
 
 
-def test_cluster_scales_preemptible_workers_and_keeps_its_head(launcher):
+def test_the_cluster_scales_preemptible_workers_and_keeps_its_head(launcher):
     types = launcher["available_node_types"]
     head = types[launcher["head_node_type"]]
     assert "InstanceMarketOptions" not in head["node_config"]
@@ -52,7 +52,7 @@ def test_cluster_scales_preemptible_workers_and_keeps_its_head(launcher):
     assert 0 < launcher["idle_timeout_minutes"] <= 30
 
 
-def test_cluster_installs_this_checkout_with_the_tested_ray(launcher):
+def test_the_cluster_installs_this_checkout_with_the_tested_ray(launcher):
     (target,) = (target for target, source in launcher["file_mounts"].items() if source == ".")
     commands = "\n".join(launcher["setup_commands"])
     assert f"cd ~/{Path(target).name} && make install EXTRA=gpu" in commands
@@ -62,8 +62,8 @@ def test_cluster_installs_this_checkout_with_the_tested_ray(launcher):
     assert uv in (ROOT / "Makefile").read_text()
 
 
-def test_cluster_wants_a_token_and_holds_no_key(launcher):
-    """The head reads the keys where they are kept, and Ray's copy of the file has none."""
+def test_the_cluster_needs_a_token_and_its_file_holds_no_key(launcher):
+    """The head reads the keys from the secret, and Ray's copy of the file has none."""
     (start,) = (line for line in launcher["head_start_ray_commands"] if "ray start" in line)
     (join,) = (line for line in launcher["worker_start_ray_commands"] if "ray start" in line)
     assert "RAY_AUTH_MODE=token ray start --head" in start
@@ -76,33 +76,74 @@ def test_cluster_wants_a_token_and_holds_no_key(launcher):
     assert not any(f"{key}=" in str(launcher) for key in KEYS)
 
 
-class Taken:
-    """A manifest whose fields are taken out one by one, so that none is left unread."""
+class Fields:
+    """The fields of a manifest, taken out one by one, so that a test sees which it has not checked."""
 
     def __init__(self, values):
         self.values = values
 
     def take(self, *path):
-        *folders, last = path
-        inner = self.values
-        for one in folders:
-            inner = inner[one]
-        return inner.pop(last)
+        *outer, name = path
+        values = self.values
+        for key in outer:
+            values = values[key]
+        return values.pop(name)
 
-    def left(self, values=None, path=""):
+    def untaken(self, values=None, path=""):
         values = self.values if values is None else values
         items = values.items() if isinstance(values, dict) else enumerate(values)
         for key, value in items:
             if isinstance(value, dict | list) and value:
-                yield from self.left(value, f"{path}.{key}")
+                yield from self.untaken(value, f"{path}.{key}")
             elif not isinstance(value, dict | list):
                 yield f"{path}.{key}"
 
 
-def test_every_field_of_the_rayjob_means_what_it_should():
+def check_worker_group(group):
+    """Check an autoscaled group of preemptible workers; return its name and the fields of its pod."""
+    num_min, num_start, num_max = (group.take(field) for field in ("minReplicas", "replicas", "maxReplicas"))
+    assert num_min <= num_start <= num_max
+    assert num_max > num_min
+    assert group.take("rayStartParams") == {}
+    pod = Fields(group.take("template", "spec"))
+    assert pod.take("nodeSelector") == {"karpenter.sh/capacity-type": "spot"}
+    assert pod.take("terminationGracePeriodSeconds") >= 30
+    name = group.take("groupName")
+    assert list(group.untaken()) == []
+    return name, pod
+
+
+def check_pod(name, pod, experiment):
+    """Check a pod's shared volume, keys and resources; return its container's image and working directory."""
+    (volume,) = map(Fields, pod.take("volumes"))
+    assert volume.take("persistentVolumeClaim", "claimName") == "xgray-shared"
+    (container,) = map(Fields, pod.take("containers"))
+    assert container.take("name") == ("ray-head" if name == "head" else "ray-worker")
+    (mount,) = container.take("volumeMounts")
+    assert mount.pop("name") == volume.take("name")
+    shared = mount.pop("mountPath") + "/"
+    assert mount == {}
+    for path in (experiment.runs, experiment.prompts.path, experiment.train.pairs):
+        assert path.startswith(shared)
+    environment = {variable.pop("name"): variable for variable in container.take("env")}
+    assert environment.pop("HF_HOME").pop("value").startswith(shared)
+    assert set(environment) == {"HF_TOKEN", "PERSPECTIVE_API_KEY", "OPENAI_API_KEY"} <= set(KEYS)
+    for key, variable in environment.items():
+        assert variable == {"valueFrom": {"secretKeyRef": {"name": "xgray-keys", "key": key, "optional": True}}}
+    requests, limits = container.take("resources", "requests"), container.take("resources", "limits")
+    assert requests.keys() == limits.keys()
+    assert requests["memory"] == limits["memory"]
+    assert limits.get("nvidia.com/gpu") == ("1" if name == "gpu" else None)
+    assert int(requests["cpu"]) <= int(limits["cpu"])
+    image = container.take("image"), container.take("workingDir")
+    assert [*container.untaken(), *volume.untaken(), *pod.untaken()] == []
+    return image
+
+
+def test_every_field_of_the_rayjob_is_as_intended():
     text = (ROOT / "jobs" / "rayjob.yaml").read_text()
     header = text.split("apiVersion", 1)[0]
-    job = Taken(json.loads(json.dumps(yaml.safe_load(text))))  # without sharing what its anchors repeat
+    job = Fields(json.loads(json.dumps(yaml.safe_load(text))))  # through JSON, so that YAML anchors share no objects
     assert (job.take("apiVersion"), job.take("kind")) == ("ray.io/v1", "RayJob")
     assert job.take("metadata", "name") == "xgray-mgpt"
 
@@ -114,54 +155,19 @@ def test_every_field_of_the_rayjob_means_what_it_should():
     assert job.take("spec", "backoffLimit") >= 1
     assert job.take("spec", "shutdownAfterJobFinishes") is True
     assert job.take("spec", "ttlSecondsAfterFinished") > 0
-    cluster = Taken(job.take("spec", "rayClusterSpec"))
+    cluster = Fields(job.take("spec", "rayClusterSpec"))
     assert f"ray=={cluster.take('rayVersion')}" == RAY
-    assert RAY in header, "the image is built with the same"
+    assert RAY in header, "the image has the same version of Ray"
     assert cluster.take("authOptions", "mode") == "token"
     assert cluster.take("enableInTreeAutoscaling") is True
     assert cluster.take("autoscalerOptions", "idleTimeoutSeconds") > 0
 
     assert cluster.take("headGroupSpec", "rayStartParams") == {"num-cpus": "0"}
-    head = Taken(cluster.take("headGroupSpec", "template", "spec"))
+    head = Fields(cluster.take("headGroupSpec", "template", "spec"))
     assert head.values.get("nodeSelector") is None, "the head is not preemptible"
-    pods = {"head": head}
-    for group in map(Taken, cluster.take("workerGroupSpecs")):
-        name = group.take("groupName")
-        least, now, most = (group.take(field) for field in ("minReplicas", "replicas", "maxReplicas"))
-        assert least <= now <= most
-        assert most > least
-        assert group.take("rayStartParams") == {}
-        pod = pods[name] = Taken(group.take("template", "spec"))
-        assert pod.take("nodeSelector") == {"karpenter.sh/capacity-type": "spot"}
-        assert pod.take("terminationGracePeriodSeconds") >= 30
-        assert list(group.left()) == []
+    pods = {"head": head} | dict(check_worker_group(Fields(group)) for group in cluster.take("workerGroupSpecs"))
     assert set(pods) == {"head", "gpu", "cpu"}
     assert pods["gpu"].take("tolerations") == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-
-    images = set()
-    for name, pod in pods.items():
-        (volume,) = map(Taken, pod.take("volumes"))
-        assert volume.take("persistentVolumeClaim", "claimName") == "xgray-shared"
-        (container,) = map(Taken, pod.take("containers"))
-        assert container.take("name") == ("ray-head" if name == "head" else "ray-worker")
-        images.add((container.take("image"), container.take("workingDir")))
-        (mount,) = container.take("volumeMounts")
-        assert mount.pop("name") == volume.take("name")
-        shared = mount.pop("mountPath") + "/"
-        assert mount == {}
-        for path in (experiment.runs, experiment.prompts.path, experiment.train.pairs):
-            assert path.startswith(shared)
-        environment = {one.pop("name"): one for one in container.take("env")}
-        assert environment.pop("HF_HOME").pop("value").startswith(shared)
-        assert set(environment) == {"HF_TOKEN", "PERSPECTIVE_API_KEY", "OPENAI_API_KEY"} <= set(KEYS)
-        for key, one in environment.items():
-            assert one == {"valueFrom": {"secretKeyRef": {"name": "xgray-keys", "key": key, "optional": True}}}
-        requests, limits = container.take("resources", "requests"), container.take("resources", "limits")
-        assert requests.keys() == limits.keys()
-        assert requests["memory"] == limits["memory"]
-        assert limits.get("nvidia.com/gpu") == ("1" if name == "gpu" else None)
-        assert int(requests["cpu"]) <= int(limits["cpu"])
-        assert [*container.left(), *volume.left(), *pod.left()] == []
-    ((_, checkout),) = images
+    ((_, checkout),) = {check_pod(name, pod, experiment) for name, pod in pods.items()}
     assert f"COPY --chown=ray . {checkout}" in header
-    assert [*job.left(), *cluster.left()] == []
+    assert [*job.untaken(), *cluster.untaken()] == []

@@ -60,7 +60,7 @@ def written(run):
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
-def test_writes_a_file_for_each_model_and_language_with_the_plain_functions_values(tmp_path, base, num_workers):
+def test_a_file_for_each_model_and_language_holds_the_values_of_the_plain_function(tmp_path, base, num_workers):
     run, section = make_run(tmp_path), Evaluate(execution={"num_workers": num_workers})
     progress = []
     result = measure_fluency(run, ["base", "dpo"], section, base, lambda done, total: progress.append((done, total)))
@@ -80,7 +80,7 @@ def test_writes_a_file_for_each_model_and_language_with_the_plain_functions_valu
             assert row["perplexities"][::2] == pytest.approx(values[::2], rel=1e-5)
 
 
-def test_resumes_with_what_is_missing_and_keeps_what_is_there(tmp_path, base):
+def test_missing_files_are_made_and_existing_ones_kept(tmp_path, base):
     run = make_run(tmp_path)
     measure_fluency(run, ["base", "dpo"], SECTION, base)
     folder = (run / "evaluate" / "perplexity").local
@@ -94,7 +94,7 @@ def test_resumes_with_what_is_missing_and_keeps_what_is_there(tmp_path, base):
     assert measure_fluency(run, ["base", "dpo"], SECTION, base).counts["num_reused"] == 36
 
 
-def test_survives_the_death_of_its_worker(tmp_path, base):
+def test_the_stage_survives_the_death_of_its_worker(tmp_path, base):
     run = make_run(tmp_path)
     killed = []
 
@@ -114,7 +114,7 @@ def test_survives_the_death_of_its_worker(tmp_path, base):
     }
 
 
-def test_a_model_that_is_not_there_is_an_input_error(tmp_path):
+def test_a_missing_model_is_an_input_error(tmp_path):
     run = make_run(tmp_path, models=["base"])
     with pytest.raises(InputError, match="no such folder"):
         measure_fluency(run, ["base"], SECTION, Model(id="/nowhere/at/all"))

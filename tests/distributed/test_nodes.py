@@ -1,4 +1,4 @@
-"""A cluster whose nodes come and go under way: every row is there, once, and is the one that it always is."""
+"""Clusters whose nodes come and go during a run: every row is made once, and does not depend on the nodes."""
 
 import contextlib
 import json
@@ -32,20 +32,20 @@ def rows(root: Path, stage: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_node_vanishes_and_others_join(tmp_path):
+def test_rows_are_the_same_when_a_node_vanishes_and_others_join(tmp_path):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     only = cluster.add_node(num_cpus=1)
 
     def change(label, done, total, errors=0):
-        """Between two blocks, in the main thread: Ray's nodes set signal handlers."""
+        """Change the nodes between two blocks, in the main thread, because Ray's nodes set signal handlers."""
         if label == "generate/base" and done >= 2 and only in cluster.worker_nodes:
             cluster.remove_node(only, allow_graceful=False)
             for _ in range(2):
                 cluster.add_node(num_cpus=1)
 
-    # Ten blocks: an engine whose node is gone may live on to finish what was sent to it, which is three at most.
+    # Ten blocks, because an engine whose node is gone may live on to finish the blocks that it has: three at most.
     section = {"engine": "dummy", "batch_size": 2, "num_actors": 3, "cpus_per_actor": 1, "dummy": {"seconds": 0.5}}
     try:
         with connect(cluster.address):
@@ -81,7 +81,7 @@ def test_scorers_find_room_beside_engines_on_nodes_with_cores(tmp_path):
 
 
 @pytest.mark.slow
-def test_units_of_a_vanished_node_go_to_the_others():
+def test_units_of_a_vanished_node_go_to_other_nodes():
     import ray
     from ray.cluster_utils import Cluster
 
@@ -116,7 +116,7 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
     from xgray.distributed.train import run_training
 
     class Holder:
-        """Keeps a node's cores until they are wanted."""
+        """Holds a node's cores until they are needed."""
 
         def hold(self) -> None:
             pass
@@ -127,10 +127,10 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     first, second = (cluster.add_node(num_cpus=2) for _ in range(2))
     saved: list[str] = []
-    fewest: list[int] = []
+    steps_after: list[int] = []
 
     def preempt():
-        """Announce that the node goes, and kill it 2 s later, as a cloud does."""
+        """Announce that the node will be taken away, and kill it 2 s later, as a cloud does."""
         while num_steps() < 20:
             time.sleep(0.05)
         GcsClient(address=cluster.address).drain_node(
@@ -143,7 +143,7 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
         cluster.remove_node(first, allow_graceful=False)
         ray.kill(holder)
         while threading.main_thread().is_alive() and (found := num_steps()) < steps:
-            fewest.append(found)
+            steps_after.append(found)
             time.sleep(0.05)
 
     def num_steps() -> int:
@@ -156,8 +156,8 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
     )
     try:
         with connect(cluster.address):
-            there = NodeAffinitySchedulingStrategy(second.node_id, soft=False)
-            holder = ray.remote(Holder).options(num_cpus=2, scheduling_strategy=there).remote()
+            on_second = NodeAffinitySchedulingStrategy(second.node_id, soft=False)
+            holder = ray.remote(Holder).options(num_cpus=2, scheduling_strategy=on_second).remote()
             ray.get(holder.hold.remote())
             threading.Thread(target=preempt, daemon=True).start()
             run_training(
@@ -168,15 +168,15 @@ def test_training_saves_its_step_before_its_node_is_taken_away(tmp_path, monkeyp
         cluster.shutdown()
     (name,) = saved
     assert 20 <= int(name.removeprefix("step-")) < steps
-    # From that step, not from the beginning.
-    assert min(fewest) >= int(name.removeprefix("step-"))
-    told = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in told if "loss" in row] == list(range(1, steps + 1))
+    # The training went on from the saved step, not from the beginning.
+    assert min(steps_after) >= int(name.removeprefix("step-"))
+    logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "loss" in row] == list(range(1, steps + 1))
 
 
 @pytest.mark.slow
-def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
-    """The only node with cores leaves before the stage begins; one that joins later takes its place."""
+def test_a_lost_node_is_waited_for_and_the_wait_is_logged(monkeypatch, caplog):
+    """The only node with cores leaves before the stage begins; another one joins later and takes its place."""
     import ray
     from ray.cluster_utils import Cluster
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
@@ -206,13 +206,13 @@ def test_what_is_gone_is_waited_for_and_said(monkeypatch, caplog):
             assert not made
             cluster.add_node(num_cpus=1)
             worker.join()
-            told = ClusterConfig(
+            config = ClusterConfig(
                 node_group_configs=[
                     NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=4),
                     NodeGroupConfig(resources={"CPU": 16}, max_count=-1),
                 ]
             )
-            ray._raylet.GcsClient(address=cluster.address).report_cluster_config(told.SerializeToString())
+            ray._raylet.GcsClient(address=cluster.address).report_cluster_config(config.SerializeToString())
             assert cluster_capacity().maximum == {(0, 0): 1, (1, 0): 1, (8, 1): 4, (16, 0): sys.maxsize}
             assert cluster_capacity().has_gpu
     finally:

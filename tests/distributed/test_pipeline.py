@@ -1,4 +1,4 @@
-"""Sampling and scoring under a real Ray: what is killed goes on, and every text is the one that it always is."""
+"""Sampling and scoring under a real Ray: killed runs resume, and every completion is always the same."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ def files(root, stage):
 
 
 def rows(root, stage):
-    """Every row by model and prompt; a prompt that is there twice fails."""
+    """Return every row by model and prompt; fail if a prompt has two rows."""
     found = {}
     for path in files(root, stage):
         for row in pq.read_table(path).to_pylist():
@@ -74,7 +74,7 @@ def wait_for_files(process, root, stage, number):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray for the runs that are not killed: most of a small run's time is its start."""
+    """One Ray for the runs that are not killed, because starting Ray takes most of a small run's time."""
     with connect():
         yield
 
@@ -110,7 +110,7 @@ def test_every_prompt_is_sampled_and_scored_once(uninterrupted):
 
 
 @pytest.mark.slow
-def test_an_adapter_costs_no_start_of_its_own(uninterrupted):
+def test_an_adapter_needs_no_engine_start(uninterrupted):
     starts = {model: uninterrupted[0]["tallies"][f"generate/{model}"]["num_engine_starts"] for model in MODELS}
     assert starts == {"base": 1, "dpo": 0, "full": 1}
 
@@ -124,7 +124,7 @@ def test_scoring_runs_while_sampling_goes_on(uninterrupted):
 
 
 @pytest.mark.slow
-def test_scores_are_the_scorers_own(uninterrupted):
+def test_scores_equal_those_of_the_scorer_alone(uninterrupted):
     generated, scored = rows(uninterrupted[1], "generate"), rows(uninterrupted[1], "score")
     key = "base", "de/3"
     scorer = build_scorer(Score.model_validate(SCORE))
@@ -137,7 +137,7 @@ def test_scores_are_the_scorers_own(uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "number", "batch_size"), [("generate", 3, 3), ("score", 2, 4)])
-def test_killed_run_goes_on_to_the_same_rows(models, uninterrupted, tmp_path, stage, number, batch_size):
+def test_a_killed_run_resumes_to_the_same_rows(models, uninterrupted, tmp_path, stage, number, batch_size):
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_for_files(process, tmp_path, stage, number)
     os.killpg(process.pid, signal.SIGKILL)
@@ -153,7 +153,7 @@ def test_killed_run_goes_on_to_the_same_rows(models, uninterrupted, tmp_path, st
 
 
 @pytest.mark.slow
-def test_killed_engine_is_started_again(models, uninterrupted, tmp_path):
+def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
     def kill():
         while len(files(tmp_path, "generate")) < 2:
             time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_killed_engine_is_started_again(models, uninterrupted, tmp_path):
     killer.start()
     tallies = run(str(tmp_path), models, GENERATE, SCORE)
     killer.join()
-    # Two, and that of the killed engine if the answer with it had left the process.
+    # Two starts, and that of the killed engine if its report had left the process.
     assert sum(tallies["generate", model].num_engine_starts for model in MODELS) in (2, 3)
     for stage in ("generate", "score"):
         assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
@@ -175,7 +175,7 @@ def actor(name):
 
 
 @pytest.mark.slow
-def test_stages_alone_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
+def test_single_stages_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
     two = GENERATE | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
     result = told(tmp_path, models, generate=two)
     assert rows(tmp_path, "generate") == rows(uninterrupted[1], "generate")
@@ -187,7 +187,7 @@ def test_stages_alone_and_two_engines_give_the_same_rows(models, uninterrupted, 
 
 
 @pytest.mark.slow
-def test_missing_files_are_made_again_and_the_others_left_alone(models, uninterrupted, tmp_path):
+def test_missing_files_are_made_again_and_others_are_left_alone(models, uninterrupted, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(uninterrupted[1], root)
     generated, scored = files(root, "generate"), files(root, "score")
@@ -204,7 +204,7 @@ def test_missing_files_are_made_again_and_the_others_left_alone(models, uninterr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises_on", "dies_on"])
-def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_path, fault):
+def test_a_poisoned_prompt_is_recorded_and_the_others_are_sampled(models, cluster, tmp_path, fault):
     dummy = {"engine": "dummy", "batch_size": 8}
     score = {"scorer": "dummy", "unvalidated_languages": True}
     run(str(tmp_path / "sound"), models, dummy, score, names=["base"])
@@ -225,18 +225,18 @@ def test_poisoned_prompt_is_recorded_and_the_rest_goes_on(models, cluster, tmp_p
     assert counts["generate"]["num_errors"] == 2
     again = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
     for stage, expected in counts.items():
-        told = again[stage, "base"].result(stage).counts
-        assert told == expected | {"num_reused": expected["num_prompts"]}, "what an earlier attempt recorded stays"
+        resumed = again[stage, "base"].result(stage).counts
+        assert resumed == expected | {"num_reused": expected["num_prompts"]}, "recorded errors stay"
 
 
 @pytest.mark.slow
-def test_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, tmp_path):
+def test_an_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, tmp_path):
     with pytest.raises(StageError, match=r"process died"):
         run(str(tmp_path), models, {"engine": "dummy", "dummy": {"dies_on": "e"}}, None, names=["base"])
 
 
 @pytest.mark.slow
-def test_interrupt_ends_it_and_leaves_no_process(models, tmp_path):
+def test_an_interrupt_ends_the_run_and_leaves_no_process(models, tmp_path):
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_for_files(process, tmp_path, "generate", 2)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -249,8 +249,8 @@ def test_interrupt_ends_it_and_leaves_no_process(models, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupt_between_two_blocks_leaves_no_thread_that_would_end_the_process(models, cluster, tmp_path):
-    """Ray Data's threads of the iteration hold blocks; one let go of after Ray's shutdown is a silent exit."""
+def test_an_interrupt_between_two_blocks_leaves_no_thread_that_would_end_the_process(models, cluster, tmp_path):
+    """Threads of Ray Data hold blocks; if one is released after Ray's shutdown, the process exits silently."""
     names = set()
 
     def interrupted(label, done, total, errors=0):
@@ -259,7 +259,7 @@ def test_interrupt_between_two_blocks_leaves_no_thread_that_would_end_the_proces
             raise KeyboardInterrupt
 
     for _ in range(2):
-        # The traceback keeps every frame of the run, as it does on the way to the shutdown.
+        # The traceback keeps every frame of the run alive, as it does until Ray shuts down.
         with pytest.raises(KeyboardInterrupt) as kept:
             run(str(tmp_path), models, generate={"engine": "dummy", "batch_size": 1}, on_progress=interrupted)
         assert ITERATION_THREAD in names, names
@@ -268,27 +268,27 @@ def test_interrupt_between_two_blocks_leaves_no_thread_that_would_end_the_proces
 
 
 @pytest.mark.slow
-def test_folder_that_cannot_be_written_fails_in_one_line_and_keeps_what_is_done(models, cluster, tmp_path):
-    (tmp_path / "score").write_text("a file where a folder is wanted")
+def test_a_folder_that_cannot_be_written_fails_in_one_line_and_keeps_results(models, cluster, tmp_path):
+    (tmp_path / "score").write_text("a file in the place of a folder")
     with pytest.raises(StageError, match=r"^Not a directory: "):
         run(str(tmp_path), models, GENERATE, SCORE)
     assert rows(tmp_path, "generate")
 
 
 @pytest.mark.slow
-def test_workers_mistake_reaches_the_user_as_it_is(models, cluster, tmp_path):
+def test_an_input_error_in_a_worker_reaches_the_user_unchanged(models, cluster, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         run(str(tmp_path), models, GENERATE, {"labelled": str(tmp_path / "absent")})
 
 
-def test_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):
+def test_a_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):
     prompts = [*PROMPTS, Prompt("en/77", "en", "word " * 200)]
     with pytest.raises(InputError, match=r"en/77 \(\d+\)"):
         run(str(tmp_path), models, GENERATE, SCORE, prompts=prompts)
     assert files(tmp_path, "generate") == []
 
 
-def test_damaged_file_is_named(models, tmp_path):
+def test_a_damaged_file_is_named(models, tmp_path):
     folder = tmp_path / "generate" / "base" / "rows"
     folder.mkdir(parents=True)
     (folder / "half.parquet").write_bytes(b"PAR1 and no more")

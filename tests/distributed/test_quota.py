@@ -1,4 +1,4 @@
-"""Several actors send with one key to a real service: its account says whether the quota held."""
+"""Several actors send with one key to a real service, which records whether the rate limit was kept."""
 
 import time
 
@@ -29,7 +29,7 @@ def cluster():
 
 @pytest.fixture
 def service():
-    """The times of the requests that the service has seen, and the section that names it."""
+    """A function that returns the times of the requests the service has received, and the section that names it."""
     with serving_apart(FAULTS) as (url, times):
         yield times, section(url)
 
@@ -41,7 +41,7 @@ def section(url, per_second=PER_SECOND):
 
 
 def workers(number):
-    class Worker:  # in here, so that it travels by value: a worker cannot import this file
+    class Worker:  # defined here, so that Ray pickles it by value: a worker cannot import this file
         async def score(self, given, texts):
             scorer = build_scorer(given, shared_rate_limit(given))
             scored = await scorer.score(texts, "en")
@@ -52,25 +52,25 @@ def workers(number):
     return [make.remote() for _ in range(number)]
 
 
-def test_four_workers_keep_one_quota_and_use_it(service):
+def test_four_workers_keep_one_rate_limit_and_use_it(service):
     times, given = service
     texts = [f"text {index}" for index in range(120)]
     calls = [worker.score.remote(given, texts[start::4]) for start, worker in enumerate(workers(4))]
     assert all(all(done) for done in ray.get(calls))
     assert len(times()) == len(texts) + len(FAULTS)
     assert most_in_a_second(times()) <= PER_SECOND
-    # Four clients with a quarter each, or one after the other, would be at most a quarter as quick.
+    # Four clients with a quarter of the rate each, or one at a time, would be at most a quarter as fast.
     seen = times()
     assert seen[99] - seen[0] < 3 * 100 / PER_SECOND
 
 
-def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
+def test_the_rate_limit_survives_the_death_of_a_worker_and_of_its_actor(service):
     times, given = service
     first, second = workers(2)
     kept = second.score.remote(given, [f"kept {index}" for index in range(80)])
     while len(times()) < 10:
         time.sleep(0.05)
-    # It dies with some of the turns: with all of them nothing would go on until they are taken back, after two minutes.
+    # It dies with some of the permits. With all of them, nothing could be sent until their leases end, in two minutes.
     lost = first.score.remote(given, [f"lost {index}" for index in range(60)])
     while len(times()) < 40:
         time.sleep(0.05)
@@ -85,13 +85,13 @@ def test_the_quota_outlives_a_worker_and_its_own_keeper(service):
     assert most_in_a_second(times()) <= PER_SECOND
 
 
-def test_another_rate_for_the_same_key_is_refused_while_it_is_used(service):
+def test_another_rate_for_a_key_in_use_is_refused(service):
     _, given = service
     shared_rate_limit(given)
     with pytest.raises(InputError, match=r"another run sends with this key at 20 a second"):
         shared_rate_limit(section("http://127.0.0.1:1", 50))
 
 
-def test_the_key_is_in_no_name(service):
+def test_the_name_of_the_actor_does_not_contain_the_key(service):
     shared_rate_limit(service[1])
     assert KEY not in str(ray.util.list_named_actors(all_namespaces=True))

@@ -1,4 +1,4 @@
-"""What Prometheus reads from a real Ray, and whether the board asks for nothing else."""
+"""What Prometheus reads from a real Ray, and whether the Grafana dashboard queries only metrics that exist."""
 
 import json
 import re
@@ -19,9 +19,9 @@ SAMPLE = re.compile(r"^(ray_xgray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
 
 def read(port):
-    """Every sample that is ours: its value by name, run, stage and model; of a histogram the buckets by their bound.
+    """Return xgray's samples by name, run, stage and model; the buckets of a histogram have their bound in the name.
 
-    A histogram's sum is not looked at: Ray tells it as if every value lay in the middle of its bucket.
+    A histogram's sum is ignored, because Ray exports it as if every value lay in the middle of its bucket.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     text = opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
@@ -34,10 +34,10 @@ def read(port):
 
 
 @pytest.mark.slow
-def test_prometheus_reads_what_actor_and_driver_counted():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+def test_prometheus_reads_the_counts_of_actors_and_driver():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, DRIVER, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout
@@ -64,13 +64,13 @@ def test_prometheus_reads_what_actor_and_driver_counted():
     assert found["wanted", "e", "report", ""] == 1
 
 
-def test_the_board_asks_for_metrics_that_there_are():
+def test_the_dashboard_queries_only_metrics_that_exist():
     defined = {f"ray_xgray_{name}_total" for name in COUNTERS} | {f"ray_xgray_{name}" for name in GAUGES}
     defined |= {f"ray_xgray_{name}_bucket" for name in HISTOGRAMS}
     board = json.loads(BOARD.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     queries += [one["query"] for one in board["templating"]["list"]]
-    asked = set(re.findall(r"ray_xgray_\w+", " ".join(queries)))
+    queried = set(re.findall(r"ray_xgray_\w+", " ".join(queries)))
     assert len(board["panels"]) >= 10
-    assert asked <= defined
-    assert {f"ray_xgray_{name}" for name in ("prompts_total", "tokens_total", "retries_total")} <= asked
+    assert queried <= defined
+    assert {f"ray_xgray_{name}" for name in ("prompts_total", "tokens_total", "retries_total")} <= queried

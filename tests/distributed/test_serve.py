@@ -55,7 +55,7 @@ def ready(url):
 
 @contextmanager
 def running(**serve):
-    """The process and its address, ready."""
+    """Yield the process of a service that is ready, and its address."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = start(port=port, **serve)
@@ -77,7 +77,7 @@ def service():
 
 @pytest.fixture(scope="module")
 def expected():
-    """The scores that the scorer has in process, by text."""
+    """The scores that the scorer gives in this process, by text."""
     scorer = build_scorer(Score())
     results = asyncio.run(score_texts(scorer, TEXTS, "en", "corrected"))
     return {text: one.scores["toxicity"] for text, one in zip(TEXTS, results, strict=True)}
@@ -110,17 +110,17 @@ def session_of(url):
     return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=timeout)
 
 
-def right(answers, expected):
-    """How many are answered; each with its own text's score, or refused in so many words."""
-    num_right = 0
+def num_correct(answers, expected):
+    """Return how many requests were answered with their text's score; check that the others were refused properly."""
+    num_scored = 0
     for text, status, answer in answers:
         if status == 200:
             assert value(answer) == expected[text]
-            num_right += 1
+            num_scored += 1
         else:
             assert status in (429, 503)
             assert answer["error"]["code"] == status
-    return num_right
+    return num_scored
 
 
 @pytest.mark.slow
@@ -136,9 +136,9 @@ def test_our_perspective_client_gets_the_numbers_of_the_scorer_in_process(servic
         finally:
             await scorer.close()
 
-    served, own = asyncio.run(main(settings)), asyncio.run(main({}))
+    served, in_process = asyncio.run(main(settings)), asyncio.run(main({}))
     for code, results in served.items():
-        assert [(one.scores, one.error) for one in results] == [(one.scores, one.error) for one in own[code]]
+        assert [(one.scores, one.error) for one in results] == [(one.scores, one.error) for one in in_process[code]]
 
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "another-key")
     with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
@@ -150,7 +150,7 @@ def test_googles_client_is_built_from_our_document_and_gets_scores_and_errors(se
     from googleapiclient.discovery import build
     from googleapiclient.errors import HttpError
 
-    # As Perspective's own examples have it, but for the address.
+    # As in Perspective's examples, except for the address.
     client = build(
         "commentanalyzer",
         "v1alpha1",
@@ -175,11 +175,11 @@ def test_a_thousand_connections_at_once(service, expected):
         async with session_of(service[1]) as session:
             return await asyncio.gather(*(analyze(session, TEXTS[index % len(TEXTS)]) for index in range(1000)))
 
-    assert right(asyncio.run(main()), expected) == 1000
+    assert num_correct(asyncio.run(main()), expected) == 1000
 
 
 @pytest.mark.slow
-def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
+def test_a_replica_killed_under_load_costs_no_correct_answer(service, expected):
     process, url = service
 
     async def main():
@@ -207,13 +207,13 @@ def test_a_replica_killed_under_load_costs_no_right_answer(service, expected):
         return answers[:num_before], answers[num_before:num_again], answers[num_again:]
 
     before, meanwhile, after = asyncio.run(main())
-    assert right(before, expected) == len(before) > 0
-    right(meanwhile, expected)
-    assert right(after, expected) == len(after) > 0
+    assert num_correct(before, expected) == len(before) > 0
+    num_correct(meanwhile, expected)
+    assert num_correct(after, expected) == len(after) > 0
 
 
 @pytest.mark.slow
-def test_another_replica_comes_with_the_load(expected):
+def test_another_replica_starts_under_load(expected):
     async def main():
         async def ask(session):
             answers = []
@@ -227,11 +227,11 @@ def test_another_replica_comes_with_the_load(expected):
     with running(max_replicas=2, batch_size=8) as (process, url):
         assert len(replicas(process)) == 1
         answers = asyncio.run(main())
-    assert right(answers, expected) == len(answers)
+    assert num_correct(answers, expected) == len(answers)
 
 
 @pytest.mark.slow
-def test_an_interrupt_answers_what_is_under_way_and_leaves_no_process(expected):
+def test_an_interrupt_answers_requests_in_progress_and_leaves_no_process(expected):
     async def main():
         async with session_of(url) as session:
             asking = [asyncio.create_task(analyze(session, TEXTS[index % len(TEXTS)])) for index in range(40)]
@@ -241,7 +241,7 @@ def test_an_interrupt_answers_what_is_under_way_and_leaves_no_process(expected):
 
     with running() as (process, url):
         children = psutil.Process(process.pid).children(recursive=True)
-        assert right(asyncio.run(main()), expected) == 40
+        assert num_correct(asyncio.run(main()), expected) == 40
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output[-3000:]
         assert not ready(url)
@@ -252,14 +252,14 @@ def test_an_interrupt_answers_what_is_under_way_and_leaves_no_process(expected):
 
 
 @pytest.mark.slow
-def test_a_scorer_that_cannot_be_built_is_said_in_one_line(tmp_path):
+def test_a_scorer_that_cannot_be_built_is_reported_in_one_line(tmp_path):
     output, _ = (process := start({"labelled": str(tmp_path / "absent")})).communicate(timeout=120)
     assert process.returncode == 1
     (line,) = [line for line in output.splitlines() if line.startswith("InputError")]
     assert "no such file or folder" in line
 
 
-def test_what_cannot_be_served_is_refused_before_anything_is_started():
+def test_services_that_cannot_run_are_refused_before_anything_starts():
     with pytest.raises(InputError, match="perspective is a service already"):
         run_service(Score(scorer="perspective"), Serve())
     with socket.socket() as taken:
@@ -271,7 +271,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_started():
         validate(Serve, {"min_replicas": 3, "max_replicas": 2}, "serve")
 
 
-def test_a_scorer_that_declares_no_language_is_served_only_where_that_is_allowed():
+def test_a_scorer_without_declared_languages_is_served_only_if_allowed():
     section = Score(scorer="dummy")
     with pytest.raises(InputError, match=r"score\.classifier\.languages.*score\.unvalidated_languages: true"):
         scorer_info(build_scorer(section), section)

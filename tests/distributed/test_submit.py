@@ -1,4 +1,4 @@
-"""Runs submitted to a real cluster with token authentication: followed, left, killed, gone on with, finished once."""
+"""Runs submitted to a real cluster with token authentication: followed, detached, killed, resumed, finished once."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ class Cluster:
         )  # fmt: skip
 
     def wait(self):
-        """Until the dashboard answers; jobs are taken a few seconds later."""
+        """Wait until the dashboard answers; it takes jobs a few seconds later."""
         while True:
             assert self.head.poll() is None
             with contextlib.suppress(requests.RequestException):
@@ -90,7 +90,7 @@ def free_ports(number):
 
 @pytest.fixture(scope="module")
 def cluster():
-    # A short path: Ray makes sockets below it.
+    # A short path, because Ray creates sockets in it.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         token = Path(folder) / "token"
         token.write_text(TOKEN)
@@ -101,16 +101,16 @@ def cluster():
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "NO_PROXY": "127.0.0.1",
         }
-        made = Cluster(Path(folder) / "ray", environment)
+        cluster = Cluster(Path(folder) / "ray", environment)
         try:
-            made.wait()
-            yield made
+            cluster.wait()
+            yield cluster
         finally:
-            made.stop()
+            cluster.stop()
 
 
 class HeldService(FaultyService):
-    """It answers the first requests, and all others once it may go on."""
+    """Answers the first ``number`` requests, and all others once ``may_go_on`` is set."""
 
     def __init__(self, number):
         super().__init__({})
@@ -132,7 +132,7 @@ def service():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, tiny_model, service):
-    """The submitter's directory, with an experiment."""
+    """The submitter's working directory, with an experiment file."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "e.yaml").write_text(
         f"name: mine\nruns: {folder / 'shared'}\nmodel: {{id: {tiny_model}, dtype: float32}}\n"
@@ -155,7 +155,7 @@ def finish(process, code):
 
 
 def drivers():
-    """The jobs' driver processes, without the shells that Ray starts them by."""
+    """Return the jobs' driver processes, without the shells in which Ray starts them."""
     found = []
     for one in psutil.process_iter(["cmdline"]):
         line = one.info["cmdline"] or []
@@ -165,7 +165,7 @@ def drivers():
 
 
 @pytest.mark.timeout(400)
-def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, service):
+def test_a_run_submitted_again_is_followed_resumed_and_passed_over(cluster, work, service):
     first = cluster.submit(work, "e.yaml")
     while len(files(work, "score")) < 3:
         assert first.poll() is None, first.communicate()
@@ -215,7 +215,7 @@ def test_submitted_again_it_is_followed_resumed_and_passed_over(cluster, work, s
 
 @contextlib.contextmanager
 def without_tails(dashboard):
-    """The address of a dashboard whose connections for following a log break at once."""
+    """Yield the address of a dashboard whose connections for following a log break at once."""
 
     class Passing(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -271,15 +271,15 @@ with connect(sys.argv[1]):
 """
 
 
-def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, service):
-    """Its own key goes before the nodes', and what Ray tells and logs of jobs, actors and tasks has neither."""
+def test_the_drivers_keys_reach_its_workers_and_can_be_read_nowhere(cluster, service):
+    """The driver's key takes precedence over the nodes' key, and Ray's APIs and logs show neither."""
     faulty, url = service
     faulty.may_go_on.set()
     faulty.received.clear()
     job = {
         "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}},
         "metadata": {},
-    }  # as in a job, which has it set already
+    }  # as in a job, which sets this variable already
     environment = {
         "PERSPECTIVE_API_KEY": DRIVERS_KEY, "HF_TOKEN": DRIVERS_KEY, "HF_HUB_OFFLINE": "1", "XGRAY_CACHE": "/tmp/shown",
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
@@ -289,7 +289,7 @@ def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, 
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == "None\n", process.communicate()[1][-3000:]
-    told = {
+    answers = {
         path: cluster.get(path)
         for path in (
             "/api/jobs/",
@@ -304,10 +304,10 @@ def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, 
     process.communicate("\n", timeout=60)
     (received,) = faulty.received
     assert DRIVERS_KEY in str(received.headers) + received.query
-    assert "HF_HUB_OFFLINE" in told["/api/v0/runtime_envs?detail=1&limit=10000"]  # so what is shown would be found
-    assert "/tmp/shown" in told["/api/v0/runtime_envs?detail=1&limit=10000"]
-    assert "keys-" in told["/logical/actors"]
-    for text in told.values():
+    assert "HF_HUB_OFFLINE" in answers["/api/v0/runtime_envs?detail=1&limit=10000"]  # so a key would be found there
+    assert "/tmp/shown" in answers["/api/v0/runtime_envs?detail=1&limit=10000"]
+    assert "keys-" in answers["/logical/actors"]
+    for text in answers.values():
         assert DRIVERS_KEY not in text
         assert KEY not in text
     logs = [path for path in cluster.logs.glob("session_*/logs/**/*") if path.is_file()]
@@ -319,7 +319,7 @@ def test_the_drivers_keys_reach_its_workers_and_are_nowhere_to_be_read(cluster, 
 
 
 @pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "another-token-0123456789"}])
-def test_without_the_token_one_line_says_what_to_set(cluster, work, environment):
+def test_without_the_token_one_line_names_the_variables_to_set(cluster, work, environment):
     cluster.get("/api/version")
     _, err = finish(cluster.submit(work, "e.yaml", **environment), 2)
     assert len(err.strip().splitlines()) == 1, err
@@ -328,7 +328,7 @@ def test_without_the_token_one_line_says_what_to_set(cluster, work, environment)
     assert TOKEN not in err
 
 
-def test_a_driver_without_the_token_is_told_what_to_set(cluster, tmp_path):
+def test_a_driver_without_the_token_names_the_variables_to_set(cluster, tmp_path):
     code = "import sys; from xgray.distributed.cluster import connect; connect(sys.argv[1]).__enter__()"
     environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
     done = subprocess.run(
@@ -340,4 +340,5 @@ def test_a_driver_without_the_token_is_told_what_to_set(cluster, tmp_path):
         timeout=60,
     )
     assert "InputError: --address: RAY_AUTH_TOKEN_PATH is set but file cannot be opened" in done.stderr
-    assert "wants RAY_AUTH_MODE=token and its token" in done.stderr
+    assert "RAY_AUTH_MODE=token" in done.stderr
+    assert "ray get-auth-token" in done.stderr

@@ -1,4 +1,4 @@
-"""Training under a real Ray: strategies agree, and what is killed resumes."""
+"""Training under a real Ray: strategies agree, and killed trainings resume."""
 
 import http.client
 import json
@@ -65,18 +65,18 @@ def rows(output):
 
 
 def lines(text):
-    """Without what differs between two runs: times, and which of two equal rewards is the greater by rounding."""
-    told = []
+    """Parse rows, without values that differ between two runs: times, and accuracies decided by rounding."""
+    parsed = []
     for line in text.splitlines():
         row = json.loads(line)
         dropped = {"seconds", "tokens_per_second", "elapsed"}
         dropped |= {f"{kind}accuracy" for kind in ("", "eval_") if abs(row.get(f"{kind}margin", 1.0)) < 1e-4}
-        told.append({key: value for key, value in row.items() if key not in dropped})
-    return told
+        parsed.append({key: value for key, value in row.items() if key not in dropped})
+    return parsed
 
 
 def wait_for_step(process, output, step):
-    """Until the metrics hold ``step``, and there is a complete checkpoint."""
+    """Wait until the metrics hold ``step`` and there is a complete checkpoint."""
     path = output / "metrics.jsonl"
     while not (any(output.glob("checkpoints/*/contents.json")) and f'"step": {step},' in path.read_text()):
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -89,7 +89,7 @@ def uninterrupted(model, environment, tmp_path_factory):
     return finish(start(model, output, environment)), output
 
 
-def test_run_leaves_the_export_and_no_checkpoints(uninterrupted):
+def test_a_training_leaves_the_export_and_no_checkpoints(uninterrupted):
     result, output = uninterrupted
     names = {one.name for one in output.iterdir()}
     assert names == {"adapter", "merged", "metrics.jsonl", "result.json"}
@@ -106,7 +106,7 @@ def test_run_leaves_the_export_and_no_checkpoints(uninterrupted):
     assert counts["tokens"] == sum(row["tokens"] for row in logged if "loss" in row)
 
 
-def test_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
+def test_a_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
     from xgray.distributed.train import run_training
 
     result, output = uninterrupted
@@ -114,13 +114,13 @@ def test_finished_training_is_not_run_again(model, uninterrupted, monkeypatch):
     assert vars(again) == result
 
 
-def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninterrupted, tmp_path):
+def test_a_killed_training_resumes_and_gives_the_same_curve(model, environment, uninterrupted, tmp_path):
     output = tmp_path / "out"
     process = start(model, output, environment)
     wait_for_step(process, output, 13)
     kill_all(process)
 
-    # A checkpoint whose copying was cut off, and a line whose writing was.
+    # A checkpoint that was half copied, and a line that was half written.
     half = output / "checkpoints" / "step-00000039"
     half.mkdir()
     (half / "state.safetensors").write_bytes(b"half")
@@ -140,7 +140,7 @@ def test_killed_run_resumes_and_gives_the_same_curve(model, environment, uninter
     assert not list(output.glob(".tmp-*"))
 
 
-def test_interrupt_after_the_last_step_is_no_failure_and_is_not_forgotten(model, environment, uninterrupted, tmp_path):
+def test_an_interrupt_after_the_last_step_keeps_the_result_and_is_raised(model, environment, uninterrupted, tmp_path):
     process = start(model, tmp_path, environment)
     wait_for_step(process, tmp_path, 40)
     process.send_signal(signal.SIGINT)
@@ -151,13 +151,13 @@ def test_interrupt_after_the_last_step_is_no_failure_and_is_not_forgotten(model,
 
 
 def listing(store):
-    """The bucket's, without the patience that our own reading has with faults."""
+    """Return the bucket's listing, empty if the store fails; xgray's own reading would retry."""
     with suppress(OSError, http.client.HTTPException):
         return store.request("GET", f"/{BUCKET}?list-type=2&prefix=run/train/dpo/checkpoints/")
     return b""
 
 
-def test_interrupted_run_in_a_failing_object_store_saves_its_step_and_goes_on(
+def test_an_interrupted_training_in_a_failing_object_store_saves_its_step_and_resumes(
     model, environment, uninterrupted, tmp_path, monkeypatch
 ):
     for name, value in CREDENTIALS.items():
@@ -174,7 +174,7 @@ def test_interrupted_run_in_a_failing_object_store_saves_its_step_and_goes_on(
         assert process.returncode != 0
         saved = [int(name.removeprefix("step-")) for name in (output / "checkpoints").names()]
         last = max(row["step"] for row in lines(output.read_bytes("metrics.jsonl").decode()) if "loss" in row)
-        assert last == max(saved) < 40  # nothing was done that is not in a checkpoint
+        assert last == max(saved) < 40  # no step is lost
 
         result = finish(start(model, output.uri, environment | CREDENTIALS))
         assert store.fail(every=10) > 0
@@ -190,7 +190,7 @@ def test_interrupted_run_in_a_failing_object_store_saves_its_step_and_goes_on(
 
 
 def kill_all(process):
-    """The driver and all that it started, at once."""
+    """Kill the driver and all processes that it started, at once."""
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     for one in family:
@@ -200,8 +200,8 @@ def kill_all(process):
     psutil.wait_procs(family)
 
 
-def test_killed_zero3_run_of_two_workers_is_finished_by_one(model, environment, tmp_path, replicated):
-    # A checkpoint at every step gives time to kill it between two.
+def test_a_killed_zero3_training_of_two_workers_is_finished_by_one(model, environment, tmp_path, replicated):
+    # A checkpoint at every step gives time to kill the training between two.
     fields = {"max_steps": 6, "eval_steps": 1, "method": "full"}
     execution = {"strategy": "zero3", "num_workers": 2}
     process = start(model, tmp_path / "out", environment, execution=execution, **fields)
@@ -258,7 +258,7 @@ def test_one_worker_and_two_agree(model, environment, replicated, tmp_path):
         assert row == pytest.approx(expected, abs=1e-4)
 
 
-def test_errors_for_the_user_come_back_as_such(model, environment, tmp_path):
+def test_an_input_error_in_a_worker_reaches_the_user(model, environment, tmp_path):
     process = start(model, tmp_path / "out", environment, max_length=8)
     error = process.communicate()[1]
     assert process.returncode == 1
@@ -266,7 +266,7 @@ def test_errors_for_the_user_come_back_as_such(model, environment, tmp_path):
 
 
 def test_an_error_of_one_of_two_workers_ends_both(model, environment, tmp_path):
-    """The first cannot export what is damaged, while the second waits for it."""
+    """The first worker cannot export a damaged checkpoint, while the second waits for it."""
     fields = {"max_steps": 40, "eval_steps": 2, "method": "full", "execution": {"num_workers": 2}}
     process = start(model, tmp_path, environment, **fields)
     wait_for_step(process, tmp_path, 5)
@@ -274,9 +274,9 @@ def test_an_error_of_one_of_two_workers_ends_both(model, environment, tmp_path):
     best, newest = [one for one in sorted((tmp_path / "checkpoints").iterdir()) if (one / "contents.json").exists()][
         -2:
     ]
-    for folder, told in ((best, {"score": -1.0}), (newest, {"finished": True})):
+    for folder, change in ((best, {"score": -1.0}), (newest, {"finished": True})):
         contents = json.loads((folder / "contents.json").read_text())
-        (folder / "contents.json").write_text(json.dumps(contents | told))
+        (folder / "contents.json").write_text(json.dumps(contents | change))
     with (best / "state.safetensors").open("r+b") as stream:
         stream.truncate(1000)
     error = start(model, tmp_path, environment, **fields).communicate(timeout=300)[1]
@@ -292,10 +292,10 @@ def cluster():
     ray.shutdown()
 
 
-def test_deaths_of_workers_cost_no_more_than_the_steps_since_their_checkpoints(
+def test_deaths_of_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(
     cluster, model, environment, uninterrupted, tmp_path, monkeypatch, caplog
 ):
-    """The first is Ray Train's to mend; the second, after another checkpoint, is one more than it was allowed."""
+    """Ray Train restarts after the first death. The second exceeds its limit, but comes after another checkpoint."""
     from xgray.distributed import train
 
     monkeypatch.setenv("XGRAY_CACHE", environment["XGRAY_CACHE"])
@@ -331,7 +331,7 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_their_checkpoints(
     assert rows(output) == rows(uninterrupted[1])
 
 
-def test_resources_share_the_cores_among_the_workers(cluster):
+def test_workers_share_the_cores(cluster):
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.placement import place_training
 
@@ -356,7 +356,7 @@ def test_qlora_without_cuda_is_refused_before_anything_starts(cluster, model, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_says_what_it_waits_for(cluster, model, environment, tmp_path, monkeypatch, caplog):
+def test_a_training_logs_what_it_waits_for(cluster, model, environment, tmp_path, monkeypatch, caplog):
     import ray
 
     from xgray.distributed import train, waiting

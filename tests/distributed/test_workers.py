@@ -1,4 +1,4 @@
-"""What becomes of units of work whose workers fail, on a real local Ray."""
+"""Units of work whose workers fail, on a real local Ray."""
 
 import errno
 import time
@@ -36,24 +36,24 @@ ERRORS = [
 ]
 
 
-def test_what_a_worker_raises_is_one_line(local_ray):
-    class Failing:  # here, so that it is sent to the workers, who do not find this file
+def test_an_error_of_a_worker_is_reported_in_one_line(local_ray):
+    class Failing:  # defined here, so that Ray pickles it by value: a worker cannot import this file
         def work(self, unit):
             raise unit
 
     for error, kind, message in ERRORS:
-        with pytest.raises(kind) as told:
+        with pytest.raises(kind) as raised:
             list(run_on_workers(Failing, (), [error], "stage", num_workers=1))
-        assert type(told.value) is kind
-        assert str(told.value).startswith(message)
-        assert len(str(told.value).splitlines()) == 1
+        assert type(raised.value) is kind
+        assert str(raised.value).startswith(message)
+        assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     "local_ray", [{"memory_usage_threshold": 0.01, "memory_monitor_refresh_ms": 100}], indirect=True
 )
-def test_a_worker_that_finds_no_memory_is_started_again_but_not_for_ever(local_ray, monkeypatch):
-    """Ray's monitor ends it; the memory may be another's, and free again a little later."""
+def test_a_worker_that_runs_out_of_memory_is_started_again_but_not_for_ever(local_ray, monkeypatch):
+    """Ray's monitor ends the worker; another process may hold the memory, and free it a little later."""
 
     class Waiting:
         def work(self, unit):
@@ -62,7 +62,7 @@ def test_a_worker_that_finds_no_memory_is_started_again_but_not_for_ever(local_r
     started = []
     start = WorkerPool._start
     monkeypatch.setattr(WorkerPool, "_start", lambda self: (started.append(self), start(self)))
-    with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*Run the same command") as told:
+    with pytest.raises(StageError, match=r"^stage: a worker died: .*low on memory.*Run the same command") as raised:
         list(run_on_workers(Waiting, (), [1], "stage", num_workers=1))
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1
     assert len(started) > MAX_DEATHS

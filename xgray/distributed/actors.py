@@ -24,7 +24,7 @@ from xgray.generate.isolate import PROBE, complete_isolated, failed
 from xgray.mechanism.neurons import Edit
 from xgray.models.load import device_name
 from xgray.rows import Completions, Prompt, Scores, from_table, to_table
-from xgray.runs.blocks import MadeBlock, NewBlock, file_name
+from xgray.runs.blocks import UnsampledBlock, UnscoredBlock, block_file_name
 from xgray.runs.prompts import PromptFile
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
@@ -136,20 +136,20 @@ class GenerateActor:
     def __call__(self, batch: Batch) -> Batch:
         item = _decode(batch)
         try:
-            return _encode(self._sample(NewBlock(**item["new"])))
+            return _encode(self._sample(UnsampledBlock(**item["new"])))
         except Exception as error:
             traceback.print_exc()
             return _encode({"failure": asdict(Failure.of(error))})
 
-    def _sample(self, block: NewBlock) -> Item:
+    def _sample(self, block: UnsampledBlock) -> Item:
         model = self._models[block.model]
         self._start_seconds = 0.0
         self._ready_engine(model)
         start_seconds, began = self._start_seconds, time.time()
         clock = time.perf_counter()
-        skipped = set(block.skip)
+        skipped = set(block.sampled_ids)
         prompts = [prompt for prompt in self._prompts.read(block.start, block.stop) if prompt.prompt_id not in skipped]
-        name = file_name(block.model, [prompt.prompt_id for prompt in prompts])
+        name = block_file_name(block.model, [prompt.prompt_id for prompt in prompts])
         rows = self._committed_rows(model, prompts, name)
         report: BlockReport = {
             "stage": "generate",
@@ -166,7 +166,7 @@ class GenerateActor:
             "measured": {"engine": self._engine_name},
         }
         count_block(self._run, report)
-        made = MadeBlock(block.model, name, 0, len(rows), block.scored)
+        made = UnscoredBlock(block.model, name, 0, len(rows), block.scored_ids)
         return {"made": asdict(made), "parts": [report]}
 
     def _committed_rows(self, model: PipelineModel, prompts: list[Prompt], name: str) -> list[Completions]:
@@ -266,13 +266,13 @@ class ScoreActor:
         item = _decode(batch)
         if "failure" not in item:
             try:
-                item = {"parts": [*item["parts"], *await self._score(MadeBlock(**item["made"]))]}
+                item = {"parts": [*item["parts"], *await self._score(UnscoredBlock(**item["made"]))]}
             except Exception as error:
                 traceback.print_exc()
                 item = {"failure": asdict(Failure.of(error))}
         yield _encode(item)
 
-    async def _score(self, block: MadeBlock) -> list[BlockReport]:
+    async def _score(self, block: UnscoredBlock) -> list[BlockReport]:
         async with self._building:
             if self._scorer is None:
                 self._scorer = await asyncio.to_thread(shared_scorer, self._section)
@@ -305,7 +305,7 @@ class ScoreActor:
         self, scorer: Scorer, model: PipelineModel, completions: Sequence[Completions]
     ) -> list[Scores]:
         """Score the completions and commit the rows as one file, unless an earlier process committed it."""
-        name = file_name(model.model, [row.prompt_id for row in completions])
+        name = block_file_name(model.model, [row.prompt_id for row in completions])
         work = f"score/{model.model}/{name}"
         num_deaths, has_ended = await asyncio.to_thread(self._ledger.begin, work)
         if (num_deaths or has_ended) and await asyncio.to_thread(model.scores.exists, name):
@@ -329,8 +329,8 @@ class ScoreActor:
         return {name: value for name, value in provenance.items() if name not in total}, new
 
 
-def _unscored(block: MadeBlock, completions: Folder) -> list[Completions]:
+def _unscored(block: UnscoredBlock, completions: Folder) -> list[Completions]:
     """Return the completions of the block that have no scores yet."""
-    scored = set(block.scored)
+    scored = set(block.scored_ids)
     table = completions.read_table(block.file).slice(block.start, block.stop - block.start)
     return [row for row in from_table(table, Completions) if row.prompt_id not in scored]

@@ -44,7 +44,7 @@ from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
 from xgray.generate.engine import check_prompts
 from xgray.rows import Completions, Scores
-from xgray.runs.blocks import Missing, RowCounts, check_once, count_rows, find_missing
+from xgray.runs.blocks import Missing, RowCounts, count_rows, find_missing, has_each_prompt_once
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PromptFile
@@ -149,10 +149,10 @@ def run_pipeline(
     tallies: Tallies = {}
     for name, lacking in missing.items():
         if settings.generate:
-            tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_made)
+            tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_sampled)
         if settings.score:
             tallies["score", name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
-    new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.new]
+    new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.unsampled]
     unscored: list[Item] = [
         {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
     ]
@@ -185,7 +185,7 @@ def _check_lengths(
     for name, model in models.items():
         path, revision = model.weights.path, model.weights.revision
         seen = checked.setdefault((path, revision), set())
-        unchecked = [block for block in missing[name].new if block.start not in seen]
+        unchecked = [block for block in missing[name].unsampled if block.start not in seen]
         if not unchecked:
             continue
         context = context_length(load_config(path, revision))
@@ -229,7 +229,7 @@ def _check_complete(
     for (stage, name), tally in tallies.items():
         model = models[name]
         folder = model.completions if stage == "generate" else model.scores
-        if not check_once(name, prompts, size, model.completions, folder):
+        if not has_each_prompt_once(name, prompts, size, model.completions, folder):
             raise StageError(
                 f"{folder}: not every prompt has exactly one row. Delete this folder and run the same command again."
             )

@@ -51,7 +51,7 @@ from xgray.runs.manifest import StageResult
 from xgray.runs.periodic import run_every
 from xgray.storage.checksums import move_with_checksums
 from xgray.storage.folder import TEMPORARY_MARK, DamagedError, Folder, is_transient
-from xgray.train.checkpoints import Checkpoints, Saved
+from xgray.train.checkpoints import Checkpoint, Checkpoints
 from xgray.train.export import export
 from xgray.train.feasible import check_feasible
 from xgray.train.metrics import METRICS, summarize
@@ -396,7 +396,7 @@ def _train(job: TrainingJob) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.model, job.revision)
     prepared = prepare_pairs(job.pairs, tokenizer, job.section, job.seed)
     newest = broadcast_from_rank_zero(worker.checkpoints.newest(worker.scratch) if rank == 0 else None)
-    if newest is None or not newest.finished:
+    if newest is None or not newest.ends_training:
         num_computed, num_reused = _run_trainer(worker, prepared, tokenizer, newest)
     else:
         num_computed, num_reused = 0, len(prepared.train) + len(prepared.validation)
@@ -422,7 +422,7 @@ def _train(job: TrainingJob) -> dict[str, Any]:
 
 
 def _run_trainer(
-    worker: _Worker, prepared: PreparedPairs, tokenizer: PreTrainedTokenizerBase, newest: Saved | None
+    worker: _Worker, prepared: PreparedPairs, tokenizer: PreTrainedTokenizerBase, newest: Checkpoint | None
 ) -> tuple[int, int]:
     """Train from the newest checkpoint, or from the start, to the end.
 
@@ -436,7 +436,7 @@ def _run_trainer(
 
     from xgray.train.callbacks import CheckpointReport, PhaseReport
     from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
-    from xgray.train.trainer import build_trainer
+    from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer
 
     job, report_phase = worker.job, worker.report_phase
     if job.section.execution.strategy != "ddp":
@@ -447,15 +447,11 @@ def _run_trainer(
     )
     checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
     trainer = build_trainer(
-        job.model,
+        StartingModel(job.model, job.revision, tokenizer),
         job.section,
         prepared,
-        tokenizer,
-        job.cache,
-        seed=job.seed,
-        work=worker.scratch / "work",
-        metrics=worker.metrics.path,
-        revision=job.revision,
+        TrainerFiles(job.cache, worker.scratch / "work", worker.metrics.path),
+        job.seed,
         callbacks=[phases, checkpointing],
     )
     counts = trainer.num_reference_computed, trainer.num_reference_reused
