@@ -47,7 +47,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     for stage in plan.by_model("score").values():
         stage.require()
     began = time.perf_counter()
-    result = _measure_fluency(
+    result = measure_fluency(
         plan.run,
         plan.models,
         section,
@@ -79,7 +79,7 @@ def _unvalidated_languages(plan: Plan) -> list[str]:
     return [language for language in plan.experiment.languages if any(language not in known for known in validated)]
 
 
-def _measure_fluency(
+def measure_fluency(
     run: Folder,
     models: Sequence[str],
     section: Evaluate,
