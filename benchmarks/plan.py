@@ -25,7 +25,7 @@ STAGES = ("start", "train", "generate and score", "fluency", "metrics", "report"
 
 def options(given: argparse.Namespace, folder: str) -> list[str]:
     return [
-        str(files("xgray") / "embedded" / "quickstart.yaml"), "--runs", folder, "--prompts.limit", str(given.prompts),
+        str(files("xgray") / "embedded" / "experiments" / "quickstart.yaml"), "--runs", folder, "--prompts.limit", str(given.prompts),
         "--generate.k", str(given.k), "--train.max-steps", str(given.steps),
     ]  # fmt: skip
 
@@ -40,8 +40,8 @@ def run(arguments: list[str]) -> dict[str, float]:
     experiment = load_experiment(Path(arguments[0]), parse_overrides(arguments[1:]))
     heard = Timeline(lambda label, done, total, errors=0: None)
     run_experiment(make_plan(experiment), on_progress=heard)
-    begins = heard.said["train/dpo"][0][0], heard.last("train/"), heard.last("score/")
-    ends = heard.last("evaluate: fluency"), heard.said["report"][0][0], heard.last("report")
+    begins = heard.reports["train/dpo"][0][0], heard.last("train/"), heard.last("score/")
+    ends = heard.last("evaluate: fluency"), heard.reports["report"][0][0], heard.last("report")
     marks = [0.0, *begins, *ends]
     return dict(zip(STAGES, (end - begin for begin, end in itertools.pairwise(marks)), strict=True))
 

@@ -51,7 +51,7 @@ def test_stated_rates_need_no_model(tmp_path, rates):
     assert json.loads(told.stdout)["money"] > 0
     shown = xgray(tmp_path, "plan", *job, "--rates", rates, "--score.scorer", "perspective")
     assert shown.returncode == 0, shown.stderr
-    assert "the quota: 1 requests a second" in shown.stdout
+    assert "the rate limit: 1 requests a second" in shown.stdout
     assert "money, USD" in shown.stdout
     assert not (tmp_path / "runs").exists(), "nothing is written"
 

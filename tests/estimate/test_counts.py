@@ -7,7 +7,7 @@ import pytest
 
 from xgray.config import Experiment
 from xgray.estimate.counts import count_work
-from xgray.estimate.work import Continuing, Intervening, Other, Sampling
+from xgray.estimate.work import GreedyWork, InterventionWork, ModelWork, UnratedWork
 from xgray.experiment.plan import make_plan
 from xgray.rows import Completions, Scores, to_table
 from xgray.runs.manifest import StageResult
@@ -35,7 +35,7 @@ def completions(model, prompt_id, texts):
 def test_nothing_is_done_before_a_run(experiment):
     work = count_work(experiment, with_model=False)
     assert work.num_prompts == 8
-    assert work.models == {"base": Sampling(), "one": Sampling(), "two": Sampling()}
+    assert work.models == {"base": ModelWork(), "one": ModelWork(), "two": ModelWork()}
     one, two = work.trainings.values()
     assert (one.num_pairs, one.num_validation, one.num_steps) == (36, 4, 9)
     assert (one.num_reference, two.num_reference) == (40, 0), "the second training finds the first one's reference"
@@ -64,14 +64,14 @@ def test_what_is_on_disk_is_counted(experiment):
     rows = [completions("base", "en/0", ["a", "b", ""]), completions("base", "de/0", ["c", "d", "d"])]
     made.rows.write_parquet("rows.parquet", to_table(rows, Completions))
     work = count_work(experiment, with_model=False)
-    assert work.models["base"] == Sampling(2, 0, 2), "an empty text and a repeated one take no request"
+    assert work.models["base"] == ModelWork(2, 0, 2), "an empty text and a repeated one take no request"
 
     store = ScoreStore(store_uri(experiment.score, experiment.runs))
     store.put([entry("c", "de")])
     score = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "perspective", "1")]
     scored.rows.write_parquet("rows.parquet", to_table(score, Scores))
     work = count_work(experiment, with_model=False)
-    assert work.models == {"base": Sampling(2, 1, 2), "one": Sampling(), "two": Sampling()}
+    assert work.models == {"base": ModelWork(2, 1, 2), "one": ModelWork(), "two": ModelWork()}
     done = {name: (one.num_steps_done, one.num_steps) for name, one in work.trainings.items()}
     assert done == {"one": (9, 9), "two": (4, 9)}, "a training goes on from its last checkpoint"
 
@@ -85,17 +85,16 @@ def test_what_google_answered_is_asked_again_of_another_service(experiment):
     made.begin()
     made.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
     ScoreStore(store_uri(section, elsewhere.runs)).put([entry("c", "de")])
-    assert count_work(elsewhere, with_model=False).models["base"] == Sampling(1, 0, 1), "a repeated text alone"
+    assert count_work(elsewhere, with_model=False).models["base"] == ModelWork(1, 0, 1), "a repeated text alone"
 
 
 def entry(text, language):
     from xgray.data.perspective_results import SCORER, SCORER_VERSION
+    from xgray.score.scorer import Scored, ScorerId
     from xgray.score.store.entry import ScoreEntry
 
-    scores = {"toxicity": 0.2}
-    return ScoreEntry.of_text(
-        text, language, SCORER, SCORER_VERSION, ("toxicity",), scores, None, None, "2026-01-01T00:00:00Z"
-    )
+    scorer, scored = ScorerId(SCORER, SCORER_VERSION), Scored({"toxicity": 0.2})
+    return ScoreEntry.of_text(text, language, scorer, ("toxicity",), scored, "2026-01-01T00:00:00Z")
 
 
 def test_another_configuration_counts_as_not_done(experiment):
@@ -129,14 +128,14 @@ def test_the_stages_inside_the_network_are_counted(experiment):
     asked = Experiment.model_validate(experiment.model_dump() | sections)
     work = count_work(asked, with_model=False)
     assert 10 < work.prompt_characters < 200
-    probe, vectors, *activations, intervene, retrieve, transfer, base, one, two = work.mechanism
+    probe, vectors, *activations, intervene, retrieve, transfer, base, one, two = work.inside
     with (files("xgray") / "embedded" / "labelled" / "en.csv").open(encoding="utf-8", newline="") as stream:
         assert probe.num_texts == len(list(csv.DictReader(stream)))
-    assert vectors == Continuing("vectors", 3, 7)
-    assert activations == [Continuing(f"activations/{model}", 8, 5) for model in ("base", "one", "two")]
-    assert intervene == Intervening(4, dict.fromkeys(("base", "offset-1", "offset-4"), Sampling()))
+    assert vectors == GreedyWork("vectors", 3, 7)
+    assert activations == [GreedyWork(f"activations/{model}", 8, 5) for model in ("base", "one", "two")]
+    assert intervene == InterventionWork(4, dict.fromkeys(("base", "offset-1", "offset-4"), ModelWork()))
     assert retrieve.num_texts >= 2 * 2, "each distinct text of English and German"
-    assert transfer == Other("transfer", "correlations", 2)
+    assert transfer == UnratedWork("transfer", "correlations", 2)
     assert [each.stage for each in (base, one, two)] == ["capability/base", "capability/one", "capability/two"]
     assert base.number == 2
 
@@ -149,6 +148,6 @@ def test_the_stages_inside_the_network_are_counted(experiment):
     capability = plan.stage("capability", "base")
     capability.begin()
     capability.finish(StageResult())
-    counted = count_work(asked, with_model=False).mechanism
-    assert counted[5].settings["offset-4"] == Sampling(1, 0)
-    assert [each.done for each in counted[-3:]] == [True, False, False]
+    counted = count_work(asked, with_model=False).inside
+    assert counted[5].settings["offset-4"] == ModelWork(1, 0)
+    assert [each.is_done for each in counted[-3:]] == [True, False, False]

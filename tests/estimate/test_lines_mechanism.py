@@ -6,7 +6,7 @@ from xgray.config import Experiment
 from xgray.errors import InputError
 from xgray.estimate.rates import Rates
 from xgray.estimate.total import estimate
-from xgray.estimate.work import Continuing, Intervening, Other, Reading, Sampling, Work
+from xgray.estimate.work import GreedyWork, InterventionWork, ModelWork, ReadingWork, UnratedWork, Work
 
 RATES = {
     "generate": {"tokens_per_second": 100, "start_seconds": 30, "prompt_tokens": 12, "new_tokens": 15, "source": "us"},
@@ -26,8 +26,8 @@ def experiment(**sections):
 
 def told(*stages, asked=None, **rates):
     """The estimate of an experiment in which everything else is done."""
-    done = {"base": Sampling(40, 40)}
-    work = Work(40, {}, done, evaluated=True, reported=True, prompt_characters=48.0, mechanism=list(stages))
+    done = {"base": ModelWork(40, 40)}
+    work = Work(40, {}, done, is_evaluated=True, is_reported=True, prompt_characters=48.0, inside=list(stages))
     return estimate(asked or experiment(), work, Rates.model_validate(RATES | rates))
 
 
@@ -37,18 +37,18 @@ def lines(estimated):
 
 def test_texts_that_are_read_go_at_fluencys_pace():
     # 9,600 characters of which four are a token, as in prompts of 48 characters and 12 tokens.
-    line = lines(told(Reading("probe", 100, 9_600)))["probe"]
+    line = lines(told(ReadingWork("probe", 100, 9_600)))["probe"]
     assert (line.unit, line.num_left, line.prompt_tokens) == ("texts", 100, 2_400)
     assert line.seconds == pytest.approx(6 + 2_400 / 200)
-    assert "an upper bound: fluency's pace (also us)" in line.source
+    assert "an upper bound: the rate of fluency (also us)" in line.source
     # Another measuring model's pace says nothing of the base model's.
     other = experiment(evaluate={"fluency": {"model": {"id": "other"}}})
-    assert lines(told(Reading("probe", 100, 9_600), asked=other))["probe"].seconds is None
-    assert lines(told(Reading("probe", 100, 9_600, done=True)))["probe"].seconds == 0
+    assert lines(told(ReadingWork("probe", 100, 9_600), asked=other))["probe"].seconds is None
+    assert lines(told(ReadingWork("probe", 100, 9_600, is_done=True)))["probe"].seconds == 0
 
 
 def test_greedy_tokens_go_at_the_pace_of_transformers_alone():
-    stage = Continuing("activations/base", 40, 10, num_done=15)
+    stage = GreedyWork("activations/base", 40, 10, num_done=15)
     line = lines(told(stage))["activations/base"]
     assert (line.num_done, line.num_left, line.new_tokens, line.prompt_tokens) == (15, 25, 250, 300)
     assert line.seconds == pytest.approx(30 + 250 / 100)
@@ -57,7 +57,7 @@ def test_greedy_tokens_go_at_the_pace_of_transformers_alone():
 
 
 def test_an_intervention_is_sampled_scored_and_evaluated():
-    settings = {"base": Sampling(40, 40), "offset-1": Sampling(10, 0), "offset-2": Sampling()}
+    settings = {"base": ModelWork(40, 40), "offset-1": ModelWork(10, 0), "offset-2": ModelWork()}
     asked = experiment(
         intervene={
             "neurons": [[0, 1]],
@@ -65,7 +65,7 @@ def test_an_intervention_is_sampled_scored_and_evaluated():
             "generate": {"k": 2, "max_new_tokens": 8, "temperature": 1},
         }
     )
-    found = lines(told(Intervening(40, settings), asked=asked))
+    found = lines(told(InterventionWork(40, settings), asked=asked))
     # 30 prompts of one setting and 40 of the other, two completions of 8 tokens each.
     generate, score = found["intervene: generate"], found["intervene: score"]
     assert (generate.num_done, generate.num_left, generate.num_completions, generate.new_tokens) == (50, 70, 140, 1120)
@@ -74,14 +74,14 @@ def test_an_intervention_is_sampled_scored_and_evaluated():
     assert found["intervene: start"].seconds == 30
     assert found["intervene: fluency"].seconds == pytest.approx(6 + 40 * 3 * 2 * 8 / 200)
     assert found["intervene: metrics"].seconds == pytest.approx(1 + 120 / 10)
-    every = Intervening(40, dict.fromkeys(settings, Sampling(40, 40)), done=True)
+    every = InterventionWork(40, dict.fromkeys(settings, ModelWork(40, 40)), is_done=True)
     assert told(every, asked=asked).seconds == 0
     with pytest.raises(InputError, match=r"generate\.tokens_per_second is missing"):
-        told(Intervening(40, settings), asked=asked, generate=None)
+        told(InterventionWork(40, settings), asked=asked, generate=None)
 
 
 def test_on_gpus_an_intervention_is_scored_while_it_is_sampled():
-    stage = Intervening(40, {"base": Sampling(), "offset-1": Sampling()})
+    stage = InterventionWork(40, {"base": ModelWork(), "offset-1": ModelWork()})
     estimated = told(stage, num_gpus=2)
     found = lines(estimated)
     assert estimated.saved_seconds == pytest.approx(80 / 50)
@@ -90,7 +90,9 @@ def test_on_gpus_an_intervention_is_scored_while_it_is_sampled():
 
 
 def test_a_total_says_what_it_is_without():
-    estimated = told(Other("transfer", "correlations", 1, done=True), Other("capability/base", "entries", 11))
+    estimated = told(
+        UnratedWork("transfer", "correlations", 1, is_done=True), UnratedWork("capability/base", "entries", 11)
+    )
     assert (lines(estimated)["capability/base"].num_left, lines(estimated)["capability/base"].seconds) == (11, None)
     assert [note for note in estimated.notes if "without" in note] == [
         "the total is without capability/base: no rate is known, so they are not estimated"

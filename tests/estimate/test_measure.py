@@ -6,7 +6,7 @@ import pytest
 
 from xgray.config import Experiment
 from xgray.estimate.measure import small
-from xgray.estimate.work import Sampling, Training, Work
+from xgray.estimate.work import ModelWork, TrainingWork, Work
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def experiment(tmp_path):
 
 def work_of(experiment, *done):
     trainings = {
-        one.name: Training(experiment.train_section(one), 100, 5, 105, 50, 50 if one.name in done else 0)
+        one.name: TrainingWork(experiment.train_section(one), 100, 5, 105, 50, 50 if one.name in done else 0)
         for one in experiment.variants
     }
-    return Work(17_000, trainings, {name: Sampling() for name in ("base", "one", "two")})
+    return Work(17_000, trainings, {name: ModelWork() for name in ("base", "one", "two")})
 
 
 def test_one_batch_of_prompts_and_a_few_steps(experiment):

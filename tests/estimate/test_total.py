@@ -7,7 +7,7 @@ from xgray.errors import InputError
 from xgray.estimate.lines import training_steps
 from xgray.estimate.rates import Rates
 from xgray.estimate.total import estimate
-from xgray.estimate.work import Sampling, Training, Work
+from xgray.estimate.work import ModelWork, TrainingWork, Work
 
 RATES = {
     "start_seconds": 5,
@@ -30,11 +30,11 @@ def experiment(**sections):
 
 def training(**changes):
     section = Train(eval_steps=5)
-    return Training(section, num_pairs=48, num_validation=4, num_reference=52, num_steps=12, **changes)
+    return TrainingWork(section, num_pairs=48, num_validation=4, num_reference=52, num_steps=12, **changes)
 
 
 def work(**changes):
-    values = {"num_prompts": 40, "trainings": {"dpo": training()}, "models": {"base": Sampling(), "dpo": Sampling()}}
+    values = {"num_prompts": 40, "trainings": {"dpo": training()}, "models": {"base": ModelWork(), "dpo": ModelWork()}}
     return Work(**(values | changes))
 
 
@@ -108,7 +108,7 @@ def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
     held = {line.stage: line.gpu_hours * 3600 for line in told.lines}
     assert held["generate/base"] == pytest.approx(40)
     assert held["score/base"] == pytest.approx(scorers * 200 / 50)
-    scored = work(models={"base": Sampling(40, 40), "dpo": Sampling(0, 40)})
+    scored = work(models={"base": ModelWork(40, 40), "dpo": ModelWork(0, 40)})
     assert seconds(estimate(experiment(score=classifier), scored, rates))["generate/dpo"] == 4000 / 100 / num_gpus
 
 
@@ -116,7 +116,10 @@ def test_what_is_done_is_subtracted():
     rates = Rates.model_validate(RATES)
     done = {
         "trainings": {"dpo": training(num_steps_done=10)},
-        "models": {"base": Sampling(num_generated=40, num_scored=40), "dpo": Sampling(num_generated=30, num_scored=10)},
+        "models": {
+            "base": ModelWork(num_generated=40, num_scored=40),
+            "dpo": ModelWork(num_generated=30, num_scored=10),
+        },
         "num_perplexities": 150,
     }
     told = estimate(experiment(), work(**done), rates)
@@ -137,9 +140,9 @@ def test_what_is_done_is_subtracted():
     )
     finished = {
         "trainings": {"dpo": training(num_steps_done=12)},
-        "models": {"base": Sampling(40, 40), "dpo": Sampling(40, 40)},
-        "evaluated": True,
-        "reported": True,
+        "models": {"base": ModelWork(40, 40), "dpo": ModelWork(40, 40)},
+        "is_evaluated": True,
+        "is_reported": True,
     }
     assert estimate(experiment(), work(**finished), Rates()).seconds == 0, "no rate is needed for what is done"
 

@@ -1,4 +1,4 @@
-"""What is left of an experiment, in counts: from its file, its input files and what its run directory holds."""
+"""Count the work of an experiment, from its file, its input files and its run directory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from xgray.config import BASE, Experiment, Train, Variant
 from xgray.data.pairs import read_pairs
 from xgray.data.prompts import read_prompts
 from xgray.errors import ConflictError, InputError
-from xgray.estimate.counts_mechanism import begun, count_mechanism
+from xgray.estimate.counts_mechanism import count_inside, has_begun
 from xgray.estimate.lines import training_steps
-from xgray.estimate.work import Sampling, Training, Work
+from xgray.estimate.work import ModelWork, TrainingWork, Work
 from xgray.experiment.plan import Plan, PlannedStage, make_plan, run_folder
 from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
 from xgray.runs.training_progress import training_steps as steps_on_disk
@@ -19,11 +19,11 @@ from xgray.train.pairs import num_held_out
 
 
 def count_work(experiment: Experiment, with_model: bool) -> Work:
-    """What an experiment takes and what of it is done.
+    """Count the work of an experiment, and how much of it is done.
 
     Args:
-        with_model: whether the model may be asked, for its tokens and its reference cache. Without it pairs are
-            counted before the length filter, and the reference as if nothing of it were there; no model is needed.
+        with_model: whether to use the model's tokenizer and its reference cache. Without them pairs are counted before
+            the length filter, and no reference log-probability as cached.
 
     Raises:
         InputError: an input file is missing or wrong.
@@ -45,42 +45,44 @@ def count_work(experiment: Experiment, with_model: bool) -> Work:
             for model in (BASE, *(variant.name for variant in experiment.variants))
         },
         num_perplexities=_num_perplexities(experiment, plan),
-        evaluated=plan is not None and plan.stage("evaluate").is_finished,
-        reported=plan is not None and plan.stage("report").is_finished,
+        is_evaluated=plan is not None and plan.stage("evaluate").is_finished,
+        is_reported=plan is not None and plan.stage("report").is_finished,
         prompt_characters=num_characters / num_prompts,
-        mechanism=count_mechanism(experiment, plan),
+        inside=count_inside(experiment, plan),
         notes=notes,
     )
 
 
 def _plan(experiment: Experiment, notes: list[str]) -> Plan | None:
-    """The plan of a run that has begun, by which its results are told from those of another configuration."""
+    """Return the plan of a run that has begun, or None where nothing of it can count as done."""
     run = run_folder(experiment)
     if not run.exists("experiment.yaml"):
         return None
     try:
         plan = make_plan(experiment)
-    except InputError as error:  # the model is elsewhere; the input files have been read already
-        notes.append(f"{run} is there, but what of it is done cannot be known here: {error}")
+    except InputError as error:  # the model is on another machine; the input files were read above
+        notes.append(f"{run} exists, but how much of it is done cannot be known here: {error}")
         return None
-    if others := [one.label for one in plan.stages if _of_another(one)]:
+    if conflicts := [stage.label for stage in plan.stages if _is_conflict(stage)]:
         notes.append(
-            f"{run} holds {', '.join(others)} of another configuration: the run will ask for another --name or "
-            "for --force, and all of it is counted"
+            f"{run} holds {', '.join(conflicts)} of another configuration: the run will need another --name or "
+            "--force, and all of it is counted"
         )
     return plan
 
 
-def _of_another(one: PlannedStage) -> bool:
+def _is_conflict(stage: PlannedStage) -> bool:
     try:
-        one.place.state(one.payload)
+        stage.state()
     except ConflictError:
         return True
     return False
 
 
-def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, notes: list[str]) -> dict[str, Training]:
-    trainings: dict[str, Training] = {}
+def _trainings(
+    experiment: Experiment, plan: Plan | None, with_model: bool, notes: list[str]
+) -> dict[str, TrainingWork]:
+    trainings: dict[str, TrainingWork] = {}
     referenced: set[object] = set()
     variants = [variant for variant in experiment.variants if variant.checkpoint is None]
     prepare = _preparing(experiment) if with_model and variants else None
@@ -95,19 +97,19 @@ def _trainings(experiment: Experiment, plan: Plan | None, with_model: bool, note
             shared = section.model_dump_json(include={"method", "dtype", "max_length", "max_prompt_length", "pairs"})
             missing = {(shared, index) for index in range(len(pairs))}
         steps = training_steps(section, num_train)
-        trainings[variant.name] = Training(
+        trainings[variant.name] = TrainingWork(
             section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps)
         )
         referenced |= missing
-    if not with_model and any(one.num_steps > one.num_steps_done for one in trainings.values()):
-        notes.append("pairs are counted before the length filter (train.max_length), and none as cached")
+    if not with_model and any(training.num_steps > training.num_steps_done for training in trainings.values()):
+        notes.append("pairs are counted before the length filter (train.max_length), and no reference as cached")
     return trainings
 
 
 def _preparing(
     experiment: Experiment,
 ) -> Callable[[Train, Sequence[PreferencePair], int], tuple[int, int, set[object]]]:
-    """A function to the pairs trained on, those validated with, and the keys of those that the cache lacks."""
+    """Return a function that counts training pairs and validation pairs, and gives the keys the cache lacks."""
     from xgray.models.cache import cache_folder
     from xgray.models.load import load_tokenizer
     from xgray.models.revisions import pin_revision
@@ -129,27 +131,29 @@ def _preparing(
 
 
 def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
-    one = plan.stage("train", variant.name) if plan else None
-    if one is None or not (one.is_finished or begun(one)):
-        return 0
-    if one.is_finished:
-        return num_steps
-    every = plan.experiment.train_section(variant).eval_steps if plan else 1
-    return min(steps_on_disk(one.place)[0] // every * every, num_steps)
-
-
-def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> Sampling:
     if plan is None:
-        return Sampling()
-    made, scored = plan.stage("generate", model), plan.stage("score", model)
-    num_generated = num_prompts if made.is_finished else made.rows.count_rows() if begun(made) else 0
-    num_scored = num_prompts if scored.is_finished else scored.rows.count_rows() if begun(scored) else 0
-    known = _num_known(experiment, made, scored) if num_generated > num_scored else 0
-    return Sampling(num_generated, num_scored, known)
+        return 0
+    stage = plan.stage("train", variant.name)
+    if stage.is_finished:
+        return num_steps
+    if not has_begun(stage):
+        return 0
+    every = plan.experiment.train_section(variant).eval_steps
+    return min(steps_on_disk(stage.place)[0] // every * every, num_steps)
 
 
-def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage) -> int:
-    """Completions on disk that wait for a score and take no request: Perspective's, whose requests are dear."""
+def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> ModelWork:
+    if plan is None:
+        return ModelWork()
+    generated, scored = plan.stage("generate", model), plan.stage("score", model)
+    num_generated = num_prompts if generated.is_finished else generated.rows.count_rows() if has_begun(generated) else 0
+    num_scored = num_prompts if scored.is_finished else scored.rows.count_rows() if has_begun(scored) else 0
+    known = _num_known(experiment, generated, scored) if num_generated > num_scored else 0
+    return ModelWork(num_generated, num_scored, known)
+
+
+def _num_known(experiment: Experiment, generated: PlannedStage, scored: PlannedStage) -> int:
+    """Count completions on disk that wait for a score of Perspective and need no request for it."""
     if experiment.score.scorer != "perspective":
         return 0
     from xgray.score.perspective import perspective_id
@@ -157,7 +161,7 @@ def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage)
     from xgray.score.store.store import ScoreStore
 
     present = set(scored.rows.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
-    rows = from_table(made.rows.read_parquet(schema(Completions)), Completions)
+    rows = from_table(generated.rows.read_parquet(schema(Completions)), Completions)
     waiting = [row for row in rows if row.prompt_id not in present]
     store = ScoreStore(store_uri(experiment.score, experiment.runs))
     scorer, attributes = perspective_id(experiment.score), experiment.score.attributes
@@ -169,14 +173,14 @@ def _num_known(experiment: Experiment, made: PlannedStage, scored: PlannedStage)
             if row.language == language
             for text in row.completions
         }
-        asked = [text for text in texts if text is not None]
-        found = store.get(asked, language, scorer, attributes) if asked else []
-        num_requests += sum(one is None for one in found)
+        scorable = [text for text in texts if text is not None]
+        results = store.get(scorable, language, scorer, attributes) if scorable else []
+        num_requests += sum(result is None for result in results)
     return sum(len(row.completions) for row in waiting) - num_requests
 
 
 def _num_perplexities(experiment: Experiment, plan: Plan | None) -> int:
-    if plan is None or not begun(plan.stage("evaluate")):
+    if plan is None or not has_begun(plan.stage("evaluate")):
         return 0
     from xgray.evaluate.rows import PERPLEXITY
 

@@ -1,8 +1,8 @@
-"""A machine's rates, measured: the experiment itself with a few steps, and one batch of prompts in all its languages.
+"""Measure the rates of a machine: run the experiment itself with a few steps, and one batch of prompts.
 
-All of it takes the way that the run will take, in a folder of its own beside the runs, which is deleted after. What it
-finds of the reference log-probabilities stays in the cache, and so does a converted model. A scoring service is not
-asked: it costs requests, and its quota is known.
+The measurement takes the same way as the run, in a folder beside the runs that is deleted afterwards. Reference
+log-probabilities that it computes stay in the cache, and so does a converted model. A scoring service gets no request:
+requests cost, and its rate limit is known.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 NUM_STEPS = 6
-"""Optimizer steps of the measured training, with a validation and a checkpoint half-way and at the end."""
+"""Optimizer steps of the measured training; a validation and a checkpoint follow half of them and all of them."""
 NUM_VALIDATION = 16
 """Pairs of each validation: two batches."""
 POLL_SECONDS = 0.1
@@ -45,37 +45,41 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Timeline:
-    """When each stage said what of itself, in seconds since the measurement began."""
+    """A progress callback that notes when each label reported what, in seconds since the measurement began."""
 
     on_progress: OnProgress
     zero: float = field(default_factory=time.perf_counter)
-    said: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    reports: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
     def now(self) -> float:
         return time.perf_counter() - self.zero
 
     def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
-        self.said.setdefault(label, []).append((self.now(), done))
+        self.reports.setdefault(label, []).append((self.now(), done))
         self.on_progress(f"measure: {label}", done, total, errors)
 
     def last(self, stage: str) -> float:
-        """When a label with this beginning was last heard of."""
-        return max(said[-1][0] for label, said in self.said.items() if label.startswith(stage))
+        """Return when a label that begins with ``stage`` reported last."""
+        return max(reports[-1][0] for label, reports in self.reports.items() if label.startswith(stage))
+
+    def first(self, stage: str) -> float:
+        """Return when a label that begins with ``stage`` reported first."""
+        return min(reports[0][0] for label, reports in self.reports.items() if label.startswith(stage))
 
 
-def calibrate(
+def measure_rates(
     experiment: Experiment,
     work: Work,
     address: str | None = None,
     on_progress: OnProgress = lambda label, done, total, errors=0: None,
 ) -> Rates:
-    """The rates of this machine, or of the cluster at ``address``, for this experiment.
+    """Measure the rates of this machine, or of the cluster at ``address``, for this experiment.
 
     Raises:
-        InputError: the experiment cannot be run; as :func:`xgray.experiment.driver.run_experiment`.
+        InputError: the experiment cannot be run; see :func:`xgray.experiment.driver.run_experiment`.
     """
     folder = Folder(experiment.runs) / f"{TEMPORARY_MARK}plan-{uuid.uuid4().hex[:8]}"
-    heard = Timeline(on_progress)
+    timeline = Timeline(on_progress)
     try:
         with connect(address):
             nodes = cluster_capacity().alive
@@ -83,9 +87,9 @@ def calibrate(
             num_workers, _ = place_workers(cluster_capacity(), "evaluate", experiment.evaluate.execution.num_workers)
             plan = make_plan(small(experiment, work, folder.uri))
             (trained,) = plan.by_model("train") or (None,)
-            began = heard.now()
+            began = timeline.now()
             with _watching(plan, trained) as steps_began:
-                run_experiment(plan, ("train", "generate", "score"), on_progress=heard)
+                run_experiment(plan, ("train", "generate", "score"), on_progress=timeline)
             rates: dict[str, Any] = {
                 "num_gpus": num_gpus,
                 "num_nodes": nodes.total(),
@@ -93,14 +97,14 @@ def calibrate(
                 "start_seconds": began,
             }
             if trained:
-                rates["start_seconds"] = heard.said[f"train/{trained}"][0][0]
-                rates["train"] = _train_rates(plan, trained, heard, min(steps_began))
-                began = heard.said[f"train/{trained}"][-1][0]
-            rates |= _sampling_rates(experiment, plan, heard, began)
+                rates["start_seconds"] = timeline.first(f"train/{trained}")
+                rates["train"] = _train_rates(plan, trained, timeline, min(steps_began))
+                began = timeline.last(f"train/{trained}")
+            rates |= _sampling_rates(experiment, plan, timeline, began)
             _regroup(plan, work.num_prompts // len(experiment.languages), num_workers)
-            began = heard.now()
-            run_experiment(plan, ("evaluate", "report"), on_progress=heard)
-            rates |= _evaluation_rates(plan, heard, began, num_workers)
+            began = timeline.now()
+            run_experiment(plan, ("evaluate", "report"), on_progress=timeline)
+            rates |= _evaluation_rates(plan, timeline, began, num_workers)
             rates["start_seconds"] = round(rates["start_seconds"], 2)
             return Rates(**rates)
     finally:
@@ -108,32 +112,34 @@ def calibrate(
 
 
 def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
-    """The experiment to measure with: the sections as they are, but for how much there is to do."""
+    """Return the experiment to measure with: the same sections with less to do."""
     batch, num_languages = experiment.generate.execution.batch_size, len(experiment.languages)
     per_language = max(1, min(round(batch / num_languages), work.num_prompts // num_languages))
     generate = experiment.generate
     execution = generate.execution.model_copy(update={"batch_size": per_language * num_languages})
     score = Score() if experiment.score.scorer in SERVICES else experiment.score
-    alone = score.model_copy(update={"execution": score.execution.model_copy(update={"store": None})})
+    storeless = score.model_copy(update={"execution": score.execution.model_copy(update={"store": None})})
     changed: dict[str, Any] = {
         "runs": runs,
         "prompts": experiment.prompts.model_copy(update={"limit": per_language}),
         "generate": generate.model_copy(update={"execution": execution}),
-        "score": alone,
+        "score": storeless,
         "variants": [],
     }
-    left = [name for name, one in work.trainings.items() if one.num_steps > one.num_steps_done]
+    unfinished = [name for name, training in work.trainings.items() if training.num_steps > training.num_steps_done]
     if Folder(experiment.runs).local is None:
-        # A checkpoint is a folder, which finished weights behind a URI are not; a few steps make others of their size.
-        left = left or list(work.trainings)
-    if left:
-        changed["train"] = _short(work.trainings[left[0]].section)
-        changed["variants"] = [Variant(name=left[0])]
+        # Finished weights behind a URI are no folder that a checkpoint could name; a few steps make some of their size.
+        unfinished = unfinished or list(work.trainings)
+    if unfinished:
+        changed["train"] = _short(work.trainings[unfinished[0]].section)
+        changed["variants"] = [Variant(name=unfinished[0])]
     elif experiment.variants:
         first = experiment.variants[0]
         folder = run_folder(experiment) / "train" / first.name
-        made = (folder / ("adapter" if folder.exists("adapter") else "merged")).uri
-        changed["variants"] = [Variant(name=first.name, checkpoint=first.checkpoint or made, revision=first.revision)]
+        weights = (folder / ("adapter" if folder.exists("adapter") else "merged")).uri
+        changed["variants"] = [
+            Variant(name=first.name, checkpoint=first.checkpoint or weights, revision=first.revision)
+        ]
     return experiment.model_copy(update=changed)
 
 
@@ -153,10 +159,10 @@ def _short(section: Train) -> Train:
 
 @contextmanager
 def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
-    """When the training began its steps, by :func:`time.perf_counter`: what each look at its ``metrics.jsonl`` says.
+    """Estimate when the training began its steps, by :func:`time.perf_counter`, at each look at ``metrics.jsonl``.
 
-    None is too early. The least is right but for what a line takes to be seen: on a disk no time, behind a URI what it
-    takes to save a checkpoint, as the file is copied there before that is.
+    No estimate is too early. The smallest is late by the time that a line takes to become visible: none on a disk, and
+    behind a URI the time of saving a checkpoint, since the file is copied there first.
     """
     from xgray.train.metrics import METRICS, parse_metrics
 
@@ -167,7 +173,7 @@ def _watching(plan: Plan, variant: str | None) -> Iterator[list[float]]:
     folder = plan.stage("train", variant).folder
 
     def look() -> None:
-        with suppress(OSError):  # it is not there yet, or the storage has trouble that the next look may not have
+        with suppress(OSError):  # the file does not exist yet, or the storage may answer at the next look
             rows = parse_metrics(folder.read_bytes(METRICS).decode())
             steps_began.extend(time.perf_counter() - row["elapsed"] for row in rows[-1:])
 
@@ -179,14 +185,14 @@ def _source(what: str, device: str = "") -> str:
     return f"measured: {what}{f' on {device}' if device else ''}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) -> TrainRates:
-    """From the lines of ``metrics.jsonl``, and when the first step began, by :func:`time.perf_counter`."""
+def _train_rates(plan: Plan, variant: str, timeline: Timeline, steps_began: float) -> TrainRates:
+    """Compute the rates from ``metrics.jsonl``, and from when the first step began by :func:`time.perf_counter`."""
     from xgray.train.metrics import METRICS, parse_metrics
 
-    one = plan.stage("train", variant)
-    manifest = one.place.manifest() or {}
-    rows = parse_metrics(one.folder.read_bytes(METRICS).decode())
-    ready = steps_began - heard.zero
+    stage = plan.stage("train", variant)
+    manifest = stage.place.manifest() or {}
+    rows = parse_metrics(stage.folder.read_bytes(METRICS).decode())
+    ready = steps_began - timeline.zero
     times = [ready + row["elapsed"] for row in rows]
     steps = [row["seconds"] for row in rows if "loss" in row]
     per_step = sum(steps[1:]) / len(steps[1:])
@@ -196,8 +202,7 @@ def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) 
         len(validations) * counts["num_validation"]
     )
     checkpoint = _after(rows, times, validations[0])
-    said = heard.said[f"train/{variant}"]
-    first, last = said[0][0], said[-1][0]
+    first, last = timeline.first(f"train/{variant}"), timeline.last(f"train/{variant}")
     start = ready - first - counts["num_reference_computed"] * per_pair + steps[0] - per_step
     return TrainRates(
         source=_source(f"{len(steps)} steps, {counts['tokens']:,} tokens", manifest["device"]),
@@ -210,24 +215,25 @@ def _train_rates(plan: Plan, variant: str, heard: Timeline, steps_began: float) 
 
 
 def _after(rows: list[Row], times: list[float], validation: int) -> float:
-    """Seconds of the checkpoint between a validation and the step after it."""
+    """Return the seconds of the checkpoint between a validation and the step after it."""
     return max(0.0, times[validation + 1] - times[validation] - rows[validation + 1]["seconds"])
 
 
-def _sampling_rates(experiment: Experiment, plan: Plan, heard: Timeline, began: float) -> dict[str, Any]:
-    """From the manifests of both stages; what they do not account for is the start of the actors."""
+def _sampling_rates(experiment: Experiment, plan: Plan, timeline: Timeline, began: float) -> dict[str, Any]:
+    """Compute the rates from the manifests of both stages; the remaining time is the start of the actors."""
     from xgray.models.load import load_tokenizer
     from xgray.models.source import resolve
 
-    generated = [one.place.manifest() or {} for one in plan.by_model("generate").values()]
-    scored = [one.place.manifest() or {} for one in plan.by_model("score").values()]
-    tokens, completions = (sum(one["counts"][key] for one in generated) for key in ("num_tokens", "num_completions"))
-    seconds = sum(one["seconds"] for one in generated)
-    starts = [one["measured"]["engine_start_seconds"] for one in generated]
-    # The last model is scored while nothing else goes on.
-    alone = scored[-1]
-    whole = heard.last("score/") - began
-    others = round(max(0.0, whole - sum(starts) - seconds - alone["seconds"]), 2)
+    generated = [stage.place.manifest() or {} for stage in plan.by_model("generate").values()]
+    scored = [stage.place.manifest() or {} for stage in plan.by_model("score").values()]
+    tokens, completions = (
+        sum(manifest["counts"][key] for manifest in generated) for key in ("num_tokens", "num_completions")
+    )
+    seconds = sum(manifest["seconds"] for manifest in generated)
+    starts = [manifest["measured"]["engine_start_seconds"] for manifest in generated]
+    last_scored = scored[-1]  # scored while nothing else runs
+    whole = timeline.last("score/") - began
+    others = round(max(0.0, whole - sum(starts) - seconds - last_scored["seconds"]), 2)
     tokenizer = load_tokenizer(resolve(experiment.model), experiment.model.revision)
     prompts = PromptFile(plan.run)
     texts = [prompt.text for prompt in prompts.read(0, len(prompts))]
@@ -245,20 +251,20 @@ def _sampling_rates(experiment: Experiment, plan: Plan, heard: Timeline, began: 
     )
     if service:
         return {"generate": generate}
-    number = alone["counts"]["num_completions"]
+    number = last_scored["counts"]["num_completions"]
     score = ScoreRates(
-        source=_source(f"{number:,} texts", alone["device"]),
-        texts_per_second=round(number / alone["seconds"], 3),
+        source=_source(f"{number:,} texts", last_scored["device"]),
+        texts_per_second=round(number / last_scored["seconds"], 3),
         start_seconds=others,
     )
     return {"generate": generate, "score": score}
 
 
 def _regroup(plan: Plan, prompts_per_language: int, num_workers: int) -> None:
-    """Tell the rows' languages anew, so that each has as many prompts as in the experiment, as far as they go.
+    """Relabel the rows' languages so that each has as many prompts as in the experiment, as far as the rows suffice.
 
     Fluency and metrics are computed by language, and a few large units take another time than many small ones. There
-    are two units for each worker at least, since a worker loads its model with the first.
+    are at least two units for each worker, since a worker loads its model with its first unit.
     """
     ids = sorted(_ids(plan))
     num_units = max(ceil(len(ids) / prompts_per_language), ceil(2 * num_workers / len(plan.models)))
@@ -267,11 +273,11 @@ def _regroup(plan: Plan, prompts_per_language: int, num_workers: int) -> None:
     language = {prompt_id: codes[index // size] for index, prompt_id in enumerate(ids)}
     stages: list[tuple[Any, type[Any]]] = [(plan.by_model("generate"), Completions), (plan.by_model("score"), Scores)]
     for planned, kind in stages:
-        for one in planned.values():
-            rows = from_table(one.rows.read_parquet(schema(kind)), kind)
-            one.rows.delete()
-            told = [replace(row, language=language[row.prompt_id]) for row in rows]
-            one.rows.write_parquet("rows.parquet", to_table(told, kind))
+        for stage in planned.values():
+            rows = from_table(stage.rows.read_parquet(schema(kind)), kind)
+            stage.rows.delete()
+            relabelled = [replace(row, language=language[row.prompt_id]) for row in rows]
+            stage.rows.write_parquet("rows.parquet", to_table(relabelled, kind))
 
 
 def _ids(plan: Plan) -> list[str]:
@@ -280,16 +286,18 @@ def _ids(plan: Plan) -> list[str]:
     return ids
 
 
-def _evaluation_rates(plan: Plan, heard: Timeline, began: float, num_workers: int) -> dict[str, Any]:
-    """From what the stages said of themselves: a worker loads its model with its first unit."""
+def _evaluation_rates(plan: Plan, timeline: Timeline, began: float, num_workers: int) -> dict[str, Any]:
+    """Compute the rates from the progress reports; a worker loads its model with its first unit."""
     rates: dict[str, Any] = {}
-    generated = [(one.place.manifest() or {})["counts"] for one in plan.by_model("generate").values()]
-    new_tokens = sum(one["num_tokens"] for one in generated) / sum(one["num_completions"] for one in generated)
+    generated = [(stage.place.manifest() or {})["counts"] for stage in plan.by_model("generate").values()]
+    new_tokens = sum(counts["num_tokens"] for counts in generated) / sum(
+        counts["num_completions"] for counts in generated
+    )
     manifest = plan.stage("evaluate").place.manifest() or {}
-    if fluency := heard.said.get("evaluate: fluency"):
+    if fluency := timeline.reports.get("evaluate: fluency"):
         last, whole = fluency[-1]
         num_units = len(fluency) - 1
-        # Of the first units, one for each worker, nobody knows how much was loading; of too few units it all counts.
+        # How much of the first unit of each worker was loading is unknown. With too few units, all of them count.
         first, number = fluency[num_workers] if num_units >= 2 * num_workers else (began, 0)
         per_second = (whole - number) / (last - first) / min(num_workers, num_units)
         start = first - began - number / num_workers / per_second
@@ -299,13 +307,13 @@ def _evaluation_rates(plan: Plan, heard: Timeline, began: float, num_workers: in
             start_seconds=round(max(0.0, start), 2),
         )
         began = last
-    first, last = heard.said["evaluate: metrics"][0][0], heard.said["report"][0][0]
+    first, last = timeline.reports["evaluate: metrics"][0][0], timeline.reports["report"][0][0]
     num_prompts = len(_ids(plan)) * len(plan.models)
     rates["metrics"] = MetricsRates(
         source=_source(f"{num_prompts:,} prompts, {plan.experiment.evaluate.resamples:,} resamples"),
         prompts_per_second=round(num_prompts / (last - first), 3),
         start_seconds=round(first - began, 2),
     )
-    report = heard.said["report"]
+    report = timeline.reports["report"]
     rates["report"] = ReportRates(source=_source("one report"), seconds=round(report[-1][0] - report[0][0], 2))
     return rates

@@ -1,6 +1,6 @@
-"""How fast a machine works and what it costs: the rates that ``xgray plan`` reckons with, and their YAML file.
+"""Rates and prices, with which ``xgray plan`` turns counts into hours and money, and their YAML file.
 
-Somebody states them, or ``xgray plan --measure --write-rates FILE`` measures them. No price is built in.
+The user states them, or ``xgray plan --measure --write-rates FILE`` measures them. No price is built in.
 """
 
 from __future__ import annotations
@@ -17,63 +17,79 @@ from xgray.storage.folder import Folder
 
 
 class StageRates(Section):
+    """What the rates of every stage have in common."""
+
     source: str = "stated"
-    """Where the rates come from: of measured ones how much was measured, on what device and when."""
+    """Where the rates come from; for measured ones how much was measured, on which device and when."""
 
 
 class TrainRates(StageRates):
+    """Rates of trainings."""
+
     seconds_per_step: float = Field(gt=0)
-    """Of one optimizer step."""
+    """Seconds of one optimizer step."""
     start_seconds: float = Field(0.0, ge=0)
-    """Of each training: workers, weights, tokens, the warm-up of the first step."""
+    """Before the first step of each training: starting workers, loading weights, tokenizing, warming up."""
     seconds_per_pair: float = Field(0.0, ge=0)
-    """Of a pair through the model without gradients: for the reference, and in each validation."""
+    """Of one pair through the model without gradients, for the reference and in each validation."""
     checkpoint_seconds: float = Field(0.0, ge=0)
-    """Of each checkpoint, of which there is one after every validation."""
+    """Of each checkpoint; there is one after every validation."""
     export_seconds: float = Field(0.0, ge=0)
-    """Of each training's end: the result as others load it."""
+    """At the end of each training, for writing the result as other stages load it."""
 
 
 class GenerateRates(StageRates):
+    """Rates of engines."""
+
     tokens_per_second: float = Field(gt=0)
-    """New tokens of one engine, with full batches; reading the prompts is in it."""
+    """New tokens of one engine per second, with full batches and including the prompts' prefill."""
     start_seconds: float = Field(0.0, ge=0)
-    """Of an engine."""
+    """Of starting one engine."""
     restart_seconds: float | None = Field(None, ge=0)
-    """Of each further model; 0 where the engine applies adapters as they are, by default as ``start_seconds``."""
+    """Of loading each further model, by default ``start_seconds``; 0 where the engine applies adapters unmerged."""
     prompt_tokens: float | None = Field(None, gt=0)
     """Mean tokens of a prompt."""
     new_tokens: float | None = Field(None, gt=0)
-    """Mean tokens of a completion; by default as many as ``generate.max_new_tokens`` allows, the upper bound."""
+    """Mean tokens of a completion; by default ``generate.max_new_tokens``, the upper bound."""
 
 
 class ScoreRates(StageRates):
+    """Rates of scoring actors."""
+
     texts_per_second: float = Field(gt=0)
-    """Of one scoring actor; for Perspective the quota (``score.execution.requests_per_second``) counts instead."""
+    """Of one scoring actor; Perspective goes by its rate limit, ``score.execution.requests_per_second``, instead."""
     start_seconds: float = Field(0.0, ge=0)
-    """Of actors and scorers."""
+    """Of starting actors and loading scorers."""
 
 
 class FluencyRates(StageRates):
+    """Rates of measuring perplexity."""
+
     tokens_per_second: float = Field(gt=0)
-    """Tokens of completions (as the model that wrote them counts them) through one copy of the measuring model."""
+    """Tokens of completions per second through one copy of the measuring model, as the sampling model counts them."""
     start_seconds: float = Field(0.0, ge=0)
-    """Of the workers, with loading the model."""
+    """Of starting workers and loading the model."""
 
 
 class MetricsRates(StageRates):
+    """Rates of computing metrics."""
+
     prompts_per_second: float = Field(gt=0)
-    """Prompts of one model through diversity and the bootstrap."""
+    """Prompts of one model per second, for diversity and the bootstrap."""
     start_seconds: float = Field(0.0, ge=0)
 
 
 class ReportRates(StageRates):
+    """Rates of writing the report."""
+
     seconds: float = Field(gt=0)
 
 
 class Rates(StageRates):
+    """The rates and prices of one machine or cluster."""
+
     start_seconds: float = Field(0.0, ge=0)
-    """Of a run: Ray, and the checks before the first stage."""
+    """Of starting Ray and of the checks before the first stage."""
     train: TrainRates | None = None
     generate: GenerateRates | None = None
     score: ScoreRates | None = None
@@ -83,26 +99,28 @@ class Rates(StageRates):
     num_gpus: int = Field(0, ge=0)
     """GPUs of the cluster."""
     num_nodes: int = Field(1, ge=1)
-    """Nodes that are paid for by the hour, all of them as long as the run lasts."""
+    """Nodes that are paid for by the hour, all of them for the whole run."""
     price_per_gpu_hour: float | None = Field(None, ge=0)
-    """For the GPUs that a stage holds, as long as it does."""
+    """For the GPUs that a stage holds, while it holds them."""
     price_per_node_hour: float | None = Field(None, ge=0)
     price_per_1000_requests: float | None = Field(None, ge=0)
-    """Of a scoring service."""
+    """For requests to a scoring service."""
     currency: str = ""
 
     @property
-    def priced(self) -> bool:
-        return any(one is not None for one in (self.price_per_gpu_hour, self.price_per_node_hour,
-                                               self.price_per_1000_requests))  # fmt: skip
+    def has_prices(self) -> bool:
+        """Whether any price is known."""
+        prices = (self.price_per_gpu_hour, self.price_per_node_hour, self.price_per_1000_requests)
+        return any(price is not None for price in prices)
 
     def with_stated(self, stated: Rates) -> Rates:
-        """These rates, with whatever the file ``stated`` in their place."""
+        """Return these rates, overridden by the fields set in ``stated``."""
         return self.model_copy(update={name: getattr(stated, name) for name in stated.model_fields_set})
 
 
 def read_rates(path: Path) -> Rates:
-    """
+    """Read a file of rates.
+
     Raises:
         InputError: the file is missing or no YAML, or a rate is unknown or out of range.
     """
@@ -119,7 +137,7 @@ def read_rates(path: Path) -> Rates:
 
 
 def write_rates(path: str, rates: Rates) -> None:
-    """Write the file that :func:`read_rates` reads; what is not known, or is as by default, is left out."""
+    """Write the file that :func:`read_rates` reads, without unknown rates and defaults."""
     folder, name = Folder.containing(path)
     values = rates.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)

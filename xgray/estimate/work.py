@@ -1,4 +1,7 @@
-"""What an experiment takes and what of it is done, in counts: what an estimate is made of, beside the rates."""
+"""The work of an experiment in counts: how much there is, and how much of it is done.
+
+counts (this module) × rates ─▶ lines of the estimate
+"""
 
 from __future__ import annotations
 
@@ -8,85 +11,93 @@ from xgray.config import Train
 
 
 @dataclass(frozen=True)
-class Training:
-    """One variant's training, or what is left of it."""
+class TrainingWork:
+    """One variant's training."""
 
     section: Train
     num_pairs: int
-    """Trained on, after the filters."""
+    """Pairs to train on, after the filters."""
     num_validation: int
+    """Pairs of each validation."""
     num_reference: int
     """Pairs whose reference log-probabilities are not in the cache."""
     num_steps: int
-    """In all, unless it stops early."""
+    """Optimizer steps in all, unless the training stops early."""
     num_steps_done: int = 0
-    """Kept by a checkpoint or finished."""
+    """Steps that a checkpoint has kept, or all of a finished training."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """One model's prompts in the stages generate and score."""
+class ModelWork:
+    """What is done of one model's prompts in the stages generate and score."""
 
     num_generated: int = 0
     num_scored: int = 0
     num_known: int = 0
-    """Texts among the completions on disk that wait for a score and have one in the score store."""
+    """Completions on disk that wait for a score which the score store has already."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Texts that the base model reads once, for its states: ``probe`` and ``retrieve``."""
+class ReadingWork:
+    """Texts that the base model reads once, for its hidden states: ``probe`` and ``retrieve``."""
 
     stage: str
     num_texts: int
     num_characters: int
-    done: bool = False
+    is_done: bool = False
 
 
 @dataclass(frozen=True)
-class Continuing:
-    """Prompts that a model goes on from greedily, for its activations: ``vectors`` and ``activations/{model}``."""
+class GreedyWork:
+    """Prompts that a model continues greedily, for its activations: ``vectors`` and ``activations/{model}``."""
 
     stage: str
     num_prompts: int
     new_tokens: int
-    """Of each prompt, at most."""
+    """New tokens of each prompt, at most."""
     num_done: int = 0
 
 
 @dataclass(frozen=True)
-class Intervening:
+class InterventionWork:
+    """An intervention: its settings are sampled, scored and evaluated as models are."""
+
     num_prompts: int
-    settings: dict[str, Sampling]
-    """The base model's own completions are one of them."""
-    done: bool = False
+    settings: dict[str, ModelWork]
+    """By setting, the unedited base model among them."""
+    is_done: bool = False
 
 
 @dataclass(frozen=True)
-class Other:
-    """What no rate is known of: ``transfer`` and ``capability/{model}``."""
+class UnratedWork:
+    """A stage that no rate is known of, such as ``transfer`` and ``capability/{model}``."""
 
     stage: str
     unit: str
     number: int
-    done: bool = False
+    is_done: bool = False
+
+
+InsideWork = ReadingWork | GreedyWork | InterventionWork | UnratedWork
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an experiment takes and what of it is done, in counts."""
+    """The work of an experiment."""
 
     num_prompts: int
-    trainings: dict[str, Training]
+    """Prompts of all languages."""
+    trainings: dict[str, TrainingWork]
     """By variant."""
-    models: dict[str, Sampling]
+    models: dict[str, ModelWork]
+    """By model."""
     num_perplexities: int = 0
-    """Completions whose fluency is measured already."""
-    evaluated: bool = False
-    reported: bool = False
+    """Completions whose perplexity is measured already."""
+    is_evaluated: bool = False
+    is_reported: bool = False
     prompt_characters: float = 0.0
-    """Of a prompt, on average: by it tokens are reckoned from characters."""
-    mechanism: list[Reading | Continuing | Intervening | Other] = field(default_factory=list)
-    """The stages that look inside the network, in their order."""
+    """Mean characters of a prompt, from which tokens of other texts are estimated."""
+    inside: list[InsideWork] = field(default_factory=list)
+    """The stages between ``evaluate`` and ``report``, in their order."""
     notes: list[str] = field(default_factory=list)
     """What could not be counted exactly."""
