@@ -142,7 +142,8 @@ def check_pod(name, pod, experiment):
 
 def test_every_field_of_the_rayjob_is_as_intended():
     text = (ROOT / "jobs" / "rayjob.yaml").read_text()
-    header = text.split("apiVersion", 1)[0]
+    ((dockerfile, tag),) = re.findall(r"docker build -f (\S+) -t (\S+) \.", text)
+    image = (ROOT / dockerfile).read_text()
     job = Fields(json.loads(json.dumps(yaml.safe_load(text))))  # through JSON, so that YAML anchors share no objects
     assert (job.take("apiVersion"), job.take("kind")) == ("ray.io/v1", "RayJob")
     assert job.take("metadata", "name") == "xgray-mgpt"
@@ -156,8 +157,10 @@ def test_every_field_of_the_rayjob_is_as_intended():
     assert job.take("spec", "shutdownAfterJobFinishes") is True
     assert job.take("spec", "ttlSecondsAfterFinished") > 0
     cluster = Fields(job.take("spec", "rayClusterSpec"))
-    assert f"ray=={cluster.take('rayVersion')}" == RAY
-    assert RAY in header, "the image has the same version of Ray"
+    version = cluster.take("rayVersion")
+    assert f"ray=={version}" == RAY
+    assert RAY in image, "the image has the same version of Ray"
+    assert f"FROM rayproject/ray:{version}-" in image
     assert cluster.take("authOptions", "mode") == "token"
     assert cluster.take("enableInTreeAutoscaling") is True
     assert cluster.take("autoscalerOptions", "idleTimeoutSeconds") > 0
@@ -168,6 +171,7 @@ def test_every_field_of_the_rayjob_is_as_intended():
     pods = {"head": head} | dict(check_worker_group(Fields(group)) for group in cluster.take("workerGroupSpecs"))
     assert set(pods) == {"head", "gpu", "cpu"}
     assert pods["gpu"].take("tolerations") == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    ((_, checkout),) = {check_pod(name, pod, experiment) for name, pod in pods.items()}
-    assert f"COPY --chown=ray . {checkout}" in header
+    ((name, checkout),) = {check_pod(name, pod, experiment) for name, pod in pods.items()}
+    assert name == tag
+    assert f"COPY --chown=ray . {checkout}" in image
     assert [*job.untaken(), *cluster.untaken()] == []
