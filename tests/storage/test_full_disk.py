@@ -50,10 +50,11 @@ def test_weights_and_tokenizers_that_find_no_room_are_refused_as_files_are(disk,
     """The libraries that write them raise types of their own."""
     code = (
         "import os, sys; from pathlib import Path; from xgray.config import Model\n"
-        "from xgray.models.source import load_tokenizer, save; from xgray.train.export import merged\n"
+        "from xgray.models.cache import save; from xgray.models.load import load_tokenizer\n"
+        "from xgray.train.export import merge_adapter\n"
         "from xgray.storage.folder import Folder\n"
         "model, adapter, disk = sys.argv[1:]\n"
-        "try: merged(Model(id=model), adapter, Folder(disk + '/merged'))\n"
+        "try: merge_adapter(Model(id=model), adapter, Folder(disk + '/merged'))\n"
         "except OSError as error: print(error, os.listdir(disk + '/merged'))\n"
         "try: save(load_tokenizer(model), Path(disk))\n"
         "except OSError as error: print(error)\n"

@@ -1,16 +1,13 @@
-"""What is exported gives the log-probabilities of what was trained."""
+"""Exported weights give the log-probabilities of the trained model."""
 
 import pytest
 import torch
 from peft import PeftModel
 
-from tests.train.tiny import PAIRS
+from tests.train.tiny import PAIRS, build_tiny_trainer
 from xgray.config import Train
 from xgray.models.load import load_causal_lm, load_tokenizer
 from xgray.train.export import export
-from xgray.train.pairs import prepare_pairs
-from xgray.train.reference import ReferenceCache
-from xgray.train.trainer import build_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +16,9 @@ pytestmark = pytest.mark.slow
 def train(tiny_model, tmp_path):
     def run(**fields):
         section = Train(max_steps=4, eval_steps=4, warmup_steps=1, learning_rate=1e-2, **fields)
-        tokenizer = load_tokenizer(tiny_model)
-        cache = ReferenceCache.of(section, "tiny", str(tmp_path / "cache"))
-        trainer = build_trainer(
-            tiny_model, section, prepare_pairs(PAIRS, tokenizer, section, 0), tokenizer, cache,
-            seed=0, work=tmp_path / "work", metrics=tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+        trainer = build_tiny_trainer(tiny_model, section, tmp_path / "run")
         trainer.train()
-        export(tiny_model, None, tmp_path / "work" / "checkpoint-4", tmp_path / "out")
+        export(tiny_model, None, tmp_path / "run" / "work" / "checkpoint-4", tmp_path / "out")
         return trainer.model.eval(), tmp_path / "out"
 
     return run
@@ -46,10 +38,10 @@ def test_merged_adapter_and_trained_model_agree(train, tiny_model, lora_targets)
     torch.testing.assert_close(log_probs(load_causal_lm(str(out / "merged"), "float32"), tiny_model), expected)
     adapted = PeftModel.from_pretrained(load_causal_lm(tiny_model, "float32"), str(out / "adapter")).eval()
     torch.testing.assert_close(log_probs(adapted, tiny_model), expected)
-    assert {file.name for file in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_full_model_is_exported_whole_with_its_tokenizer(train, tiny_model):
+def test_full_training_is_exported_as_a_whole_model_with_its_tokenizer(train, tiny_model):
     trained, out = train(method="full")
     expected = log_probs(trained, tiny_model)
     torch.testing.assert_close(log_probs(load_causal_lm(str(out / "merged"), "float32"), tiny_model), expected)
@@ -68,8 +60,8 @@ def test_failed_export_leaves_nothing(tiny_model, tmp_path):
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
-def test_what_was_exported_is_left_as_it_is(train, tiny_model, tmp_path):
+def test_export_leaves_existing_folders_as_they_are(train, tiny_model, tmp_path):
     _, out = train(method="full")
     before = (out / "merged" / "model.safetensors").stat().st_mtime_ns
-    export(tiny_model, None, tmp_path / "work" / "checkpoint-4", out)
+    export(tiny_model, None, tmp_path / "run" / "work" / "checkpoint-4", out)
     assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == before

@@ -1,3 +1,5 @@
+"""The file ``metrics.jsonl``: what is read of it, its summary, and what a resumed training keeps."""
+
 import json
 
 import pytest
@@ -25,12 +27,12 @@ def write(path, rows, tail=""):
     return path
 
 
-def test_torn_last_line_and_header_are_no_rows(tmp_path):
+def test_header_and_a_last_line_cut_off_are_not_read(tmp_path):
     assert read_metrics(write(tmp_path / "m.jsonl", ROWS, tail='{"step": 5, "lo')) == ROWS[1:]
     assert read_metrics(tmp_path / "missing.jsonl") == []
 
 
-def test_summary(tmp_path):
+def test_summary_of_steps_and_validations(tmp_path):
     assert summarize(write(tmp_path / "m.jsonl", ROWS)) == {
         "steps": 4,
         "stopped_early": True,
@@ -45,7 +47,7 @@ def test_summary(tmp_path):
     }
 
 
-def test_summary_without_validation_says_nothing_of_it(tmp_path):
+def test_summary_without_validation_has_no_entries_about_it(tmp_path):
     rows = [{"total_steps": 1}, step(1, 0.7, 2.0)]
     summary = summarize(write(tmp_path / "m.jsonl", rows))
     assert not summary["stopped_early"]
@@ -53,7 +55,7 @@ def test_summary_without_validation_says_nothing_of_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+def test_resuming_deletes_lines_after_the_checkpoint(tmp_path):
     from transformers import TrainerState
 
     from xgray.train.callbacks import MetricsLog

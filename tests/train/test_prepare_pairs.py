@@ -1,3 +1,5 @@
+"""Pairs become token ids as TRL makes them, are truncated and filtered by length, and split for validation."""
+
 import pytest
 
 from tests.train.tiny import PAIRS
@@ -7,7 +9,7 @@ from xgray.rows import PreferencePair
 from xgray.train.pairs import TokenizedPair, prepare_pairs
 
 
-def everything(prepared):
+def all_pairs(prepared):
     return prepared.train + prepared.validation
 
 
@@ -18,13 +20,13 @@ def test_tokens_spell_the_texts_and_end_with_the_end_token(tokenizer):
     assert tokenizer.decode(pair.rejected_ids) == PAIRS[0].rejected + "</s>"
 
 
-def test_end_token_is_not_doubled(tokenizer):
+def test_end_token_in_the_text_is_not_doubled(tokenizer):
     ended = PreferencePair("The baker", " sang</s>", " slept")
     [pair] = prepare_pairs([ended], tokenizer, Train(validation_share=0, batch_size=1), seed=0).train
     assert pair.chosen_ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_token_merged_across_the_boundary_belongs_to_the_continuation(tokenizer):
+def test_token_merged_across_the_boundary_belongs_to_the_completion(tokenizer):
     # " stu" + "pid idiot" is tokenized as " stupid idiot": the prompt's last tokens are no prefix of it.
     [pair] = prepare_pairs(
         [PreferencePair("He called me a stu", "pid idiot!", "dent.")],
@@ -38,7 +40,7 @@ def test_token_merged_across_the_boundary_belongs_to_the_continuation(tokenizer)
     assert len(pair.prompt_ids) < len(tokenizer("He called me a stu")["input_ids"])
 
 
-def test_long_prompt_loses_its_beginning(tokenizer):
+def test_long_prompt_keeps_its_last_tokens(tokenizer):
     pair = PreferencePair("x y z " * 20 + "The end is near", " good", " bad")
     section = Train(validation_share=0, batch_size=1, max_prompt_length=6)
     prepared = prepare_pairs([pair], tokenizer, section, seed=0)
@@ -69,7 +71,7 @@ def test_corrected_filter_counts_tokens_after_truncation(tokenizer):
 
     def kept(max_length):
         section = Train(validation_share=0, batch_size=1, max_prompt_length=4, max_length=max_length)
-        return everything(prepare_pairs([pair], tokenizer, section, seed=0))
+        return all_pairs(prepare_pairs([pair], tokenizer, section, seed=0))
 
     assert lengths[0] > 8
     assert len(kept(lengths[0])) == 1
@@ -85,23 +87,25 @@ def test_released_filter_counts_characters(tokenizer):
     assert (prepared.num_pairs, prepared.num_dropped) == (2, 1)
 
 
-def test_split_is_a_partition_drawn_from_the_seed(tokenizer):
+def test_split_is_a_partition_that_depends_on_the_seed(tokenizer):
     section = Train(validation_share=0.25)
     first, again, other = (prepare_pairs(PAIRS, tokenizer, section, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert len(first.validation) == 4  # of 5, the nearest number of whole batches
     assert first.validation != other.validation
     whole = prepare_pairs(PAIRS, tokenizer, Train(validation_share=0, batch_size=1), seed=1).train
-    assert sorted(map(repr, everything(first))) == sorted(map(repr, whole))
+    assert sorted(map(repr, all_pairs(first))) == sorted(map(repr, whole))
 
 
-@pytest.mark.parametrize(("batch_size", "share", "held_out"), [(1, 0.001, 1), (2, 0.2, 4), (4, 0.001, 4), (3, 0.5, 9)])
-def test_what_is_held_out_is_whole_batches(tokenizer, batch_size, share, held_out):
+@pytest.mark.parametrize(
+    ("batch_size", "share", "num_held_out"), [(1, 0.001, 1), (2, 0.2, 4), (4, 0.001, 4), (3, 0.5, 9)]
+)
+def test_whole_batches_are_held_out(tokenizer, batch_size, share, num_held_out):
     section = Train(validation_share=share, batch_size=batch_size)
-    assert len(prepare_pairs(PAIRS, tokenizer, section, seed=0).validation) == held_out
+    assert len(prepare_pairs(PAIRS, tokenizer, section, seed=0).validation) == num_held_out
 
 
-def test_nothing_is_held_out_where_nothing_is_asked_for(tokenizer):
+def test_nothing_is_held_out_for_a_share_of_0(tokenizer):
     assert prepare_pairs(PAIRS, tokenizer, Train(validation_share=0), seed=0).validation == []
 
 
@@ -114,6 +118,6 @@ def test_too_few_pairs_are_refused(tokenizer, pairs):
 def test_key_depends_on_every_token_and_on_the_context():
     pair = TokenizedPair([1, 2], [3], [4])
     others = [TokenizedPair([1], [2, 3], [4]), TokenizedPair([1, 2], [4], [3]), TokenizedPair([1, 2], [3], [5])]
-    keys = {one.key({"model": "m"}) for one in [pair, *others]} | {pair.key({"model": "n"})}
+    keys = {other.key({"model": "m"}) for other in [pair, *others]} | {pair.key({"model": "n"})}
     assert len(keys) == 5
     assert pair.key({"model": "m"}) == TokenizedPair([1, 2], [3], [4]).key({"model": "m"})

@@ -1,3 +1,5 @@
+"""The cache of reference log-probabilities: what shares a value, and what is read of a folder with many writers."""
+
 import pytest
 
 from xgray.config import Train
@@ -7,7 +9,7 @@ from xgray.train.reference import ReferenceCache, arithmetic
 PAIR = TokenizedPair([1, 2], [3], [4])
 
 
-def test_values_of_several_writers_are_read_together(tmp_path):
+def test_values_of_all_writers_are_read(tmp_path):
     first = ReferenceCache.of(Train(), "weights", str(tmp_path))
     second = ReferenceCache.of(Train(seed=7, learning_rate=1.0, method="lora"), "weights", str(tmp_path))
     assert first.read() == {}
@@ -18,7 +20,7 @@ def test_values_of_several_writers_are_read_together(tmp_path):
     assert first.key(PAIR) == second.key(PAIR)
 
 
-def test_other_weights_arithmetic_or_length_have_other_keys(tmp_path):
+def test_key_depends_on_weights_arithmetic_and_maximum_length(tmp_path):
     caches = [
         ReferenceCache.of(Train(), "weights", str(tmp_path)),
         ReferenceCache.of(Train(), "other weights", str(tmp_path)),
@@ -28,7 +30,7 @@ def test_other_weights_arithmetic_or_length_have_other_keys(tmp_path):
     assert len({cache.key(PAIR) for cache in caches}) == 4
 
 
-def test_file_that_is_being_written_is_not_read(tmp_path):
+def test_incomplete_file_is_not_read(tmp_path):
     cache = ReferenceCache.of(Train(), "weights", str(tmp_path))
     cache.write({"a": (-1.0, -2.0)})
     [file] = cache.folder.local.iterdir()
@@ -37,9 +39,9 @@ def test_file_that_is_being_written_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_float32_is_shared_by_methods(method):
+def test_methods_share_values_in_float32(method):
     assert arithmetic(Train(method=method)) == "float32"
 
 
-def test_four_bits_are_an_arithmetic_of_their_own():
+def test_qlora_shares_no_values_with_lora():
     assert arithmetic(Train(method="qlora")) != arithmetic(Train(method="lora"))

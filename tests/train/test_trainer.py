@@ -1,4 +1,4 @@
-"""The trainer itself, on a tiny model in this process."""
+"""The trainer with a tiny model in this process: its loss, reference, adapters, early stopping and resuming."""
 
 import math
 
@@ -9,16 +9,16 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from tests.train.tiny import PAIRS
+from tests.train.tiny import PAIRS, build_tiny_trainer
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
-from xgray.train.callbacks import CheckpointReport
+from xgray.train.callbacks import CheckpointReport, MetricsLog
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
-from xgray.train.trainer import build_trainer, tune_in_float32
+from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
 
@@ -27,26 +27,19 @@ SHORT = {"max_steps": 4, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e
 
 @pytest.fixture
 def make(tiny_model, tmp_path):
-    def build(pairs=PAIRS, seed=0, name="run", callbacks=(), **fields):
+    def build(name="run", pairs=PAIRS, seed=0, callbacks=(), **fields):
         section = Train(**(SHORT | fields))
-        tokenizer = load_tokenizer(tiny_model)
-        cache = ReferenceCache.of(section, "tiny", str(tmp_path / "cache"))
-        prepared = prepare_pairs(pairs, tokenizer, section, seed)
-        (tmp_path / name).mkdir()
-        return build_trainer(
-            tiny_model, section, prepared, tokenizer, cache,
-            seed=seed, work=tmp_path / name / "work", metrics=tmp_path / name / "metrics.jsonl",
-            callbacks=callbacks,
-        )  # fmt: skip
+        return build_tiny_trainer(tiny_model, section, tmp_path / name, pairs=pairs, seed=seed, callbacks=callbacks)
 
     return build
 
 
-def rows_of(trainer, checkpoint=None):
+def train(trainer, checkpoint=None):
+    """Train, and return the rows of ``metrics.jsonl`` without times."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    timed = ("seconds", "tokens_per_second", "elapsed")
-    [path] = {one.path for one in trainer.callback_handler.callbacks if hasattr(one, "path")}
-    return [{key: value for key, value in row.items() if key not in timed} for row in read_metrics(path)]
+    times = ("seconds", "tokens_per_second", "elapsed")
+    [path] = {callback.path for callback in trainer.callback_handler.callbacks if isinstance(callback, MetricsLog)}
+    return [{key: value for key, value in row.items() if key not in times} for row in read_metrics(path)]
 
 
 def perturb(model):
@@ -57,18 +50,20 @@ def perturb(model):
 
 
 def log_prob(model, prompt_ids, ids):
-    """The continuation's summed log-probability, one sequence and one position at a time."""
+    """The summed log-probability of a completion, computed one position at a time."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids + ids])).logits[0].double()
     positions = range(len(prompt_ids) - 1, len(prompt_ids) + len(ids) - 1)
-    return sum(torch.log_softmax(logits[at], -1)[token].item() for at, token in zip(positions, ids, strict=True))
+    return sum(
+        torch.log_softmax(logits[position], -1)[token].item() for position, token in zip(positions, ids, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "lora_targets"), [("full", "corrected"), ("lora", "corrected"), ("lora", "released")]
 )
 def test_first_loss_is_ln_2(make, method, lora_targets):
-    rows = rows_of(make(method=method, lora_targets=lora_targets))
+    rows = train(make(method=method, lora_targets=lora_targets))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert rows[-1]["eval_loss"] < math.log(2) - 0.01
 
@@ -96,7 +91,7 @@ def test_loss_is_the_formula_computed_by_hand(make, tiny_model):
 def test_swapping_chosen_and_rejected_flips_the_margin(make):
     swapped = [PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in PAIRS]
     margins = []
-    for name, pairs in (("as they are", PAIRS), ("swapped", swapped)):
+    for name, pairs in (("original", PAIRS), ("swapped", swapped)):
         trainer = make(pairs=pairs, validation_share=0, name=name)
         perturb(trainer.model)
         trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
@@ -105,23 +100,23 @@ def test_swapping_chosen_and_rejected_flips_the_margin(make):
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
 
 
-def test_tokens_and_reference_are_those_of_trl(make, tiny_model, tmp_path):
-    ours = make(validation_share=0).train_dataset
+def test_tokens_and_reference_agree_with_trl(make, tiny_model, tmp_path):
+    dataset = make(validation_share=0).train_dataset
     texts = Dataset.from_list([vars(pair) for pair in PAIRS])
     arguments = DPOConfig(output_dir=str(tmp_path / "trl"), precompute_ref_log_probs=True, bf16=False, report_to="none")
-    plain = DPOTrainer(
+    expected = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_model),
         args=arguments,
         train_dataset=texts,
         processing_class=load_tokenizer(tiny_model),
     ).train_dataset
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        assert ours[column] == plain[column]
+        assert dataset[column] == expected[column]
     for column in ("ref_chosen_logps", "ref_rejected_logps"):
-        assert list(ours[column]) == pytest.approx(list(plain[column]), abs=1e-4)
+        assert list(dataset[column]) == pytest.approx(list(expected[column]), abs=1e-4)
 
 
-def test_other_seeds_and_methods_reuse_the_reference(make):
+def test_trainings_with_another_seed_method_or_beta_reuse_the_reference(make):
     first = make()
     assert (first.num_reference_computed, first.num_reference_reused) == (len(PAIRS), 0)
     for name, change in (("seed", {"seed": 5}), ("lora", {"method": "lora"}), ("beta", {"beta": 0.5})):
@@ -131,46 +126,56 @@ def test_other_seeds_and_methods_reuse_the_reference(make):
     assert make(name="more", pairs=more).num_reference_computed == 1
 
 
-def test_same_seed_same_numbers_whether_the_reference_was_cached_or_not(make):
-    cold = rows_of(make(method="lora", lora_dropout=0.5, name="cold"))
-    warm = rows_of(make(method="lora", lora_dropout=0.5, name="warm"))
-    other = rows_of(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
+def test_numbers_depend_on_the_seed_and_not_on_whether_the_reference_was_cached(make):
+    cold = train(make(method="lora", lora_dropout=0.5, name="cold"))
+    warm = train(make(method="lora", lora_dropout=0.5, name="warm"))
+    other = train(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
     assert cold == warm
     assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
 
 
-def adapter_of(trainer):
-    return {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+def tuned_parameters(trainer):
+    return {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("repaired", [False, True])
-def test_small_steps_move_an_adapter_that_trl_left_in_bfloat16(make, repaired):
+def copies(parameters):
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def share_moved(trainer, before):
+    """The share of numbers in LoRA's A that differ from ``before``."""
+    after = tuned_parameters(trainer)
+    moved = [(after[name] != value).flatten() for name, value in before.items() if "lora_A" in name]
+    return torch.cat(moved).float().mean().item()
+
+
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_small_steps_move_a_bfloat16_adapter_only_after_its_conversion_to_float32(make, in_float32):
     trainer = make(method="lora", dtype="bfloat16", learning_rate=1e-5, lora_dropout=0)
-    for parameter in adapter_of(trainer).values():  # as TRL does to that of a 4-bit model
+    for parameter in tuned_parameters(trainer).values():  # as TRL does with the adapter of a 4-bit model
         parameter.data = parameter.data.to(torch.bfloat16)
-    if repaired:
+    if in_float32:
         tune_in_float32(trainer.model)
-    frozen = {name: one.detach().clone() for name, one in trainer.model.named_parameters() if not one.requires_grad}
-    before = {name: one.detach().clone() for name, one in adapter_of(trainer).items() if "lora_A" in name}
-    rows = rows_of(trainer)
+    parameters = dict(trainer.model.named_parameters())
+    frozen = copies({name: parameter for name, parameter in parameters.items() if not parameter.requires_grad})
+    before = copies(tuned_parameters(trainer))
+    rows = train(trainer)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
-    moved = torch.cat([(adapter_of(trainer)[name] != one).flatten() for name, one in before.items()])
-    assert (moved.float().mean().item() > 0.95) is repaired
+    assert (share_moved(trainer, before) > 0.95) is in_float32
     after = dict(trainer.model.named_parameters())
-    assert all(torch.equal(after[name], one) and one.dtype == torch.bfloat16 for name, one in frozen.items())
+    assert all(torch.equal(after[name], value) and value.dtype == torch.bfloat16 for name, value in frozen.items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="4 bits want CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="QLoRA needs CUDA")
 def test_qlora_tunes_in_float32(make):
     trainer = make(method="qlora", dtype="bfloat16", learning_rate=1e-5, lora_dropout=0)
-    assert {one.dtype for one in adapter_of(trainer).values()} == {torch.float32}
-    before = {name: one.detach().clone() for name, one in adapter_of(trainer).items() if "lora_A" in name}
-    assert rows_of(trainer)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
-    moved = torch.cat([(adapter_of(trainer)[name] != one).flatten() for name, one in before.items()])
-    assert moved.float().mean() > 0.95
+    assert {parameter.dtype for parameter in tuned_parameters(trainer).values()} == {torch.float32}
+    before = copies(tuned_parameters(trainer))
+    assert train(trainer)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert share_moved(trainer, before) > 0.95
 
 
-def test_lora_sits_on_the_linear_layers_of_the_blocks_and_keeps_its_dropout(make):
+def test_lora_adapts_the_linear_layers_of_the_blocks_and_keeps_its_dropout(make):
     def adapted(trainer):
         modules = trainer.model.named_modules()
         return {name.split(".")[-1] for name, module in modules if isinstance(module, LoraLayer)}
@@ -188,43 +193,41 @@ def test_released_targets_train_the_head(make):
     trainer = make(method="lora", lora_targets="released")
     trainer.train()
     weights = dict(trainer.model.named_parameters())
-    [head] = [value for name, value in weights.items() if "lm_head.lora_B" in name]
+    [head] = [weight for name, weight in weights.items() if "lm_head.lora_B" in name]
     assert head.abs().max() > 0
 
 
 def test_training_stops_when_validation_does_not_improve(make):
-    rows = rows_of(make(learning_rate=1e-12, patience=1, max_steps=20))
+    rows = train(make(learning_rate=1e-12, patience=1, max_steps=20))
     assert max(row["step"] for row in rows) == 4
 
 
 @pytest.mark.parametrize("stop_at", [4, 5])
 def test_patience_counts_on_over_a_resume(make, stop_at):
-    """Validations at 2, 4, 6 and 8, of which the first is the best: the third without a better one ends it at 8."""
+    """Validations come at steps 2, 4, 6 and 8. The first is the best, so the third after it ends the training at 8."""
     fields = {"learning_rate": 1e-12, "patience": 3, "max_steps": 20}
     saved = {}
     steps = iter(range(1, 20))
     report = CheckpointReport(
-        lambda folder, step, score, finished: saved.update({step: (str(folder), finished)}),
-        asked=lambda: next(steps) == stop_at,
-        leaving=lambda: False,
+        lambda folder, step, score, ends_training: saved.update({step: (str(folder), ends_training)}),
+        is_stop_requested=lambda: next(steps) == stop_at,
+        is_node_leaving=lambda: False,
     )
     first = make(name="stopped", callbacks=[report], **fields)
-    assert max(row["step"] for row in rows_of(first)) == stop_at
+    assert max(row["step"] for row in train(first)) == stop_at
     assert saved.keys() == {2, 4, stop_at}
-    folder, finished = saved[stop_at]
-    assert not finished
-    resumed = rows_of(make(name="resumed", **fields), folder)
+    folder, ends_training = saved[stop_at]
+    assert not ends_training
+    resumed = train(make(name="resumed", **fields), folder)
     assert resumed[-1]["step"] == 8
-    assert resumed == [row for row in rows_of(make(name="whole", **fields)) if row["step"] > stop_at]
+    assert resumed == [row for row in train(make(name="whole", **fields)) if row["step"] > stop_at]
 
 
-def test_unknown_model_is_refused_by_name(make, tiny_model, tmp_path):
-    section = Train(**SHORT)
-    tokenizer = load_tokenizer(tiny_model)
-    cache = ReferenceCache.of(section, "none", str(tmp_path))
+def test_unknown_model_is_refused_by_name(tiny_model, tmp_path):
+    section, tokenizer = Train(**SHORT), load_tokenizer(tiny_model)
     prepared = prepare_pairs(PAIRS, tokenizer, section, 0)
+    reference = ReferenceCache.of(section, "none", str(tmp_path))
+    files = TrainerFiles(reference, tmp_path / "work", tmp_path / "metrics.jsonl")
+    unknown = StartingModel(str(tmp_path / "no-such-model"), None, tokenizer)
     with pytest.raises(InputError, match=r"model\.id: cannot load .*no-such-model"):
-        build_trainer(
-            str(tmp_path / "no-such-model"), section, prepared, tokenizer, cache,
-            seed=0, work=tmp_path / "work", metrics=tmp_path / "metrics.jsonl",
-        )  # fmt: skip
+        build_trainer(unknown, section, prepared, files, 0)

@@ -29,7 +29,7 @@ def model_weights(
     """
     from xgray.generate.engine import Weights
     from xgray.models.source import is_adapter, path_for_workers
-    from xgray.train.export import merged
+    from xgray.train.export import merge_adapter
 
     experiment = plan.experiment
     dtype = experiment.model.dtype
@@ -47,4 +47,4 @@ def model_weights(
         return Weights(path, checkpoint.revision, dtype), None
     if takes_adapter(path):
         return base, path
-    return Weights(merged(experiment.model, path, plan.run / "merged"), None, dtype), None
+    return Weights(merge_adapter(experiment.model, path, plan.run / "merged"), None, dtype), None

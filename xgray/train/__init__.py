@@ -1,1 +1,1 @@
-"""Preference tuning: the pairs, the trainer, its DeepSpeed configurations and the export of its result."""
+"""Preference tuning with DPO: pairs, reference, trainer, checkpoints and the export of the result."""

@@ -1,4 +1,4 @@
-"""What happens between a training's steps: each is seeded, written to ``metrics.jsonl``, and some are saved."""
+"""What happens between the steps of a training: seeds, ``metrics.jsonl``, checkpoints and reports of progress."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ NAMES = {
     "logps/chosen": "logp_chosen",
     "logps/rejected": "logp_rejected",
 }
-"""TRL's names and those of ``metrics.jsonl``; a validation's have ``eval_`` before them."""
-LINES_EVERY = 10
-"""Steps between two lines in the log."""
+"""TRL's names of the metrics, and their names in ``metrics.jsonl``; both have the prefix ``eval_`` in validations."""
+STEPS_PER_LOG_LINE = 10
 
 
 class StepSeed(TrainerCallback):  # type: ignore[misc]
-    """Seeds every step by its number and the worker's, so that it draws the same numbers wherever it is resumed."""
+    """Seeds every step from its number and the worker's, so that a resumed training draws the same random numbers."""
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         digest = hashlib.sha256(f"{args.seed} {state.global_step} {args.process_index}".encode()).digest()
@@ -43,18 +42,19 @@ class StepSeed(TrainerCallback):  # type: ignore[misc]
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
-    """Writes ``metrics.jsonl``, flushed line by line, on the first process only.
+    """Writes ``metrics.jsonl`` on the first process, flushed after each line.
 
-    A step's seconds are all that passed since the step before, except for validation and checkpoints.
+    The seconds of a step are all that passed since the previous step, except for validations and checkpoints.
 
     Raises:
-        StageError: on all processes, when the loss is no number any more.
+        StageError: the loss is not a finite number; raised on all processes.
     """
 
     def __init__(self, path: Path) -> None:
+        """Write to the file ``path``, and keep the lines in it up to the step that training resumes from."""
         self.path = path
-        self._began = 0.0
-        self._mark = 0.0
+        self._start = 0.0
+        self._last_step_end = 0.0
         self._seconds = 0.0
         self._num_tokens = 0.0
 
@@ -63,52 +63,62 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
             text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
             Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
-        self._began = self._mark = time.perf_counter()
+        self._start = self._last_step_end = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()
-        self._seconds, self._mark = now - self._mark, now
+        self._seconds, self._last_step_end = now - self._last_step_end, now
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._mark = time.perf_counter()
+        self._last_step_end = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._mark = time.perf_counter()
+        self._last_step_end = time.perf_counter()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         step = state.global_step
-        row: dict[str, float | None]
+        line = None
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise StageError(f"train: the loss of step {step} is {logs['loss']}; lower train.learning_rate")
-            tokens, self._num_tokens = logs["num_tokens"] - self._num_tokens, logs["num_tokens"]
-            row = {ours: logs[theirs] for theirs, ours in NAMES.items()}
-            row |= {"learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"), "tokens": tokens}
-            row |= {"seconds": self._seconds, "tokens_per_second": tokens / self._seconds}
-            line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s" if step == 1 or step % LINES_EVERY == 0 else None
+            row = self._step_row(logs)
+            if step == 1 or step % STEPS_PER_LOG_LINE == 0:
+                line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s"
         elif "eval_loss" in logs:
-            row = {f"eval_{ours}": logs[f"eval_{theirs}"] for theirs, ours in NAMES.items()}
+            row = {f"eval_{name}": logs[f"eval_{trl_name}"] for trl_name, name in NAMES.items()}
             line = f"validation loss {logs['eval_loss']:.4f}"
         else:
             return
         if state.is_world_process_zero:
+            elapsed = time.perf_counter() - self._start
             with self.path.open("a", encoding="utf-8") as stream:
-                elapsed = time.perf_counter() - self._began
                 stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed}) + "\n")
             if line:
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 
+    def _step_row(self, logs: dict[str, float]) -> dict[str, float | None]:
+        tokens = logs["num_tokens"] - self._num_tokens
+        self._num_tokens = logs["num_tokens"]
+        return {
+            **{name: logs[trl_name] for trl_name, name in NAMES.items()},
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens": tokens,
+            "seconds": self._seconds,
+            "tokens_per_second": tokens / self._seconds,
+        }
+
 
 class PhaseReport(TrainerCallback):  # type: ignore[misc]
-    """Reports how many pairs have the reference's log-probabilities, and that the first step begins."""
+    """Reports how many pairs have the reference's log-probabilities, and when the first step begins."""
 
     def __init__(self, on_reference: Callable[[int, int], None], on_first_step: Callable[[], None]) -> None:
         """Report phases.
 
         Args:
-            on_reference: called on every process with how many pairs are computed, and how many are to be computed.
+            on_reference: called on every process with the number of pairs computed and the number to compute.
             on_first_step: called on every process before the first step of this attempt.
         """
         self.on_reference = on_reference
@@ -119,47 +129,52 @@ class PhaseReport(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint over as it is saved, and saves one out of turn when the training is asked to stop or is
-    about to lose a machine.
+    """Reports every checkpoint when it is saved.
 
-    The lowest score is the best: the validation's loss, or minus the step where there is no validation.
+    It also has a checkpoint saved between two validations when the training is asked to stop, and when a node is
+    about to be taken away.
     """
+
+    interrupted: bool
+    """Whether the training stops because it was asked to, before its end."""
 
     def __init__(
         self,
-        report: Callable[[Path, int, float | None, bool], None],
-        asked: Callable[[], bool],
-        leaving: Callable[[], bool],
+        on_checkpoint: Callable[[Path, int, float | None, bool], None],
+        is_stop_requested: Callable[[], bool],
+        is_node_leaving: Callable[[], bool],
     ) -> None:
         """Report checkpoints.
 
         Args:
-            report: called with a checkpoint's folder, its step, its score (None for one out of turn), and whether the
-                training ends with it. What it raises on one process is raised there.
-            asked: whether to stop; the first process asks it after every step, and the others do as that one is told.
-            leaving: whether a machine is about to go, said once; all processes ask it after every step, and get the
-                same answer.
+            on_checkpoint: called on every process with a checkpoint's folder, its step, its score, and whether the
+                training ends with it. The lowest score is the best: the validation loss, or minus the step where there
+                is no validation. A checkpoint between two validations has the score None.
+            is_stop_requested: called after every step on the first process, whose answer holds for all processes.
+            is_node_leaving: called after every step on all processes, which must get the same answer; true once for
+                each node that is about to be taken away.
         """
-        self.report = report
-        self.asked = asked
-        self.leaving = leaving
         self.interrupted = False
+        self._on_checkpoint = on_checkpoint
+        self._is_stop_requested = is_stop_requested
+        self._is_node_leaving = is_node_leaving
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        told = [self.asked() if args.process_index == 0 else False]
+        stop_requested = [self._is_stop_requested() if args.process_index == 0 else False]
         if args.world_size > 1:
-            broadcast_object_list(told, from_process=0)
-        self.interrupted = told[0] and not control.should_training_stop
-        control.should_save |= self.interrupted | self.leaving()
+            broadcast_object_list(stop_requested, from_process=0)
+        self.interrupted = stop_requested[0] and not control.should_training_stop
+        control.should_save |= self.interrupted | self._is_node_leaving()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        last = [row for row in state.log_history if "eval_loss" in row][-1:]
         score: float | None = -state.global_step
         if args.eval_strategy != "no":
-            score = last[0]["eval_loss"] if last and last[0]["step"] == state.global_step else None
-        finished = control.should_training_stop
-        self.report(folder, state.global_step, score, finished)
-        self.interrupted &= not finished
-        # After the checkpoint, or it would say that the training is at its end.
+            validations = [row for row in state.log_history if "eval_loss" in row]
+            is_validated = bool(validations) and validations[-1]["step"] == state.global_step
+            score = validations[-1]["eval_loss"] if is_validated else None
+        ends_training = control.should_training_stop
+        self._on_checkpoint(folder, state.global_step, score, ends_training)
+        self.interrupted &= not ends_training
+        # Only after the report: it must not say that an interrupted training has come to its end.
         control.should_training_stop |= self.interrupted

@@ -1,7 +1,7 @@
-"""The checkpoints of one training, on disk or in an object store: the last two, and the best.
+"""The checkpoints of one training, on a disk or in an object store: the newest two, and the best.
 
-A checkpoint says nothing of how many workers made it. It counts when its list of contents is there; one that is
-damaged is passed over, so that the one before it is gone on from.
+A checkpoint does not depend on the number of workers that saved it. It counts when its list of contents exists. If it
+is damaged, training resumes from the checkpoint before it.
 """
 
 from __future__ import annotations
@@ -16,77 +16,79 @@ from xgray.storage.folder import DamagedError, Folder
 log = logging.getLogger(__name__)
 
 NUM_KEPT = 2
-"""The newest ones, so that there is one to go on from when the last is damaged."""
+"""The newest checkpoints that are kept: there is another to resume from when the last is damaged."""
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A finished checkpoint."""
+class Checkpoint:
+    """A complete checkpoint."""
 
     name: str
     step: int
     score: float | None
-    """The lowest is the best; None for one that was saved between two validations and is only to go on from."""
-    finished: bool
-    """Whether the training had come to its end, by steps or by patience."""
+    """The lowest is the best. None for a checkpoint between two validations, which serves only to resume from."""
+    ends_training: bool
+    """Whether the training came to its end with it, by its number of steps or by its patience."""
 
 
 class Checkpoints:
+    """The folder with a training's checkpoints."""
+
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
-    def add(self, source: Path, step: int, score: float | None, finished: bool) -> None:
-        """Move a local checkpoint in, and delete those that are needed no more."""
+    def add(self, source: Path, step: int, score: float | None, ends_training: bool) -> None:
+        """Move a checkpoint in from a local folder, and delete the checkpoints that are no longer needed."""
         name = f"step-{step:08d}"
-        (self.folder / name).delete()  # what a killed process left of the same one
-        move_with_checksums(source, self.folder / name, step=step, score=score, finished=finished)
+        (self.folder / name).delete()  # a killed process may have left part of the same checkpoint
+        move_with_checksums(source, self.folder / name, step=step, score=score, finished=ends_training)
         saved = self.saved()
-        kept = {one.name for one in [*saved[:NUM_KEPT], self.best(saved)] if one is not None}
-        for one in self.folder.names():
-            if one not in kept:
-                (self.folder / one).delete()
+        kept = {checkpoint.name for checkpoint in [*saved[:NUM_KEPT], self.best(saved)] if checkpoint is not None}
+        for name in self.folder.names():
+            if name not in kept:
+                (self.folder / name).delete()
 
-    def saved(self) -> list[Saved]:
-        """The finished checkpoints, the newest first."""
-        found = []
+    def saved(self) -> list[Checkpoint]:
+        """Return the complete checkpoints, the newest first."""
+        checkpoints = []
         for name in self.folder.names():
             if not (self.folder / name).exists(CONTENTS):
                 continue
             try:
-                told = (self.folder / name).read_json(CONTENTS)
-                found.append(Saved(name, told["step"], told["score"], told["finished"]))
+                contents = (self.folder / name).read_json(CONTENTS)
+                checkpoints.append(Checkpoint(name, contents["step"], contents["score"], contents["finished"]))
             except (ValueError, KeyError):
                 self._warn(name, f"{CONTENTS} cannot be read")
-        return sorted(found, key=lambda one: -one.step)
+        return sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
 
-    def best(self, saved: list[Saved]) -> Saved | None:
-        """The one with the lowest score, the earliest of equals."""
-        scored = [one for one in saved if one.score is not None]
-        return min(scored, key=lambda one: (one.score, one.step), default=None)
+    def best(self, saved: list[Checkpoint]) -> Checkpoint | None:
+        """Return the checkpoint with the lowest score, the earliest of equals; None where none has a score."""
+        scored = [checkpoint for checkpoint in saved if checkpoint.score is not None]
+        return min(scored, key=lambda checkpoint: (checkpoint.score, checkpoint.step), default=None)
 
-    def newest(self, target: Path) -> Saved | None:
-        """The newest checkpoint that is whole, after a look at all of its files; damaged ones are deleted.
+    def newest(self, target: Path) -> Checkpoint | None:
+        """Return the newest checkpoint whose files are all as they were saved; delete damaged ones.
 
         Args:
-            target: where :meth:`path` will look for it.
+            target: The folder that :meth:`path` will copy it to.
         """
-        for one in self.saved():
+        for checkpoint in self.saved():
             try:
-                self.path(one.name, target)
+                self.path(checkpoint.name, target)
             except DamagedError as error:
-                self._warn(one.name, str(error))
-                (self.folder / one.name).delete()
+                self._warn(checkpoint.name, str(error))
+                (self.folder / checkpoint.name).delete()
             else:
-                return one
+                return checkpoint
         return None
 
     def path(self, name: str, target: Path) -> Path:
-        """A checkpoint as a local folder; below ``target`` where it has to be copied.
+        """Return a checkpoint as a local folder; it is copied below ``target`` if it is not local.
 
         Raises:
-            DamagedError: it is not as it was saved.
+            DamagedError: a file is not as it was saved.
         """
         return fetch_verified(self.folder / name, target / name)
 
     def _warn(self, name: str, reason: str) -> None:
-        log.warning("train: checkpoint %s is damaged (%s); the one before it is taken", self.folder / name, reason)
+        log.warning("train: checkpoint %s is damaged (%s); the one before it is used", self.folder / name, reason)

@@ -1,4 +1,4 @@
-"""DeepSpeed configurations: ZeRO stages 2 and 3, on CUDA (nccl) and on CPU (gloo)."""
+"""Configure DeepSpeed: ZeRO stages 2 and 3, on CUDA (nccl) and on a CPU (gloo)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 
 def deepspeed_config(strategy: Literal["zero2", "zero3"], cuda: bool) -> dict[str, Any]:
-    """The configuration that transformers completes: what is ``auto`` follows from the training arguments."""
+    """Return the configuration; transformers fills in every ``auto`` from the training arguments."""
     zero: dict[str, Any] = {"stage": 2, "contiguous_gradients": True, "overlap_comm": cuda}
     if strategy == "zero3":
-        # Gathered on save, so that an adapter is whole and not only a shard.
+        # Gather weights on save, so that an adapter is saved whole and not as a shard.
         zero |= {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
     return {
         "zero_optimization": zero,
-        # RMSProp is none of the optimizers that DeepSpeed lists as tested with ZeRO.
+        # RMSProp is not among the optimizers that DeepSpeed lists as tested with ZeRO.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": "auto"},
@@ -26,16 +26,16 @@ def deepspeed_config(strategy: Literal["zero2", "zero3"], cuda: bool) -> dict[st
 
 
 def start_deepspeed(cuda: bool) -> None:
-    """Join this process to the others through DeepSpeed; ZeRO-3 sees a world of one where this is left out."""
+    """Connect this process to the other workers through DeepSpeed; without it ZeRO-3 sees a single worker."""
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
 
 
 def leave_deepspeed() -> None:
-    """Let models load whole again: ZeRO-3 cuts up every model that transformers loads while its settings are alive.
+    """Let models load whole again: ZeRO-3 partitions every model that transformers loads while its settings exist.
 
-    They live as long as the trainer does, and what still refers to that is for the garbage collector to say.
+    They exist as long as the trainer does, and other references may keep the trainer until the garbage collector runs.
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

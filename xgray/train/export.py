@@ -1,6 +1,6 @@
-"""A training's result as others load it: ``adapter/`` (PEFT) and ``merged/`` (a whole model), both safetensors.
+"""Export a training's result: ``adapter/`` (PEFT) and ``merged/`` (a whole model), both as safetensors.
 
-A folder is written under a temporary name and renamed when it is complete, so one that is there is whole.
+A folder is written under a temporary name and renamed when it is complete, so a folder that exists is complete.
 """
 
 from __future__ import annotations
@@ -21,30 +21,41 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def export(model: str, revision: str | None, checkpoint: Path, output: Path) -> None:
-    """Write the checkpoint's model below ``output``: ``adapter/`` where it is one, and ``merged/``.
+    """Write the checkpoint's model below ``output``: ``merged/``, and ``adapter/`` if an adapter was trained.
 
-    An adapter is merged in float32 into the base model as it is stored, and kept in the base model's own precision; the
-    4-bit weights of a QLoRA training are neither merged into nor served with. A folder that is there is left as it is.
+    An adapter is merged in float32 into the base model as it is stored, and the result has the base model's precision.
+    The 4-bit weights of a QLoRA training are used neither for merging nor for sampling. Folders that exist are left as
+    they are.
 
     Args:
         model: The base model, as ``from_pretrained`` takes it.
+        revision: The base model's commit on the hub.
         checkpoint: A folder that the trainer saved.
+        output: The folder of the training stage.
 
     Raises:
-        OSError: the disk is full, or refuses otherwise.
+        OSError: the disk is full, or refuses the files for another reason.
     """
     if is_adapter(str(checkpoint)):
-        _whole(output / "adapter", lambda folder: _copy_adapter(checkpoint, folder))
-        _whole(output / "merged", lambda folder: _merge(model, revision, checkpoint, folder))
+        _write_once(output / "adapter", lambda folder: _copy_adapter(checkpoint, folder))
+        _write_once(output / "merged", lambda folder: _merge(model, revision, checkpoint, folder))
     else:
-        _whole(output / "merged", lambda folder: _save_again(model, revision, checkpoint, folder))
+        _write_once(output / "merged", lambda folder: _save_tuned(model, revision, checkpoint, folder))
 
 
-def merged(model: Model, adapter: str, folder: Folder) -> str:
-    """The adapter merged into the model, by content in ``folder``, as a local folder or its URI; made on first use.
+def merge_adapter(model: Model, adapter: str, folder: Folder) -> str:
+    """Merge an adapter into a model, once for the contents of both.
+
+    Args:
+        model: The base model.
+        adapter: A local folder with a PEFT adapter.
+        folder: Where merged models are kept, each under a name that depends on the contents.
+
+    Returns:
+        The merged model's local folder, or its URI.
 
     Raises:
-        OSError: a disk is full, or refuses otherwise.
+        OSError: a disk is full, or refuses the files for another reason.
     """
     identity = {"model": model_fingerprint(model), "adapter": file_fingerprint(Path(adapter))}
     target = folder / fingerprint(identity)[:16]
@@ -53,15 +64,15 @@ def merged(model: Model, adapter: str, folder: Folder) -> str:
         _merge(resolve(model), model.revision, Path(adapter), working)
 
     if target.local is not None:
-        _whole(target.local, merge)
+        _write_once(target.local, merge)
     elif not target.exists(CONTENTS):
-        whole = cache_folder() / "merged" / target.name
-        _whole(whole, merge)
-        move_with_checksums(whole, target)
+        merged = cache_folder() / "merged" / target.name
+        _write_once(merged, merge)
+        move_with_checksums(merged, target)
     return target.uri
 
 
-def _whole(target: Path, write: Callable[[Path], None]) -> None:
+def _write_once(target: Path, write: Callable[[Path], None]) -> None:
     if target.exists():
         return
     with write_aside(target) as working:
@@ -74,8 +85,8 @@ def _copy_adapter(source: Path, target: Path) -> None:
         shutil.copy(source / name, target)
 
 
-def _save_again(model: str, revision: str | None, checkpoint: Path, target: Path) -> None:
-    """The base model with the checkpoint's weights, which are all of its weights, in float32."""
+def _save_tuned(model: str, revision: str | None, checkpoint: Path, target: Path) -> None:
+    """Save the base model in float32 with the checkpoint's weights in place of all of its own."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,14 +104,14 @@ def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> Non
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    stored = AutoConfig.from_pretrained(model, revision=revision).dtype or torch.float32
+    stored_dtype = AutoConfig.from_pretrained(model, revision=revision).dtype or torch.float32
     base = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(adapter))
     head = base.get_output_embeddings()
     if isinstance(head, BaseTunerLayer) and base.config.tie_word_embeddings:
-        # The adapters of the embeddings and of the head differ, so the merged weights are tied no more.
+        # The adapters of the embeddings and of the head differ, so the merged weights can no longer be tied.
         layer = head.get_base_layer()
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
         base.config.tie_word_embeddings = False
-    save(adapted.merge_and_unload().to(stored), target)
+    save(adapted.merge_and_unload().to(stored_dtype), target)
     save(load_tokenizer(model, revision), target)

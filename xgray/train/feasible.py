@@ -1,4 +1,4 @@
-"""What cannot be trained, said before anything is started."""
+"""Refuse trainings that cannot run, before anything is started."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from xgray.errors import InputError
 
 
 def check_feasible(section: Train, cuda: bool) -> None:
-    """Whether the fields of the section go together, on workers with or without CUDA.
+    """Check that the fields of the section can be combined, on workers with or without CUDA.
 
     Raises:
-        InputError: naming the field and what to take instead.
+        InputError: they cannot; the message names the field and what to use instead.
     """
     execution = section.execution
     if section.batch_size % execution.num_workers:
@@ -19,10 +19,10 @@ def check_feasible(section: Train, cuda: bool) -> None:
             f"{execution.num_workers} workers (train.execution.num_workers)"
         )
     if section.method == "qlora" and not cuda:
-        raise InputError("train.method: qlora needs a CUDA device; take lora on a machine without one")
+        raise InputError("train.method: qlora needs a CUDA device; use lora on a machine without one")
     if execution.strategy != "zero3" or section.method == "full":
         return
     if section.method == "qlora":
-        raise InputError("train.execution.strategy: zero3 cannot share weights in 4 bits; take ddp or zero2")
+        raise InputError("train.execution.strategy: zero3 cannot partition weights in 4 bits; use ddp or zero2")
     if section.lora_targets == "released":
-        raise InputError("train.lora_targets: released adapts the head, which zero3 keeps in parts; take ddp or zero2")
+        raise InputError("train.lora_targets: released adapts the head, which zero3 partitions; use ddp or zero2")

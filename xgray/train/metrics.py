@@ -1,8 +1,8 @@
-"""``metrics.jsonl``: one line for each optimizer step and each validation.
+"""Read ``metrics.jsonl``, which has a line for each optimizer step and each validation of a training.
 
-The first line is ``{"total_steps": N}``. A line with ``loss`` is a step, one with ``eval_loss`` a validation after that
-step; ``elapsed`` is in seconds since the attempt that made it began its steps. Resuming drops the lines after the
-checkpoint's step, so none is there twice.
+The first line is ``{"total_steps": N}``. A line with ``loss`` is a step, and a line with ``eval_loss`` a validation
+after that step. ``elapsed`` counts seconds since the first step of the attempt that wrote the line. When a training
+resumes, lines after the checkpoint's step are deleted, so no step occurs twice.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ Row = dict[str, float]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The steps and validations in the file, in order; a last line that was cut off by a kill is left out."""
-    return [row for row in _lines(path) if "step" in row]
+    """Return the file's steps and validations in order; empty without a file.
+
+    A last line that a kill has cut off is left out.
+    """
+    return [row for row in _read_lines(path) if "step" in row]
 
 
 def parse_metrics(text: str) -> list[Row]:
-    """As :func:`read_metrics`, of what the file holds."""
-    return [row for row in _parse(text) if "step" in row]
+    """Return what :func:`read_metrics` returns, from the file's content."""
+    return [row for row in _parse_lines(text) if "step" in row]
 
 
 def summarize(path: Path) -> dict[str, Any]:
-    """What a training's manifest says of its file; nothing of validations where there were none."""
-    rows = _lines(path)
+    """Return what the manifest of a training records about its metrics.
+
+    ``step_seconds`` is the median. The entries about validations are missing where nothing was held out.
+    """
+    rows = _read_lines(path)
     steps = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "eval_loss" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
@@ -51,9 +57,9 @@ def summarize(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _lines(path: Path) -> list[Row]:
-    return _parse(path.read_text(encoding="utf-8")) if path.exists() else []
+def _read_lines(path: Path) -> list[Row]:
+    return _parse_lines(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def _parse(text: str) -> list[Row]:
+def _parse_lines(text: str) -> list[Row]:
     return [json.loads(line) for line in text.split("\n")[:-1]]

@@ -1,7 +1,8 @@
-"""Preference pairs as token ids: tokenized as TRL does it, filtered by length, split for validation.
+"""Prepare preference pairs: tokenize them as TRL does, filter them by length and hold some out for validation.
 
-The prompt and its continuations are tokenized together (``prompt + chosen + eos``), since a tokenizer may merge across
-the boundary; the continuation begins where the tokens of the prompt alone and of the whole text part.
+A prompt and its completion are tokenized together (``prompt + chosen + eos``), because a tokenizer may merge characters
+across the boundary. The completions begin where the tokens of the prompt, of the text with the chosen completion and of
+the text with the rejected completion first differ.
 """
 
 from __future__ import annotations
@@ -23,48 +24,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizedPair:
+    """The token ids of a preference pair."""
+
     prompt_ids: list[int]
     chosen_ids: list[int]
-    """The continuation with its end-of-text token, without the prompt."""
+    """The chosen completion with its end-of-text token, without the prompt."""
     rejected_ids: list[int]
+    """The rejected completion, likewise."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt with its longer continuation."""
+        """Return the number of tokens of the prompt and the longer completion."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
     def key(self, context: dict[str, Any]) -> str:
-        """SHA-256 of the pair's tokens and of whatever else a number computed from them depends on."""
+        """Return the SHA-256 of the pair's tokens and of ``context``, which holds all else that a value depends on."""
         return fingerprint({**context, "pair": [self.prompt_ids, self.chosen_ids, self.rejected_ids]})
 
 
 @dataclass(frozen=True)
 class PreparedPairs:
+    """The pairs of a training, and how many were changed or dropped."""
+
     train: list[TokenizedPair]
     validation: list[TokenizedPair]
     num_pairs: int
     """Pairs before the length filter."""
     num_truncated: int
-    """Pairs kept whose prompt lost its beginning."""
+    """Pairs kept whose prompt was truncated."""
 
     @property
     def num_dropped(self) -> int:
-        """Pairs over ``max_length``."""
+        """Return the number of pairs longer than ``max_length``."""
         return self.num_pairs - len(self.train) - len(self.validation)
 
 
 def prepare_pairs(
     pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train, seed: int
 ) -> PreparedPairs:
-    """Tokenize, truncate, filter and split.
+    """Tokenize, truncate, filter and split the pairs.
 
     A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
-    one. After that, ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens; ``released`` drops
-    pairs whose text before truncation has more than ``max_length`` characters. The split is drawn from ``seed``; what
-    is held out is whole batches.
+    one. Then ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens, and ``released`` drops pairs
+    whose text before truncation has more than ``max_length`` characters. ``seed`` decides which pairs are held out;
+    they are whole batches, see :func:`num_held_out`.
 
     Raises:
-        InputError: too few pairs are left for a batch to train on and, where any are held out, one to validate on.
+        InputError: fewer pairs are left than are held out and fill one batch of training.
     """
     kept, num_truncated = [], 0
     for pair, whole in zip(pairs, _tokenize(pairs, tokenizer), strict=True):
@@ -92,17 +98,20 @@ def prepare_pairs(
 
 
 def validation_batch(section: Train) -> int:
-    """Held-out pairs in one forward pass of all workers: whole batches of training, at least eight pairs."""
+    """Return the number of held-out pairs in one forward pass of all workers: whole batches, at least eight pairs."""
     return section.batch_size * -(-8 // section.batch_size)
 
 
 def num_held_out(section: Train, num_pairs: int) -> int:
-    """The section's share in whole forward passes, so that no number of workers has to fill one up by repetition."""
+    """Return the number of pairs to hold out of ``num_pairs``: ``validation_share`` of them, in whole forward passes.
+
+    With whole passes no number of workers has to repeat pairs to fill one.
+    """
     if not section.validation_share:
         return 0
-    wanted = section.validation_share * num_pairs
-    unit = validation_batch(section) if wanted >= validation_batch(section) else section.batch_size
-    return unit * max(1, round(wanted / unit))
+    share = section.validation_share * num_pairs
+    unit = validation_batch(section) if share >= validation_batch(section) else section.batch_size
+    return unit * max(1, round(share / unit))
 
 
 def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
@@ -110,8 +119,8 @@ def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBas
         return []
     end = str(tokenizer.eos_token)
     prompts: list[list[int]] = tokenizer([pair.prompt for pair in pairs])["input_ids"]
-    chosen: list[list[int]] = tokenizer([pair.prompt + _ended(pair.chosen, end) for pair in pairs])["input_ids"]
-    rejected: list[list[int]] = tokenizer([pair.prompt + _ended(pair.rejected, end) for pair in pairs])["input_ids"]
+    chosen: list[list[int]] = tokenizer([pair.prompt + _end_with(pair.chosen, end) for pair in pairs])["input_ids"]
+    rejected: list[list[int]] = tokenizer([pair.prompt + _end_with(pair.rejected, end) for pair in pairs])["input_ids"]
     tokenized = []
     for prompt_ids, chosen_ids, rejected_ids in zip(prompts, chosen, rejected, strict=True):
         together = zip(prompt_ids, chosen_ids, rejected_ids, strict=False)
@@ -120,8 +129,8 @@ def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBas
     return tokenized
 
 
-def _ended(continuation: str, end: str) -> str:
-    return continuation if continuation.endswith(end) else continuation + end
+def _end_with(completion: str, end: str) -> str:
+    return completion if completion.endswith(end) else completion + end
 
 
 def _truncate_prompt(pair: TokenizedPair, max_tokens: int, bos: int | None) -> TokenizedPair:

@@ -1,7 +1,7 @@
-"""Log-probabilities of the reference model, computed once per pair of token sequences and kept on disk.
+"""Keep the reference model's log-probabilities on disk, so that each pair of token sequences is computed once.
 
-One folder per reference model below the cache, Parquet files in it. A key names everything the two numbers depend on,
-so trainings that differ by seed, loss, learning rate or adapter share them. Writers never touch each other's files.
+Each reference model has a folder with Parquet files below the cache. A key is a hash of all that the two numbers depend
+on, so trainings that differ in seed, loss, learning rate or adapter share them. No writer changes another's file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LogProbs = tuple[float, float]
-"""Summed log-probabilities, in nats, of the chosen and of the rejected continuation given the prompt."""
+"""Summed log-probabilities in nats of the chosen and the rejected completion, given the prompt."""
 
 
 def arithmetic(section: Train) -> str:
-    """In which arithmetic the reference is run: float32 is the same however the model is tuned, others are not."""
+    """Return the name of the arithmetic that the reference runs in.
+
+    In float32 the values are the same for every method and strategy; in other types they depend on both.
+    """
     if section.dtype == "float32" and section.method != "qlora":
         return section.dtype
     return f"{section.dtype}-{section.method}-{section.execution.strategy}"
@@ -31,29 +34,33 @@ def arithmetic(section: Train) -> str:
 
 @dataclass(frozen=True)
 class ReferenceCache:
+    """The log-probabilities that one reference model gives to pairs."""
+
     folder: Folder
     fingerprint: str
-    """Of the reference model's weights."""
+    """Fingerprint of the reference model's weights."""
     arithmetic: str
+    """See :func:`arithmetic`."""
     max_length: int
 
     @classmethod
     def of(cls, section: Train, model_fingerprint: str, cache: str) -> ReferenceCache:
-        """The cache that the trainings of ``section`` share, in the folder ``cache``."""
+        """Return the cache for trainings of ``section``, below the folder ``cache``."""
         name = f"{hashlib.sha256(model_fingerprint.encode()).hexdigest()[:16]}-{arithmetic(section)}"
         return cls(Folder(cache) / "reference" / name, model_fingerprint, arithmetic(section), section.max_length)
 
     def key(self, pair: TokenizedPair) -> str:
+        """Return the key of a pair."""
         return pair.key({"model": self.fingerprint, "arithmetic": self.arithmetic, "max_length": self.max_length})
 
     def read(self) -> dict[str, LogProbs]:
-        """All finished values, by key."""
+        """Return all complete values by key."""
         columns = self.folder.read_parquet(_schema()).to_pydict()
         values = zip(columns["chosen"], columns["rejected"], strict=True)
         return dict(zip(columns["key"], values, strict=True))
 
     def write(self, values: Mapping[str, LogProbs]) -> None:
-        """Add one file, whole or not at all."""
+        """Add a file with these values; it is written whole or not at all."""
         import pyarrow as pa
 
         keys = sorted(values)

@@ -1,15 +1,20 @@
-"""TRL's DPO trainer, set up from the ``train`` section. Imported by training processes only.
+"""Build TRL's DPO trainer from the ``train`` section. Only training processes import this module.
 
-TRL computes the loss. What is added here: pairs arrive tokenized, the reference's log-probabilities come from a cache
-on disk, LoRA keeps its dropout and may adapt the head, every step is a line of ``metrics.jsonl``, and a checkpoint is
-one that any number of workers goes on from. The data's order, the batches and the validation do not depend on that
-number either; only LoRA's dropout does.
+TRL computes the loss. xgray adds to it:
+
+- pairs arrive as token ids, and the reference's log-probabilities come from a cache on disk;
+- LoRA keeps its dropout, and may adapt the head;
+- ``metrics.jsonl`` gets a line for every step;
+- any number of workers can resume from a checkpoint.
+
+The order of the data, the batches and the validation do not depend on the number of workers; LoRA's dropout does.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,66 +51,95 @@ from xgray.train.state import load_state, save_state
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class StartingModel:
+    """The model that a training starts from, which is also the reference."""
+
+    path: str
+    """What ``from_pretrained`` takes."""
+    revision: str | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TrainerFiles:
+    """The files of one training process."""
+
+    reference: ReferenceCache
+    checkpoints: Path
+    """Where the trainer writes its checkpoints; no other process uses this folder."""
+    metrics: Path
+    """The file that :class:`~xgray.train.callbacks.MetricsLog` writes."""
+
+
 def build_trainer(
-    model: str,
+    model: StartingModel,
     section: Train,
-    prepared: PreparedPairs,
-    tokenizer: PreTrainedTokenizerBase,
-    cache: ReferenceCache,
-    *,
+    pairs: PreparedPairs,
+    files: TrainerFiles,
     seed: int,
-    work: Path,
-    metrics: Path,
-    revision: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> CachedReferenceTrainer:
-    """The trainer of one process, ready for ``train()``; the reference's missing log-probabilities are computed.
+    """Build the trainer of one process, ready for ``train()``.
+
+    Log-probabilities of the reference that are missing in the cache are computed here.
 
     Args:
-        model: What ``from_pretrained`` takes.
-        work: Where the trainer puts checkpoints, private to this process.
-        metrics: The file that :class:`MetricsLog` writes.
+        model: The model to tune.
+        section: The section ``train`` of the experiment file.
+        pairs: The pairs to train and to validate on.
+        files: Where this process reads and writes.
+        seed: Decides the order of the data, the adapter's initial weights and the dropout.
+        callbacks: Called before the line in ``metrics.jsonl`` is written.
 
     Raises:
-        InputError: the section asks for what this machine cannot do, or the model is not there.
+        InputError: the section asks for what this machine cannot do, or the model does not exist.
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
-    arguments = training_arguments(section, seed, work, cuda, len(prepared.validation))
-    policy = load_policy(model, section, revision)
-    stopping = section.patience is not None and prepared.validation
+    arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
+    policy = load_policy(model.path, section, model.revision)
+    stops_early = section.patience is not None and pairs.validation
     trainer = CachedReferenceTrainer(
-        cache,
+        files.reference,
         model=policy,
         args=arguments,
-        train_dataset=_dataset(prepared.train),
-        eval_dataset=_dataset(prepared.validation) if prepared.validation else None,
-        processing_class=tokenizer,
+        train_dataset=_dataset(pairs.train),
+        eval_dataset=_dataset(pairs.validation) if pairs.validation else None,
+        processing_class=model.tokenizer,
         peft_config=lora_config(policy, section) if section.method != "full" else None,
-        # The log comes last, so that its clock starts again when the others are done.
+        # MetricsLog comes last, so that its clock restarts when the other callbacks are done.
         callbacks=[
             StepSeed(),
-            *([EarlyStoppingCallback(section.patience)] if stopping else []),
+            *([EarlyStoppingCallback(section.patience)] if stops_early else []),
             *callbacks,
-            MetricsLog(metrics),
+            MetricsLog(files.metrics),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     if section.method == "qlora":
         tune_in_float32(trainer.model)
-    # What follows must not depend on how much of the reference was in the cache.
+    # Computing the reference may have drawn random numbers, depending on how much of it was in the cache.
     set_seed(seed)
     return trainer
 
 
-def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_validation: int) -> DPOConfig:
+def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_validation: int) -> DPOConfig:
+    """Return TRL's arguments for the section.
+
+    Args:
+        section: The section ``train`` of the experiment file.
+        seed: Seed of the data's order and of the trainer.
+        output: Where the trainer writes its checkpoints.
+        cuda: Whether the training runs on GPUs.
+        num_validation: The number of held-out pairs; 0 for no validation.
+    """
     execution = section.execution
-    validate = num_validation > 0
-    per_device = section.batch_size // execution.num_workers
+    validates = num_validation > 0
     strategy = None if execution.strategy == "ddp" else deepspeed_config(execution.strategy, cuda)
     return DPOConfig(
-        output_dir=str(work),
+        output_dir=str(output),
         seed=seed,
         data_seed=seed,
         beta=section.beta,
@@ -113,7 +147,7 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_va
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=validation_batch(section) // execution.num_workers,
         max_length=section.max_length,
-        # It would switch off LoRA's dropout too; the model's own is switched off in load_policy.
+        # This would also disable LoRA's dropout; load_policy disables only the model's.
         disable_dropout=False,
         learning_rate=section.learning_rate,
         lr_scheduler_type="constant_with_warmup",
@@ -121,18 +155,18 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_va
         optim="rmsprop" if section.optimizer == "rmsprop" else "adamw_torch",
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        per_device_train_batch_size=per_device,
+        per_device_train_batch_size=section.batch_size // execution.num_workers,
         per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
-        # The rest of an epoch that fills no batch would be filled up by repetition, as the number of workers has it.
+        # An incomplete last batch would be filled with repeated pairs, as many as the number of workers requires.
         dataloader_drop_last=True,
         gradient_accumulation_steps=section.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
-        eval_strategy="steps" if validate else "no",
+        eval_strategy="steps" if validates else "no",
         eval_steps=section.eval_steps,
         save_strategy="steps",
         save_steps=section.eval_steps,
-        metric_for_best_model="loss" if validate else None,
+        metric_for_best_model="loss" if validates else None,
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_steps=1,
@@ -150,10 +184,12 @@ def training_arguments(section: Train, seed: int, work: Path, cuda: bool, num_va
 
 
 def load_policy(model: str, section: Train, revision: str | None = None) -> PreTrainedModel:
-    """The model to tune, its dropout off. Full tuning keeps float32 weights; bfloat16 is then the arithmetic.
+    """Load the model to tune, with its dropout off.
+
+    Full tuning keeps the weights in float32; ``dtype: bfloat16`` is then the type of the arithmetic alone.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist.
     """
     options: dict[str, Any] = {"dtype": torch.float32 if section.method == "full" else getattr(torch, section.dtype)}
     if section.method == "qlora":
@@ -169,16 +205,17 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if section.lora_targets == "released":
-        _adapt_head(policy)
+        _show_adapted_head(policy)
     return policy
 
 
 def lora_config(model: PreTrainedModel, section: Train) -> LoraConfig:
+    """Return the adapter's configuration: on all linear layers of the blocks, or also on embeddings and head."""
     targets: str | list[str] = "all-linear"
     if section.lora_targets == "released":
-        outer = (model.get_input_embeddings(), model.get_output_embeddings())
+        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
         linear = (torch.nn.Linear, Conv1D)
-        targets = [name for name, one in model.named_modules() if isinstance(one, linear) or one in outer]
+        targets = [name for name, module in model.named_modules() if isinstance(module, linear) or module in embeddings]
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -189,29 +226,32 @@ def lora_config(model: PreTrainedModel, section: Train) -> LoraConfig:
 
 
 def tune_in_float32(model: torch.nn.Module) -> None:
-    """Hold the trainable parameters in float32; to be called before there is an optimizer.
+    """Convert the trainable parameters to float32. Call this before the optimizer is created.
 
-    TRL casts the adapter of a 4-bit model to bfloat16. Its steps are the optimizer's there and then, without a float32
-    copy to add them up in, and one of 1e-5 is less than half the distance to the next bfloat16 number from .004 on:
-    most of LoRA's A would never move. What is computed in bfloat16 stays so, by autocast.
+    TRL casts the adapter of a 4-bit model to bfloat16, and the optimizer then updates it there, without a float32 copy
+    in which small updates add up. An update of 1e-5 is less than half the distance between neighbouring bfloat16
+    numbers from 0.004 on, so most of LoRA's A would never change. Autocast still computes in bfloat16.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def _adapt_head(model: PreTrainedModel) -> None:
-    """Let TRL see an adapted head as one weight: it multiplies by ``head.weight`` and would pass over the adapter."""
+def _show_adapted_head(model: PreTrainedModel) -> None:
+    """Let ``model.get_output_embeddings()`` return an adapted head as one merged weight.
+
+    TRL multiplies by ``head.weight``, which would leave the adapter out.
+    """
     original = model.get_output_embeddings
 
-    def effective_head() -> Any:
+    def merged_head() -> Any:
         head = original()
         if not isinstance(head, BaseTunerLayer) or head.disable_adapters:
             return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
         base = head.get_base_layer()
         return SimpleNamespace(weight=base.weight + head.get_delta_weight("default"), bias=base.bias)
 
-    model.get_output_embeddings = effective_head
+    model.get_output_embeddings = merged_head
 
 
 def _dataset(pairs: Sequence[TokenizedPair]) -> Dataset:
@@ -219,9 +259,12 @@ def _dataset(pairs: Sequence[TokenizedPair]) -> Dataset:
 
 
 class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
-    """A DPO trainer over tokenized pairs that looks its reference's log-probabilities up before it computes them."""
+    """A DPO trainer on tokenized pairs that computes the reference's log-probabilities only where none are cached."""
 
+    num_reference_computed: int
+    num_reference_reused: int
     _precompute_engine: Any
+    """TRL's wrapped reference for DeepSpeed."""
 
     def __init__(self, cache: ReferenceCache, **options: Any) -> None:
         self.cache = cache
@@ -233,10 +276,10 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """``dataset`` with the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` that TRL's loss reads."""
+        """Add the columns ``ref_chosen_logps`` and ``ref_rejected_logps``, which TRL's loss reads."""
         pairs = [TokenizedPair(**row) for row in dataset.to_list()]
         keys = [self.cache.key(pair) for pair in pairs]
-        # One process reads: the others may see another state of the folder, or another folder.
+        # Only one process reads the cache: the others may see a later state of the folder, or another folder.
         known = self.cache.read() if self.accelerator.is_main_process else {}
         (known,) = broadcast_object_list([{key: known[key] for key in keys if key in known}], from_process=0)
         missing = {key: index for index, key in enumerate(keys) if key not in known}
@@ -259,7 +302,7 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
             self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
         model = self._precompute_engine or self.model
         values: list[LogProbs] = []
-        # The validation's pairs come after those of the training, which are counted already.
+        # Held-out pairs are computed after the training's, and num_reference_computed includes this dataset already.
         before = self.num_reference_computed - len(dataset)
         reports = [callback for callback in self.callback_handler.callbacks if isinstance(callback, PhaseReport)]
         for batch in self.accelerator.prepare(loader):
@@ -270,7 +313,7 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
         return values
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing but an adapter, as PEFT has it: all that is tuned lies in the state."""
+        """Save an adapter in PEFT's format; a full model is only in the state, see :mod:`xgray.train.state`."""
         if is_peft_model(self.model):
             super().save_model(output_dir, _internal_call)
 
@@ -284,10 +327,10 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the weights come with the rest of the state."""
+        """Do nothing: :func:`~xgray.train.state.load_state` loads the weights."""
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: each step has its own random numbers."""
+        """Do nothing: every step is seeded, see :class:`~xgray.train.callbacks.StepSeed`."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: each step has its own random numbers."""
+        """Do nothing: every step is seeded, see :class:`~xgray.train.callbacks.StepSeed`."""
