@@ -79,7 +79,7 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
     from xgray.distributed.pipeline import run_pipeline
     from xgray.generate.engine import Weights, serves_adapter
     from xgray.models.source import resolve
-    from xgray.runs.prompts import PROMPTS, prompt_file
+    from xgray.runs.prompts import PROMPTS, encode_prompts
     from xgray.storage.folder import Folder
 
     began = time.perf_counter()
@@ -97,7 +97,7 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
             )
             for model, weights, loaded in served
         ]
-        Folder(output).write_bytes(PROMPTS, prompt_file(embedded_prompts(number), ""))
+        Folder(output).write_bytes(PROMPTS, encode_prompts(embedded_prompts(number), ""))
         tallies = run_pipeline(targets, PipelineSettings(Folder(output), "vllm", given, None, 0))
         wall = time.perf_counter() - began
     results = [tallies["generate", model].result("generate") for model, _, _ in served]

@@ -58,7 +58,7 @@ def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: S
     from xgray.distributed.pipeline import run_pipeline
     from xgray.generate.engine import Weights
     from xgray.models.source import resolve
-    from xgray.runs.prompts import PROMPTS, prompt_file
+    from xgray.runs.prompts import PROMPTS, encode_prompts
     from xgray.storage.folder import Folder
 
     scores = Folder(folder) / (score.scorer if score and not generate else "score")
@@ -66,7 +66,7 @@ def seconds(folder: str, prompts: list[Any], generate: Generate | None, score: S
         "base", Weights(resolve(MODEL), None, MODEL.dtype), None, Folder(folder) / "generate", scores
     )
     began = time.perf_counter()
-    Folder(folder).write_bytes(PROMPTS, prompt_file(prompts, ""))
+    Folder(folder).write_bytes(PROMPTS, encode_prompts(prompts, ""))
     run_pipeline([target], PipelineSettings(Folder(folder), "vllm" if generate else None, generate, score, 0))
     return time.perf_counter() - began
 

@@ -11,8 +11,8 @@ import yaml
 from tests.object_store import CREDENTIALS, object_store
 from xgray.config import Experiment
 from xgray.rows import Completions, to_table
-from xgray.runs.attempt_log import attempt, last_attempt
-from xgray.runs.lease import LEASE, driver
+from xgray.runs.attempt_log import last_attempt, log_attempt
+from xgray.runs.lease import LEASE, find_driver
 from xgray.runs.manifest import StageFolder
 from xgray.runs.progress import Meter
 from xgray.runs.status import run_state
@@ -47,11 +47,11 @@ def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
         row = Completions(f"en/{number}", "en", "base", "p", ["c"], [1], ["length"])
         place.rows.write_parquet(f"{number}.parquet", to_table([row], Completions))
     meter = Meter()
-    with attempt([place], meter):
+    with log_attempt([place], meter):
         meter("generate/base", 3, 10)
     assert last_attempt(place.folder).total == 10
 
-    assert driver(run) is None
+    assert find_driver(run) is None
     first = start()
     second = None
     try:

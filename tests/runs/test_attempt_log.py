@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xgray.errors import StageError
-from xgray.runs.attempt_log import attempt, last_attempt
+from xgray.runs.attempt_log import last_attempt, log_attempt
 from xgray.runs.manifest import StageFolder
 from xgray.runs.progress import Meter
 from xgray.storage.folder import Folder
@@ -25,7 +25,7 @@ def text(stage: StageFolder, number: int) -> str:
 
 
 def fail(stages: list[StageFolder]) -> None:
-    with attempt(stages, Meter()):
+    with log_attempt(stages, Meter()):
         log.warning("the service refused mild-but-secret at https://user:secret@host/x")
         warnings.warn("old weights", UserWarning, stacklevel=1)
         raise StageError("a worker died:\nout of memory")
@@ -41,10 +41,10 @@ def test_every_attempt_has_a_log_that_says_how_it_went(
     with pytest.raises(StageError):
         fail(stages)
     meter = Meter()
-    with attempt(stages, meter):
+    with log_attempt(stages, meter):
         meter("generate/base", 4, 10)
         meter("generate/base", 10, 10)
-    with contextlib.suppress(KeyboardInterrupt), attempt([base], Meter()):
+    with contextlib.suppress(KeyboardInterrupt), log_attempt([base], Meter()):
         raise KeyboardInterrupt
     first = text(dpo, 1)
     assert first.startswith("generate/dpo, attempt 1\n")
@@ -67,7 +67,7 @@ def test_every_attempt_has_a_log_that_says_how_it_went(
 
 def test_a_log_without_an_end_is_of_one_that_was_killed(stages: list[StageFolder]) -> None:
     base, _ = stages
-    with attempt([base], Meter()):
+    with log_attempt([base], Meter()):
         running = last_attempt(base.folder)
         assert running is not None
         assert (running.number, running.end) == (1, None)
@@ -75,7 +75,7 @@ def test_a_log_without_an_end_is_of_one_that_was_killed(stages: list[StageFolder
 
 def test_a_log_that_cannot_be_written_does_not_end_the_stage(stages: list[StageFolder], tmp_path: Path) -> None:
     logs = tmp_path / "generate" / "base" / "logs"
-    with attempt(stages, Meter()):
+    with log_attempt(stages, Meter()):
         shutil.rmtree(logs)
         logs.write_text("a file in the folder's place")
     assert text(stages[1], 1).rstrip().endswith("ended: finished")

@@ -12,36 +12,35 @@ from xgray.runs.interrupts import GRACE_SECONDS
 
 PROGRAM = """
 import sys, time
-from xgray import stop
-stop.listen()
+from xgray.runs import interrupts
+interrupts.listen()
 try:
-    with stop.grace():
+    with interrupts.grace():
         print("ready", flush=True)
         time.sleep(60)
 except KeyboardInterrupt:
-    print(stop.reason(), flush=True)
+    print(interrupts.reason(), flush=True)
     time.sleep(60)
 """
 
 
 @pytest.fixture
 def process():
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True,
-        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    ) as one:  # fmt: skip
-        assert one.stdout
-        assert one.stdout.readline() == "ready\n"
-        yield one
-        one.kill()
+    # A background job of a shell ignores SIGINT, and its children inherit that.
+    default_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=default_interrupt) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
 
 
 @pytest.mark.parametrize(
     ("number", "reason", "grace"),
     [(signal.SIGTERM, "stopped by SIGTERM\n", GRACE_SECONDS), (signal.SIGINT, "interrupted by Ctrl-C\n", 0.0)],
 )
-def test_first_signal_interrupts_and_the_second_leaves_at_once(process, number, reason, grace):
+def test_the_first_signal_interrupts_and_the_second_ends_the_process(process, number, reason, grace):
     began = time.monotonic()
     process.send_signal(number)
     assert process.stdout.readline() == reason
@@ -50,7 +49,7 @@ def test_first_signal_interrupts_and_the_second_leaves_at_once(process, number, 
     assert process.wait(timeout=20) == 1
 
 
-def test_second_signal_does_not_wait_for_the_grace_to_end(process):
+def test_a_second_signal_does_not_wait_for_the_grace_period(process):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     began = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xgray.runs.lease import LEASE, Lease, driver
+from xgray.runs.lease import LEASE, Lease, find_driver
 from xgray.storage.folder import Folder
 
 DRIVER = str(Path(__file__).with_name("lease_driver.py"))
@@ -79,7 +79,7 @@ def test_a_number_that_was_given_to_another_process_is_no_driver(start, tmp_path
     first.kill()
     first.wait()
     change(tmp_path, pid=os.getpid())
-    found = driver(Folder(str(tmp_path)))
+    found = find_driver(Folder(str(tmp_path)))
     assert found is not None
     assert not found[1]
     assert says(start()) == "held"
@@ -139,13 +139,13 @@ def test_a_damaged_lease_is_a_dead_driver_s(tmp_path, content):
 
 def test_asking_takes_nothing(start, tmp_path):
     run = Folder(str(tmp_path))
-    assert driver(run) is None
+    assert find_driver(run) is None
     assert list(tmp_path.iterdir()) == []
     assert says(start()) == "held"
-    found = driver(run)
+    found = find_driver(run)
     assert found is not None
     holder, alive = found
     assert alive
     assert holder.progress["generate/base"].done == 3
     change(tmp_path, machine="elsewhere", seen="2001-01-01T00:00:00Z")
-    assert driver(run)[1], "its clock is years behind, but it beats"
+    assert find_driver(run)[1], "its clock is years behind, but it beats"

@@ -12,7 +12,7 @@ from xgray.config.stages import stage_named
 from xgray.errors import ConflictError, InputError
 from xgray.experiment.plan import PlannedStage
 from xgray.runs.manifest import FolderState, StageFolder, StageResult, differences, section_payload
-from xgray.runs.secrets import clean_argv, without_secrets
+from xgray.runs.secrets import redact, redact_argv
 from xgray.storage.fingerprint import canonical, file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
 
@@ -200,7 +200,7 @@ def test_differences_name_every_leaf() -> None:
     ],
 )
 def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: list[str]) -> None:
-    assert clean_argv(argv) == expected
+    assert redact_argv(argv) == expected
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: li
 )
 def test_secrets_are_taken_out_of_a_text(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFORTHETESTS0")
-    assert without_secrets(text) == expected
+    assert redact(text) == expected
 
 
 def test_file_fingerprint_follows_the_content_and_the_names_inside(tmp_path: Path) -> None:

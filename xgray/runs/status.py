@@ -13,7 +13,7 @@ from typing import Any
 from xgray.config.stages import Stage, stages_of
 from xgray.errors import XgrayError
 from xgray.runs.attempt_log import Attempt, last_attempt
-from xgray.runs.lease import Holder, driver
+from xgray.runs.lease import Driver, find_driver
 from xgray.runs.manifest import PENDING, StageFolder
 from xgray.runs.progress import Progress
 from xgray.runs.prompts import PROMPTS, PromptFile
@@ -64,7 +64,7 @@ def run_state(run: Folder) -> RunState:
         InputError: there is no run in this folder.
     """
     experiment = load_run(run)
-    holder, is_alive = driver(run) or (None, False)
+    holder, is_alive = find_driver(run) or (None, False)
     stages = [
         (stage, StageFolder(run / stage.name / model if model else run / stage.name, stage.name, model))
         for stage, model in stages_of(experiment)
@@ -86,7 +86,7 @@ def _num_prompts(streamed: Sequence[StageState], run: Folder) -> int | None:
     return max(known, default=None)
 
 
-def _state(stage: Stage, place: StageFolder, holder: Holder | None) -> StageState:
+def _state(stage: Stage, place: StageFolder, holder: Driver | None) -> StageState:
     """Return the state of one stage; ``holder`` is the driver if it is alive."""
     last = last_attempt(place.folder)
     state = StageState(place.label, "missing", 0, None, None, None, None, last.number if last else 0, None)
@@ -126,7 +126,7 @@ def _finished(stage: Stage, place: StageFolder, manifest: dict[str, Any], state:
     return replace(state, state="done", num_done=num_done, num_total=num_done, num_errors=counts.get("num_errors", 0))
 
 
-def _progress(place: StageFolder, holder: Holder) -> Progress | None:
+def _progress(place: StageFolder, holder: Driver) -> Progress | None:
     """Return what the driver reports of the stage; of its last part (``evaluate: fluency``) where it has several."""
     parts = [progress for label, progress in holder.progress.items() if label.partition(":")[0] == place.label]
     return parts[-1] if parts else None

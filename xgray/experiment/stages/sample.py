@@ -44,9 +44,9 @@ def run(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress) ->
 
 def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
     """Return every model with the weights that an engine loads for it."""
+    from xgray.distributed.actors import PipelineModel
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
-    from xgray.distributed.actors import PipelineModel
     from xgray.experiment.weights import model_weights
     from xgray.generate.engine import serves_adapter
 
@@ -67,12 +67,12 @@ def new_prompts(plan: Plan) -> pa.Buffer | None:
         InputError: a prompt is wrong.
     """
     from xgray.data.prompts import read_prompts
-    from xgray.runs.prompts import PromptFile, prompt_file
+    from xgray.runs.prompts import PromptFile, encode_prompts
 
     (fingerprint,) = {stage.payload["inputs"]["prompts"] for stage in plan.by_model("generate").values()}
     if plan.run.exists(PROMPTS) and PromptFile(plan.run).fingerprint == fingerprint:
         return None
-    return prompt_file(read_prompts(plan.experiment.prompts, plan.experiment.languages), fingerprint)
+    return encode_prompts(read_prompts(plan.experiment.prompts, plan.experiment.languages), fingerprint)
 
 
 def generate_and_score(
