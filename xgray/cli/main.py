@@ -28,6 +28,7 @@ from xgray.cli.submit import submit
 from xgray.config.stages import STAGES
 from xgray.errors import XgrayError
 from xgray.runs import interrupts
+from xgray.runs.library_bars import hide_library_bars
 from xgray.runs.secrets import redact
 
 app = App(
@@ -133,6 +134,7 @@ def main() -> None:
     for noisy in ("huggingface_hub", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("xgray").setLevel(logging.INFO)
+    hide_library_bars()
     interrupts.listen()
     try:
         sys.exit(app(exit_on_error=False, print_error=False))

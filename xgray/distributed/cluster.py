@@ -23,17 +23,12 @@ from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
 from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError
+from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 PASSED_ON = ("XGRAY_", "HF_", "TQDM_", "VLLM_", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
 """Environment variables with these prefixes are passed on to the workers of a cluster. Keys are passed on by an actor
 (:mod:`xgray.distributed.keys`); the workers of a local Ray inherit the whole environment."""
-NO_PROGRESS_BARS = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
-"""Libraries show no progress bars of their own, in workers and in this process."""
 PROBE_SECONDS = 30.0
 NUM_PROBES = 3
 """One per second: a network file system may answer from its cache that a new file does not exist."""
@@ -56,8 +51,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS")
-    for name, value in NO_PROGRESS_BARS.items():
-        os.environ.setdefault(name, value)
+    hide_library_bars()
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) or name in KEYS}
     keys = {name: value for name, value in passed_on.items() if is_secret(name, value)}
     # The workers of a job have the job's variables already, and Ray refuses a variable that is set twice.

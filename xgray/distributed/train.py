@@ -47,6 +47,7 @@ from xgray.models.cache import cache_folder
 from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import PreferencePair
+from xgray.runs.library_bars import NO_BARS
 from xgray.runs.manifest import StageResult
 from xgray.runs.periodic import run_every
 from xgray.storage.checksums import move_with_checksums
@@ -74,12 +75,10 @@ PUBLISH_SECONDS = 5.0
 """How often the metrics are copied to an output folder in an object store, between checkpoints."""
 PHASE_SECONDS = 1.0
 """How often the driver reads the workers' phases."""
-QUIET = {
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+QUIET = dict.fromkeys(NO_BARS, "1") | {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
