@@ -46,7 +46,7 @@ def texts(engine, edit):
 
 
 def engine_of(name, folder, section=GREEDY):
-    return build_engine(name, Weights(folder, None, "float32", edited=True), section)
+    return build_engine(name, Weights(folder, None, "float32", edits_neurons=True), section)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
@@ -86,9 +86,9 @@ def test_an_offset_of_0_leaves_every_logit_as_it_is(architectures):
 
 def test_tensor_parallel_processes_share_the_neurons_out():
     edit = Edit(((0, 0), (0, 63), (0, 64), (1, 127), (1, 64)), offset=-1.0)
-    assert edit.of_shard(0, [64, 64]) == Edit(((0, 0), (0, 63)), offset=-1.0)
-    assert edit.of_shard(1, [64, 64]) == Edit(((0, 0), (1, 63), (1, 0)), offset=-1.0)
-    assert edit.of_shard(0, [128, 128]) == edit
+    assert edit.local_part(0, [64, 64]) == Edit(((0, 0), (0, 63)), offset=-1.0)
+    assert edit.local_part(1, [64, 64]) == Edit(((0, 0), (1, 63), (1, 0)), offset=-1.0)
+    assert edit.local_part(0, [128, 128]) == edit
 
 
 @pytest.mark.slow

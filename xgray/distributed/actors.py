@@ -20,7 +20,7 @@ from xgray.distributed.rate_limit import shared_scorer
 from xgray.errors import StageError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights
-from xgray.generate.isolate import PROBE, complete_isolated, failed
+from xgray.generate.isolate import PROBE, complete_isolated, failed_completions
 from xgray.mechanism.neurons import Edit
 from xgray.models.load import device_name
 from xgray.rows import Completions, Prompt, Scores, from_table, to_table
@@ -202,7 +202,7 @@ class GenerateActor:
                 self._ready_engine(model).sample([PROBE], [self._seed], model.adapter)
                 self._ledger.end(probe)
                 reason = f"the engine's process died {num_deaths} times with this prompt alone"
-                rows.append(failed(prompt, model.model, reason))
+                rows.append(failed_completions(prompt, model.model, reason))
             else:
                 rows += complete_isolated(
                     lambda restart: self._ready_engine(model, restart), [prompt], model.model, model.adapter, self._seed

@@ -1,1 +1,1 @@
-"""Prompts to completions, as pure functions over an engine."""
+"""Sample completions of prompts with an engine."""

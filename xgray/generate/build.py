@@ -1,4 +1,4 @@
-"""From the ``generate`` section of an experiment to the engine it asks for."""
+"""Choose and start the engine that the ``generate`` section names."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from xgray.generate.engine import Engine, EngineName, Weights
 
 
 def engine_name(section: Generate) -> EngineName:
-    """The engine that the section asks for; ``auto`` is vLLM where it is installed.
+    """Return the name of the section's engine; ``auto`` is vLLM where it is installed, otherwise transformers.
 
     Raises:
         InputError: the engine is not installed.
     """
     installed = importlib.util.find_spec("vllm") is not None
-    wanted = section.execution.engine
-    if wanted == "vllm" and not installed:
+    name = section.execution.engine
+    if name == "vllm" and not installed:
         raise InputError(
-            "generate.execution.engine: vllm is not installed; make install EXTRA=cpu (or gpu), or take transformers"
+            "generate.execution.engine: vllm is not installed; install it with make install EXTRA=cpu (or gpu), or use "
+            "transformers"
         )
-    if wanted == "auto":
+    if name == "auto":
         return "vllm" if installed else "transformers"
-    return wanted
+    return name
 
 
 def build_engine(name: EngineName, weights: Weights, section: Generate) -> Engine:
-    """Load the weights; this takes from seconds to minutes."""
+    """Start the engine, which loads its weights: this takes seconds to minutes."""
     if name == "vllm":
         from xgray.generate.vllm_engine import VllmEngine
 

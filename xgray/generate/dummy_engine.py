@@ -1,4 +1,4 @@
-"""No engine at all: words made of the seeds, for driving all that is around an engine at size and through faults."""
+"""An engine without a model, for exercising the rest of the pipeline at any size and through faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINISH_REASON = "dummy"
 
 
 class DummyEngine:
-    """Sleeps and fails as its section says. What it writes says that it is nobody's."""
+    """Samples words made from the seeds, and sleeps and fails as its section says."""
 
     def __init__(self, section: Generate) -> None:
         self._section = section
@@ -35,7 +35,7 @@ class DummyEngine:
         ]
 
     def edit(self, edit: Edit | None) -> None:
-        """It has no neurons."""
+        """Do nothing: there are no neurons."""
 
     def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing: there is no memory to free."""

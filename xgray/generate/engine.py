@@ -1,6 +1,7 @@
-"""Engines: what turns prompts into completions, behind one small protocol.
+"""The protocol of engines, which sample completions of prompts.
 
-An engine holds one set of base weights and serves them with any LoRA adapter that was trained on them.
+An engine holds the weights of one base model, and samples with them as they are or with any LoRA adapter that was
+trained on them.
 """
 
 from __future__ import annotations
@@ -24,72 +25,101 @@ if TYPE_CHECKING:
 EngineName = Literal["vllm", "transformers", "dummy"]
 
 MAX_LORA_RANK = 512
-"""The largest that vLLM takes."""
+"""The largest rank that vLLM supports."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The base weights that an engine loads, and the adapters that it must be ready for."""
+    """The base weights that an engine loads, and what it must be prepared for."""
 
     path: str
-    """What ``from_pretrained`` takes, or the URI of what it takes: see :func:`xgray.models.source.local_weights`."""
+    """What :func:`xgray.models.source.local_weights` takes."""
     revision: str | None
     dtype: str
     adapters: tuple[str, ...] = ()
-    edited: bool = False
-    """Whether neurons will be edited, which an engine must know before it compiles anything."""
+    """The adapters that it will sample with, as paths that :func:`xgray.models.source.local_weights` takes."""
+    edits_neurons: bool = False
+    """Whether neurons will be edited, which vLLM must know before it compiles the model."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion, without its prompt and without special tokens."""
+    """One completion."""
 
     text: str
+    """The completion without its prompt and without special tokens."""
     num_tokens: int
+    """Sampled tokens, including an end-of-text token."""
     finish_reason: str
+    """``stop`` after an end-of-text token, ``length`` at the most tokens allowed."""
 
 
 class Engine(Protocol):
+    """Samples completions of texts."""
+
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
-        """k samples of each text, all from the seeds alone; greedy where the temperature is 0."""
+        """Sample k completions of each text.
+
+        Args:
+            texts: The prompts.
+            seeds: A seed for each text; its sample i is drawn with seed + i. At temperature 0 seeds have no effect.
+            adapter: One of the engine's adapters, or None for the base model.
+
+        Returns:
+            For each text its k samples.
+        """
         ...
 
     def edit(self, edit: Edit | None) -> None:
-        """Edit neurons in all samples from now on; in none where it is None."""
+        """Edit neurons in all following samples, in place of an earlier edit; None ends editing."""
         ...
 
     def close(self) -> None:
-        """Give back the memory; nothing can be sampled afterwards."""
+        """Free the memory; the engine cannot sample afterwards."""
         ...
 
 
 def complete(
     engine: Engine, prompts: Sequence[Prompt], model: str, adapter: str | None, seed: int
 ) -> list[Completions]:
-    """The completions of ``prompts`` by ``model``, one row for each, in order."""
+    """Return the completions of each prompt, in order.
+
+    Args:
+        engine: The engine to sample with.
+        prompts: The prompts.
+        model: The model's name in the rows.
+        adapter: The model's adapter, or None.
+        seed: The experiment's seed; each prompt's seed is :func:`~xgray.generate.seeds.prompt_seed`.
+    """
     seeds = [prompt_seed(seed, prompt.prompt_id) for prompt in prompts]
-    samples = engine.sample([prompt.text for prompt in prompts], seeds, adapter)
+    samples_of_prompts = engine.sample([prompt.text for prompt in prompts], seeds, adapter)
     return [
         Completions(
             prompt_id=prompt.prompt_id,
             language=prompt.language,
             model=model,
             prompt=prompt.text,
-            completions=[one.text for one in drawn],
-            token_counts=[one.num_tokens for one in drawn],
-            finish_reasons=[one.finish_reason for one in drawn],
+            completions=[sample.text for sample in samples],
+            token_counts=[sample.num_tokens for sample in samples],
+            finish_reasons=[sample.finish_reason for sample in samples],
         )
-        for prompt, drawn in zip(prompts, samples, strict=True)
+        for prompt, samples in zip(prompts, samples_of_prompts, strict=True)
     ]
 
 
 def check_prompts(
     blocks: Iterable[Sequence[Prompt]], tokenizer: PreTrainedTokenizerBase, section: Generate, context: int
 ) -> None:
-    """Refuse prompts that do not fit, before anything is generated.
+    """Refuse prompts that cannot be continued, before anything is sampled.
+
+    Args:
+        blocks: The prompts, a few at a time.
+        tokenizer: The model's tokenizer.
+        section: The section ``generate`` of the experiment file.
+        context: The model's context length in tokens.
 
     Raises:
-        InputError: names the prompts that are empty, or longer than the section or the model's context allows.
+        InputError: prompts are empty, or longer than the section or the context allows; the message names them.
     """
     check_lengths(
         blocks,
@@ -100,22 +130,22 @@ def check_prompts(
 
 
 def adapter_config(adapter: str) -> dict[str, Any]:
-    """The configuration of a PEFT adapter."""
+    """Return the configuration of a PEFT adapter."""
     config: dict[str, Any] = json.loads((Path(local_weights(adapter)) / "adapter_config.json").read_text("utf-8"))
     return config
 
 
 def serves_adapter(name: EngineName | None, adapter: str, num_gpus: int) -> bool:
-    """Whether the engine applies the adapter as it is, and well; otherwise it is better given the merged weights.
+    """Return whether the engine should apply the adapter itself; otherwise it should load the merged weights.
 
-    vLLM applies plain LoRA to linear layers, not to the embeddings or the head. On a CPU it gathers the adapter's
-    matrices anew for every token: 6 times slower than the merged weights, and slower for the base model as well.
+    vLLM applies plain LoRA to linear layers, but not to the embeddings or the head. On a CPU it gathers the adapter's
+    matrices again for every token, which took 6 times as long as the merged weights and slows the base model as well.
     """
     if name != "vllm":
         return True
     config = adapter_config(adapter)
     targets = config["target_modules"]
-    outer = ("embed", "wte", "wpe", "lm_head")
-    inside = isinstance(targets, str) or not any(part in target for target in targets for part in outer)
-    plain = not config.get("use_dora") and not config.get("modules_to_save") and config.get("bias", "none") == "none"
-    return num_gpus > 0 and inside and plain and config["r"] <= MAX_LORA_RANK
+    embeddings = ("embed", "wte", "wpe", "lm_head")
+    is_in_blocks = isinstance(targets, str) or not any(part in target for target in targets for part in embeddings)
+    is_plain = not config.get("use_dora") and not config.get("modules_to_save") and config.get("bias", "none") == "none"
+    return num_gpus > 0 and is_in_blocks and is_plain and config["r"] <= MAX_LORA_RANK

@@ -1,4 +1,4 @@
-"""A prompt that makes the engine fail every time: told apart from a broken engine, recorded, and the rest goes on."""
+"""Tell a prompt that makes the engine fail from a broken engine, record it, and continue with the other prompts."""
 
 from __future__ import annotations
 
@@ -12,47 +12,51 @@ from xgray.rows import Completions, Prompt
 log = logging.getLogger(__name__)
 
 PROBE = "Hello"
-"""A text that every engine can continue."""
+"""An ordinary text: an engine that cannot continue it is broken."""
 
-Source = Callable[[bool], Engine]
-"""The engine; a new one where its argument says so."""
+EngineSource = Callable[[bool], Engine]
+"""Returns the engine; a new one if its argument is true."""
 
 
-def failed(prompt: Prompt, model: str, reason: str) -> Completions:
-    """The row of a prompt that no engine could continue."""
+def failed_completions(prompt: Prompt, model: str, reason: str) -> Completions:
+    """Return the row of a prompt that no engine could continue."""
     log.warning("%s: no completions of %s: %s", model, prompt.prompt_id, reason)
     return Completions(prompt.prompt_id, prompt.language, model, prompt.text, [], [], [], reason)
 
 
 def complete_isolated(
-    engine: Source, prompts: Sequence[Prompt], model: str, adapter: str | None, seed: int
+    engine: EngineSource, prompts: Sequence[Prompt], model: str, adapter: str | None, seed: int
 ) -> list[Completions]:
-    """As :func:`~xgray.generate.engine.complete`; where the engine fails, each prompt by itself.
+    """Return what :func:`~xgray.generate.engine.complete` returns, prompt by prompt where the engine fails.
+
+    A prompt that fails with two engines while :data:`PROBE` succeeds gets a row with its error and no completions.
 
     Raises:
-        XgrayError: the engine refuses the work.
-        Exception: the engine's own error, where it fails on an ordinary text as well.
+        XgrayError: the engine refuses the prompts.
+        Exception: the engine's error, where it also fails on :data:`PROBE`.
     """
     try:
         return complete(engine(False), prompts, model, adapter, seed)
     except XgrayError:
         raise
     except Exception as error:
-        log.warning("%s: the engine failed (%s); %d prompts one by one", model, _reason(error), len(prompts))
-    return [_complete_one(engine, prompt, model, adapter, seed) for prompt in prompts]
+        log.warning(
+            "%s: the engine failed (%s); its %d prompts are sampled one by one", model, _reason(error), len(prompts)
+        )
+    return [_complete_prompt(engine, prompt, model, adapter, seed) for prompt in prompts]
 
 
-def _complete_one(engine: Source, prompt: Prompt, model: str, adapter: str | None, seed: int) -> Completions:
-    # The first failure may be that of an engine which another prompt has broken, the second one is not.
-    for fresh in (False, True):
+def _complete_prompt(engine: EngineSource, prompt: Prompt, model: str, adapter: str | None, seed: int) -> Completions:
+    # The first failure may come from an engine that another prompt has broken. The second comes from a new engine.
+    for new_engine in (False, True):
         try:
-            return complete(engine(fresh), [prompt], model, adapter, seed)[0]
+            return complete(engine(new_engine), [prompt], model, adapter, seed)[0]
         except XgrayError:
             raise
         except Exception as error:
             reason = _reason(error)
     engine(True).sample([PROBE], [seed], adapter)
-    return failed(prompt, model, reason)
+    return failed_completions(prompt, model, reason)
 
 
 def _reason(error: Exception) -> str:

