@@ -23,8 +23,8 @@ PROMPTS = [
 MODELS = ("base", "dpo", "full")
 
 
-def targets(root, model, adapter, merged):
-    """The base model, an adapter of it, and a whole model of its own."""
+def pipeline_models(root, model, adapter, merged):
+    """The base model, an adapter of it, and another whole model."""
     weights = {"base": (model, None), "dpo": (model, adapter), "full": (merged, None)}
     return [
         PipelineModel(
@@ -58,13 +58,15 @@ def run(
         None if score is None else Score.model_validate(score),
         7,
     )
-    return run_pipeline([target for target in targets(root, **models) if target.model in names], settings, on_progress)
+    return run_pipeline(
+        [target for target in pipeline_models(root, **models) if target.model in names], settings, on_progress
+    )
 
 
-def told(root, models, **settings):
-    """What a run says: its tallies by stage and model, and its progress."""
+def run_recorded(root, models, **settings):
+    """Run the pipeline, and return its tallies by stage and model, and its progress."""
     progress = []
-    tallies = run(str(root), models, **settings, on_progress=lambda *said: progress.append(said[:3]))
+    tallies = run(str(root), models, **settings, on_progress=lambda *report: progress.append(report[:3]))
     by_name = {f"{stage}/{model}": asdict(tally) for (stage, model), tally in tallies.items()}
     return {"tallies": by_name, "progress": progress}
 
@@ -72,7 +74,7 @@ def told(root, models, **settings):
 if __name__ == "__main__":
     try:
         with connect():
-            result = told(**json.loads(sys.argv[1]))
+            result = run_recorded(**json.loads(sys.argv[1]))
     except XgrayError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(result))

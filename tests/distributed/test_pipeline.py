@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.distributed.pipeline_driver import MODELS, PROMPTS, run, told
+from tests.distributed.pipeline_driver import MODELS, PROMPTS, run, run_recorded
 from xgray.config import Score
 from xgray.distributed.cluster import connect
 from xgray.distributed.pipeline import ITERATION_THREAD
@@ -82,7 +82,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def uninterrupted(cluster, models, tmp_path_factory):
     root = tmp_path_factory.mktemp("uninterrupted")
-    return told(root, models, generate=GENERATE, score=SCORE), root
+    return run_recorded(root, models, generate=GENERATE, score=SCORE), root
 
 
 @pytest.mark.slow
@@ -177,11 +177,11 @@ def actor(name):
 @pytest.mark.slow
 def test_single_stages_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
     two = GENERATE | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
-    result = told(tmp_path, models, generate=two)
+    result = run_recorded(tmp_path, models, generate=two)
     assert rows(tmp_path, "generate") == rows(uninterrupted[1], "generate")
     assert files(tmp_path, "score") == []
     assert set(result["tallies"]) == {f"generate/{model}" for model in MODELS}
-    result = told(tmp_path, models, score=SCORE)
+    result = run_recorded(tmp_path, models, score=SCORE)
     assert rows(tmp_path, "score") == rows(uninterrupted[1], "score")
     assert set(result["tallies"]) == {f"score/{model}" for model in MODELS}
 
@@ -194,7 +194,7 @@ def test_missing_files_are_made_again_and_others_are_left_alone(models, uninterr
     for path in (generated[3], scored[5], scored[6]):
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in files(root, "generate") + files(root, "score")}
-    result = told(root, models, generate=GENERATE, score=SCORE)
+    result = run_recorded(root, models, generate=GENERATE, score=SCORE)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (files(root, "generate"), files(root, "score")) == (generated, scored)
     for stage, number in (("generate", 56), ("score", 52)):

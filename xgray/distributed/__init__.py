@@ -1,1 +1,1 @@
-"""Who runs what where: the only place that imports Ray. No number is computed here."""
+"""Everything that runs on Ray: which process computes what, and where. Only this package imports Ray."""
