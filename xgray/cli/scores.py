@@ -1,4 +1,4 @@
-"""The commands of the score store, of scorers and of the service: ``xgray scores``, ``scorer`` and ``serve``."""
+"""``xgray scores``: the score store."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from xgray.cli.options import DEFAULT_STORE, Arguments, Json
-from xgray.cli.tables import CONSOLE, titled_table
+from xgray.cli.fields import add_command, with_fields
+from xgray.cli.options import DEFAULT_STORE, Arguments, Flag, Json
+from xgray.cli.tables import new_table, print_line, print_table
 from xgray.errors import InputError, StageError
+from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
     from xgray.config import Score
+    from xgray.runs.progress import OnProgress
     from xgray.score.archive import ArchivePlan
     from xgray.score.scorer import Scorer
+    from xgray.score.store.entry import ScoreEntry
 
-
-scores = App(name="scores", help="The score store: what any scorer ever answered, for all runs.")
+scores = App(name="scores", help="The score store: all scores that any run has asked for.")
 
 
 @scores.command(name="import")
 def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None = None, as_json: Json = False) -> None:
-    """Take scores into the store: the paper's perspective_api_eval-*.json, Jigsaw's CSVs, exported Parquet files.
+    """Import scores: the paper's perspective_api_eval-*.json, Jigsaw's CSV files, exported Parquet files.
 
     Parameters
     ----------
@@ -38,7 +41,7 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
     store
         The score store's folder or URI.
     language
-        The language of Perspective files whose names do not end in one.
+        The language of Perspective files whose names do not end in a language.
     as_json
         Print the counts as JSON.
     """
@@ -50,17 +53,16 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
         raise InputError("name the files to import: xgray scores import FILE ...")
     target, counts = ScoreStore(store), dict.fromkeys(files, 0)
 
+    def counted(file: str, progress: OnProgress) -> Iterator[ScoreEntry]:
+        for entry in read_scores(file, language):
+            counts[file] += 1
+            if counts[file] % 10_000 == 0:
+                progress(f"import {Path(file).name}", counts[file], 0)
+            yield entry
+
     with ProgressDisplay() as progress:
         for file in files:
-
-            def counted(file: str = file) -> Any:
-                for entry in read_scores(file, language):
-                    counts[file] += 1
-                    if counts[file] % 10_000 == 0:
-                        progress(f"import {Path(file).name}", counts[file], 0)
-                    yield entry
-
-            target.put(counted())
+            target.put(counted(file, progress))
     if as_json:
         print(json.dumps({"store": target.folder.uri, "files": counts}))
         return
@@ -69,7 +71,7 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
 
 
 @scores.command(name="export")
-def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: bool = False, run: str | None = None) -> None:
+def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag = False, run: str | None = None) -> None:
     """Write the store as one Parquet file, or a run's scores as the paper's perspective_api_eval-*.json files.
 
     Parameters
@@ -79,7 +81,7 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: bool =
     store
         The score store's folder or URI.
     without_text
-        Hashes and scores alone: may be passed on where the texts may not. Who has a text finds its score.
+        Write hashes instead of texts, to pass on where the texts may not be. Whoever has a text finds its score.
     run
         A run whose completions are written with their Perspective scores from the store.
     """
@@ -99,26 +101,29 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: bool =
         print(written)
 
 
-@scores.command
+@with_fields("score")
 def archive(
-    *arguments: Arguments, store: str | None = None, estimate: bool = False, address: str | None = None,
+    *arguments: Arguments,
+    store: str | None = None,
+    estimate: Flag = False,
+    address: str | None = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Score with Perspective, before it closes, all completions of runs that have no such score yet.
+) -> None:
+    """Score all completions of runs with Perspective before it closes; texts that have such a score are passed over.
 
-    All attributes are asked for: one request answers for them together. Prompts that take the fewest requests come
-    first, in all languages evenly. It goes on where it stopped.
+    One request returns all attributes. Prompts that take the fewest requests come first, in all languages evenly. The
+    same command resumes.
 
     Parameters
     ----------
     arguments
-        Run directories, and fields of the score section: --score.execution.requests-per-second 50.
+        Run directories. The options below are fields of the score section: --score.execution.requests-per-second 50.
     store
         The score store; by default the one beside the first run.
     estimate
-        Say what it would take, and send nothing.
+        Say what it would take; send no request.
     address
-        The Ray cluster whose other runs send with the same key.
+        The Ray cluster whose other runs use the same key, and share its rate limit.
     as_json
         Print the result as JSON.
     """
@@ -130,8 +135,8 @@ def archive(
     from xgray.score.store.location import run_store_uri
     from xgray.storage.folder import Folder
 
-    positional, options = split(arguments)
-    runs = [Folder(one) for one in positional]
+    paths, options = split(arguments)
+    runs = [Folder(path) for path in paths]
     if not runs:
         raise InputError("name the runs to archive: xgray scores archive runs/NAME ...")
     section = score_section(
@@ -145,17 +150,20 @@ def archive(
         with _archive_scorer(section, address) as scorer, ProgressDisplay() as progress:
             missing = run_archive(plan, scorer, progress)
     if as_json:
-        told = {"store": section.execution.store, "num_known": plan.num_known, **asdict(plan.estimate)}
-        print(json.dumps(told if missing is None else told | {"missing": missing}))
+        result = {"store": section.execution.store, "num_known": plan.num_known, **asdict(plan.estimate)}
+        print(json.dumps(result if missing is None else result | {"missing": missing}))
     elif missing is None:
         print_estimate(plan)
     else:
         print_archive(plan, missing)
 
 
+add_command(scores, archive)
+
+
 @contextmanager
 def _archive_scorer(section: Score, address: str | None) -> Iterator[Scorer]:
-    """Build the scorer; on a cluster (``address`` or ``RAY_ADDRESS``) it shares its key's rate limit with other runs."""
+    """Yield the scorer, which on a cluster (``address`` or ``RAY_ADDRESS``) shares its key's rate limit."""
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         from xgray.score.build import build_scorer
@@ -170,41 +178,41 @@ def _archive_scorer(section: Score, address: str | None) -> Iterator[Scorer]:
 
 
 @scores.command
-def check(*, store: str = DEFAULT_STORE, salvage: bool = False) -> None:
-    """Read the whole store and name what is damaged in it.
+def check(*, store: str = DEFAULT_STORE, salvage: Flag = False) -> None:
+    """Read the whole store and name its damaged files.
 
     Parameters
     ----------
     store
         The score store's folder or URI.
     salvage
-        Replace damaged files by what is sound in them.
+        Replace damaged files by the rows that can be read from them.
     """
     from xgray.score.store.store import ScoreStore
 
     target = ScoreStore.open_existing(store)
     damaged = target.check()
     for name in damaged:
-        print(f"{target.folder / 'segments' / name} is damaged{'; what is sound of it was kept' if salvage else ''}")
+        print(f"{target.folder / 'segments' / name} is damaged{'; its readable rows were kept' if salvage else ''}")
     if damaged and salvage:
         target.salvage(damaged)
     elif damaged:
         raise StageError(
-            f"{len(damaged)} damaged files: --salvage keeps what is sound in them, the rest is scored anew"
+            f"{len(damaged)} damaged files: --salvage keeps their readable rows; the other texts are scored again"
         )
     print(f"{target.folder}: {target.num_rows:,} scores")
 
 
 @scores.command
 def merge(*others: str, store: str = DEFAULT_STORE) -> None:
-    """Take all that other stores hold into this one: a set union, whatever the order.
+    """Add all scores of other stores to a store; the order does not matter.
 
     Parameters
     ----------
     others
-        The stores to take from.
+        The stores to read.
     store
-        The store that takes.
+        The store to add to.
     """
     from xgray.score.store.store import ScoreStore
 
@@ -218,38 +226,29 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
     print(f"{target.folder}: {target.num_rows:,} scores")
 
 
-def _long(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
-
-
 def print_estimate(plan: ArchivePlan) -> None:
-    """What is left to archive, and whether there is time for it."""
+    """Print what is left to archive, and whether there is time for it."""
     from xgray.score.archive import CLOSES, LAST_DAY
 
-    told, rate = plan.estimate, plan.section.execution.requests_per_second
-    table = titled_table(
-        f"To be scored by {plan.section.scorer} at {rate:g} requests a second",
-        "language", "prompts", "texts", "prompts in time",
-    )  # fmt: skip
-    for code, number in told.num_prompts.items():
-        table.add_row(code, f"{number:,}", f"{told.num_texts[code]:,}", f"{told.in_time[code]:,}")
-    totals = (sum(one.values()) for one in (told.num_prompts, told.num_texts, told.in_time))
-    table.add_row("all", *(f"{number:,}" for number in totals), end_section=True)
-    CONSOLE.print(table)
-    ends = datetime.now(UTC) + timedelta(seconds=told.seconds)
-    late = " That is too late." if ends > CLOSES else ""
-    CONSOLE.print(
-        f"{plan.num_known:,} texts are in the store already. The rest takes {_long(told.seconds)}, until "
-        f"{ends:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}",
-        soft_wrap=True,
+    estimate, rate = plan.estimate, plan.section.execution.requests_per_second
+    table = new_table("language", "prompts", "texts", "prompts in time")
+    for code, num_prompts in estimate.num_prompts.items():
+        table.add_row(code, f"{num_prompts:,}", f"{estimate.num_texts[code]:,}", f"{estimate.in_time[code]:,}")
+    totals = (sum(counts.values()) for counts in (estimate.num_prompts, estimate.num_texts, estimate.in_time))
+    table.add_row("all", *(f"{total:,}" for total in totals), end_section=True)
+    print_table(table, f"To be scored by {plan.section.scorer} at {rate:g} requests a second")
+    end = datetime.now(UTC) + timedelta(seconds=estimate.seconds)
+    late = " That is too late." if end > CLOSES else ""
+    print_line(
+        f"{plan.num_known:,} texts are in the store already. The rest takes {duration(estimate.seconds)}, until "
+        f"{end:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}"
     )
 
 
 def print_archive(plan: ArchivePlan, missing: Counter[str]) -> None:
+    """Print how many texts have a score now, and why the others have none."""
     total = sum(plan.estimate.num_texts.values())
-    CONSOLE.print(
-        f"{total - missing.total():,} of {total:,} texts scored; the store is {plan.section.execution.store}",
-        soft_wrap=True,
-    )
+    store = plan.section.execution.store
+    print_line(f"{total - missing.total():,} of {total:,} texts scored; the store is {store}")
     for reason, number in missing.most_common():
-        CONSOLE.print(f"  without a score: {number:,}  {reason}")
+        print_line(f"  without a score: {number:,}  {reason}")

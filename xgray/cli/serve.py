@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from xgray.cli.fields import with_fields
 from xgray.cli.options import Arguments
 from xgray.errors import InputError
 
 
+@with_fields("score", "serve")
 def serve(*arguments: Arguments, address: str | None = None) -> None:
-    """Serve a local scorer as POST /v1alpha1/comments:analyze: clients of Perspective work with another address.
+    """Serve a local scorer as POST /v1alpha1/comments:analyze, so that clients of Perspective only change the address.
 
-    Also there: /healthz, /readyz, /metrics and the discovery document of Google's client libraries. With a key in
-    XGRAY_SERVE_KEY clients must name it. It answers on this machine alone unless --serve.host says otherwise.
+    The service also answers /healthz, /readyz, /metrics and the discovery document of Google's client libraries. If
+    XGRAY_SERVE_KEY is set, clients must send that key. Without --serve.host only this machine is served.
 
     Parameters
     ----------
     arguments
-        Fields of the sections score and serve: --score.scorer classifier --serve.port 8080 --serve.max-replicas 4.
+        None are needed. The options below are fields of the sections score and serve.
     address
         The Ray cluster to join; by default RAY_ADDRESS, or a local one.
     """
@@ -25,6 +27,6 @@ def serve(*arguments: Arguments, address: str | None = None) -> None:
 
     values = parse_overrides(list(arguments))
     if others := [name for name in values if name not in ("score", "serve")]:
-        raise InputError(f"--{others[0]}: only fields of the sections score and serve are taken here")
+        raise InputError(f"--{others[0]}: not a field of the sections score and serve")
     section = validate(Serve, values.get("serve", {}), "options")
     run_service(validate(Score, values.get("score", {}), "options"), section, address)

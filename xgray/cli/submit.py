@@ -5,63 +5,61 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from xgray.cli.fields import with_fields
+from xgray.cli.options import Arguments, is_experiment_file
 from xgray.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from xgray.config import Experiment
 
 
-Arguments = Annotated[str, Parameter(allow_leading_hyphen=True)]
-
-
+@with_fields()
 def submit(*arguments: Arguments, address: str | None = None) -> int:
     """Run an experiment as a Ray job on a cluster, and show its log until it ends.
 
-    Submitted again it goes on where it stopped; while it runs, its log is shown. An interrupt leaves the job alone.
-    The job gets a copy of the working directory. Keys stay here: the cluster has its own.
+    Called again, the command shows the log of the running job, or resumes the run in a new job. An interrupt leaves the
+    job running. The job gets a copy of the working directory. Keys are not sent: the cluster needs its own.
 
     Parameters
     ----------
     arguments
-        EXPERIMENT.yaml and fields to change: --section.field VALUE.
+        EXPERIMENT.yaml. The options below change its fields.
     address
         The cluster's dashboard, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
     """
     from xgray.config.file import load_experiment, parse_overrides, split
 
-    positional, options = split(arguments)
-    if len(positional) != 1 or Path(positional[0]).suffix not in (".yaml", ".yml"):
+    paths, options = split(arguments)
+    if len(paths) != 1 or not is_experiment_file(paths[0]):
         raise InputError("name one experiment file: xgray submit EXPERIMENT.yaml --address http://HEAD:8265")
-    file = Path(positional[0])
+    file = Path(paths[0])
     experiment = load_experiment(file, parse_overrides(options))
     check_folders(experiment)
     from xgray.distributed.keys import KEYS
     from xgray.distributed.submit import follow, submit_job
     from xgray.experiment.plan import run_folder
 
-    if here := [name for name in KEYS if name in os.environ]:
-        _say(f"{' '.join(here)}: not sent; where the run needs them, they are set in the environment of the head node")
+    if keys := [name for name in KEYS if name in os.environ]:
+        _log(f"{' '.join(keys)}: not sent. If the run needs them, set them in the environment of the head node")
     job = submit_job(file, options, experiment, run_folder(experiment).uri, address)
-    _say(f"job {job.id} {'submitted to' if job.is_new else 'is under way on'} {job.address}")
+    _log(f"job {job.id} {'submitted to' if job.is_new else 'is running on'} {job.address}")
     try:
         return follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        where = f"{job.id} --address {job.address}"
+        target = f"{job.id} --address {job.address}"
         raise StageError(
-            f"detached, and the job goes on; see it again: the same command, or ray job logs --follow {where}; "
-            f"stop it: ray job stop {where}"
+            f"detached; the job goes on. Follow it with the same command, or with ray job logs --follow {target}. "
+            f"Stop it with ray job stop {target}"
         ) from None
 
 
 def check_folders(experiment: Experiment) -> None:
-    """Refuse folders that would be lost with the working directory of a job, which is a copy on the head.
+    """Check that an experiment's folders lie outside the job's working directory, which is a copy that is deleted.
 
     Raises:
-        InputError: one is given by a relative path.
+        InputError: a folder is given by a relative path.
     """
     store = experiment.score.execution.store
     for field, uri in (("runs", experiment.runs), ("score.execution.store", store)):
@@ -72,5 +70,5 @@ def check_folders(experiment: Experiment) -> None:
             )
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"xgray: {line}", file=sys.stderr, flush=True)

@@ -1,127 +1,130 @@
-"""What the command line prints: the summary of a run, its state, and the doctor's findings."""
+"""Consoles and tables, and what several commands print: the summary of a run, its state, a machine's checks."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from xgray.report.metrics import METRICS
 from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from xgray.cli.doctor import Check
+    from xgray.evaluate.metrics_file import EvaluateMetrics
     from xgray.experiment.plan import Plan
     from xgray.runs.status import RunState
 
-
-METRICS = {
-    "emt": "EMT",
-    "tox_prob": "ToxProb",
-    "avg_tox": "AvgTox",
-    "perplexity": "PPL",
-    "dist_1": "Dist-1",
-    "dist_2": "Dist-2",
-    "dist_3": "Dist-3",
-}
-
-
-def interval(metric: dict[str, Any]) -> str:
-    """``.512 [.480, .541]``, or a dash where there is no value."""
-    if metric["value"] is None:
-        return "–"
-    digits = 3 if metric["value"] < 10 else 1
-    low, high = (f"{metric[end]:.{digits}f}" if metric[end] is not None else "–" for end in ("low", "high"))
-    return f"{metric['value']:.{digits}f} [{low}, {high}]"
+LOG_WIDTH = 170
+"""Columns of a table where the output is no terminal and COLUMNS is not set: a log has no width to fit."""
 
 
 def plain_console() -> Console:
-    """Prints what users and libraries wrote as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """Return a console that prints text as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH
+    return console
 
 
-def print_summary(plan: Plan, stages: tuple[str, ...]) -> None:
+def new_table(*columns: str, text_columns: Collection[str] = ()) -> Table:
+    """Return an empty table: text in the first column and in ``text_columns``, numbers at the right in all others.
+
+    Where the terminal is too narrow, cells are wrapped; nothing is cut.
+    """
+    from rich.table import Table
+
+    table = Table()
+    for position, name in enumerate(columns):
+        is_text = position == 0 or name in text_columns
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    return table
+
+
+def print_table(table: Table, title: str = "") -> None:
+    """Print a table below its title."""
     console = plain_console()
-    if plan.stage("evaluate").is_finished and {"evaluate", "report"} & set(stages):
-        _print_metrics(console, plan.stage("evaluate").folder.read_json("metrics.json"))
-    for one in plan.stages:
-        manifest = one.place.manifest()
-        if manifest and one.name in stages:
-            counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
-            line = f"{one.label:<18} {manifest['seconds']:>8.1f} s  {counts}"
-            console.print(line, soft_wrap=True)
-    if plan.stage("report").is_finished and "report" in stages:
-        console.print(f"report: {plan.stage('report').folder / 'index.html'}", soft_wrap=True)
-    else:
-        console.print(f"run: {plan.run}", soft_wrap=True)
-
-
-def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
-    title = f"Average over {len(metrics['languages'])} languages, {metrics['confidence']:.0%} bootstrap intervals"
-    table = Table(title=title, title_justify="left")
-    table.add_column("model")
-    for name in METRICS.values():
-        table.add_column(name, justify="right")
-    for model, figures in metrics["models"].items():
-        table.add_row(model, *(interval(figures["average"][key]) for key in METRICS))
+    if title:
+        console.print(title, style="italic", soft_wrap=True)
     console.print(table)
-    if metrics["unvalidated"]:
-        unvalidated = " ".join(metrics["unvalidated"])
-        console.print(f"the scorer was not validated on: {unvalidated}", soft_wrap=True)
+
+
+def print_line(line: str) -> None:
+    """Print a line of text as it is, however long."""
+    plain_console().print(line, soft_wrap=True)
+
+
+def print_summary(plan: Plan, names: Collection[str]) -> None:
+    """Print the metrics of a run, if its evaluation is among the stages ``names``, and a line for each of these."""
+    evaluate, report = plan.stage("evaluate"), plan.stage("report")
+    if evaluate.is_finished and {"evaluate", "report"} & set(names):
+        _print_metrics(evaluate.folder.read_json("metrics.json"))
+    for planned in plan.stages:
+        manifest = planned.place.manifest()
+        if manifest and planned.name in names:
+            counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
+            print_line(f"{planned.label:<18} {manifest['seconds']:>8.1f} s  {counts}")
+    if report.is_finished and "report" in names:
+        print_line(f"report: {report.folder / 'index.html'}")
+    else:
+        print_line(f"run: {plan.run}")
+
+
+def _print_metrics(metrics: EvaluateMetrics) -> None:
+    table = new_table("model", *(metric.title for metric in METRICS.values()))
+    for model, figures in metrics["models"].items():
+        table.add_row(model, *(metric.with_interval(figures["average"][key]) for key, metric in METRICS.items()))
+    num_languages = len(metrics["languages"])
+    print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} bootstrap intervals")
+    if unvalidated := metrics.get("unvalidated"):
+        print_line(f"the scorer was not validated on: {' '.join(unvalidated)}")
     for model, comparison in metrics["comparisons"].items():
-        languages = comparison["languages"]
-        changes = {code: one["emt"] for code, one in languages.items() if one["emt"].get("difference") is not None}
-        less = [code for code, one in changes.items() if one["significant"] and one["difference"] < 0]
-        more = [code for code, one in changes.items() if one["significant"] and one["difference"] > 0]
-        rest = [code for code in changes if code not in less and code not in more]
-        console.print(
-            f"{model}: EMT fell in {len(less)} of {len(languages)} languages (false discovery rate 5 %); "
-            f"rose in: {' '.join(more) or 'none'}; no significant change in: {' '.join(rest) or 'none'}",
-            soft_wrap=True,
-        )
+        print_line(f"{model}: {_changes_text(comparison['languages'])}")
+
+
+def _changes_text(languages: dict[str, dict[Any, Any]]) -> str:
+    """In which languages EMT changed significantly, and how."""
+    changes = {code: change["emt"] for code, change in languages.items() if change["emt"].get("difference") is not None}
+    fell = [code for code, change in changes.items() if change["significant"] and change["difference"] < 0]
+    rose = [code for code, change in changes.items() if change["significant"] and change["difference"] > 0]
+    same = [code for code in changes if code not in fell and code not in rose]
+    return (
+        f"EMT fell in {len(fell)} of {len(languages)} languages (false discovery rate 5 %); "
+        f"rose in: {' '.join(rose) or 'none'}; no significant change in: {' '.join(same) or 'none'}"
+    )
 
 
 def print_state(run: RunState) -> None:
-    table = Table(title=run.run, title_justify="left")
-    for name in ("stage", "state", "done", "errors", "rate", "time left", "attempts"):
-        table.add_column(name, justify="left" if name in ("stage", "state") else "right")
-    for one in run.stages:
-        total = "?" if one.num_total is None else one.num_total
-        rate = "" if one.rate is None else f"{one.rate:.2f}/s"
-        left = "" if one.eta_seconds is None else duration(one.eta_seconds)
-        if one.standstill_seconds is not None:  # at the rate of a standstill the time left says nothing
-            left = f"no progress for {duration(one.standstill_seconds)}"
-        errors = "" if one.num_errors is None else str(one.num_errors)
-        table.add_row(one.label, one.state, f"{one.num_done}/{total}", errors, rate, left, str(one.num_attempts or ""))
-    console = plain_console()
-    console.print(table)
+    """Print the state of a run: a row for each stage, the driver, and the errors of stages that failed."""
+    table = new_table("stage", "state", "done", "errors", "rate", "time left", "attempts", text_columns=["state"])
+    for stage in run.stages:
+        total = "?" if stage.num_total is None else stage.num_total
+        rate = "" if stage.rate is None else f"{stage.rate:.2f}/s"
+        left = "" if stage.eta_seconds is None else duration(stage.eta_seconds)
+        if stage.standstill_seconds is not None:  # at the rate of a standstill the time left means nothing
+            left = f"no progress for {duration(stage.standstill_seconds)}"
+        errors = "" if stage.num_errors is None else str(stage.num_errors)
+        attempts = str(stage.num_attempts or "")
+        table.add_row(stage.label, stage.state, f"{stage.num_done}/{total}", errors, rate, left, attempts)
+    print_table(table, run.run)
     if run.driver:
-        alive = "driver" if run.driver_alive else "no driver; the last one was killed"
-        console.print(f"{alive}: {run.driver}", soft_wrap=True)
-    for one in run.stages:
-        if one.error:
-            console.print(f"{one.label}: {one.error}", soft_wrap=True)
+        print_line(f"{'driver' if run.driver_alive else 'no driver; the last one was killed'}: {run.driver}")
+    for stage in run.stages:
+        if stage.error:
+            print_line(f"{stage.label}: {stage.error}")
 
 
 def print_checks(checks: list[Check]) -> None:
-    table = Table()
-    for name in ("part", "state", "found", "remedy"):
-        table.add_column(name)
+    """Print what was found of a machine, a row for each check."""
+    from rich.text import Text
+
+    table = new_table("part", "state", "found", "remedy", text_columns=["state", "found", "remedy"])
     colors = {"ok": "green", "degraded": "yellow", "missing": "red"}
     for check in checks:
         table.add_row(check.name, Text(check.status, colors[check.status]), check.detail, check.remedy)
-    plain_console().print(table)
-
-
-CONSOLE = plain_console()
-if not CONSOLE.is_terminal:
-    CONSOLE.width = 170  # a log has no width that tables must fit
-
-
-def titled_table(title: str, *columns: str) -> Table:
-    CONSOLE.print(title, style="italic", soft_wrap=True)
-    table = Table()
-    for at, name in enumerate(columns):
-        table.add_column(name, justify="left" if at == 0 else "right")
-    return table
+    print_table(table)

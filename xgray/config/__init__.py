@@ -5,33 +5,38 @@ stage is run, not what it computes, and is not part of its fingerprint. Where a 
 or is wrong, the field is a switch between ``corrected`` (the default) and ``released`` (what the paper's scripts do).
 """
 
-from xgray.config.evaluate import Evaluate, Fluency, Report
-from xgray.config.experiment import STORE, Experiment
-from xgray.config.mechanism import (
-    MECHANISM,
-    Activations,
-    Capability,
-    Greedy,
-    Intervene,
-    Neuron,
-    Probe,
-    Retrieve,
-    Vectors,
-)
-from xgray.config.sampling import (
-    LOADS_CLASSIFIER,
-    Classifier,
-    Dummy,
-    Generate,
-    GenerateExecution,
-    OpenAI,
-    Prompts,
-    Score,
-    ScoreExecution,
-    Serve,
-)
-from xgray.config.section import MeasuringExecution, Model, Section, Switch, merge, validate
-from xgray.config.train import BASE, Train, TrainExecution, Variant
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xgray.config.evaluate import Evaluate, Fluency, Report
+    from xgray.config.experiment import STORE, Experiment
+    from xgray.config.mechanism import (
+        MECHANISM,
+        Activations,
+        Capability,
+        Greedy,
+        Intervene,
+        Neuron,
+        Probe,
+        Retrieve,
+        Vectors,
+    )
+    from xgray.config.sampling import (
+        LOADS_CLASSIFIER,
+        Classifier,
+        Dummy,
+        Generate,
+        GenerateExecution,
+        OpenAI,
+        Prompts,
+        Score,
+        ScoreExecution,
+        Serve,
+    )
+    from xgray.config.section import MeasuringExecution, Model, Section, Switch, merge, validate
+    from xgray.config.stages import BASE
+    from xgray.config.train import Train, TrainExecution, Variant
 
 __all__ = [
     "BASE", "LOADS_CLASSIFIER", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
@@ -39,3 +44,15 @@ __all__ = [
     "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
     "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip
+
+_MODULES = ("evaluate", "experiment", "mechanism", "sampling", "section", "stages", "train")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the models when one of them is first used: ``xgray --help`` needs only the table of stages."""
+    if name in __all__:
+        for module in (import_module(f"xgray.config.{name}") for name in _MODULES):
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

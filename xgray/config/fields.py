@@ -32,7 +32,7 @@ class Field:
 
     path: tuple[str, ...]
     """Its names from the top of the file: ``("train", "learning_rate")``."""
-    type: str
+    type_text: str
     """The type in words, with its bounds: ``integer >= 1, or null``."""
     default: Any
     """The default as YAML would hold it: a section's is a mapping. ``None`` for a field that is required."""
@@ -72,7 +72,7 @@ def _field(info: FieldInfo, path: tuple[str, ...]) -> Field:
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     return Field(
         path=path,
-        type=_type_text(annotation, info.metadata),
+        type_text=_type_text(annotation, info.metadata),
         default=_plain(default),
         is_required=info.is_required(),
         documentation=" ".join(inspect.cleandoc(documentation).split()),
@@ -169,7 +169,7 @@ def _field_lines(field: Field, is_on: bool = False) -> list[str]:
     name = field.path[-1]
     if field.section is None or field.is_list:
         value = EXAMPLE_VALUES.get(field.path, "TEXT") if field.is_required else yaml_value(field.default)
-        lines.append(f"{indent}{name}: {value}  # {field.type}{' (required)' if field.is_required else ''}")
+        lines.append(f"{indent}{name}: {value}  # {field.type_text}{' (required)' if field.is_required else ''}")
         if field.section is not None:
             lines += _item_lines(field, indent)
         return lines
@@ -185,7 +185,7 @@ def _item_lines(field: Field, indent: str) -> list[str]:
     assert field.section is not None
     lines = [f"{indent}# Each item is a mapping:"]
     for item in fields_in(field.section):
-        text = f"{item.path[0]}: {item.type}{' (required)' if item.is_required else ''}. {item.documentation}"
+        text = f"{item.path[0]}: {item.type_text}{' (required)' if item.is_required else ''}. {item.documentation}"
         lines += [f"{indent}#   {line}" for line in textwrap.wrap(text, COMMENT_WIDTH, subsequent_indent="  ")]
     return lines
 

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from xgray.config.experiment import Experiment
-from xgray.config.train import BASE
 from xgray.errors import InputError
+
+if TYPE_CHECKING:
+    from xgray.config.experiment import Experiment
+
+BASE = "base"
+"""The name of the model before tuning, among the models of an experiment."""
 
 Use = Literal["trainer", "engine", "scorer", "workers", "mlps"]
 """What a stage needs at run time: a training cluster, engines, a scorer, workers that each hold a copy of a model, or
@@ -51,7 +55,7 @@ class Stage:
     stream: str | None = None
     """The module that runs this and other stages of all models in one call, where the stage is not run by itself."""
     progress: Literal["rows", "steps", "settings", "whole"] = "whole"
-    """How its progress is counted while no driver reports it: by rows, optimizer steps, rows of all settings, or not."""
+    """How progress is counted while no driver reports it: by rows, optimizer steps, rows of all settings, or not."""
     report_section: str | None = None
     """The module that makes the stage's section of the report, where it has one of its own."""
     own_files: str = ""

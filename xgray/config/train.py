@@ -7,9 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from xgray.config.section import Model, Section, Switch
-
-BASE = "base"
-"""The name of the model before tuning, among the models of an experiment."""
+from xgray.config.stages import BASE
 
 
 class TrainExecution(Section):
