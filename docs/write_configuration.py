@@ -1,0 +1,70 @@
+"""Write ``configuration.md`` from the docstrings of the experiment file's fields; ``make docs`` calls it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from xgray.config import Experiment
+from xgray.config.fields import Field, all_fields, fields_in, yaml_value
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+HEAD = """\
+# Configuration
+
+<!-- Written by docs/write_configuration.py from the docstrings of xgray/config; a test compares them. -->
+
+One YAML file is one experiment. Every field has a default except `name` and `model.id`; unknown keys are refused with
+the nearest known one. Any field can be given as an option of the commands, which wins over the file:
+`--train.learning-rate 5e-6`.
+
+`xgray fields` prints the same as commented YAML, and `xgray fields --json-schema` a schema with which editors complete
+and check the file. Sections from `probe` to `capability` are off unless the file has them; `probe: {}` takes the
+defaults.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD, "## The experiment\n", _table([field for field in fields_in(Experiment) if not _is_section(field)])]
+    for section in fields_in(Experiment):
+        if _is_section(section):
+            fields = [field for field in all_fields(Experiment) if field.path[0] == section.path[0]][1:]
+            documentation = f"{_markdown(section.documentation)}\n" if section.documentation else ""
+            leaves = [field for field in fields if not _is_section(field)]
+            parts += [f"## {section.path[0]}\n", documentation, _table(leaves)]
+    return "\n".join(parts)
+
+
+def _is_section(field: Field) -> bool:
+    return field.section is not None and not field.is_list
+
+
+def _table(fields: list[Field]) -> str:
+    rows = [
+        f"| `{'.'.join(field.path[1:] or field.path)}` | {_cell(field.type_text)} | {_default(field)} | "
+        f"{_cell(_markdown(field.documentation))} |"
+        for field in fields
+    ]
+    return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _default(field: Field) -> str:
+    if field.is_required:
+        return "required"
+    text = yaml_value(field.default)
+    return f"`{text}`" if len(text) < 60 else "see `xgray fields`"
+
+
+def _markdown(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}\n")
