@@ -171,7 +171,7 @@ def test_broken_override_is_refused(tokens: list[str], expected: str) -> None:
         (b"name: a\nmodel: {id: b, id: c}\n", "mine.yaml:2: no valid YAML: key 'id' is given twice"),
         (b"name: a\nseed: 2024-31-12", "mine.yaml:2: no valid YAML: '2024-31-12' is no timestamp; quote a text"),
         (b"name: a\nseed: !!int x\n", "mine.yaml:2: no valid YAML: 'x' is no int"),
-        (b"name: a\nseed: !!timestamp x\n", "mine.yaml:2: no valid YAML: 'x' is no timestamp"),
+        (b"name: a\nseed: !!timestamp x\n", "mine.yaml:2: no valid YAML: failed to construct timestamp"),
         (b"name: a\nseed: " + b"1" * 5000, "mine.yaml:2: no valid YAML: '1111"),
         (b"name: caf\xe9\n", "not UTF-8 (byte 10)"),
     ],

@@ -1,4 +1,4 @@
-"""Experiment files and the options that change them, read."""
+"""Read experiment files, and the options that override their fields."""
 
 from __future__ import annotations
 
@@ -7,45 +7,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import Node
 
 from xgray.config import Experiment, merge, validate
 from xgray.errors import InputError
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads ``5e-6`` as the number that everybody means, where YAML 1.1 sees text.
+class _Constructor(SafeConstructor):
+    """Constructs plain Python values; whatever is wrong with a node becomes an error with its line."""
 
-    Refuses a key that is given twice, of which YAML would silently keep the last.
-    """
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # PyYAML's, of 2024-31-12, !!bool x and !!timestamp x
-            raise yaml.constructor.ConstructorError(
-                problem=f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}; quote a text",
-                problem_mark=node.start_mark,
-            ) from None
+        except (ValueError, LookupError, AttributeError):  # of 2024-31-12, !!bool x and !!timestamp x
+            problem = f"{node.value[:40]!r} is no {str(node.tag).rpartition(':')[2]}; quote a text"
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark) from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+    def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:  # the library's message repeats the values, which may be secret
+            raise ConstructorError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+        return True
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+def read_yaml(text: str) -> Any:
+    """Return the value of a YAML 1.2 text, where ``5e-6`` is a number; a key that is given twice is an error.
+
+    Raises:
+        YAMLError: the text is not valid YAML; a ``MarkedYAMLError`` has the line.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml.load(text)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments, and options with their values."""
+    """Return the positional arguments, and the options with their values."""
     positional, options, rest = [], [], list(arguments)
     while rest:
         token = rest.pop(0)
@@ -59,10 +58,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:
-    """``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is read as YAML.
+    """Return ``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is YAML text.
 
     Raises:
-        InputError: a token is not of that form.
+        InputError: a token has another form, or a value is not valid YAML.
     """
     values: dict[str, Any] = {}
     rest = list(tokens)
@@ -76,8 +75,8 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
         text = rest.pop(0) if match[2] is None else match[2]
         path = match[1].replace("-", "_").split(".")
         try:
-            value: Any = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+            value: Any = read_yaml(text)
+        except YAMLError:
             raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
@@ -88,10 +87,14 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
 
 
 def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read an experiment file, with ``overrides`` laid over it.
+    """Read an experiment file and override its fields.
+
+    Args:
+        path: the file, in YAML.
+        overrides: nested values, as ``parse_overrides`` returns them.
 
     Raises:
-        InputError: the file is missing, empty or no YAML, or a field is wrong.
+        InputError: the file is missing, empty or not valid YAML, or a field is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,9 +103,9 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: the experiment file is not UTF-8 (byte {error.start + 1})") from None
     try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        values = read_yaml(text)
+    except YAMLError as error:
+        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: no valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
