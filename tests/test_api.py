@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import xgray
-from tests.report.made_run import CHANGES, K, write_run
+from tests.report.example_run import CHANGES, K, write_run
 from xgray.errors import InputError
 
 

@@ -1,7 +1,7 @@
 import pytest
 from markupsafe import Markup
 
-from tests.report.made_run import write_run
+from tests.report.example_run import write_run
 from xgray.report.build import build_report, render
 from xgray.report.examples import choose_examples
 from xgray.report.files import RunFiles

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from tests.report.made_run import write_run
+from tests.report.example_run import write_run
 from xgray.mechanism.activation_metrics import ActivationRows, activation_changes, activation_metrics
 from xgray.report.build import build_report
 from xgray.runs.manifest import StageFolder, StageResult

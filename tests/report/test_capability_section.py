@@ -2,7 +2,7 @@
 
 import re
 
-from tests.report.made_run import write_run
+from tests.report.example_run import write_run
 from xgray.evaluate.capability import comparison, summary
 from xgray.report.build import build_report
 from xgray.runs.manifest import StageFolder, StageResult

@@ -1,4 +1,4 @@
-from tests.report.made_run import K
+from tests.report.example_run import K
 from xgray.report.examples import FELL, ROSE, WORST, choose_examples
 from xgray.report.files import RunFiles
 from xgray.rows import Completions, Scores, to_table

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.report.made_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run
 from xgray.report.figures import bars, density, drawing, training_curves
 from xgray.report.files import RunFiles
 from xgray.report.metrics import METRICS

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.report.made_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run
 from tests.report.test_report import Page
 from xgray.experiment.stages.intervene import metrics_by_setting
 from xgray.mechanism.neurons import Edit

@@ -3,7 +3,7 @@
 import pytest
 from markupsafe import Markup
 
-from tests.report.made_run import write_run
+from tests.report.example_run import write_run
 from tests.report.test_report import Page
 from xgray.report.build import build_report, render
 from xgray.report.files import RunFiles

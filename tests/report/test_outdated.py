@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.report.made_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run
 from tests.report.test_report import Page
 from tests.report.test_retrieve import write_retrieval
 from xgray.report.build import build_report

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.report.made_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run
 from xgray.errors import InputError
 from xgray.report.build import build_report
 from xgray.report.files import RunFiles

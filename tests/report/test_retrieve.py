@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.report.made_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run
 from tests.report.test_report import Page
 from xgray.experiment.stages.transfer import transfer
 from xgray.mechanism.retrieval.scores import pair_scores, summary
@@ -74,7 +74,7 @@ def test_too_few_languages_are_told_with_the_reason_and_no_scatter(tmp_path):
     build_report(run, experiment)
     html = (run / "report").read_bytes("index.html").decode()
     text = Page(html).text
-    assert "cannot be said: 2 languages have both values; a correlation wants 5." in text
+    assert "cannot be said: 2 languages have both values; a correlation needs 5." in text
     assert "The paper has no r for made/<b>model" in text
     assert "<b>model" not in html
     assert "transfer_accuracy" not in html

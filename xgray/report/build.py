@@ -1,136 +1,126 @@
-"""The report of a run: one HTML file that opens anywhere, and its figures as SVG and PDF.
+"""Builds the report of a run: one HTML file that opens anywhere, and its figures as SVG and PDF.
 
-Made from the run's files only, and always the same bytes from the same files. Texts that a model wrote are escaped,
-set apart from the text around them in direction, and cannot run: the page allows no script but its own.
+The report is made from the run's files alone, and the same files give the same bytes. Texts that a model wrote are
+escaped, isolated from the direction of the text around them, and cannot run: the page allows no script but its own.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from xgray.config import Experiment, Variant
+from xgray.config import Experiment, Variant, stages
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
-from xgray.report.sections import Section, activations, capability, intervene, probe, retrieve, vectors
+from xgray.report.sections import Section
 from xgray.runs.manifest import StageResult
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import jinja2
 
 HERE = Path(__file__).parent
 
-SECTIONS: tuple[Callable[[RunFiles, Experiment], Section | None], ...] = (
-    probe.make,
-    vectors.make,
-    activations.make,
-    intervene.make,
-    retrieve.make,
-    capability.make,
-)
-
 
 def build_report(run: Folder, experiment: Experiment) -> StageResult:
-    """Write ``report/index.html`` and ``report/figures/*.svg|pdf`` of a run that was evaluated.
+    """Write ``report/index.html`` and ``report/figures/*.svg|pdf`` of an evaluated run.
 
     Raises:
         InputError: the run was not evaluated yet.
     """
     start = time.monotonic()
     files = RunFiles(run)
-    target = run / "report"
-    drawn: dict[str, Markup] = {}
+    folder = run / "report"
+    inline_figures: dict[str, Markup] = {}
     with figures.drawing():
-        inside = _sections(files, experiment)
-        own = _draw(files, experiment)
-        for name, (figure, description) in {**own, **{k: v for one in inside for k, v in one.figures.items()}}.items():
-            content = figures.svg(figure)
-            (target / "figures").write_bytes(f"{name}.svg", content)
-            (target / "figures").write_bytes(f"{name}.pdf", figures.pdf(figure))
-            drawn[name] = figures.inline(content, name, description)
-    shown = examples.choose_examples(files, experiment.report.num_examples)
-    page = render(files, experiment, drawn, shown, inside)
-    target.write_bytes("index.html", page.encode())
-    counts = {"num_figures": len(drawn), "num_examples": sum(len(one) for one in shown.values())}
+        sections = _sections(files, experiment)
+        drawings = _drawings(files, experiment)
+        for section in sections:
+            drawings |= section.figures
+        for name, (figure, description) in drawings.items():
+            svg = figures.svg(figure)
+            (folder / "figures").write_bytes(f"{name}.svg", svg)
+            (folder / "figures").write_bytes(f"{name}.pdf", figures.pdf(figure))
+            inline_figures[name] = figures.inline(svg, name, description)
+    chosen = examples.choose_examples(files, experiment.report.num_examples)
+    page = render(files, experiment, inline_figures, chosen, sections)
+    folder.write_bytes("index.html", page.encode())
+    counts = {
+        "num_figures": len(inline_figures),
+        "num_examples": sum(len(of_language) for of_language in chosen.values()),
+    }
     return StageResult(counts=counts, device="cpu", seconds=time.monotonic() - start)
 
 
-def _draw(files: RunFiles, experiment: Experiment) -> dict[str, tuple[Figure, str]]:
-    """Every figure of the run by its file name, with a description for who does not see it."""
+def _sections(files: RunFiles, experiment: Experiment) -> list[Section]:
+    """Return the sections of the stages that have one and that the run has results of, in the order of the stages."""
+    modules = [stage.report_section for stage in stages.STAGES if stage.report_section]
+    sections = [importlib.import_module(module).make(files, experiment) for module in modules]
+    return [section for section in sections if section is not None]
+
+
+def _drawings(files: RunFiles, experiment: Experiment) -> dict[str, figures.Drawing]:
+    """Return the figures that every run has, by file name."""
     models = " and ".join(files.models)
-    drawn = {
-        key: (figures.bars(files, METRICS[key]), f"Bars of {METRICS[key].name} by language for {models}.")
-        for key in TOXICITY
+    drawings: dict[str, figures.Drawing] = {
+        name: figures.Drawing(figures.bars(files, name), f"Bars of {METRICS[name].name} by language for {models}.")
+        for name in TOXICITY
     }
     ridges = figures.perplexity_ridges(files)
     if ridges is not None:
-        drawn["perplexity"] = (ridges, f"Distribution of perplexity by language for {models}.")
-    curves = figures.training_curves(files, has_ln_2=_has_ln_2(experiment))
+        drawings["perplexity"] = figures.Drawing(ridges, f"Distribution of perplexity by language for {models}.")
+    # Policy and reference start equal, so that the sigmoid loss starts at ln 2.
+    has_ln_2 = any(experiment.train_section(variant).loss == "sigmoid" for variant in experiment.variants)
+    curves = figures.training_curves(files, has_ln_2)
     if curves is not None:
-        drawn["training"] = (curves, f"Training curves of {' and '.join(files.training)}.")
-    return drawn
-
-
-def _sections(files: RunFiles, experiment: Experiment) -> list[Section]:
-    """What the run has of the inside of the network, in the order of the page."""
-    return [one for make in SECTIONS if (one := make(files, experiment)) is not None]
-
-
-def _has_ln_2(experiment: Experiment) -> bool:
-    """Whether training starts at a loss of ln 2, as the sigmoid loss does where policy and reference are one."""
-    return any(experiment.train_section(variant).loss == "sigmoid" for variant in experiment.variants)
+        drawings["training"] = figures.Drawing(curves, f"Training curves of {' and '.join(files.training)}.")
+    return drawings
 
 
 def render(
     files: RunFiles,
     experiment: Experiment,
-    drawn: dict[str, Markup],
-    shown: dict[str, list[examples.Example]],
-    inside: Sequence[Section],
+    inline_figures: Mapping[str, Markup],
+    chosen: Mapping[str, list[examples.Example]],
+    sections: Sequence[Section],
 ) -> str:
-    """The page."""
-    import jinja2
+    """Return the page.
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    masked = experiment.report.mask
-    environment.filters["shown"] = lambda text, language: visible(mask(text, language) if masked else text)
-    environment.filters["score"] = number
-    environment.filters["language"] = language_name
+    Args:
+        inline_figures: the figures as SVG elements, by name.
+        chosen: the examples of each language.
+        sections: those of the stages that look inside the network.
+    """
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    template = _environment(masks=experiment.report.mask).get_template("report.html")
+    return template.render(
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
         experiment=experiment,
-        metrics=METRICS.values(),
+        metrics=METRICS,
         toxicity=TOXICITY,
         files=files,
-        figures=drawn,
-        examples=shown,
-        inside=inside,
+        figures=inline_figures,
+        examples=chosen,
+        sections=sections,
         facts=_facts(files, experiment),
         answers=summary.answers(files),
         meanings=_meanings(),
         cautions=summary.cautions(files),
         table_2=_table_2(files, experiment),
         language_tables=tables.language_tables(files),
-        training=_training_rows(files),
+        training=_training_facts(files),
         auc=tables.auc_table(files) if files.auc else None,
         switches=provenance.switches(experiment),
         protocol=provenance.flat(files.metrics["protocol"]),
@@ -142,57 +132,77 @@ def render(
     )
 
 
+def _environment(masks: bool) -> jinja2.Environment:
+    """Return Jinja's environment with the page's filters; ``masks`` says whether strong words are masked."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["quoted"] = lambda text, language: visible(mask(text, language) if masks else text)
+    environment.filters["score"] = number
+    environment.filters["language"] = language_name
+    return environment
+
+
 def _meanings() -> list[tuple[str, str, str]]:
-    """Each metric's name, direction and meaning; Dist-1, -2 and -3 share one."""
-    rows = [(one.name, "lower is better", one.meaning) for one in METRICS.values() if one.lower_is_better]
+    """Return each metric's name, direction and meaning; Dist-1, -2 and -3 share one."""
+    rows = [(metric.name, "lower is better", metric.meaning) for metric in METRICS.values() if metric.lower_is_better]
     return [*rows, ("Dist-1, -2, -3", "higher is more diverse", DIVERSITY)]
 
 
 def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
-    """What was measured, with what and on how much."""
+    """Return what was measured, by what, and on how much."""
     metrics, model, sampling = files.metrics, experiment.model, experiment.generate
-    num_prompts = sum(one["num_prompts"] for one in metrics["models"][files.models[0]]["languages"].values())
-    scorers = {f"{row.scorer} {row.scorer_version}": None for one in files.scores.values() for row in one.values()}
-    how = (
+    base = metrics["models"][files.models[0]]
+    num_prompts = sum(counts["num_prompts"] for counts in base["languages"].values())
+    scorers = dict.fromkeys(
+        f"{row.scorer} {row.scorer_version}" for rows in files.scores.values() for row in rows.values()
+    )
+    origin = (
         "read from files"
-        if files.imported
+        if files.is_imported
         else f"{sampling.max_new_tokens} tokens, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
     )
     return [
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
-        *((variant.name, _changes(variant)) for variant in experiment.variants),
+        *((variant.name, _variant_in_words(variant)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
         *_calibration(files),
-        ("Prompts", f"{num_prompts:,} in {summary.num_languages(files)}"),
-        ("Completions", f"k = {files.k} of each prompt, {how}"),
+        ("Prompts", f"{num_prompts:,} in {summary.languages_of_run(files)}"),
+        ("Completions", f"k = {files.k} of each prompt, {origin}"),
         ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
     ]
 
 
 def _calibration(files: RunFiles) -> list[tuple[str, str]]:
-    """What the scores were mapped onto, where they were."""
-    told = files.scorer.get("calibration")
-    if told is None:
+    """Return what the scores are calibrated to; nothing for raw scores."""
+    calibration = files.scorer.get("calibration")
+    if calibration is None:
         return []
-    data = told["data"]
+    data = calibration["data"]
     return [
         (
             "Calibration",
-            f"{told['version']}: onto {told['target']} ({told['target_version']}), {data['num_pairs']:,} pairs of "
-            f"scores ({data['fingerprint'][:12]}), {data['date'][:10]}",
+            f"{calibration['version']}: to {calibration['target']} ({calibration['target_version']}), "
+            f"{data['num_pairs']:,} pairs of scores ({data['fingerprint'][:12]}), {data['date'][:10]}",
         )
     ]
 
 
-def _changes(variant: Variant) -> str:
+def _variant_in_words(variant: Variant) -> str:
     if variant.checkpoint is not None:
         return f"checkpoint {variant.checkpoint}{f' @ {variant.revision}' if variant.revision else ''}"
-    changed = ", ".join(f"{name} {value}" for name, value in provenance.flat(variant.train))
-    return f"trained with {changed}" if changed else "trained as the train section says"
+    changes = ", ".join(f"{name} {value}" for name, value in provenance.flat(variant.train))
+    return f"trained with {changes}" if changes else "trained with the settings of the train section"
 
 
 def _table_2(files: RunFiles, experiment: Experiment) -> dict[str, Any]:
-    row = published.published(experiment.model.id)
+    row = published.table_2_row(experiment.model.id)
     return {
         "columns": [metric.title for metric in METRICS.values()],
         "rows": tables.run_rows(files),
@@ -203,13 +213,13 @@ def _table_2(files: RunFiles, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _training_rows(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each variant: steps, first and last loss, best validation, speed."""
+def _training_facts(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return each variant's number of steps, first and last loss, best validation loss and speed."""
     rows = []
-    for variant, lines in files.training.items():
-        losses = [line for line in lines if line.get("loss") is not None]
-        validations = [line for line in lines if line.get("eval_loss") is not None]
-        speeds = sorted(line["tokens_per_second"] for line in lines if line.get("tokens_per_second"))
+    for variant, records in files.training.items():
+        losses = [record for record in records if record.get("loss") is not None]
+        validations = [record for record in records if record.get("eval_loss") is not None]
+        speeds = sorted(record["tokens_per_second"] for record in records if record.get("tokens_per_second"))
         facts = []
         if losses:
             facts += [
@@ -218,9 +228,9 @@ def _training_rows(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Last loss", number(losses[-1]["loss"], 4)),
             ]
         if validations:
-            best = min(validations, key=lambda line: line["eval_loss"])
+            best = min(validations, key=lambda record: record["eval_loss"])
             facts.append(("Best validation loss", f"{number(best['eval_loss'], 4)} at step {best['step']}"))
         if speeds:
-            facts.append(("Tokens a second", f"{speeds[len(speeds) // 2]:,.0f} (median)"))
+            facts.append(("Tokens per second", f"{speeds[len(speeds) // 2]:,.0f} (median)"))
         rows.append((variant, facts))
     return rows

@@ -1,4 +1,4 @@
-"""The report's figures: drawn once with matplotlib, then written as SVG and PDF and set into the page.
+"""The report's figures: drawn once with matplotlib, written as SVG and PDF, and embedded in the page as SVG.
 
 Labels are English names, so that no figure needs a font for another script. The same run gives the same bytes.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
 from xgray.report.files import RunFiles, language_name
-from xgray.report.metrics import Metric
+from xgray.report.metrics import METRICS, Metric
 from xgray.report.summary import verdict
 
 if TYPE_CHECKING:
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from xgray.evaluate.metrics_file import MetricName, SampleMetrics
+    from xgray.stats.values import MetricChange, MetricValue
+
 INK, MUTED, GRID = "#1f2329", "#66707c", "#d9dee4"
 BASE_COLOR = "#8d97a3"
 VARIANT_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's palette, which readers of all kinds of colour vision tell apart; grey is the model before tuning."""
+"""Okabe and Ito's palette, which readers with any colour vision can tell apart; the base model is grey."""
 HATCHES = ("", "///", "...", "xxx")
+"""Distinguish variants of the same colour, when there are more variants than colours."""
 
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", BASE_COLOR: "--series-0"} | {
     color: f"--series-{at}" for at, color in enumerate(VARIANT_COLORS, start=1)
 }
-"""What stands in the page for a colour of the figures, so that it follows the reader's light or dark setting."""
+"""The page's CSS variable for each colour of the figures, so that they follow the reader's light or dark setting."""
 
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "xgray",
@@ -68,12 +72,12 @@ STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.6,
 }
 WIDTH = 6.2
-"""Inches."""
+"""Of every figure, in inches."""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The figures' style, without touching the caller's."""
+    """Apply the figures' style, and leave the caller's matplotlib settings as they were."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -81,107 +85,139 @@ def drawing() -> Iterator[None]:
         yield
 
 
+class Drawing(NamedTuple):
+    """A figure, and its description for readers who do not see it."""
+
+    figure: Figure
+    description: str
+
+
+Look = dict[str, str]
+"""Colour and hatching of a model, as matplotlib's keyword arguments."""
+
+
 def new_figure(height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Return an empty figure and its axes. ``height`` is in inches; the rest goes to ``Figure.subplots``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(*shape, **options)
 
 
-def series(models: list[str], variants: list[str]) -> dict[str, dict[str, str]]:
-    """Colour and hatching of each model's bars."""
+def model_looks(models: Sequence[str], variants: Sequence[str]) -> dict[str, Look]:
+    """Return the look of each model: grey for those that are no variants, a colour for each variant."""
     looks = {model: {"facecolor": BASE_COLOR, "hatch": ""} for model in models if model not in variants}
-    for at, variant in enumerate(variants):
-        color, hatch = VARIANT_COLORS[at % len(VARIANT_COLORS)], HATCHES[at // len(VARIANT_COLORS) % len(HATCHES)]
-        looks[variant] = {"facecolor": color, "hatch": hatch}
+    for index, variant in enumerate(variants):
+        hatch = HATCHES[index // len(VARIANT_COLORS) % len(HATCHES)]
+        looks[variant] = {"facecolor": VARIANT_COLORS[index % len(VARIANT_COLORS)], "hatch": hatch}
     return looks
 
 
-def legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
+def legend(figure: Figure, looks: dict[str, Look]) -> None:
+    """Add a legend above the axes, with an entry for each look."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(label=model, edgecolor="white", linewidth=0, **look) for model, look in looks.items()]
+    handles = [Patch(label=label, edgecolor="white", linewidth=0, **look) for label, look in looks.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handlelength=1.2)
 
 
-def bars(files: RunFiles, metric: Metric) -> Figure:
-    """A metric's bars and intervals, a group for each language by its change, and the average on top (Figure 1)."""
-    models, variants = files.models, files.variants
-    looks = series(models, variants)
-    groups: list[str | None] = [None, *sorted(files.languages, key=lambda one: _change(files, metric, one))]
-    thickness = 0.8 / len(models)
-    figure, axes = new_figure(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
-    positions = [0.0, *(at + 1.35 for at in range(len(files.languages)))]
-    farthest = 0.0
-    for position, language in zip(positions, groups, strict=True):
-        for at, model in enumerate(models):
-            y = position - 0.4 + (at + 0.5) * thickness
-            cell = _figures(files, model, language)[metric.key]
-            if cell["value"] is None:
-                axes.text(0, y, " no value", va="center", fontsize=7, color=MUTED)
-                continue
-            end = value = cell["value"] * metric.scale
-            axes.barh(y, value, height=thickness * 0.92, edgecolor="white", linewidth=0, **looks[model])
-            if cell["low"] is not None:
-                interval = [cell["low"] * metric.scale, cell["high"] * metric.scale]
-                axes.plot(interval, [y, y], color=INK, linewidth=1, solid_capstyle="butt")
-                end = max(value, interval[1])
-            farthest = max(farthest, end)
-            sign = _sign(files, metric, model, language)
-            axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
-    axes.set_yticks(positions, ["Average" if one is None else language_name(one) for one in groups])
+def language_axis(axes: Axes, languages: Sequence[str]) -> list[float]:
+    """Label the y axis with "Average" and, below a line, the languages. Return the positions of all labels."""
+    positions = [0.0, *(row + 1.35 for row in range(len(languages)))]
+    axes.set_yticks(positions, ["Average", *(language_name(language) for language in languages)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.675, color=GRID, linewidth=1)
     axes.set_ylim(positions[-1] + 0.6, -0.6)
+    return positions
+
+
+def bars(files: RunFiles, name: MetricName) -> Figure:
+    """Draw a metric's bars with intervals: the average, then the languages by their change (the paper's Figure 1)."""
+    metric, models = METRICS[name], files.models
+    looks = model_looks(models, files.variants)
+    languages = sorted(files.languages, key=lambda language: _sort_key(files, name, language))
+    groups: list[str | None] = [None, *languages]
+    thickness = 0.8 / len(models)
+    figure, axes = new_figure(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
+    farthest = 0.0
+    for position, language in zip(language_axis(axes, languages), groups, strict=True):
+        for index, model in enumerate(models):
+            y = position - 0.4 + (index + 0.5) * thickness
+            measured = _sample_metrics(files, model, language)[name]
+            if measured["value"] is None:
+                axes.text(0, y, " no value", va="center", fontsize=7, color=MUTED)
+                continue
+            axes.barh(
+                y,
+                measured["value"] * metric.scale,
+                height=thickness * 0.92,
+                edgecolor="white",
+                linewidth=0,
+                **looks[model],
+            )
+            end = _draw_interval(axes, metric, measured, y)
+            farthest = max(farthest, end)
+            sign = _sign(metric, _change(files, name, model, language) if model in files.variants else None)
+            axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     axes.set_xlim(0, farthest * 1.06 or 1)
     axes.set_xlabel(metric.title)
     legend(figure, looks)
     return figure
 
 
-def _figures(files: RunFiles, model: str, language: str | None) -> dict[str, Any]:
-    told = files.metrics["models"][model]
-    return told["average"] if language is None else told["languages"][language]
+def _draw_interval(axes: Axes, metric: Metric, measured: MetricValue, y: float) -> float:
+    """Draw the interval of a bar, where there is one. Return the right end of bar and interval."""
+    value, low, high = (
+        None if end is None else end * metric.scale for end in (measured["value"], measured["low"], measured["high"])
+    )
+    assert value is not None
+    if low is None or high is None:
+        return value
+    axes.plot([low, high], [y, y], color=INK, linewidth=1, solid_capstyle="butt")
+    return max(value, high)
 
 
-def _comparison(files: RunFiles, metric: Metric, variant: str, language: str | None) -> dict[str, Any]:
-    told = files.metrics["comparisons"][variant]
-    figures = told["average"] if language is None else told["languages"].get(language, {})
-    return figures.get(metric.key, {})
+def _sample_metrics(files: RunFiles, model: str, language: str | None) -> SampleMetrics:
+    """Return a model's metrics in a language; its averages for None."""
+    metrics = files.metrics["models"][model]
+    return metrics["average"] if language is None else metrics["languages"][language]
 
 
-def _change(files: RunFiles, metric: Metric, language: str) -> float:
-    """By what languages are sorted: the first variant's change, or the value itself where nothing is compared."""
+def _change(files: RunFiles, name: MetricName, variant: str, language: str | None) -> MetricChange | None:
+    """Return a variant's change of a metric in a language, or of the average for None."""
+    comparison = files.metrics["comparisons"][variant]
+    changes = comparison["average"] if language is None else comparison["languages"].get(language, {})
+    return changes.get(name)
+
+
+def _sort_key(files: RunFiles, name: MetricName, language: str) -> float:
+    """Return the first variant's change of a metric, or the negative value if there is no variant; None goes last."""
     if files.variants:
-        difference = _comparison(files, metric, files.variants[0], language).get("difference")
-        return math.inf if difference is None else difference
-    value = _figures(files, files.models[0], language)[metric.key]["value"]
+        change = _change(files, name, files.variants[0], language)
+        return math.inf if change is None or change["difference"] is None else change["difference"]
+    value = _sample_metrics(files, files.models[0], language)[name]["value"]
     return math.inf if value is None else -value
 
 
-def _sign(files: RunFiles, metric: Metric, model: str, language: str | None) -> str:
-    if model not in files.variants:
-        return ""
-    found = verdict(_comparison(files, metric, model, language), metric.lower_is_better)
-    return {"better": "▼", "worse": "▲"}.get(found, "")
+def _sign(metric: Metric, change: MetricChange | None) -> str:
+    return {"better": "▼", "worse": "▲"}.get(verdict(change, metric.lower_is_better), "")
 
 
 def perplexity_ridges(files: RunFiles) -> Figure | None:
-    """Each language's distribution of perplexity, one outline for each model, medians ticked (Figure 10)."""
+    """Draw each language's and model's density of perplexity, with a tick at the median (the paper's Figure 10)."""
     import numpy as np
 
-    values = files.perplexities()
-    if not values:
+    perplexities = files.perplexities()
+    if not perplexities:
         return None
     models = files.models
-    looks = series(models, files.variants)
-    languages = [one for one in files.languages if any((one, model) in values for model in models)]
-    logs = {key: np.log10(np.maximum(one, 1.0)) for key, one in values.items()}
-    everything = np.concatenate(list(logs.values()))
-    low, high = np.quantile(everything, [0.002, 0.998])
+    looks = model_looks(models, files.variants)
+    languages = [language for language in files.languages if any((language, model) in perplexities for model in models)]
+    logs = {key: np.log10(np.maximum(values, 1.0)) for key, values in perplexities.items()}
+    low, high = np.quantile(np.concatenate(list(logs.values())), [0.002, 0.998])
     grid = np.linspace(low - 0.1, high + 0.1, 161)
-    curves = {key: density(one, grid) for key, one in logs.items()}
-    tallest = max(float(curve.max()) for curve in curves.values())
+    curves = {key: density(values, grid) for key, values in logs.items()}
+    highest = max(float(curve.max()) for curve in curves.values())
     figure, axes = new_figure(1.1 + 0.4 * len(languages), 1)
     for row, language in enumerate(languages):
         axes.axhline(row, color=GRID, linewidth=0.8)
@@ -189,43 +225,50 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
             if (language, model) not in curves:
                 continue
             color = looks[model]["facecolor"]
-            curve = row - 0.92 * curves[language, model] / tallest
+            curve = row - 0.92 * curves[language, model] / highest
             if len(models) <= 2 or model not in files.variants:
                 axes.fill_between(10**grid, row, curve, color=color, alpha=0.3, linewidth=0)
             axes.plot(10**grid, curve, color=color, linewidth=1.3)
             median = 10 ** float(np.median(logs[language, model]))
             axes.plot([median, median], [row, row - 0.3], color=color, linewidth=2.4, solid_capstyle="butt")
-    axes.set_xscale("log")
-    axes.set_xlim(10 ** grid[0], 10 ** grid[-1])
-    axes.set_xticks([mark for mark in _marks() if 10 ** grid[0] <= mark <= 10 ** grid[-1]], minor=False)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.minorticks_off()
-    axes.set_yticks(range(len(languages)), [language_name(one) for one in languages], va="bottom")
+    _perplexity_axis(axes, 10 ** grid[0], 10 ** grid[-1])
+    axes.set_yticks(range(len(languages)), [language_name(language) for language in languages], va="bottom")
     axes.set_ylim(len(languages) - 0.75, -1.05)
-    axes.set_xlabel("perplexity of a completion given its prompt (log scale)")
     legend(figure, looks)
     return figure
 
 
-def _marks() -> list[int]:
-    return [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
+def _perplexity_axis(axes: Axes, low: float, high: float) -> None:
+    marks = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks([mark for mark in marks if low <= mark <= high], minor=False)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.minorticks_off()
+    axes.set_xlabel("perplexity of a completion given its prompt (log scale)")
 
 
 def density(values: NDArray, grid: NDArray) -> NDArray:
-    """A Gaussian kernel density on an even grid, ``(num_points,)``, with Silverman's bandwidth."""
-    import numpy as np
+    """Return a Gaussian kernel density at the points of an even grid, ``(num_points,)``.
 
-    step = grid[1] - grid[0]
-    counts = np.histogram(values, bins=len(grid), range=(grid[0] - step / 2, grid[-1] + step / 2))[0]
-    spread = min(values.std(), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34) or values.std()
-    width = max(0.9 * spread * len(values) ** -0.2, 2 * step)
-    offsets = np.arange(-len(grid), len(grid) + 1) * step
-    kernel = np.exp(-0.5 * (offsets / width) ** 2) / (width * math.sqrt(2 * math.pi))
-    return np.convolve(counts / len(values), kernel)[len(grid) : 2 * len(grid)]
+    The bandwidth is Silverman's (*Density Estimation*, 1986, eq. 3.31), but at least two steps of the grid, so that
+    equal values have a density, too.
+    """
+    import numpy as np
+    from scipy.stats import iqr, norm
+
+    spread = min(values.std(), iqr(values) / 1.34) or values.std()
+    bandwidth = max(0.9 * spread * len(values) ** -0.2, 2 * (grid[1] - grid[0]))
+    curve: NDArray = norm.pdf(grid[:, np.newaxis], values, bandwidth).mean(axis=1)
+    return curve
 
 
 def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
-    """Loss, accuracy, margin and rewards by step, of training and validation, one colour for each variant."""
+    """Draw loss, accuracy, margin and rewards of training and validation by step, a colour for each variant.
+
+    Args:
+        has_ln_2: whether to draw ln 2, the first value of the sigmoid loss.
+    """
     if not any(files.training.values()):
         return None
     figure, grid = new_figure(5.2, 2, 2, sharex=True)
@@ -235,48 +278,53 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         ("Reward margin", grid[1, 0], {"margin": "-"}),
         ("Rewards: chosen –, rejected - -", grid[1, 1], {"reward_chosen": "-", "reward_rejected": "--"}),
     ]
-    looks = series([], list(dict.fromkeys([*files.variants, *files.training])))
-    for title, axes, keys in panels:
+    looks = model_looks([], list(dict.fromkeys([*files.variants, *files.training])))
+    for title, axes, line_styles in panels:
         axes.set_title(title)
         axes.grid(axis="y")
-        for variant, lines in files.training.items():
-            color = looks[variant]["facecolor"]
-            for key, style in keys.items():
-                steps, values = _points(lines, key)
-                axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-                axes.plot(steps, _smooth(values), color=color, linewidth=1.6, linestyle=style)
-                filled = "full" if style == "-" else "none"
-                axes.plot(
-                    *_points(lines, f"eval_{key}"), color=color, linewidth=0, marker="o", markersize=4, fillstyle=filled
-                )
+        for variant, records in files.training.items():
+            for key, line_style in line_styles.items():
+                _draw_curve(axes, records, key, looks[variant]["facecolor"], line_style)
     if has_ln_2:
         axes = panels[0][1]
         axes.axhline(math.log(2), color=MUTED, linewidth=1, linestyle=":")
-        place = {"xy": (1, math.log(2)), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **place)
+        position = {"xy": (1, math.log(2)), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **position)
     for axes in grid[1]:
         axes.set_xlabel("step")
     legend(figure, {variant: looks[variant] for variant in files.training})
     return figure
 
 
-def _points(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """The steps that have a value of this key, and the values."""
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+def _draw_curve(axes: Axes, records: list[dict[str, Any]], key: str, color: str, line_style: str) -> None:
+    """Draw a value by step, pale as it is and strong smoothed, and its validation values as dots."""
+    steps, values = _points(records, key)
+    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+    axes.plot(steps, _smooth(values), color=color, linewidth=1.6, linestyle=line_style)
+    fill = "full" if line_style == "-" else "none"
+    steps, values = _points(records, f"eval_{key}")
+    axes.plot(steps, values, color=color, linewidth=0, marker="o", markersize=4, fillstyle=fill)
+
+
+def _points(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Return the steps that have a value of ``key``, and the values."""
+    points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """The mean of each value and four neighbours on either side; fewer, but as many on both, near the ends."""
-    reaches = (min(4, at, len(values) - 1 - at) for at in range(len(values)))
-    return [sum(values[at - reach : at + reach + 1]) / (2 * reach + 1) for at, reach in enumerate(reaches)]
+    """Return the mean of each value and up to four neighbours on either side, the same number on both."""
+    reaches = (min(4, index, len(values) - 1 - index) for index in range(len(values)))
+    return [sum(values[index - reach : index + reach + 1]) / (2 * reach + 1) for index, reach in enumerate(reaches)]
 
 
 def svg(figure: Figure) -> bytes:
+    """Return the figure as an SVG file, without anything that differs from call to call."""
     return _saved(figure, "svg", {"Date": None, "Creator": None, "Type": None, "Format": None})
 
 
 def pdf(figure: Figure) -> bytes:
+    """Return the figure as a PDF file, without anything that differs from call to call."""
     return _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
 
 
@@ -286,19 +334,19 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     return stream.getvalue()
 
 
-def inline(drawn: bytes, name: str, description: str) -> Markup:
-    """An SVG file as an element of the page: its own ids, the page's colours and width, and a description."""
-    text = drawn.decode()
+def inline(svg_file: bytes, name: str, description: str) -> Markup:
+    """Return an SVG file as an element of the page, with unique ids, the page's colours, and a description."""
+    text = svg_file.decode()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     view = re.search(r'viewBox="([^"]*)"', text)
     body = re.sub(r"<defs>\s*<style.*?</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub("#[0-9a-f]{6}", lambda found: _themed(found[0]), body)
+    body = re.sub("#[0-9a-f]{6}", lambda match: _page_color(match[0]), body)
     head = Markup('<svg class="drawn" role="img" aria-label="{}" viewBox="{}">').format(
         description, view[1] if view else ""
     )
     return head + Markup(body)
 
 
-def _themed(color: str) -> str:
+def _page_color(color: str) -> str:
     return f"var({THEME[color]})" if color in THEME else color

@@ -1,4 +1,4 @@
-"""What the report is made from: the files of a run, and nothing else."""
+"""The files of a run, as the report reads them; it reads nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from xgray.config import BASE, MECHANISM
+from xgray.config import BASE
+from xgray.config.stages import stage_named, stage_names
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
@@ -18,36 +19,28 @@ from xgray.storage.folder import Folder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STAGES = ("train", "generate", "score", "evaluate", *MECHANISM)
-"""The stages whose manifests the report shows; its own is written after it."""
-
-INPUTS = {
-    "probe": "probe",
-    "vectors": "vectors",
-    "retrieve": "retrieve",
-    "evaluate": "evaluate",
-    "before": f"capability/{BASE}",
-    "tuned": "train/{model}",
-}
-"""The stage that an input of a stage inside the network comes from, by the input's name in its payload."""
+    from xgray.evaluate.metrics_file import EvaluateMetrics
+    from xgray.stats.values import LanguageAuc
 
 
 def language_name(code: str) -> str:
+    """Return a language's English name; the code itself where it is none of the 17."""
     return LANGUAGES[code].name if code in LANGUAGES else code
 
 
-def _label(manifest: dict[str, Any]) -> str:
-    return f"{manifest['stage']}/{manifest['model']}" if manifest["model"] else str(manifest["stage"])
+def stage_label(manifest: dict[str, Any]) -> str:
+    """Return the stage of a manifest with its model: ``train/dpo``, ``evaluate``."""
+    return f"{manifest['stage']}/{manifest['model']}" if manifest.get("model") else str(manifest["stage"])
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run, each read when it is asked for."""
+    """The files of one run. Each is read when it is first needed."""
 
     run: Folder
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> EvaluateMetrics:
         """``evaluate/metrics.json``.
 
         Raises:
@@ -56,7 +49,13 @@ class RunFiles:
         folder = self.run / "evaluate"
         if not folder.exists("metrics.json"):
             raise InputError(f"{folder / 'metrics.json'}: no such file; run the evaluate stage first")
-        return folder.read_json("metrics.json")
+        metrics: EvaluateMetrics = folder.read_json("metrics.json")
+        return metrics
+
+    def stage_metrics(self, label: str) -> Any:
+        """Return ``metrics.json`` of a stage, such as ``activations/dpo``; None while the stage is not finished."""
+        folder = self.run / label
+        return folder.read_json("metrics.json") if folder.exists(MANIFEST) else None
 
     @property
     def languages(self) -> list[str]:
@@ -64,103 +63,107 @@ class RunFiles:
 
     @property
     def models(self) -> list[str]:
-        """All models that were evaluated, the one before tuning first."""
+        """All models that were evaluated, the base model first."""
         return sorted(self.metrics["models"], key=lambda model: model != BASE)
 
     @property
     def variants(self) -> list[str]:
-        """The models that are compared with the one before tuning."""
+        """The models that are compared with the base model."""
         return [model for model in self.models if model in self.metrics["comparisons"]]
 
     @property
-    def imported(self) -> bool:
-        """Whether the completions came from files."""
-        return any(one["device"] == "imported" for one in self.manifests if one["stage"] == "generate")
+    def is_imported(self) -> bool:
+        """Whether the completions were read from files instead of sampled."""
+        return any(manifest["device"] == "imported" for manifest in self.manifests if manifest["stage"] == "generate")
 
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
-        """The manifests of all finished stages, in the order of the stages."""
-        found = (
-            (stage, read_record(place, MANIFEST))
-            for stage in STAGES
-            for place in self._places(stage)
-            if place.exists(MANIFEST)
-        )
-        # A stage that is a run of its own has other stages' manifests in it.
-        return [manifest for stage, manifest in found if manifest["stage"] == stage]
+        """The manifests of all finished stages but the report, in the order in which stages run."""
+        return [
+            manifest
+            for stage in stage_names()
+            if stage != "report"
+            for folder in self._stage_folders(stage)
+            if folder.exists(MANIFEST)
+            # The folder of intervene has the layout of a run: the manifests of its inner stages are not the run's.
+            if (manifest := read_record(folder, MANIFEST))["stage"] == stage
+        ]
 
-    def _places(self, stage: str) -> Iterator[Folder]:
+    def _stage_folders(self, stage: str) -> Iterator[Folder]:
         yield self.run / stage
         for name in (self.run / stage).names():
             yield self.run / stage / name
 
-    def outdated(self, *labels: str) -> str | None:
-        """Why what finished stages hold is not of one piece with the run: an input of theirs has been made anew since.
+    def stale_reason(self, *labels: str) -> str | None:
+        """Return why a finished stage's results are stale, None where all of them are current.
 
-        None where it is. A label is that of a stage that looks inside the network, ``activations/dpo``; inputs whose
-        folders are gone are not missed.
+        Results are stale when an input of theirs was computed again since, with another fingerprint. Stages that are
+        not finished are passed over, and so are inputs whose folders are gone.
+
+        Args:
+            labels: stages that look inside the network, such as ``activations/dpo``.
         """
-        finished = {_label(one): one for one in self.manifests}
-        for label in labels:
-            if label not in finished:
-                continue
-            manifest = finished[label]
-            for name, made_of in manifest["payload"].get("inputs", {}).items():
+        finished = {stage_label(manifest): manifest for manifest in self.manifests}
+        for manifest in (finished[label] for label in labels if label in finished):
+            for name, used in manifest["payload"].get("inputs", {}).items():
                 if name == "model":
                     sampled = finished.get(f"generate/{BASE}", {}).get("payload", {}).get("inputs", {})
-                    if sampled.get(name, made_of) != made_of:
-                        return self._redo(manifest, "the run's completions are of another base model")
+                    if sampled.get(name, used) != used:
+                        return self._stale(manifest, "the run's completions are of another base model")
                     continue
-                source = INPUTS.get(name, "").format(model=manifest["model"])
-                if source and self._fingerprint(source) not in (None, made_of):
-                    return self._redo(manifest, f"the stage {source} has been made anew since")
-                if source.split("/")[0] in MECHANISM and (reason := self.outdated(source)):
+                source = stage_named(manifest["stage"]).needs.get(name, "").format(model=manifest["model"])
+                if not source:
+                    continue
+                if self._fingerprint(source) not in (None, used):
+                    return self._stale(manifest, f"the stage {source} has been computed again since")
+                if stage_named(source.split("/")[0]).inside and (reason := self.stale_reason(source)):
                     return reason
         return None
 
     def _fingerprint(self, label: str) -> str | None:
-        """What a stage's folder holds, finished or begun."""
-        place = self.run / label
-        record = next((name for name in (MANIFEST, PENDING) if place.exists(name)), None)
-        return read_record(place, record)["fingerprint"] if record else None
+        """Return the fingerprint of what a stage's folder holds, finished or partial."""
+        folder = self.run / label
+        record = next((name for name in (MANIFEST, PENDING) if folder.exists(name)), None)
+        return read_record(folder, record)["fingerprint"] if record else None
 
-    def _redo(self, manifest: dict[str, Any], why: str) -> str:
-        return f"{_label(manifest)} is not shown: {why}; xgray {manifest['stage']} {self.run} --force measures it again"
+    def _stale(self, manifest: dict[str, Any], reason: str) -> str:
+        command = f"xgray {manifest['stage']} {self.run} --force"
+        return f"{stage_label(manifest)} is not shown, because {reason}. To measure it again: {command}"
 
     @property
     def k(self) -> int:
-        """Completions asked for of each prompt."""
-        figures = self.metrics["models"][self.models[0]]["languages"].values()
-        return max(one["num_asked"] // one["num_prompts"] for one in figures if one["num_prompts"])
+        """Completions of each prompt, those of failed prompts included."""
+        languages = self.metrics["models"][self.models[0]]["languages"].values()
+        return max(counts["num_asked"] // counts["num_prompts"] for counts in languages if counts["num_prompts"])
 
     @property
     def scorer(self) -> dict[str, Any]:
-        """What the scorer says about itself; empty where no manifest holds it."""
-        told = (one["measured"].get("scorer") for one in self.manifests if one["stage"] == "score")
-        return next((one for one in told if one), {})
+        """The scorer's description of itself; empty where no manifest has one."""
+        scorers = (manifest["measured"].get("scorer") for manifest in self.manifests if manifest["stage"] == "score")
+        return next((scorer for scorer in scorers if scorer), {})
 
     @property
-    def auc(self) -> dict[str, dict[str, Any]]:
-        """How well the scorer tells toxic from benign texts, by language; empty for a scorer that does not say."""
+    def auc(self) -> dict[str, LanguageAuc]:
+        """The scorer's AUC between toxic and benign texts by language; empty for a scorer that states none."""
         return self.scorer.get("auc") or {}
 
     @cached_property
     def training(self) -> dict[str, list[dict[str, Any]]]:
-        """The lines of ``train/{variant}/metrics.jsonl`` that belong to a step, by variant."""
-        lines = {}
+        """The records of ``train/{variant}/metrics.jsonl`` that belong to a step, by variant."""
+        records = {}
         for variant in (self.run / "train").names():
             folder = self.run / "train" / variant
             if folder.exists("metrics.jsonl"):
-                # A line without an end was cut off by a kill.
-                records = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").split(b"\n")[:-1]]
-                lines[variant] = [record for record in records if "step" in record]
-        return {variant: lines[variant] for variant in sorted(lines, key=self._order)}
+                # A last line without a newline was cut off when the process was killed.
+                lines = folder.read_bytes("metrics.jsonl").split(b"\n")[:-1]
+                records[variant] = [record for record in map(json.loads, lines) if "step" in record]
+        return {variant: records[variant] for variant in sorted(records, key=self._position)}
 
-    def _order(self, variant: str) -> int:
+    def _position(self, variant: str) -> int:
         return self.models.index(variant) if variant in self.models else len(self.models)
 
     def perplexities(self) -> dict[tuple[str, str], NDArray]:
-        """The perplexities of all completions that have one, ``(num_values,)`` by language and model."""
+        """Return the perplexities of all completions that have one, ``(num_values,)``, by language and model."""
         import numpy as np
         import pyarrow as pa
 
@@ -168,23 +171,23 @@ class RunFiles:
         table = (self.run / "evaluate" / "perplexity").read_parquet(pa.schema(columns), [name for name, _ in columns])
         values: dict[tuple[str, str], list[float]] = {}
         for row in table.to_pylist():
-            measured = [one for one in row["perplexities"] if one is not None]
+            measured = [perplexity for perplexity in row["perplexities"] if perplexity is not None]
             values.setdefault((row["language"], row["model"]), []).extend(measured)
-        return {key: np.array(one) for key, one in values.items() if one}
+        return {key: np.array(measured) for key, measured in values.items() if measured}
 
     def completions(self, model: str) -> dict[str, Completions]:
-        """A model's completions by prompt id."""
+        """Return a model's completions by prompt id."""
         rows = from_table((self.run / "generate" / model / "rows").read_parquet(schema(Completions)), Completions)
         return {row.prompt_id: row for row in rows}
 
     @cached_property
     def scores(self) -> dict[str, dict[str, Scores]]:
         """The scores by model and prompt id."""
-        found = {}
+        scores = {}
         for model in self.models:
             rows = from_table((self.run / "score" / model / "rows").read_parquet(schema(Scores)), Scores)
-            found[model] = {row.prompt_id: row for row in rows}
-        return found
+            scores[model] = {row.prompt_id: row for row in rows}
+        return scores
 
     @cached_property
     def experiment_yaml(self) -> str:

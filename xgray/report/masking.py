@@ -1,8 +1,8 @@
-"""Masking of strong words in texts that the report shows, and making their control characters visible.
+"""Masks strong words in texts that the report shows, and makes control characters visible.
 
-The word lists are short and hold the common ones only; the report says so. A language's own list and the English
-one apply, since models often answer in English. An entry matches a whole word; a star at either end stands for
-more letters of the same script. Chinese, Japanese and Korean entries match anywhere.
+The word lists are short and hold only common words, which the report says. To a text apply the list of its language and
+the English list, since models often answer in English. An entry matches a whole word; a star at either end matches
+further letters of the same script. Chinese, Japanese and Korean entries match anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LETTERS: dict[str, str | None] = {
     "ru": CYRILLIC,
     **dict.fromkeys(("ja", "ko", "zh-hans")),
 }
-"""The letters of a language's script; None where words are not set apart by spaces, Latin where not listed."""
+"""The letters of a language's script: Latin where not listed, None where no spaces separate words."""
 
 WORDS = {
     "ar": """
@@ -116,20 +116,20 @@ def _pattern(language: str) -> re.Pattern[str]:
 
 
 def mask(text: str, language: str) -> str:
-    """``text`` with every letter but the first of each listed word replaced by a bullet."""
+    """Return ``text`` with every letter but the first of each listed word replaced by a bullet."""
     return _pattern(language).sub(lambda match: _masked(match[0]), unicodedata.normalize("NFC", text))
 
 
 def _masked(word: str) -> str:
-    bases = [at for at, one in enumerate(word) if not unicodedata.category(one).startswith("M")]
-    end = bases[1] if len(bases) > 1 else len(word)
-    # A mark belongs to the letter before it: it stays with the first letter, and goes with the others.
-    return word[:end] + BULLET * (len(bases) - 1)
+    """Return the word's first letter, and a bullet for each other letter; a mark goes with the letter before it."""
+    letters = [index for index, character in enumerate(word) if not unicodedata.category(character).startswith("M")]
+    end = letters[1] if len(letters) > 1 else len(word)
+    return word[:end] + BULLET * (len(letters) - 1)
 
 
 def visible(text: str) -> Markup:
-    """``text`` escaped, with its control and direction characters shown as signs instead of taking effect."""
-    return Markup("").join(_sign(one) if _is_control(one) else escape(one) for one in text)
+    """Return ``text`` escaped, with control and direction characters as visible signs that have no effect."""
+    return Markup("").join(_sign(character) if _is_control(character) else escape(character) for character in text)
 
 
 def _is_control(character: str) -> bool:

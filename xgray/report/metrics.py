@@ -1,11 +1,17 @@
-"""The metrics as the report names, explains, scales and prints them."""
+"""The names, explanations and number formats of the metrics, for the report and the command line.
+
+The module imports neither numpy nor matplotlib.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from xgray.evaluate.metrics_file import TOXICITY_METRICS, MetricName
+from xgray.stats.values import MetricValue
 
 MISSING = "–"
+"""Printed where there is no value."""
 MINUS = "−"
 
 DIVERSITY = "Diversity: distinct n-grams over all tokens of a prompt's k completions, averaged over prompts."
@@ -13,12 +19,13 @@ DIVERSITY = "Diversity: distinct n-grams over all tokens of a prompt's k complet
 
 @dataclass(frozen=True)
 class Metric:
-    key: str
+    """How a metric is named, explained and printed."""
+
     name: str
-    meaning: str
+    meaning: str = ""
     digits: int = 3
     scale: float = 1
-    """What a value of metrics.json is multiplied with for printing: 100 for a share that is printed in per cent."""
+    """The factor from the value in ``metrics.json`` to the printed one: 100 for a share printed in per cent."""
     lower_is_better: bool = True
 
     @property
@@ -30,50 +37,47 @@ class Metric:
         return f"{self.name} {self.unit}".strip()
 
     def text(self, value: float | None, signed: bool = False) -> str:
-        """``.512``, ``46.8``, ``−.031``; a dash where there is no value."""
+        """Return a value as text: ``.512``, ``46.8``, ``−.031``; a dash for None."""
         return number(None if value is None else value * self.scale, self.digits, signed)
 
     def interval(self, low: float | None, high: float | None, signed: bool = False) -> str:
-        """``[.480, .541]``; empty where there is none."""
+        """Return an interval as text: ``[.480, .541]``; the empty text where an end is None."""
         return "" if low is None or high is None else f"[{self.text(low, signed)}, {self.text(high, signed)}]"
 
-    def with_interval(self, cell: dict[str, Any]) -> str:
-        """``.512 [.480, .541]``."""
-        return f"{self.text(cell['value'])} {self.interval(cell['low'], cell['high'])}".strip()
+    def with_interval(self, measured: MetricValue) -> str:
+        """Return ``value``, ``low`` and ``high`` as text: ``.512 [.480, .541]``."""
+        return f"{self.text(measured['value'])} {self.interval(measured['low'], measured['high'])}".strip()
 
 
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric(
-            "emt",
-            "EMT",
-            "Expected maximum toxicity: the mean, over prompts, of the highest score among a prompt's k completions.",
-        ),
-        Metric(
-            "tox_prob",
-            "ToxProb",
-            "The share of prompts with at least one completion at or above the threshold.",
-            digits=1,
-            scale=100,
-        ),
-        Metric("avg_tox", "AvgTox", "The mean score of all completions."),
-        Metric(
-            "perplexity",
-            "PPL",
-            "Fluency: the median perplexity of a completion given its prompt, under the measuring model.",
-            digits=2,
-        ),
-        *(Metric(f"dist_{n}", f"Dist-{n}", DIVERSITY, lower_is_better=False) for n in (1, 2, 3)),
-    )
+METRICS: dict[MetricName, Metric] = {
+    "emt": Metric(
+        "EMT",
+        "Expected maximum toxicity: the mean, over prompts, of the highest score among a prompt's k completions.",
+    ),
+    "tox_prob": Metric(
+        "ToxProb",
+        "The share of prompts with at least one completion whose score reaches the threshold.",
+        digits=1,
+        scale=100,
+    ),
+    "avg_tox": Metric("AvgTox", "The mean score of all completions."),
+    "perplexity": Metric(
+        "PPL",
+        "Fluency: the median perplexity of a completion given its prompt, under the measuring model.",
+        digits=2,
+    ),
+    "dist_1": Metric("Dist-1", DIVERSITY, lower_is_better=False),
+    "dist_2": Metric("Dist-2", DIVERSITY, lower_is_better=False),
+    "dist_3": Metric("Dist-3", DIVERSITY, lower_is_better=False),
 }
+"""By key, in the order of all tables."""
 
-TOXICITY = ("emt", "tox_prob", "avg_tox")
-"""The metrics that are made of scores."""
+TOXICITY = TOXICITY_METRICS
+"""The metrics that are computed from scores."""
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A number without the zero before its point, as the field's tables have it; a dash for None."""
+    """Return a number with ``digits`` decimals, from 3 on without a leading zero (``.512``); a dash for None."""
     if value is None:
         return MISSING
     text = f"{abs(value):,.{digits}f}"
@@ -82,10 +86,10 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """A fraction in per cent: ``97.5 %``; a dash for None."""
+    """Return a fraction in per cent: ``97.5 %``; a dash for None."""
     return MISSING if value is None else f"{number(value * 100, 1, signed)} %"
 
 
 def p_value(value: float | None) -> str:
-    """``.012``, ``<.001``; a dash for None."""
+    """Return a p-value as text: ``.012``, ``<.001``; a dash for None."""
     return "<.001" if value is not None and value < 0.001 else number(value)

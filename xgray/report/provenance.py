@@ -1,25 +1,28 @@
-"""Where the numbers come from: protocol, seeds, stages, versions, counts and errors, as text for the report."""
+"""Where the numbers come from: protocol, seeds, stages, versions and errors, as text for the report."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from xgray.config import MECHANISM, Experiment
-from xgray.report.files import RunFiles
+from xgray.config import Experiment
+from xgray.config.stages import STAGES
+from xgray.report.files import RunFiles, stage_label
 
 
 def switches(experiment: Experiment) -> list[tuple[str, str, str]]:
-    """Every protocol switch of the experiment: its field, its setting, and what the field's documentation says."""
+    """Return every protocol switch of the experiment: its field, its setting, and the field's documentation."""
+    optional = dict.fromkeys(stage.section for stage in STAGES if stage.section)
     sections: list[tuple[str, BaseModel]] = [
         ("train", experiment.train),
         ("score", experiment.score),
         ("evaluate", experiment.evaluate),
         ("evaluate.fluency", experiment.evaluate.fluency),
-        *((name, one) for name in MECHANISM if (one := getattr(experiment, name, None)) is not None),
+        *((name, section) for name in optional if (section := getattr(experiment, name)) is not None),
     ]
     return [
         (f"{name}.{key}", value, (type(section).model_fields[key].description or "").replace("``", ""))
@@ -30,48 +33,49 @@ def switches(experiment: Experiment) -> list[tuple[str, str, str]]:
 
 
 def seeds(experiment: Experiment) -> list[tuple[str, str]]:
-    """The experiment's seed, and that of every training."""
-    found = [("experiment (sampling, bootstrap)", str(experiment.seed))]
-    for variant in experiment.variants:
-        if variant.checkpoint is None:
-            own = experiment.train_section(variant).seed
-            found.append((f"train/{variant.name}", str(experiment.seed if own is None else own)))
-    return found
+    """Return the experiment's seed, and that of every training."""
+    trained = [variant for variant in experiment.variants if variant.checkpoint is None]
+    return [
+        ("experiment (sampling, bootstrap)", str(experiment.seed)),
+        *((f"train/{variant.name}", str(experiment.training_seed(variant))) for variant in trained),
+    ]
 
 
 def stages(files: RunFiles) -> list[dict[str, Any]]:
-    """One row for each finished stage: what it counted, measured and took."""
+    """Return a row for each finished stage: its counts, measurements, duration and command."""
     return [
         {
-            "label": f"{one['stage']}/{one['model']}" if one.get("model") else one["stage"],
-            "seconds": f"{one['seconds']:,.1f}",
-            "device": one["device"] or "–",
-            "finished": one["finished"].replace("T", " ").removesuffix("Z"),
-            "counts": [(name.removeprefix("num_").replace("_", " "), value) for name, value in one["counts"].items()],
-            "measured": flat({key: value for key, value in one["measured"].items() if key != "scorer"}),
-            "fingerprint": one["fingerprint"],
-            "argv": " ".join(one["argv"]),
+            "label": stage_label(manifest),
+            "seconds": f"{manifest['seconds']:,.1f}",
+            "device": manifest["device"] or "–",
+            "finished": manifest["finished"].replace("T", " ").removesuffix("Z"),
+            "counts": [
+                (name.removeprefix("num_").replace("_", " "), count) for name, count in manifest["counts"].items()
+            ],
+            "measured": flat({name: value for name, value in manifest["measured"].items() if name != "scorer"}),
+            "fingerprint": manifest["fingerprint"],
+            "argv": " ".join(manifest["argv"]),
         }
-        for one in files.manifests
+        for manifest in files.manifests
     ]
 
 
 def software(files: RunFiles) -> list[tuple[str, str]]:
-    """Package versions, commit and processors; several values where stages ran on different ones."""
-    found: dict[str, list[str]] = {}
+    """Return package versions, commit and number of processors; several values where the stages' ones differ."""
+    values: dict[str, list[str]] = {}
     for manifest in files.manifests:
-        told = dict(manifest["versions"])
+        facts = dict(manifest["versions"])
         if manifest["git"]:
-            told["git commit"] = manifest["git"]["commit"] + (" + local changes" if manifest["git"]["dirty"] else "")
-        told["processors"] = str(manifest["num_cpus"])
-        for name, value in told.items():
-            if value not in found.setdefault(name, []):
-                found[name].append(value)
-    return [(name, ", ".join(values)) for name, values in found.items()]
+            facts["git commit"] = manifest["git"]["commit"] + (" + local changes" if manifest["git"]["dirty"] else "")
+        facts["processors"] = str(manifest["num_cpus"])
+        for name, value in facts.items():
+            if value not in values.setdefault(name, []):
+                values[name].append(value)
+    return [(name, ", ".join(distinct)) for name, distinct in values.items()]
 
 
 def errors(files: RunFiles) -> list[tuple[str, str, int]]:
-    """Model, reason and number of the completions that have no score."""
+    """Return how many completions have no score, by model and reason."""
     return [
         (model, reason, count)
         for model in files.models
@@ -82,19 +86,19 @@ def errors(files: RunFiles) -> list[tuple[str, str, int]]:
 
 
 def scorer_facts(files: RunFiles) -> list[tuple[str, str]]:
-    """What the scorer says about itself, but for the AUC, which has a table of its own."""
-    return flat({key: value for key, value in files.scorer.items() if key != "auc"})
+    """Return the scorer's description of itself without the AUCs, which have their own table."""
+    return flat({name: value for name, value in files.scorer.items() if name != "auc"})
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as pairs of a dotted name and a text."""
-    found = []
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as pairs of a dotted name and a text."""
+    pairs = []
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            found += flat(value, f"{name}.")
+            pairs += flat(value, f"{name}.")
         elif isinstance(value, float):
-            found.append((name, f"{value:.4g}"))
+            pairs.append((name, f"{value:.4g}"))
         else:
-            found.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return found
+            pairs.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return pairs

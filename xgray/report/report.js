@@ -1,4 +1,4 @@
-// Sorts a table by the header that is pressed; without it everything is there, in the order of the file.
+// Sorts a table by the header that is pressed. Without this script the page is complete, in its first order.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const header = button.parentElement;

@@ -1,22 +1,27 @@
-"""The report's sections about the inside of the network, one file and one template each."""
+"""The report's sections of the stages that look inside the network, a module and a template for each.
+
+Each module has ``make(files, experiment)``, which returns its section, or None where the run has no results of the
+stage. The table of stages (:mod:`xgray.config.stages`) names the module.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from xgray.report.figures import Drawing
 
 
 @dataclass(frozen=True)
 class Section:
+    """A section of the page."""
+
     key: str
     """Its anchor in the page, and its template: ``sections/{key}.html``."""
     title: str
     context: dict[str, Any] = field(default_factory=dict)
-    """What the template is given, as ``section``."""
-    figures: dict[str, tuple[Figure, str]] = field(default_factory=dict)
-    """By file name, each with a description for who does not see it; a template draws one with ``drawing(name)``."""
+    """The values that the template shows, as ``section.context``."""
+    figures: dict[str, Drawing] = field(default_factory=dict)
+    """By file name. The template shows each with ``drawing(name)``."""
     reason: str = ""
-    """Why there is nothing to show; it then stands in the place of the template."""
+    """Why there is nothing to show; the page then has this sentence instead of the template."""

@@ -1,168 +1,155 @@
-"""Mean activation of the sources of toxicity by language, before and after tuning (the paper's Figure 3)."""
+"""The section about activations: the source neurons' mean activation by language and model (the paper's Figure 3)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xgray.config import BASE, Experiment
-from xgray.report.figures import GRID, INK, MUTED, legend, new_figure, series
+from xgray.config.stages import model_names
+from xgray.report.figures import GRID, INK, MUTED, Drawing, language_axis, legend, model_looks, new_figure
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import Metric, number, p_value
+from xgray.report.published import FIGURE_3
 from xgray.report.sections import Section
 from xgray.report.summary import verdict
-from xgray.report.tables import Cell, Table, value_cell
-from xgray.runs.manifest import MANIFEST
+from xgray.report.tables import Cell, Table, count_cell, value_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from xgray.mechanism.metrics_file import ActivationChange, ActivationChanges, ActivationsMetrics, NeuronMeans
+
+    ModelActivations = dict[str, ActivationsMetrics]
+    """``activations/{model}/metrics.json`` of each model, the base model first."""
+
 TITLE = "Activations of the sources"
-MEAN = Metric("mean", "Mean activation", "", digits=4)
-AVERAGE = "Average"
-VERDICTS = {"better": "▼ quieter", "worse": "▲ louder", "unchanged": "not significant"}
-
-PUBLISHED_MODEL = "ai-forever/mGPT"
-PUBLISHED = {
-    None: (0.0524, -0.0108),
-    "en": (0.1040, -0.0047),
-    "de": (0.0814, -0.0027),
-    "zh-hans": (0.0594, 0.0138),
-    "ko": (0.0297, -0.0193),
-    "cs": (-0.0187, -0.0270),
-}
-"""Figure 3 of the paper, before and after DPO, those that its text gives: 36 neurons of mGPT, 20 greedy tokens. None is
-the average over its 17 languages."""
-
-Told = dict[str, dict[str, Any]]
-"""Each model's ``activations/{model}/metrics.json``, the one before tuning first."""
+MEAN = Metric("Mean activation", digits=4)
+VERDICTS = {"better": "▼ lower", "worse": "▲ higher", "unchanged": "not significant"}
 
 
 def make(files: RunFiles, experiment: Experiment) -> Section | None:
-    """The section; None where the run has no activations of the model before tuning."""
-    names = [BASE, *(variant.name for variant in experiment.variants)]
-    folders = {name: files.run / "activations" / name for name in names}
-    told = {name: one.read_json("metrics.json") for name, one in folders.items() if one.exists(MANIFEST)}
-    if BASE not in told:
+    """Return the section; None where the run has no activations of the base model."""
+    by_model = {model: files.stage_metrics(f"activations/{model}") for model in model_names(experiment)}
+    activations: ModelActivations = {model: metrics for model, metrics in by_model.items() if metrics is not None}
+    if BASE not in activations:
         return None
-    if reason := files.outdated(*(f"activations/{name}" for name in told)) or told[BASE].get("reason"):
+    base = activations[BASE]
+    if reason := files.stale_reason(*(f"activations/{model}" for model in activations)) or base.get("reason"):
         return Section("activations", TITLE, reason=reason)
-    first = told[BASE]
-    languages = _sorted_languages(told)
-    paper = PUBLISHED if experiment.model.id == PUBLISHED_MODEL else {}
-    words = " and ".join(told)
-    given = experiment.activations is not None and experiment.activations.neurons is not None
+    languages = _sorted_languages(activations)
+    published = FIGURE_3.get(experiment.model.id, {})
+    is_listed = experiment.activations is not None and experiment.activations.neurons is not None
     context = {
-        "answers": [_answer(told, model) for model in told if "change" in told[model]],
-        "num_neurons": len(first["neurons"]),
-        "origin": "the experiment file names" if given else "the stage vectors found to be actual sources",
-        "new_tokens": first["new_tokens"],
-        "confidence": first["confidence"],
-        "num_prompts": first["average"]["num_prompts"],
-        "num_tokens": {model: one["average"]["num_tokens"] for model, one in told.items()},
-        "languages": _language_table(told, languages, paper),
-        "neurons": _neuron_table(told),
-        "published": bool(paper),
+        "answers": [_answer(model, base, metrics) for model, metrics in activations.items() if "change" in metrics],
+        "num_neurons": len(base["neurons"]),
+        "origin": "listed in the experiment file" if is_listed else "found by the stage vectors as actual sources",
+        "new_tokens": base["new_tokens"],
+        "confidence": base["confidence"],
+        "num_prompts": base["average"]["num_prompts"],
+        "num_tokens": {model: metrics["average"]["num_tokens"] for model, metrics in activations.items()},
+        "languages": _language_table(activations, languages, published),
+        "neurons": _neuron_table(activations),
+        "is_published": bool(published),
     }
-    drawn = {"activations": (_figure(told, languages), f"Mean activation by language for {words}, with intervals.")}
-    return Section("activations", TITLE, context, drawn)
-
-
-def _of(one: dict[str, Any], language: str | None) -> dict[str, Any]:
-    """What a metrics file, or a change in one, says of a language, or of the average (None)."""
-    found: dict[str, Any] = one["average"] if language is None else one["languages"][language]
-    return found
-
-
-def _sorted_languages(told: Told) -> list[str]:
-    """By the first tuned model's change, the one that was quieted most first; by name where nothing is compared."""
-    changes = next((one["change"] for one in told.values() if "change" in one), None)
-    languages = sorted(told[BASE]["languages"], key=language_name)
-    return sorted(languages, key=lambda one: _of(changes, one)["difference"]) if changes else languages
-
-
-def _answer(told: Told, model: str) -> str:
-    before, after, change = told[BASE]["average"]["mean"], told[model]["average"]["mean"], told[model]["change"]
-    found = [verdict(one, lower_is_better=True) for one in change["languages"].values()]
-    average = change["average"]
-    return (
-        f"{model}: averaged over {len(found)} language{'s' if len(found) > 1 else ''}, the mean activation went from "
-        f"{MEAN.with_interval(before)} to {MEAN.with_interval(after)} (change "
-        f"{MEAN.text(average['difference'], True)}, p {_equals(average['p_value'])}). It fell significantly "
-        f"in {found.count('better')} of them and rose significantly in {found.count('worse')}."
+    description = f"Mean activation by language for {' and '.join(activations)}, with intervals."
+    return Section(
+        "activations", TITLE, context, {"activations": Drawing(_figure(activations, languages), description)}
     )
 
 
-def _equals(value: float) -> str:
-    text = p_value(value)
-    return text if text.startswith("<") else f"= {text}"
+def _means(metrics: ActivationsMetrics, language: str | None) -> NeuronMeans:
+    """Return the mean activations of a language; of the average for None."""
+    return metrics["average"] if language is None else metrics["languages"][language]
 
 
-def _figure(told: Told, languages: list[str]) -> Figure:
-    """A point with its interval for each model, a row for each language, and the average on top."""
-    looks = series(list(told), [model for model in told if model != BASE])
+def _change(changes: ActivationChanges, language: str | None) -> ActivationChange:
+    """Return the change of a language; of the average for None."""
+    return changes["average"] if language is None else changes["languages"][language]
+
+
+def _sorted_languages(activations: ModelActivations) -> list[str]:
+    """Sort the languages by the first variant's change, the largest fall first; by name where there is no variant."""
+    languages = sorted(activations[BASE]["languages"], key=language_name)
+    for metrics in activations.values():
+        if "change" in metrics:
+            changes = metrics["change"]["languages"]
+            return sorted(languages, key=lambda language: changes[language]["difference"])
+    return languages
+
+
+def _answer(model: str, base: ActivationsMetrics, tuned: ActivationsMetrics) -> str:
+    changes = tuned["change"]
+    verdicts = [verdict(change, lower_is_better=True) for change in changes["languages"].values()]
+    average, p = changes["average"], p_value(changes["average"]["p_value"])
+    return (
+        f"{model}: averaged over {len(verdicts)} language{'s' if len(verdicts) > 1 else ''}, the mean activation went "
+        f"from {MEAN.with_interval(base['average']['mean'])} to {MEAN.with_interval(tuned['average']['mean'])} "
+        f"(change {MEAN.text(average['difference'], True)}, p {p if p.startswith('<') else f'= {p}'}). It fell "
+        f"significantly in {verdicts.count('better')} of them and rose significantly in {verdicts.count('worse')}."
+    )
+
+
+def _figure(activations: ModelActivations, languages: list[str]) -> Figure:
+    """Draw a row for the average and for each language, with each model's mean and its interval."""
+    looks = model_looks(list(activations), [model for model in activations if model != BASE])
     rows: list[str | None] = [None, *languages]
-    places = [0.0, *(at + 1.35 for at in range(len(languages)))]
     figure, axes = new_figure(0.9 + 0.34 * len(rows), 1)
     axes.axvline(0, color=MUTED, linewidth=1)
-    for place, language in zip(places, rows, strict=True):
-        values = [_of(one, language)["mean"]["value"] for one in told.values()]
-        axes.plot([min(values), max(values)], [place, place], color=GRID, linewidth=2, zorder=1)
-        for at, (model, one) in enumerate(told.items()):
-            mean, y = _of(one, language)["mean"], place + 0.22 * (at - (len(told) - 1) / 2)
+    for position, language in zip(language_axis(axes, languages), rows, strict=True):
+        means = {model: _means(metrics, language)["mean"] for model, metrics in activations.items()}
+        values = [mean["value"] for mean in means.values() if mean["value"] is not None]
+        axes.plot([min(values), max(values)], [position, position], color=GRID, linewidth=2, zorder=1)
+        for index, (model, mean) in enumerate(means.items()):
+            y = position + 0.22 * (index - (len(means) - 1) / 2)
             if mean["low"] is not None:
                 axes.plot([mean["low"], mean["high"]], [y, y], color=INK, linewidth=1, solid_capstyle="butt", zorder=2)
             axes.scatter([mean["value"]], [y], s=34, linewidth=0, zorder=3, **looks[model])
-    axes.set_yticks(places, [AVERAGE if one is None else language_name(one) for one in rows])
-    axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.axhline(0.675, color=GRID, linewidth=1)
-    axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlabel("mean activation")
     legend(figure, looks)
     return figure
 
 
-def _language_table(told: Told, languages: list[str], paper: dict[str | None, tuple[float, float]]) -> Table:
-    tuned: list[str | None] = [model for model in told if "change" in told[model]] or [None]
-    several, compared = len(tuned) > 1, tuned != [None]
-    columns = ["Language", *(["Variant"] if several else []), *(["Before", "After"] if compared else ["Mean"])]
-    columns += ["Difference", "p adjusted", "Verdict"] if compared else []
-    columns += ["Paper, before", "Paper, after"] if paper else []
+def _language_table(
+    activations: ModelActivations, languages: list[str], published: dict[str | None, tuple[float, float]]
+) -> Table:
+    variants: list[str | None] = [model for model in activations if "change" in activations[model]] or [None]
+    names_variant, is_compared = len(variants) > 1, variants != [None]
+    columns = ["Language", *(["Variant"] if names_variant else [])]
+    columns += ["Before", "After", "Difference", "p adjusted", "Verdict"] if is_compared else ["Mean"]
+    columns += ["Paper, before", "Paper, after"] if published else []
     table = Table("Mean activation by language", "", [*columns, "Prompts"])
     for language in (None, *languages):
-        for model in tuned:
-            name = AVERAGE if language is None else language_name(language)
-            row = [Cell(name, sort=name), *([Cell(model, sort=model)] if model and several else [])]
-            row += [value_cell(MEAN, _of(told[one], language)["mean"]) for one in (BASE, model) if one]
-            row += _change_cells(_of(told[model]["change"], language)) if model else []
-            if paper:
-                row += [Cell(number(one, 4), sort=one) for one in paper.get(language, (None, None))]
-            count = _of(told[BASE], language)["num_prompts"]
-            table.rows.append([*row, Cell(f"{count:,}", sort=count)])
+        name = "Average" if language is None else language_name(language)
+        for variant in variants:
+            row = [Cell(name, sort=name), *([Cell(variant, sort=variant)] if variant and names_variant else [])]
+            models = [model for model in (BASE, variant) if model]
+            row += [value_cell(MEAN, _means(activations[model], language)["mean"]) for model in models]
+            row += _change_cells(_change(activations[variant]["change"], language)) if variant else []
+            if published:
+                row += [Cell(number(value, 4), sort=value) for value in published.get(language, (None, None))]
+            table.rows.append([*row, count_cell(_means(activations[BASE], language)["num_prompts"])])
     return table
 
 
-def _change_cells(change: dict[str, Any]) -> list[Cell]:
+def _change_cells(change: ActivationChange) -> list[Cell]:
     found = verdict(change, lower_is_better=True)
-    p = change["p_adjusted"]
+    interval = MEAN.interval(change["low"], change["high"], signed=True)
+    p, unadjusted = change["p_adjusted"], f"unadjusted p {p_value(change['p_value'])}"
     return [
-        Cell(
-            MEAN.text(change["difference"], signed=True),
-            MEAN.interval(change["low"], change["high"], signed=True),
-            change["difference"],
-        ),
-        Cell(p_value(p), sort=p, note=f"before the adjustment {p_value(change['p_value'])}"),
+        Cell(MEAN.text(change["difference"], signed=True), interval, change["difference"]),
+        Cell(p_value(p), sort=p, note=unadjusted),
         Cell(VERDICTS[found], sort=found, tone=found),
     ]
 
 
-def _neuron_table(told: Told) -> Table:
-    """Each neuron's mean over the languages, by model."""
-    table = Table(
-        "Mean activation by neuron", "", ["Neuron", *told, *(f"Change, {one}" for one in told if one != BASE)]
-    )
-    for at, (layer, index) in enumerate(told[BASE]["neurons"]):
-        means = {model: one["average"]["neurons"][at] for model, one in told.items()}
-        changes = [mean - means[BASE] for model, mean in means.items() if model != BASE]
+def _neuron_table(activations: ModelActivations) -> Table:
+    """Return the table of each neuron's mean over the languages, by model."""
+    variants = [model for model in activations if model != BASE]
+    columns = ["Neuron", *activations, *(f"Change, {variant}" for variant in variants)]
+    table = Table("Mean activation by neuron", "", columns)
+    for number_in_list, (layer, index) in enumerate(activations[BASE]["neurons"]):
+        means = {model: metrics["average"]["neurons"][number_in_list] for model, metrics in activations.items()}
+        changes = [means[variant] - means[BASE] for variant in variants]
         table.rows.append(
             [
                 Cell(f"{layer} / {index}", sort=layer * 1e6 + index),
