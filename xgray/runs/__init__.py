@@ -1,1 +1,1 @@
-"""Run directories: manifests, leases, logs, progress and state."""
+"""The folder of a run: manifests, lease, logs, progress, missing rows and state."""

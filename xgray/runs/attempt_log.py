@@ -1,7 +1,7 @@
-"""The log of every attempt at a stage: ``{stage}/[{model}/]logs/attempt-0001.log``.
+"""Keep a log of every attempt at a stage: ``{stage}/[{model}/]logs/attempt-0001.log``.
 
-It says who tried and with what command and versions, what our loggers and Python's warnings said meanwhile, and in its
-last line how the attempt ended. A log without such a line is that of an attempt that was killed, or goes on.
+A log says where the attempt ran, with what command and versions, what our loggers and Python's warnings said, and in
+its last line how the attempt ended. If that line is missing, the attempt was killed or still runs.
 """
 
 from __future__ import annotations
@@ -21,54 +21,63 @@ from xgray.errors import XgrayError
 from xgray.rows import utc_now
 from xgray.runs import interrupts
 from xgray.runs.manifest import LOGS, StageFolder
-from xgray.runs.progress import Meter
+from xgray.runs.progress import Meter, Progress
 from xgray.runs.provenance import provenance
 from xgray.runs.secrets import redact
 from xgray.storage.folder import Folder
 
 FLUSH_SECONDS = 5.0
-"""Between two writings of a log, where there is something new; whole, as an object store cannot append."""
+"""Seconds between two writes of a log that has new lines; it is written whole, as an object store cannot append."""
 
-_NAME = re.compile(r"attempt-(\d+)\.log")
-_AMOUNT = re.compile(r"^\S+ (\d+)/(\d+) done", re.MULTILINE)
-_END = re.compile(r"^\S+ ended: (.*)$")
+_FILE_NAME = re.compile(r"attempt-(\d+)\.log")
+_PROGRESS_LINE = re.compile(r"^\S+ (\d+)/(\d+) done", re.MULTILINE)
+_END_LINE = re.compile(r"^\S+ ended: (.*)$")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The last attempt at a stage, as its log tells."""
+    """The last attempt at a stage, as its log says."""
 
     number: int
-    """Counted from 1: how often the stage was tried."""
+    """The number of attempts at the stage so far."""
     end: str | None
-    """``finished``, or why it ended otherwise; None where the log does not say, so that it was killed or goes on."""
+    """``finished``, or why the attempt ended otherwise; None if it was killed or still runs."""
     total: int | None
-    """Prompts or steps that it set out to have in the end."""
+    """Prompts or steps that the finished stage would have; None if the log does not say."""
 
 
 def last_attempt(folder: Folder) -> Attempt | None:
-    """What the newest log of a stage's folder says; None where the stage was never tried."""
+    """Return the last attempt at the stage of this folder; None if there was no attempt."""
     logs = folder / LOGS
-    number = _newest(logs)
+    number = _last_number(logs)
     if not number:
         return None
-    text = logs.read_bytes(f"attempt-{number:04}.log").decode(errors="replace")
-    amounts = _AMOUNT.findall(text)
-    end = _END.match(text.rstrip("\n").rpartition("\n")[2])
-    return Attempt(number, end[1] if end else None, int(amounts[-1][1]) or None if amounts else None)
+    text = logs.read_bytes(_file_name(number)).decode(errors="replace")
+    progress = _PROGRESS_LINE.findall(text)
+    end = _END_LINE.match(text.rstrip("\n").rpartition("\n")[2])
+    return Attempt(number, end[1] if end else None, int(progress[-1][1]) or None if progress else None)
 
 
-def _newest(logs: Folder) -> int:
-    found = [_NAME.fullmatch(name) for name in logs.names(".log")]
-    return max((int(one[1]) for one in found if one), default=0)
+def _file_name(number: int) -> str:
+    return f"attempt-{number:04}.log"
+
+
+def _last_number(logs: Folder) -> int:
+    """Return the highest number of a log in this folder; 0 if there is no log."""
+    matches = (_FILE_NAME.fullmatch(name) for name in logs.names(".log"))
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 @contextlib.contextmanager
-def log_attempt(places: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
-    """Keep the logs of one attempt at these stages, which are worked on together, for the length of the block."""
-    own = _AttemptLog(places, meter)
+def log_attempt(stages: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
+    """While the block runs, log an attempt at these stages, which are computed together.
+
+    Args:
+        meter: Knows the stages' progress, which is logged too.
+    """
+    handler = _AttemptHandler(stages, meter)
     root = logging.getLogger()
-    root.addHandler(own)
+    root.addHandler(handler)
     logging.captureWarnings(True)
     end = "finished"
     try:
@@ -77,39 +86,30 @@ def log_attempt(places: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
         end = interrupts.reason()
         raise
     except BaseException as error:
-        own.write(traceback.format_exc().rstrip())
+        handler.write(traceback.format_exc().rstrip())
         kind = "" if isinstance(error, XgrayError) else f"{type(error).__name__}: "
         end = f"failed: {kind}{' '.join(str(error).split())}"
         raise
     finally:
         logging.captureWarnings(False)
-        root.removeHandler(own)
-        own.end(end)
+        root.removeHandler(handler)
+        handler.end(end)
 
 
-class _AttemptLog(logging.Handler):
-    def __init__(self, places: Sequence[StageFolder], meter: Meter) -> None:
+class _AttemptHandler(logging.Handler):
+    """Writes log records and the stages' progress into one log file per stage."""
+
+    def __init__(self, stages: Sequence[StageFolder], meter: Meter) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
-        if self.formatter:
-            self.formatter.converter = time.gmtime
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
         self._meter = meter
-        self._texts: list[_Text] = []
-        told = provenance()
-        head = [
-            f"{utc_now()} began: host {socket.gethostname()}, process {os.getpid()}",
-            f"command: {' '.join(told['argv'])}",
-            f"versions: {', '.join(f'{name} {version}' for name, version in told['versions'].items())}",
-            f"commit: {told['git']['commit']}{' with changes' if told['git']['dirty'] else ''}" if told["git"] else "",
-        ]
-        for place in places:
-            logs = place.folder / LOGS
-            number = _newest(logs) + 1
-            text = _Text(logs, f"attempt-{number:04}.log", place.label)
-            text.lines += [f"{place.label}, attempt {number}", *(line for line in head if line)]
-            self._texts.append(text)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._flush_often, daemon=True)
+        self._files = [_LogFile(stage) for stage in stages]
+        for line in _first_lines():
+            self.write(line)
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._flush_repeatedly, daemon=True)
         self._flush()
         self._thread.start()
 
@@ -117,53 +117,70 @@ class _AttemptLog(logging.Handler):
         self.write(self.format(record))
 
     def write(self, line: str) -> None:
-        for text in self._texts:
-            text.lines.append(redact(line))
+        for file in self._files:
+            file.lines.append(redact(line))
 
-    def end(self, how: str) -> None:
-        self._stop.set()
+    def end(self, reason: str) -> None:
+        """Write the last line and stop writing."""
+        self._has_ended.set()
         self._thread.join()
-        self._amounts()
-        for text in self._texts:
-            text.lines.append(redact(f"{utc_now()} ended: {how}"))
+        self._log_progress()
+        self.write(f"{utc_now()} ended: {reason}")
         self._flush()
 
-    def _flush_often(self) -> None:
-        while not self._stop.wait(FLUSH_SECONDS):
-            if any(text.amount is None for text in self._texts):
-                self._amounts()
+    def _flush_repeatedly(self) -> None:
+        while not self._has_ended.wait(FLUSH_SECONDS):
+            if any(file.last_progress is None for file in self._files):
+                self._log_progress()
             self._flush()
 
-    def _amounts(self) -> None:
-        """Say how much of each stage is done: as soon as it is known, and at the end."""
-        told = self._meter.progress()
-        for text in self._texts:
-            one = told.get(text.label)
-            if one and (one.done, one.total) != text.amount:
-                text.amount = one.done, one.total
-                rate = f", {one.rate:.2f}/s" if one.rate else ""
-                new = one.done - one.begun_with
-                text.lines.append(f"{utc_now()} {one.done}/{one.total} done, {new} of them in this attempt{rate}")
+    def _log_progress(self) -> None:
+        """Log how much of each stage is done: as soon as it is known, and at the end."""
+        progress = self._meter.progress()
+        for file in self._files:
+            if file.label in progress:
+                file.log_progress(progress[file.label])
 
     def _flush(self) -> None:
-        for text in self._texts:
-            with contextlib.suppress(OSError):  # A log that cannot be written must not end what it tells of.
-                text.flush()
+        for file in self._files:
+            with contextlib.suppress(OSError):  # A stage goes on even if its log cannot be written.
+                file.flush()
 
 
-class _Text:
-    """The lines of one log file, and how many of them are in it."""
+def _first_lines() -> Iterator[str]:
+    """Yield the lines that every log begins with."""
+    facts = provenance()
+    yield f"{utc_now()} began: host {socket.gethostname()}, process {os.getpid()}"
+    yield f"command: {' '.join(facts['argv'])}"
+    yield f"versions: {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}"
+    if facts["git"]:
+        yield f"commit: {facts['git']['commit']}{' with changes' if facts['git']['dirty'] else ''}"
 
-    def __init__(self, logs: Folder, name: str, label: str) -> None:
-        self._logs = logs
-        self._name = name
-        self.label = label
-        self.lines: list[str] = []
-        self.amount: tuple[int, int] | None = None
-        self._written = 0
+
+class _LogFile:
+    """The lines of one stage's log, and how many of them are written."""
+
+    def __init__(self, stage: StageFolder) -> None:
+        self._folder = stage.folder / LOGS
+        number = _last_number(self._folder) + 1
+        self._name = _file_name(number)
+        self.label = stage.label
+        self.lines = [f"{stage.label}, attempt {number}"]
+        self.last_progress: tuple[int, int] | None = None
+        """Done and total when progress was last logged."""
+        self._num_written = 0
+
+    def log_progress(self, progress: Progress) -> None:
+        """Add a line about the stage's progress if it has changed."""
+        if (progress.done, progress.total) == self.last_progress:
+            return
+        self.last_progress = progress.done, progress.total
+        new = progress.done - progress.begun_with
+        rate = f", {progress.rate:.2f}/s" if progress.rate else ""
+        self.lines.append(f"{utc_now()} {progress.done}/{progress.total} done, {new} of them in this attempt{rate}")
 
     def flush(self) -> None:
-        number = len(self.lines)
-        if number > self._written:
-            self._logs.write_bytes(self._name, ("\n".join(self.lines[:number]) + "\n").encode())
-            self._written = number
+        num_lines = len(self.lines)
+        if num_lines > self._num_written:
+            self._folder.write_bytes(self._name, ("\n".join(self.lines[:num_lines]) + "\n").encode())
+            self._num_written = num_lines

@@ -1,8 +1,8 @@
-"""Being told to stop: Ctrl-C, or the SIGTERM that comes before a machine is taken away.
+"""Turn Ctrl-C, and the SIGTERM that comes before a machine is taken away, into a KeyboardInterrupt.
 
-Both become a KeyboardInterrupt in the main thread, so that every ``with`` and ``finally`` on the way is gone through.
-While a stage commits block by block, SIGTERM waits a moment first: the main thread takes nothing more, and what other
-processes finish in that time is on disk. A second signal leaves at once; the same command resumes either way.
+The interrupt is raised in the main thread, so that every ``with`` and ``finally`` is left in order. While a stage
+commits block by block, SIGTERM first waits a moment: the main thread takes on no more work, and what other processes
+finish in that time is written. A second signal ends the process at once; the same command resumes the run either way.
 """
 
 from __future__ import annotations
@@ -17,66 +17,71 @@ from collections.abc import Iterator
 from types import FrameType
 
 GRACE_SECONDS = 2.0
-"""Of the three that ``ray job stop`` gives a driver, and of the thirty of Kubernetes."""
+"""Less than the 3 seconds that ``ray job stop`` gives a driver, and the 30 of Kubernetes."""
 
 _reason: str | None = None
-_asked: str | None = None
-_grace = 0.0
+"""Why the process was interrupted, once it was."""
+_requested: str | None = None
+"""The reason of an interrupt that :func:`interrupt` has requested."""
+_grace_seconds = 0.0
 
 
 def listen() -> None:
-    """Take the signals; called again after Ray has started, which takes SIGTERM for itself."""
+    """Install the signal handlers; called again after Ray has started, which replaces the handler of SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         return
-    signal.signal(signal.SIGTERM, _stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
-        signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _handle)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job of a shell ignores SIGINT
+        signal.signal(signal.SIGINT, _handle)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _handle(number: int, frame: FrameType | None) -> None:
     global _reason
     if _reason is not None:
         os._exit(1)
-    _reason = _asked or ("stopped by SIGTERM" if number == signal.SIGTERM else "interrupted by Ctrl-C")
-    if number == signal.SIGTERM and not _asked:
-        time.sleep(_grace)
+    _reason = _requested or ("stopped by SIGTERM" if number == signal.SIGTERM else "interrupted by Ctrl-C")
+    if number == signal.SIGTERM and not _requested:
+        time.sleep(_grace_seconds)
     raise KeyboardInterrupt
 
 
 def reason() -> str:
-    """What an interrupt came from, for a message."""
+    """Return why the process was interrupted, for a message."""
     return _reason or "interrupted by Ctrl-C"
 
 
 def interrupt(why: str) -> None:
-    """Interrupt the main thread from another one."""
-    global _asked
-    _asked = why
-    if signal.getsignal(signal.SIGTERM) is _stop:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # also where it waits in the kernel
+    """Interrupt the main thread from another thread."""
+    global _requested
+    _requested = why
+    if signal.getsignal(signal.SIGTERM) is _handle:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # also reaches a blocking system call
     else:
         _thread.interrupt_main()
 
 
 @contextlib.contextmanager
 def grace() -> Iterator[None]:
-    """For the length of the block, SIGTERM gives other processes GRACE_SECONDS to commit what they are about to."""
-    global _grace
-    _grace = GRACE_SECONDS
+    """While the block runs, let SIGTERM give other processes GRACE_SECONDS to commit the blocks they work on."""
+    global _grace_seconds
+    _grace_seconds = GRACE_SECONDS
     try:
         yield
     finally:
-        _grace = 0.0
+        _grace_seconds = 0.0
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ray's own answer to SIGTERM, before :func:`listen` is called again, becomes the same interrupt."""
+    """While the block runs, turn the SystemExit of Ray's handler of SIGTERM into a KeyboardInterrupt.
+
+    Ray's handler is installed from the start of Ray until :func:`listen` is called again.
+    """
     global _reason
     try:
         yield
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        _reason = _asked or "stopped by SIGTERM"
+        _reason = _requested or "stopped by SIGTERM"
         raise KeyboardInterrupt from None

@@ -1,14 +1,14 @@
-"""One driver at a time: the lease of a run directory, on any storage that the run lies on.
+"""Allow one driver at a time: the lease of a run's folder, on any storage that the folder lies on.
 
-The driver of a run keeps ``driver.json``: a token of its own, who it is, and a heartbeat that counts up. Another one
-that finds it there leaves, unless the first is dead: on the same machine that is seen at once, by its process; on
-another it takes STALE_SECONDS without a beat, by the clock of the one who waits, so that no two clocks need agree.
-Who takes a lease writes its token, waits and reads it again; who has it reads it before every beat, and stops when it
-finds another's.
+The driver of a run keeps a file ``driver.json`` with a random token, facts about itself, and a heartbeat that counts
+up. A second driver that finds the file leaves, unless the first is dead. On the same machine the process shows that at
+once. On another machine the first counts as dead after STALE_SECONDS without a beat by the clock of the second, so the
+two clocks need not agree. A driver that takes the lease writes its token, waits, and reads it again; it reads it before
+every beat too, and stops when it finds the token of another.
 
-So two drivers started at any two moments do not both go on: within a beat, all but the one whose token stayed have
-left. For that moment both may work, as an object store has no lock to offer. It costs work and no rows: files are
-named by what is in them.
+So two drivers do not both go on, whenever they were started: within a beat, all have left but the one whose token
+stayed. Until then two may work at the same time, as an object store offers no lock. That costs work but no rows, since
+files are named by their content.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ log = logging.getLogger(__name__)
 LEASE = "driver.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
-"""Without a beat after which another machine's driver counts as dead: a storage may fail a few times in between."""
+"""Seconds without a beat after which a driver on another machine counts as dead; a few beats may fail meanwhile."""
 SETTLE_SECONDS = 0.5
-"""From writing a token to reading it again: longer than a write that another one began before."""
+"""Seconds from writing the token to reading it again; longer than a write that another driver began before."""
 
 
 class Driver(BaseModel):
-    """A driver, as it tells of itself in the lease."""
+    """A driver, as it describes itself in the lease."""
 
     token: str
     host: str
     pid: int
     machine: str | None
-    """The boot and the process namespace in which ``pid`` counts; None where the system does not tell."""
+    """The boot and the process namespace in which ``pid`` counts; None if the system does not tell."""
     process_start: str | None
-    """When the process began, in ticks of that boot: a number that is given again is another process."""
+    """When the process began, in ticks since the boot; a later process with the same pid has another start."""
     command: list[str]
     since: datetime
     seen: datetime
-    """The last beat, by the driver's own clock: for people, no decision rests on it."""
+    """The last beat by the driver's clock, for people to read."""
     beat: int
     progress: dict[str, Progress]
-    """What it knows of the stages that it has worked on."""
+    """The progress of the stages that it has worked on, by label."""
 
     @property
-    def on_this_machine(self) -> bool:
+    def is_on_this_machine(self) -> bool:
         return self.machine is not None and self.machine == _machine()
 
     @property
-    def gone(self) -> bool:
-        """Whether its process, on this machine, is no more."""
+    def has_ended(self) -> bool:
+        """Whether the driver's process, which was on this machine, has ended."""
         return _process_start(self.pid) != self.process_start
 
     def __str__(self) -> str:
@@ -84,61 +84,65 @@ def _machine() -> str | None:
 
 
 def _process_start(pid: int) -> str | None:
-    """In ticks since the boot; None where there is no such process, or only what its parent has not read."""
+    """Return when the process began, in ticks since the boot; None if it has ended."""
     try:
-        # The name, in parentheses, may hold anything. The state follows; the start is the 22nd field of all.
+        # The second field, the name in parentheses, may hold anything. The state follows; the start is field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return None if fields[0] in "ZX" else fields[19]  # a zombie, which its parent has not read, has ended too
 
 
 def _read(run: Folder) -> tuple[bytes, Driver | None] | None:
-    """The lease's bytes, and who holds it as far as that can be read; None where nobody does."""
+    """Return the lease's bytes, and the driver that they describe, None if unreadable; None if there is no lease."""
     try:
         content = run.read_bytes(LEASE)
     except FileNotFoundError:
         return None
     try:
         return content, Driver.model_validate_json(content)
-    except ValidationError:  # damaged, or another version's: its beat still shows in the bytes
+    except ValidationError:  # damaged, or of another version; a change of the bytes still shows a beat
         return content, None
 
 
-def _beats(run: Folder, content: bytes, seconds: float) -> bool:
-    """Whether the lease changes, other than by being given up, within so many seconds of this machine's clock."""
+def _is_renewed(run: Folder, content: bytes, seconds: float) -> bool:
+    """Return whether the lease changes, and is not given up, within so many seconds of this machine's clock."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(1.0, seconds / 10))
-        now = _read(run)
-        if now is None:
+        lease = _read(run)
+        if lease is None:
             return False
-        if now[0] != content:
+        if lease[0] != content:
             return True
     return False
 
 
 def find_driver(run: Folder) -> tuple[Driver, bool] | None:
-    """Who holds the run's lease, and whether it is alive; None where nobody does. Takes nothing.
+    """Return the driver that holds the run's lease and whether it is alive; None if there is no lease.
 
-    A driver elsewhere whose clock agrees with ours is believed; of another we wait for the next beat.
+    A driver on another machine is alive if its last beat is recent. If it seems old, the two clocks may differ, so the
+    next beat is waited for.
     """
-    found = _read(run)
-    if found is None or found[1] is None:
+    lease = _read(run)
+    if lease is None or lease[1] is None:
         return None
-    holder = found[1]
-    if holder.on_this_machine:
-        return holder, not holder.gone
-    if abs((datetime.now(UTC) - holder.seen).total_seconds()) < STALE_SECONDS:
-        return holder, True
-    return holder, _beats(run, found[0], 2 * BEAT_SECONDS)
+    content, driver = lease[0], lease[1]
+    if driver.is_on_this_machine:
+        return driver, not driver.has_ended
+    if abs((datetime.now(UTC) - driver.seen).total_seconds()) < STALE_SECONDS:
+        return driver, True
+    return driver, _is_renewed(run, content, 2 * BEAT_SECONDS)
 
 
 class Lease:
-    """Held for the length of a ``with`` block.
+    """Holds a run's lease while a ``with`` block runs.
+
+    Args:
+        progress: Returns the progress that the lease is to show.
 
     Raises:
-        BusyError: at its beginning, another driver is alive; at its end, one took over and this one was interrupted.
+        BusyError: another driver is alive when the block begins, or took over the lease and interrupted the block.
     """
 
     def __init__(
@@ -155,61 +159,64 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._since = datetime.now(UTC)
         self._beat = 0
-        self._taken_by: str | None = None
-        self._stop = threading.Event()
+        self._taken_over_by: str | None = None
+        self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> Lease:
-        self._wait_for_the_dead()
+        self._wait_for_dead_driver()
         self._write()
         time.sleep(SETTLE_SECONDS)
-        if other := self._other():
-            raise BusyError(_busy(self._run, other))
+        if other := self._other_driver():
+            raise BusyError(_busy_message(self._run, other))
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self._has_ended.set()
         self._thread.join(self._beat_seconds)
-        if self._taken_by and kind is KeyboardInterrupt:
+        if self._taken_over_by and kind is KeyboardInterrupt:
             raise BusyError(
-                f"another driver has taken over {self._run}, and this one has stopped: {self._taken_by}"
+                f"another driver has taken over {self._run}, so this one has stopped: {self._taken_over_by}"
             ) from None
-        with contextlib.suppress(OSError):  # Left behind, it is seen to be dead.
-            if self._taken_by is None and self._other() is None:
+        with contextlib.suppress(OSError):  # A lease that is left behind is seen to be of a dead driver.
+            if self._taken_over_by is None and self._other_driver() is None:
                 self._run.remove(LEASE)
 
-    def _wait_for_the_dead(self) -> None:
-        found = _read(self._run)
-        if found is None:
+    def _wait_for_dead_driver(self) -> None:
+        """Return if there is no lease, or once its driver is known to be dead."""
+        lease = _read(self._run)
+        if lease is None:
             return
-        content, holder = found
-        who = str(holder) if holder else f"one that {LEASE} does not name"
-        if holder and holder.on_this_machine:
-            if not holder.gone:
-                raise BusyError(_busy(self._run, who))
+        content, driver = lease
+        description = str(driver) if driver else f"one that {LEASE} does not name"
+        if driver and driver.is_on_this_machine:
+            if not driver.has_ended:
+                raise BusyError(_busy_message(self._run, description))
         else:
-            log.info("%s: has a driver (%s); waiting %.0f s for a beat", self._run.uri, who, self._stale_seconds)
-            if _beats(self._run, content, self._stale_seconds):
-                raise BusyError(_busy(self._run, who))
+            log.info(
+                "%s: has a driver (%s); waiting %.0f s for a beat", self._run.uri, description, self._stale_seconds
+            )
+            if _is_renewed(self._run, content, self._stale_seconds):
+                raise BusyError(_busy_message(self._run, description))
         if _read(self._run) is not None:
-            log.warning("%s: taken over from a driver that is dead: %s", self._run.uri, who)
+            log.warning("%s: taken over from a driver that is dead: %s", self._run.uri, description)
 
-    def _other(self) -> str | None:
-        """Who holds the lease in our place."""
-        found = _read(self._run)
-        if found is None:
+    def _other_driver(self) -> str | None:
+        """Return who holds the lease instead of this driver; None if this driver does."""
+        lease = _read(self._run)
+        if lease is None:
             return f"{LEASE} was deleted"
-        holder = found[1]
-        if holder is None:
+        driver = lease[1]
+        if driver is None:
             return f"{LEASE} does not say who"
-        return None if holder.token == self._token else str(holder)
+        return None if driver.token == self._token else str(driver)
 
     def _write(self) -> None:
         self._beat += 1
-        holder = Driver(
+        driver = Driver(
             token=self._token,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -221,23 +228,24 @@ class Lease:
             beat=self._beat,
             progress=self._progress(),
         )
-        self._run.write_json(LEASE, holder.model_dump(mode="json"))
+        self._run.write_json(LEASE, driver.model_dump(mode="json"))
 
     def _keep(self) -> None:
-        while not self._stop.wait(self._beat_seconds):
+        """Renew the lease until the block ends, or another driver takes over."""
+        while not self._has_ended.wait(self._beat_seconds):
             try:
-                self._taken_by = self._other()
-                if self._taken_by is None:
+                self._taken_over_by = self._other_driver()
+                if self._taken_over_by is None:
                     self._write()
             except OSError as error:
                 log.warning("%s/%s: no heartbeat: %s", self._run.uri, LEASE, error)
-            if self._taken_by:
+            if self._taken_over_by:
                 interrupts.interrupt("stopped: another driver has taken over the run")
                 return
 
 
-def _busy(run: Folder, who: str) -> str:
+def _busy_message(run: Folder, driver: str) -> str:
     return (
-        f"{run} has a driver already: {who}. It goes on there, nothing was touched here. "
-        f"See how far it is: xgray status {run.uri}; once it has ended, the same command goes on from there"
+        f"{run} has a driver already: {driver}. It goes on, and nothing was changed here. See how far it is: "
+        f"xgray status {run.uri}. Once it has ended, the same command resumes the run"
     )

@@ -1,9 +1,10 @@
-"""Run directories: what a stage was made of, whether it is done, and what it measured.
+"""The folder of a stage in a run: what its results were computed from, and whether it is finished.
 
-A stage owns one folder of the run, ``{stage}/`` or ``{stage}/{model}/``. While it works there is a ``pending.json``
-that says what it is made of; when it is done there is a ``manifest.json``, written last. The fingerprint is the
-SHA-256 of the stage's canonical payload: its section without ``execution``, its inputs' fingerprints, and the integer
-version of its code. The same fingerprint is skipped, another one refused.
+A stage has one folder, ``{stage}/`` or ``{stage}/{model}/``. A ``pending.json`` is written when the stage begins, and a
+``manifest.json`` last, when it is finished. Both hold the stage's payload and its fingerprint. The payload is the
+stage's section without ``execution``, the fingerprints of its inputs, and the integer version of its code; the
+fingerprint is the SHA-256 of the payload's canonical JSON. A finished stage with the same fingerprint is skipped, one
+with another is refused.
 """
 
 from __future__ import annotations
@@ -25,63 +26,44 @@ from xgray.storage.folder import Folder
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
 CLEARING = "clearing.json"
-"""Stands in a stage's folder while other results are deleted from it: what is left of them belongs to nothing."""
+"""Present while old results are being deleted from the stage's folder; all other files in it are to be ignored."""
 LOGS = "logs"
 FORMAT = 1
-"""Of manifests: raised when an earlier xgray could not read what is written now."""
-_REQUIRED = {
+"""Format of manifests, raised when an earlier xgray could not read what is written now."""
+_REQUIRED_FIELDS = {
     PENDING: {"fingerprint", "payload"},
     MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
 }
 
 
-def section_payload(section: BaseModel) -> dict[str, Any]:
-    """What a section says about what is computed: all of it but ``execution``."""
-    return section.model_dump(mode="json", exclude={"execution"})
-
-
 class FolderState(Enum):
-    """What a stage's folder holds, seen from the configuration that the stage has now."""
+    """What a stage's folder holds, compared with the stage's present configuration."""
 
     EMPTY = "empty"
     """No results."""
     PARTIAL = "partial"
-    """Unfinished results of this configuration: the stage goes on from them."""
+    """Unfinished results of this configuration, which the stage continues."""
     FINISHED = "finished"
-    """All results of this configuration: the stage is passed over."""
+    """All results of this configuration: the stage is skipped."""
     CONFLICT = "conflict"
     """Results of another configuration, which have to be deleted before the stage begins."""
 
 
-def read_record(folder: Folder, name: str) -> dict[str, Any]:
-    """A stage's manifest or ``pending.json``.
+@dataclass
+class StageResult:
+    """What a stage reports about its work, for the manifest."""
 
-    Raises:
-        InputError: the file is damaged, or a newer xgray's.
-    """
-    place = str(folder / name)
-    remedy = "redo the stage (--force), or, if the experiment is the same as then, delete this file and keep its rows"
-    try:
-        record = folder.read_json(name)
-    except ValueError as error:  # no JSON, or no text at all
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{place} is damaged ({reason}); {remedy}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise InputError(f"{place} is damaged (it does not say its format); {remedy}")
-    if record["format"] > FORMAT:
-        raise InputError(
-            f"{place} was written by a newer xgray (format {record['format']}, this one reads {FORMAT}); "
-            "go on with that version, or redo the stage with this one (--force)"
-        )
-    missing = sorted(_REQUIRED[name] - record.keys())
-    if missing:
-        raise InputError(f"{place} is damaged ({', '.join(missing)} missing); {remedy}")
-    return record
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows in, out and reused; errors; tokens; requests."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """Other facts about the results, such as a scorer's AUC, a first loss or a throughput."""
+    device: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The folder of one stage, for one model where the stage has several."""
+    """The folder of one stage, or of one model of a stage that runs once per model."""
 
     folder: Folder
     stage: str
@@ -96,19 +78,24 @@ class StageFolder:
         return self.folder / "rows"
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of a finished stage; None while it is not finished.
+        """Return the manifest, or None if the stage is not finished.
 
         Raises:
-            InputError: it is damaged, or a newer xgray's.
+            InputError: the manifest is damaged, or was written by a newer xgray.
         """
         return read_record(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
     def state(self, payload: dict[str, Any], force: bool = False) -> FolderState:
-        """What the folder holds of this payload; changes nothing.
+        """Return what the folder holds for this payload, without changing anything.
+
+        Args:
+            force: Whether results of another configuration may be deleted: report them as ``CONFLICT`` instead of
+                raising.
 
         Raises:
-            ConflictError: it holds finished or partial results of another payload, and ``force`` is off.
-            InputError: what it says of itself is damaged, or a newer xgray's, and ``force`` is off.
+            ConflictError: it holds results of another payload, and ``force`` is off.
+            InputError: its manifest or ``pending.json`` is damaged or was written by a newer xgray, and ``force`` is
+                off.
         """
         if self.folder.exists(CLEARING):
             return FolderState.CONFLICT
@@ -116,28 +103,29 @@ class StageFolder:
             if not self.folder.exists(name):
                 continue
             try:
-                earlier = read_record(self.folder, name)
+                record = read_record(self.folder, name)
             except InputError:
                 if force:
                     return FolderState.CONFLICT
                 raise
-            if earlier["fingerprint"] == fingerprint(payload):
+            if record["fingerprint"] == fingerprint(payload):
                 return FolderState.FINISHED if name == MANIFEST else FolderState.PARTIAL
             if force:
                 return FolderState.CONFLICT
             if name == PENDING and set(self.folder.names()) <= {PENDING, LOGS}:
-                return FolderState.EMPTY  # begun, and nothing came of it
-            changed = "; ".join(differences(earlier["payload"], payload)) or "the format of the run"
+                return FolderState.EMPTY  # an attempt that ended before any result
+            changes = "; ".join(differences(record["payload"], payload)) or "the format of the run"
             raise ConflictError(
-                f"{self.folder} holds stage {self.label} of another configuration: {changed}. "
+                f"{self.folder} holds stage {self.label} of another configuration: {changes}. "
                 "Take another name (--name NEW), or redo the stage (--force)"
             )
         return FolderState.EMPTY
 
     def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
-        """Whether there is something to do; marks the folder as being made of ``payload``.
+        """Prepare the folder for a stage with this payload, and return whether there is anything to do.
 
         Raises:
+            ConflictError: as :meth:`state`.
             InputError: as :meth:`state`.
         """
         state = self.state(payload, force)
@@ -151,13 +139,13 @@ class StageFolder:
         return state is not FolderState.FINISHED
 
     def _clear(self) -> None:
-        """Delete all but a mark that says so: killed half-way, it leaves nothing that a later call would go on from."""
+        """Delete everything but a mark, so that a later call does not continue from what a killed one left."""
         self.folder.write_json(CLEARING, {})
-        self.folder.remove(MANIFEST)  # the first to go, so that no reader takes the rest for whole
+        self.folder.remove(MANIFEST)  # first, so that no reader takes the rest for finished results
         self.folder.clear(CLEARING)
 
     def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
-        """Write the manifest, last of all, and return it."""
+        """Write the manifest, last of all files, and return it."""
         manifest = {
             "format": FORMAT,
             "stage": self.stage,
@@ -175,27 +163,49 @@ class StageFolder:
         return manifest
 
 
-@dataclass
-class StageResult:
-    """What a stage says about its work in the manifest."""
+def section_payload(section: BaseModel) -> dict[str, Any]:
+    """Return the part of a section that determines results: all fields except ``execution``."""
+    return section.model_dump(mode="json", exclude={"execution"})
 
-    counts: dict[str, int] = field(default_factory=dict)
-    """Rows in, out, reused; errors; tokens; requests."""
-    measured: dict[str, Any] = field(default_factory=dict)
-    """Whatever else belongs beside the numbers: a scorer's AUC, a first loss, throughput."""
-    device: str = ""
-    seconds: float = 0.0
+
+def read_record(folder: Folder, name: str) -> dict[str, Any]:
+    """Return the content of a stage's ``manifest.json`` or ``pending.json``.
+
+    Raises:
+        InputError: the file is damaged, or was written by a newer xgray.
+    """
+    file = str(folder / name)
+    remedy = (
+        "Redo the stage (--force). If the experiment has not changed since, you can instead delete this file and keep "
+        "the stage's rows"
+    )
+    try:
+        record = folder.read_json(name)
+    except ValueError as error:  # not JSON, or not even text
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} is damaged ({reason}). {remedy}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise InputError(f"{file} is damaged (it does not say its format). {remedy}")
+    if record["format"] > FORMAT:
+        raise InputError(
+            f"{file} was written by a newer xgray (format {record['format']}, this version reads {FORMAT}). "
+            "Use that version, or redo the stage with this one (--force)"
+        )
+    missing = sorted(_REQUIRED_FIELDS[name] - record.keys())
+    if missing:
+        raise InputError(f"{file} is damaged ({', '.join(missing)} missing). {remedy}")
+    return record
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """``train.beta 0.1 -> 0.2`` for every leaf that differs."""
+    """Yield ``train.beta 0.1 -> 0.2`` for every leaf that differs between two nested mappings."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
-        yield f"{path} {_short(old)} -> {_short(new)}"
+        yield f"{path} {_shorten(old)} -> {_shorten(new)}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:16] + "…" + text[-8:]

@@ -1,4 +1,4 @@
-"""Doing something again and again, in a thread, while a block runs."""
+"""Call a function again and again in a thread, while a block runs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def run_every(seconds: float, look: Callable[[], None]) -> Iterator[None]:
-    """Call ``look`` every ``seconds`` while the block runs, first after as many; a call under way is waited for.
+def run_every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call ``call`` every ``seconds`` while the block runs, for the first time after ``seconds``.
 
-    Args:
-        look: what it raises ends the watching, not the block.
+    A call that is under way when the block ends is waited for. An exception of ``call`` ends the calls, not the block.
     """
-    ended = threading.Event()
+    has_ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(seconds):
-            look()
+    def repeat() -> None:
+        while not has_ended.wait(seconds):
+            call()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        has_ended.set()
         thread.join()

@@ -1,8 +1,8 @@
-"""How much of each stage is done, how fast it goes and how long the rest will take.
+"""Measure how much of each stage is done, how fast it advances and how long the rest will take.
 
-All of it by this process's monotonic clock, which no change of the date moves, and since this process began: what an
-earlier attempt left counts as done, not as speed. The rate runs up to the last advance, as blocks come in bursts; once
-the silence after it is out of the usual, up to now.
+All times are of this process's monotonic clock, which no change of the date moves. They begin with this attempt: what
+an earlier attempt left counts as done, but not towards the rate. Results come in bursts, one block at a time, so the
+rate is measured up to the last advance; during a standstill, it is measured up to now.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 STANDSTILL_SECONDS = 60.0
-"""No shorter silence is a standstill, however fast it went before."""
+"""The shortest silence that is a standstill, however fast the stage advanced before."""
 STANDSTILL_STEPS = 3
-"""How many times the longest of the last steps is a standstill."""
+"""A silence is a standstill if it is this many times as long as the longest of the last steps."""
 NUM_STEPS = 100
-"""So many steps back: more than the blocks that a cluster's actors bring at once before they all fall silent."""
+"""The number of last steps; larger than the number of blocks that a cluster's actors finish at about the same time."""
 START_SECONDS = 600.0
-"""Before the first advance: engines load, and a training computes its reference."""
+"""The shortest standstill before the first advance, while engines load or a training computes its reference."""
 
 
 class OnProgress(Protocol):
-    """Told how much of a stage is done, of how much, and how many errors were recorded in this attempt."""
+    """Called with a stage's label, the work that is done and in all, and the errors recorded in this attempt."""
 
     def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of one stage, now."""
+    """The progress of one stage now."""
 
     done: int
     total: int
     """0 while it is not known."""
     begun_with: int
-    """What was done before this attempt."""
+    """Work that was done before this attempt."""
     errors: int
     rate: float | None
-    """A second; None before the first advance."""
+    """Work per second; None before the first advance."""
     eta_seconds: float | None
     standstill_seconds: float | None = None
-    """Since the last advance, where that is longer than usual; None while it goes on, and in leases of before."""
+    """Seconds since the last advance if they are unusually many, otherwise None; missing in leases of old versions."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,16 @@ class _Point:
 
 @dataclass
 class _Track:
+    """What one stage has reported in this attempt."""
+
     start: _Point
     first: _Point | None
-    """The first advance: what comes before it is mostly the start of engines, and is no part of the rate after it."""
+    """The first advance. The time before it, mostly the start of engines, is left out of later rates."""
     last: _Point
     total: int
     errors: int
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_STEPS))
-    """Seconds from one advance to the next, of the last ones."""
+    """Seconds from one advance to the next, for the last steps."""
 
     def advance(self, point: _Point) -> None:
         if self.first is None:
@@ -71,28 +73,37 @@ class _Track:
             self.steps.append(point.seconds - self.last.seconds)
         self.last = point
 
-    def standstill(self, now: float, anything: float) -> float | None:
-        """Seconds without an advance, where they are too many; ``anything`` is when any stage of the run advanced.
+    def standstill(self, now: float, last_of_run: float) -> float | None:
+        """Return the seconds since the last advance if they are unusually many, otherwise None.
 
-        Before its first advance a stage may wait for its turn while others go on.
+        Args:
+            last_of_run: When any stage of the run last advanced. Before its own first advance a stage may wait for
+                its turn while other stages run.
         """
         if self.total and self.last.done >= self.total:
             return None
         if self.first is None:
-            silence, usual = now - anything, START_SECONDS
+            silence, usual = now - last_of_run, START_SECONDS
         else:
             longest = max(self.steps, default=self.first.seconds - self.start.seconds)
             silence, usual = now - self.last.seconds, max(STANDSTILL_SECONDS, STANDSTILL_STEPS * longest)
         return silence if silence > usual else None
 
     def rate(self, until: float) -> float | None:
+        """Return the work per second from the first advance to ``until``; from the start if there is only one."""
         since = self.start if self.first is None or self.last == self.first else self.first
         seconds = until - since.seconds
         return (self.last.done - since.done) / seconds if seconds > 0 and self.last.done > since.done else None
 
+    def progress(self, now: float, last_of_run: float) -> Progress:
+        standstill = self.standstill(now, last_of_run)
+        rate = self.rate(self.last.seconds if standstill is None else now)
+        eta = max(self.total - self.last.done, 0) / rate if rate and self.total else None
+        return Progress(self.last.done, self.total, self.start.done, self.errors, rate, eta, standstill)
+
 
 class Meter:
-    """Collects what stages report; any thread may report or ask."""
+    """Collects the progress that stages report. Any thread may report or read."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -100,6 +111,7 @@ class Meter:
         self._tracks: dict[str, _Track] = {}
 
     def __call__(self, label: str, done: int, total: int, errors: int = 0) -> None:
+        """Report the progress of a stage, as :class:`OnProgress`."""
         point = _Point(done, self._clock())
         with self._lock:
             track = self._tracks.get(label)
@@ -111,18 +123,11 @@ class Meter:
             track.total, track.errors = total, errors
 
     def progress(self) -> dict[str, Progress]:
-        """By label, in the order in which the stages began to report."""
+        """Return the progress of each stage by label, in the order in which the stages began to report."""
         with self._lock:
             now = self._clock()
-            anything = max((track.last.seconds for track in self._tracks.values()), default=now)
-            return {label: _progress(track, now, anything) for label, track in self._tracks.items()}
-
-
-def _progress(track: _Track, now: float, anything: float) -> Progress:
-    done, standstill = track.last.done, track.standstill(now, anything)
-    rate = track.rate(track.last.seconds if standstill is None else now)
-    eta = max(track.total - done, 0) / rate if rate and track.total else None
-    return Progress(done, track.total, track.start.done, track.errors, rate, eta, standstill)
+            last_of_run = max((track.last.seconds for track in self._tracks.values()), default=now)
+            return {label: track.progress(now, last_of_run) for label, track in self._tracks.items()}
 
 
 def duration(seconds: float) -> str:

