@@ -1,4 +1,4 @@
-"""Neurons edited while an engine samples: what it does to the texts, and that both engines do the same."""
+"""Neurons edited while an engine samples: the effect on texts, which is the same with both engines."""
 
 import pytest
 import torch
@@ -7,20 +7,20 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GP
 from xgray.config import Generate
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights
-from xgray.mechanism.neurons import Edit, down_projections, value_vectors
-from xgray.models.load import load_tokenizer
+from xgray.mechanism.neurons import Edit, down_projections, install, value_vectors
+from xgray.models.load import load_causal_lm, load_tokenizer
 
 PROMPTS = ["The weather in the north", "A", "Bonjour, je suis"]
 SEEDS = [11, 12, 13]
 GREEDY = Generate(k=1, max_new_tokens=8, temperature=0)
 NEURONS = ((0, 3), (0, 100), (1, 7), (1, 127))
 HALF = tuple((layer, index) for layer in (0, 1) for index in range(0, 128, 2))
-PUSHES = [Edit(NEURONS, offset=-5.0), Edit(HALF, multiplier=0.0), Edit(NEURONS, offset=2.5)]
+EDITS = [Edit(NEURONS, offset=-5.0), Edit(HALF, multiplier=0.0), Edit(NEURONS, offset=2.5)]
 
 
 @pytest.fixture(scope="session")
 def architectures(tiny_model, tmp_path_factory):
-    """Folders of tiny models with 128 neurons in each of two layers, whose MLPs are built in three ways."""
+    """Folders of tiny models with two layers of 128 neurons, of three architectures with different MLPs."""
     tokenizer = load_tokenizer(tiny_model)
     common = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     common |= {"eos_token_id": tokenizer.eos_token_id}
@@ -33,7 +33,7 @@ def architectures(tiny_model, tmp_path_factory):
         torch.manual_seed(0)
         model = kind(config)
         for parameter in {*model.parameters()} - {*model.get_input_embeddings().parameters()}:
-            parameter.data.mul_(12)  # tied embeddings alone would repeat the last token
+            parameter.data.mul_(12)  # otherwise the tied embeddings repeat the last token
         folders[name] = str(tmp_path_factory.mktemp(name))
         model.save_pretrained(folders[name])
         tokenizer.save_pretrained(folders[name])
@@ -42,25 +42,25 @@ def architectures(tiny_model, tmp_path_factory):
 
 def texts(engine, edit):
     engine.edit(edit)
-    return [one.text for (one,) in engine.sample(PROMPTS, SEEDS, None)]
+    return [sample.text for (sample,) in engine.sample(PROMPTS, SEEDS, None)]
 
 
-def engine_of(name, folder, section=GREEDY):
-    return build_engine(name, Weights(folder, None, "float32", edits_neurons=True), section)
+def start_engine(name, folder):
+    return build_engine(name, Weights(folder, None, "float32", edits_neurons=True), GREEDY)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
-def test_an_edit_changes_texts_until_it_is_taken_back(architectures, architecture):
-    engine = engine_of("transformers", architectures[architecture])
+def test_edit_changes_texts_until_it_ends_or_another_replaces_it(architectures, architecture):
+    engine = start_engine("transformers", architectures[architecture])
     plain = texts(engine, None)
-    pushed = [texts(engine, edit) for edit in PUSHES]
-    assert all(one != plain for one in pushed)
+    edited = [texts(engine, edit) for edit in EDITS]
+    assert all(texts_of_edit != plain for texts_of_edit in edited)
     assert texts(engine, None) == plain
-    assert texts(engine, PUSHES[0]) == pushed[0]  # not twice as far
+    assert texts(engine, EDITS[0]) == edited[0]  # the edits do not add up
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
-def test_ablation_is_a_value_vector_of_zeros(architectures, architecture, tmp_path):
+def test_ablation_equals_value_vectors_of_zeros(architectures, architecture, tmp_path):
     folder = architectures[architecture]
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -68,23 +68,28 @@ def test_ablation_is_a_value_vector_of_zeros(architectures, architecture, tmp_pa
             value_vectors(down_projections(model)[layer])[index] = 0
     model.save_pretrained(tmp_path)
     load_tokenizer(folder).save_pretrained(tmp_path)
-    ablated = texts(engine_of("transformers", folder), Edit(HALF, multiplier=0.0))
-    assert ablated == texts(engine_of("transformers", str(tmp_path)), None)
+    ablated = texts(start_engine("transformers", folder), Edit(HALF, multiplier=0.0))
+    assert ablated == texts(start_engine("transformers", str(tmp_path)), None)
 
 
-def test_an_offset_of_0_leaves_every_logit_as_it_is(architectures):
-    for folder in architectures.values():
-        engine = engine_of("transformers", folder)
-        ids = load_tokenizer(folder)("The weather in the north", return_tensors="pt").input_ids
-        with torch.inference_mode():
-            before = engine._model(ids).logits
-            engine.edit(Edit(NEURONS, offset=0.0))
-            assert torch.equal(engine._model(ids).logits, before)
-            engine.edit(Edit(NEURONS, offset=-5.0))
-            assert not torch.equal(engine._model(ids).logits, before)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_offset_of_0_changes_neither_logits_nor_texts(architectures, architecture):
+    folder = architectures[architecture]
+    model = load_causal_lm(folder, "float32")
+    ids = load_tokenizer(folder)("The weather in the north", return_tensors="pt").input_ids.to(model.device)
+    with torch.inference_mode():
+        before = model(ids).logits
+        hooks = install(model, Edit(NEURONS, offset=0.0))
+        assert torch.equal(model(ids).logits, before)
+        for hook in hooks:
+            hook.remove()
+        install(model, Edit(NEURONS, offset=-5.0))
+        assert not torch.equal(model(ids).logits, before)
+    engine = start_engine("transformers", folder)
+    assert texts(engine, Edit(NEURONS, offset=0.0)) == texts(engine, None)
 
 
-def test_tensor_parallel_processes_share_the_neurons_out():
+def test_each_tensor_parallel_process_edits_its_part_of_the_neurons():
     edit = Edit(((0, 0), (0, 63), (0, 64), (1, 127), (1, 64)), offset=-1.0)
     assert edit.local_part(0, [64, 64]) == Edit(((0, 0), (0, 63)), offset=-1.0)
     assert edit.local_part(1, [64, 64]) == Edit(((0, 0), (1, 63), (1, 0)), offset=-1.0)
@@ -95,11 +100,11 @@ def test_tensor_parallel_processes_share_the_neurons_out():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # vLLM on a CPU has no heads as small as this BLOOM's
 def test_vllm_writes_what_transformers_writes(architectures, architecture):
-    engine, reference = (engine_of(name, architectures[architecture]) for name in ("vllm", "transformers"))
+    engine, reference = (start_engine(name, architectures[architecture]) for name in ("vllm", "transformers"))
     plain = texts(engine, None)
     assert plain == texts(reference, None)
     assert texts(engine, Edit(NEURONS, offset=0.0)) == plain
-    for edit in PUSHES:
+    for edit in EDITS:
         assert texts(engine, edit) == texts(reference, edit), edit
         assert texts(engine, edit) != plain, edit
     assert texts(engine, None) == plain

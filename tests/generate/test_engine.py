@@ -1,4 +1,4 @@
-"""Both engines, with a tiny model: texts depend on the prompt and its seed, and an adapter is the merged model."""
+"""Both engines with a tiny model: what texts depend on, adapters, and prompts that are refused."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from xgray.models.load import context_length, load_tokenizer
 from xgray.rows import Prompt
 
 LONG = "It was late, and the rain came down on the roofs " * 4
-"""More than a block of a cache, which the prompts that begin by it share."""
+"""A beginning longer than a block of vLLM's cache, which two prompts share."""
 PROMPTS = [
     Prompt(f"en/{index}", "en", text)
     for index, text in enumerate(["Shut up, you", "The weather in the", LONG + "he", "A", LONG + "My neighbour is"])
@@ -31,28 +31,29 @@ def engine(request, tiny_model, tiny_adapter):
 
 
 def texts(rows):
+    """Completions by prompt id."""
     return {row.prompt_id: row.completions for row in rows}
 
 
 def test_texts_do_not_depend_on_batch_or_order(engine):
     whole = texts(complete(engine, PROMPTS, "base", None, 7))
-    pieces = texts(complete(engine, PROMPTS[3:], "base", None, 7) + complete(engine, PROMPTS[:3], "base", None, 7))
-    assert pieces == whole
+    in_pieces = texts(complete(engine, PROMPTS[3:], "base", None, 7) + complete(engine, PROMPTS[:3], "base", None, 7))
+    assert in_pieces == whole
     assert texts(complete(engine, PROMPTS[::-1], "base", None, 7)) == whole
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
-def test_a_sample_does_not_depend_on_how_many_there_are(name, tiny_model):
+def test_a_sample_does_not_depend_on_k(name, tiny_model):
     few, many = (
         texts(complete(build_engine(name, Weights(tiny_model, None, "float32"), section), PROMPTS, "base", None, 7))
         for section in (GENERATE.model_copy(update={"k": k}) for k in (2, 4))
     )
-    assert {prompt_id: drawn[:2] for prompt_id, drawn in many.items()} == few
-    assert any(drawn[2] not in drawn[:2] for drawn in many.values())
+    assert {prompt_id: samples[:2] for prompt_id, samples in many.items()} == few
+    assert any(samples[2] not in samples[:2] for samples in many.values())
 
 
-def test_transformers_draws_by_temperature_and_top_p():
-    """p = .5 .25 .15 .1: with temperature .5, and the tail beyond .9 cut off, squares of the first three remain."""
+def test_transformers_samples_from_the_distribution_after_temperature_and_top_p():
+    """Temperature 0.5 squares the probabilities, and top_p 0.93 keeps the first three of four."""
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
     squares = probabilities.square() / probabilities.square().sum()
     assert squares[:2].sum() < 0.93 < squares[:3].sum()
@@ -70,7 +71,7 @@ def test_transformers_draws_by_temperature_and_top_p():
     assert counts[:3].div(num_rows).tolist() == pytest.approx(expected.tolist(), abs=0.03)  # 4 standard errors
 
 
-def test_samples_of_a_prompt_differ_and_so_do_seeds(engine):
+def test_samples_of_a_prompt_differ_and_depend_on_the_seed(engine):
     (row,) = complete(engine, PROMPTS[:1], "base", None, 7)
     assert len(row.completions) == len(row.token_counts) == len(row.finish_reasons) == 3
     assert len(set(row.completions)) > 1
@@ -78,7 +79,7 @@ def test_samples_of_a_prompt_differ_and_so_do_seeds(engine):
     assert other.completions != row.completions
 
 
-def test_counts_and_reasons(engine):
+def test_token_counts_agree_with_finish_reasons(engine):
     for row in complete(engine, PROMPTS, "base", None, 7):
         for count, reason in zip(row.token_counts, row.finish_reasons, strict=True):
             assert reason in ("length", "stop")
@@ -86,20 +87,20 @@ def test_counts_and_reasons(engine):
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
-def test_adapter_gives_the_merged_models_greedy_text(name, tiny_model, tiny_adapter):
+def test_adapter_and_merged_model_give_the_same_greedy_texts(name, tiny_model, tiny_adapter):
     adapter, merged = tiny_adapter
     greedy = Generate(k=1, max_new_tokens=6, temperature=0)
-    adapted = build_engine(name, Weights(tiny_model, None, "float32", (adapter,)), greedy)
-    with_adapter = texts(complete(adapted, PROMPTS, "dpo", adapter, 7))
-    without = texts(complete(adapted, PROMPTS, "base", None, 7))
-    del adapted
-    assert with_adapter == texts(
-        complete(build_engine(name, Weights(merged, None, "float32"), greedy), PROMPTS, "m", None, 7)
-    )
-    assert without == texts(
-        complete(build_engine(name, Weights(tiny_model, None, "float32"), greedy), PROMPTS, "m", None, 7)
-    )
-    assert with_adapter != without
+
+    def texts_of(path):
+        return texts(complete(build_engine(name, Weights(path, None, "float32"), greedy), PROMPTS, "m", None, 7))
+
+    engine = build_engine(name, Weights(tiny_model, None, "float32", (adapter,)), greedy)
+    with_adapter = texts(complete(engine, PROMPTS, "dpo", adapter, 7))
+    without_adapter = texts(complete(engine, PROMPTS, "base", None, 7))
+    del engine
+    assert with_adapter == texts_of(merged)
+    assert without_adapter == texts_of(tiny_model)
+    assert with_adapter != without_adapter
 
 
 def test_long_prompt_is_refused_by_name(tiny_model):
@@ -112,7 +113,7 @@ def test_long_prompt_is_refused_by_name(tiny_model):
 
 
 def test_empty_prompts_are_refused_by_name(tiny_model):
-    prompts = [*PROMPTS, *(Prompt(f"de/{at}", "de", text) for at, text in enumerate(["", "\n "], start=77))]
+    prompts = [*PROMPTS, *(Prompt(f"de/{number}", "de", text) for number, text in enumerate(["", "\n "], start=77))]
     with pytest.raises(InputError, match=r"^prompts without any text: de/77, de/78$"):
         check_prompts([prompts], load_tokenizer(tiny_model), GENERATE, 128)
 
@@ -125,8 +126,8 @@ def test_greedy_samples_are_the_same_text(tiny_model):
 
 
 @pytest.mark.slow
-def test_vllm_takes_more_prompt_tokens_than_one_step_holds(tiny_model):
-    # With chunked prefill some prompt is cut at the end of a step, and its samples' generators cannot be wound back.
+def test_vllm_samples_more_prompt_tokens_than_fit_in_one_step(tiny_model):
+    # With chunked prefill a prompt would be cut at the end of a step, and its samples' generators cannot be rewound.
     prompts = [Prompt(f"en/{index}", "en", "word " * (60 + index)) for index in range(20)]
     engine = build_engine("vllm", Weights(tiny_model, None, "float32"), GENERATE)
     whole = texts(complete(engine, prompts, "base", None, 7))
@@ -134,8 +135,8 @@ def test_vllm_takes_more_prompt_tokens_than_one_step_holds(tiny_model):
 
 
 def write_config(folder, **changes):
-    plain = {"target_modules": ["q_proj", "down_proj"], "r": 16, "bias": "none", "use_dora": False}
-    (folder / "adapter_config.json").write_text(json.dumps(plain | changes))
+    config = {"target_modules": ["q_proj", "down_proj"], "r": 16, "bias": "none", "use_dora": False}
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
     return str(folder)
 
 
@@ -149,20 +150,20 @@ def write_config(folder, **changes):
         {"r": 1024},
     ],
 )
-def test_adapter_that_vllm_cannot_apply_is_merged(tmp_path, changes):
+def test_vllm_does_not_serve_adapters_that_it_cannot_apply(tmp_path, changes):
     adapter = write_config(tmp_path, **changes)
     assert not serves_adapter("vllm", adapter, num_gpus=1)
     assert serves_adapter("transformers", adapter, num_gpus=1)
 
 
-def test_vllm_applies_plain_adapters_on_gpus_alone(tmp_path):
+def test_vllm_serves_plain_adapters_only_on_gpus(tmp_path):
     adapter = write_config(tmp_path)
     assert serves_adapter("vllm", adapter, num_gpus=1)
     assert not serves_adapter("vllm", adapter, num_gpus=0)
 
 
 @pytest.mark.slow
-def test_a_closed_vllm_leaves_its_memory_to_the_next(tiny_model):
+def test_closed_vllm_frees_its_memory(tiny_model):
     process = psutil.Process()
     used = []
     for _ in range(3):
