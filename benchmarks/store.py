@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from xgray.score.scorer import Scored
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import KEY_BYTES, ScoreEntry, score_keys
 from xgray.score.store.segments import write_segment
 from xgray.score.store.store import ScoreStore
 
-QUESTION = ("en", "perspective", "perspective/v1alpha1")
+QUESTION = ("en", ScorerId("perspective", "perspective/v1alpha1"))
 ATTRIBUTES = ["toxicity"]
 SEGMENT_ROWS = 1_000_000
 WORDS = ["the", "of", "a", "in", "to", "it", "was", "that", "for", "on", "you", "with", "as", "she", "we", "say", "her"]
@@ -39,7 +39,8 @@ def text(number: int) -> str:
 
 
 def entry(of: str) -> ScoreEntry:
-    return ScoreEntry.of_text(of, *QUESTION, ATTRIBUTES, {"toxicity": 0.1234567}, None, 0.1234, "2026-11-05T12:00:00Z")
+    scored = Scored({"toxicity": 0.1234567}, seconds=0.1234)
+    return ScoreEntry.of_text(of, *QUESTION, ATTRIBUTES, scored, "2026-11-05T12:00:00Z")
 
 
 class PlainTable:

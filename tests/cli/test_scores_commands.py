@@ -2,33 +2,27 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
 
 from tests.faulty_service import KEY, FaultyService, serving, true_score
+from tests.processes import kill_family, start_xgray, wait_until, xgray
 from xgray.config import Experiment
 from xgray.data.labelled import read_labelled
 from xgray.rows import Completions, Scores, from_table, schema, to_table
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry
 from xgray.score.store.store import ScoreStore
 from xgray.storage.folder import Folder
 
 TEXTS = {"en": [" hello", " you idiot", " thank you"], "de": [" hallo", " du Idiot", " danke"]}
 NUM_PROMPTS = 20
+SERVICE = {"PERSPECTIVE_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 
 
-def xgray(folder, *arguments, start=subprocess.run, **options):
-    environment = {**os.environ, "COLUMNS": "200", "PERSPECTIVE_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-    options = {"capture_output": True, "timeout": 300, "check": False} | options if start is subprocess.run else options
-    return start(
-        [sys.executable, "-m", "xgray.cli.main", *arguments], cwd=folder, env=environment, text=True, **options
-    )
+def call(folder, *arguments):
+    return xgray(*arguments, cwd=folder, **SERVICE)
 
 
 def made_run(tmp_path, name, rows):
@@ -78,9 +72,13 @@ def distinct(run):
     return {(row.language, text) for row in rows for text in row.completions}
 
 
-def archive(run, url, *arguments, per_second=500, **options):
+def archive_command(run, url, *arguments, per_second=500):
     where = ["--score.perspective-url", url, "--score.execution.requests-per-second", str(per_second)]
-    return xgray(run.uri.rsplit("/runs", 1)[0], "scores", "archive", run.uri, *where, *arguments, **options)
+    return "scores", "archive", run.uri, *where, *arguments
+
+
+def archive(run, url, *arguments):
+    return call(run.local.parents[1], *archive_command(run, url, *arguments))
 
 
 def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run, tmp_path):
@@ -101,12 +99,12 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
         assert len(service.received) == len(wanted) + 1, "nothing is asked for again, nor is the refused text"
     assert KEY not in done.stdout + done.stderr
 
-    exported = xgray(tmp_path, "scores", "export", "all.parquet", "--without-text")
+    exported = call(tmp_path, "scores", "export", "all.parquet", "--without-text")
     assert exported.returncode == 0, exported.stderr
     assert b"idiot" not in (tmp_path / "all.parquet").read_bytes()
-    imported = xgray(tmp_path, "scores", "import", "all.parquet", "--store", "other")
+    imported = call(tmp_path, "scores", "import", "all.parquet", "--store", "other")
     assert f"all.parquet: {len(wanted)} scores" in imported.stdout, imported.stderr
-    merged = xgray(tmp_path, "scores", "merge", "other", "--store", "runs/scores")
+    merged = call(tmp_path, "scores", "merge", "other", "--store", "runs/scores")
     assert merged.returncode == 0, merged.stderr
     known = ScoreStore(str(tmp_path / "other")).get(
         [" du Idiot 3 b"], "de", "perspective", f"perspective/v1alpha1@{url[7:]}", ["threat"]
@@ -116,7 +114,7 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     experiment = yaml.safe_load(run.read_bytes("experiment.yaml"))
     experiment["score"]["perspective_url"] = url
     run.write_bytes("experiment.yaml", yaml.safe_dump(experiment).encode())
-    paper = xgray(tmp_path, "scores", "export", "paper", "--run", "runs/mine")
+    paper = call(tmp_path, "scores", "export", "paper", "--run", "runs/mine")
     assert paper.returncode == 0, paper.stderr
     lines = (tmp_path / "paper" / "dpo" / "perspective_api_eval-output-rtp_lx_de.json").read_text().splitlines()
     first = json.loads(lines[4])
@@ -127,11 +125,9 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
 def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     service = FaultyService({})
     with serving(service) as url:
-        process = archive(run, url, per_second=40, start=subprocess.Popen)
-        while len(service.received) < 120:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = start_xgray(*archive_command(run, url, per_second=40), cwd=run.local.parents[1], **SERVICE)
+        wait_until(lambda: len(service.received) >= 120, process)
+        kill_family(process)
         assert archive(run, url).returncode == 0
     wanted = distinct(run)
     assert {(one.body["languages"][0], one.text) for one in service.received} == wanted
@@ -145,7 +141,7 @@ def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
     rows = from_table((run / "generate" / "base" / "rows").read_parquet(schema(Completions)), Completions)
     german = [row for row in rows if row.language == "de"]
     write_generations(tmp_path, "de", [[*row.completions, " neu"] for row in german])
-    scored = xgray(
+    scored = call(
         tmp_path, "score", "output-rtp_lx_de.json", "--name", "again", "--score.scorer", "perspective",
         "--score.archived", "true", "--score.perspective-url", url,
     )  # fmt: skip
@@ -171,11 +167,11 @@ def labelled(folder):
 @pytest.mark.slow
 def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_path, run):
     folder = labelled(tmp_path / "labelled")
-    fitted = xgray(tmp_path, "scorer", "fit", folder, "--output", "head.json", "--json")
+    fitted = call(tmp_path, "scorer", "fit", folder, "--output", "head.json", "--json")
     assert fitted.returncode == 0, fitted.stderr
     version = json.loads(fitted.stdout)["version"]
 
-    measured = xgray(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--json")
+    measured = call(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--json")
     assert measured.returncode == 0, measured.stderr
     rows = {row["language"]: row for row in json.loads(measured.stdout)}
     assert set(rows) == {"en", "de"}
@@ -183,10 +179,10 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
 
     write_generations(tmp_path, "fr", [[" bonjour", " merci", " idiot"]])
     given = ["score", "output-rtp_lx_fr.json", "--name", "french", "--score.head", "head.json"]
-    outside = xgray(tmp_path, *given)
+    outside = call(tmp_path, *given)
     assert outside.returncode == 2
     assert "was not validated on fr (it was on: de, en)" in outside.stderr
-    forced = xgray(tmp_path, *given, "--score.unvalidated-languages", "true", "--json")
+    forced = call(tmp_path, *given, "--score.unvalidated-languages", "true", "--json")
     assert forced.returncode == 0, forced.stderr
     scored = json.loads(forced.stdout)["stages"]["score/base"]
     assert scored["measured"]["scorer"]["validated"] == ["de", "en"]
@@ -195,25 +191,27 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
     with serving(FaultyService({})) as url:
         assert archive(run, url).returncode == 0
     command = ["scorer", "calibrate", "runs/mine", "--output", "cal.json", "--score.head", "head.json", "--json"]
-    calibrated = xgray(tmp_path, *command)
+    calibrated = call(tmp_path, *command)
     assert calibrated.returncode == 0, calibrated.stderr
     told = json.loads(calibrated.stdout)
     assert told["calibration"]["scorer_version"] == version
     assert told["calibration"]["target"] == "perspective"
     assert set(told["swaps"]) == {"mine, raw", "mine, calibrated"}
-    assert xgray(tmp_path, *command[:-1]).returncode == 0
+    assert call(tmp_path, *command[:-1]).returncode == 0
 
-    own = xgray(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json")
+    own = call(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json")
     assert own.returncode == 0, own.stderr
     assert "kappa there" in own.stdout
-    refused = xgray(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
+    refused = call(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
     assert refused.returncode == 2, "another head's calibration"
     assert "score.calibration: made for scorer embedding" in refused.stderr
 
 
 def put_english(tmp_path, texts, version="perspective/v1alpha1"):
     entries = [
-        ScoreEntry.of_text(text, "en", "perspective", version, ["toxicity"], {"toxicity": true_score(text)})
+        ScoreEntry.of_text(
+            text, "en", ScorerId("perspective", version), ["toxicity"], Scored({"toxicity": true_score(text)})
+        )
         for text in texts
     ]
     ScoreStore(str(tmp_path / "runs" / "scores")).put(entries)
@@ -224,10 +222,10 @@ def test_a_calibration_is_onto_one_of_several_services(tmp_path):
     for version in versions:
         put_english(tmp_path, [f"text {index}" for index in range(60)], version)
     command = ["scorer", "calibrate", "--output", "cal.json", "--score.scorer", "dummy"]
-    done = xgray(tmp_path, *command)
+    done = call(tmp_path, *command)
     assert done.returncode == 2
     assert f"name one: {', '.join(f'perspective@{version}' for version in versions)}" in done.stderr
-    told = json.loads(xgray(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
+    told = json.loads(call(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
     assert told["calibration"]["target_version"] == versions[1]
 
 
@@ -237,7 +235,7 @@ def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_pa
     made_run(tmp_path, "failed", [completed("en", 0, "base", [])])
     runs = [f"runs/{name}" for name in ("mine", "german", "failed")]
     command = ["scorer", "calibrate", *runs, "--output", "cal.json", "--score.scorer", "dummy"]
-    done = xgray(tmp_path, *command)
+    done = call(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     assert "german: not compared, it has no completions in en" in done.stdout
     assert "failed, raw" in done.stdout
@@ -247,10 +245,10 @@ def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_pa
     assert "mine, raw" in lines
     assert "mine, calibrated; in-sample: the map was fitted on these texts" in lines
     assert "failed, calibrated" in lines
-    told = json.loads(xgray(tmp_path, *command, "--json").stdout)
+    told = json.loads(call(tmp_path, *command, "--json").stdout)
     assert (told["in_sample"], told["not_compared"]) == (["mine, calibrated"], ["german"])
 
-    absent = xgray(tmp_path, "scorer", "calibrate", "runs/absent", *command[5:])
+    absent = call(tmp_path, "scorer", "calibrate", "runs/absent", *command[5:])
     assert absent.returncode == 2
     assert "score 0" not in absent.stderr, "nothing is scored before a wrong run is named"
 
@@ -290,7 +288,7 @@ WRONG = {
 def test_a_mistake_is_one_line(run, tmp_path, arguments, said):
     (tmp_path / "e.yaml").write_text("name: e\n")
     Folder(str(tmp_path / "newer")).write_json("format.json", {"version": 99})
-    done = xgray(tmp_path, *arguments)
+    done = call(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

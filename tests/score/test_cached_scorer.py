@@ -7,8 +7,8 @@ import pytest
 
 from tests.faulty_service import KEY, FaultyService, running, true_score
 from xgray.errors import StageError
-from xgray.score.scorer import Scored, score_texts
-from xgray.score.store.cached_scorer import StoredScorer
+from xgray.score.scorer import Scored, ScorerId, score_texts
+from xgray.score.store.cached_scorer import CachedScorer
 from xgray.score.store.store import ScoreStore
 
 
@@ -18,10 +18,14 @@ def key(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+def scorer_id(service):
+    return ScorerId("perspective", f"perspective/v1alpha1@127.0.0.1:{service.port}")
+
+
 def score_all(service, folder, texts, language="en", **settings):
     async def main():
         async with running(service, **settings) as inner:
-            scorer = StoredScorer(inner, ScoreStore(str(folder)))
+            scorer = CachedScorer(inner, ScoreStore(str(folder)))
             return await scorer.score(texts, language), scorer.provenance()
 
     return asyncio.run(main())
@@ -64,7 +68,7 @@ def test_calls_at_once_share_a_request(tmp_path):
 
     async def main():
         async with running(service) as inner:
-            scorer = StoredScorer(inner, ScoreStore(str(tmp_path)), slice_size=7, num_slices=2)
+            scorer = CachedScorer(inner, ScoreStore(str(tmp_path)), slice_size=7, num_slices=2)
             calls = [scorer.score(texts[at : at + 20], "en") for at in (0, 5, 10, 0)]
             results = await asyncio.gather(*calls)
             return results, await score_texts(scorer, ["text 2", " ", "text 2"], "en", "corrected")
@@ -84,7 +88,7 @@ def test_what_came_before_a_failure_is_kept(tmp_path):
     with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
         score_all(service, tmp_path, texts, execution={"concurrency": 1})
     store = ScoreStore(str(tmp_path))
-    kept = store.get(texts, "en", "perspective", f"perspective/v1alpha1@127.0.0.1:{service.port}", ["toxicity"])
+    kept = store.get(texts, "en", scorer_id(service), ["toxicity"])
     assert [one is not None for one in kept] == [True] * 30 + [False] * 10
     score_all(service, tmp_path, texts)
     assert len(service.received) == 41
@@ -95,7 +99,7 @@ def test_a_call_that_is_given_up_leaves_its_texts_to_others(tmp_path):
 
     async def main():
         async with running(service, execution={"timeout_seconds": 30.0}) as inner:
-            scorer = StoredScorer(inner, ScoreStore(str(tmp_path)))
+            scorer = CachedScorer(inner, ScoreStore(str(tmp_path)))
             first = asyncio.create_task(scorer.score(["quick", "slow"], "en"))
             while len(service.received) < 2:
                 await asyncio.sleep(0.01)
@@ -136,7 +140,7 @@ class LocalScorer:
 
 def test_a_local_scorer_gets_large_slices(tmp_path):
     inner = LocalScorer()
-    scorer = StoredScorer(inner, ScoreStore(str(tmp_path)), slice_size=1000, num_slices=2)
+    scorer = CachedScorer(inner, ScoreStore(str(tmp_path)), slice_size=1000, num_slices=2)
     texts = [f"text {at}" for at in range(2500)]
     results = asyncio.run(scorer.score(texts, "en"))
     assert inner.calls == [1000, 1000, 500]
@@ -152,12 +156,12 @@ import asyncio, sys
 from xgray.config import Score
 from xgray.score.build import build_scorer
 from xgray.score.store.store import ScoreStore
-from xgray.score.store.cached_scorer import StoredScorer
+from xgray.score.store.cached_scorer import CachedScorer
 
 async def main():
     execution = {"requests_per_second": 60}
     section = Score.model_validate({"scorer": "perspective", "perspective_url": sys.argv[1], "execution": execution})
-    scorer = StoredScorer(build_scorer(section), ScoreStore(sys.argv[2]))
+    scorer = CachedScorer(build_scorer(section), ScoreStore(sys.argv[2]))
     await scorer.score([f"text {at}" for at in range(2000)], "en")
 
 asyncio.run(main())
@@ -181,6 +185,5 @@ def test_a_killed_run_loses_a_second_of_answers_at_most(tmp_path):
     num_paid = asyncio.run(main())
     texts = [f"text {at}" for at in range(2000)]
     store = ScoreStore(str(tmp_path))
-    version = f"perspective/v1alpha1@127.0.0.1:{service.port}"
-    num_kept = sum(map(bool, store.get(texts, "en", "perspective", version, ["toxicity"])))
+    num_kept = sum(map(bool, store.get(texts, "en", scorer_id(service), ["toxicity"])))
     assert num_paid - 70 <= num_kept < num_paid

@@ -10,7 +10,7 @@ from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
 from xgray.score.calibration.curves import Pairs, fit_calibration
 from xgray.score.calibration.scorer import CalibratedScorer
-from xgray.score.scorer import Scored, score_texts
+from xgray.score.scorer import Scored, ScorerId, score_texts
 
 TEXTS = ["You are such an idiot.", "The meeting starts at nine.", "a longer text, " * 10, "thank you", "go away"]
 
@@ -49,11 +49,9 @@ def calibration_for(scorer, num=100, attributes=("toxicity", "insult"), language
     columns = dict.fromkeys(attributes, raw), dict.fromkeys(attributes, target)
     return fit_calibration(
         {code: Pairs([str(index) for index in range(num)], *columns) for code in languages},
-        scorer=scorer.name,
-        scorer_version=scorer.version,
-        target="perspective",
-        target_version="perspective/v1alpha1",
-        date="2026-01-31",
+        ScorerId.of(scorer),
+        ScorerId("perspective", "perspective/v1alpha1"),
+        "2026-01-31",
         attributes=attributes,
         resamples=100,
     )
@@ -128,7 +126,7 @@ def test_a_calibration_for_something_else_is_refused():
         CalibratedScorer(older, calibration)
     with pytest.raises(InputError, match="not for width version 1"):
         CalibratedScorer(other, calibration)
-    with pytest.raises(InputError, match=r"holds no insult; set score\.attributes to \[toxicity\]"):
+    with pytest.raises(InputError, match=r"holds no insult.*score\.attributes to \[toxicity\]"):
         CalibratedScorer(inner, calibration_for(inner, attributes=("toxicity",)))
     with pytest.raises(InputError, match="made for scorer length"):
         CalibratedScorer(CalibratedScorer(inner, calibration), calibration)

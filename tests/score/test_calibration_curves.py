@@ -9,6 +9,7 @@ from sklearn.isotonic import IsotonicRegression
 from xgray.errors import InputError
 from xgray.score.calibration.agreement import agreement
 from xgray.score.calibration.curves import Pairs, calibration_rows, fit_calibration, read_calibration, write_calibration
+from xgray.score.scorer import ScorerId
 from xgray.stats.isotonic import (
     crossing,
     crossing_statistic,
@@ -19,7 +20,7 @@ from xgray.stats.isotonic import (
 )
 
 NAN = float("nan")
-NAMES = {"scorer": "embedding", "scorer_version": "1", "target": "perspective", "target_version": "v1alpha1"}
+SCORER, TARGET = ScorerId("embedding", "1"), ScorerId("perspective", "v1alpha1")
 
 
 def made(num, seed=0, middle=0.3):
@@ -35,8 +36,8 @@ def pairs(num, seed=0, middle=0.3):
     return Pairs([f"text {index}" for index in range(num)], {"toxicity": raw}, {"toxicity": target})
 
 
-def calibrated(by_language, **changes):
-    return fit_calibration(by_language, **{**NAMES, "date": "2026-01-31", "resamples": 100, **changes})
+def calibrated(by_language, date="2026-01-31", attributes=("toxicity",)):
+    return fit_calibration(by_language, SCORER, TARGET, date, attributes=attributes, resamples=100)
 
 
 def test_the_map_pools_adjacent_violators():
@@ -148,7 +149,7 @@ def test_the_same_pairs_give_the_same_calibration_in_any_order():
     order = np.random.default_rng(3).permutation(150)
     mixed = Pairs(
         [one.keys[row] for row in order],
-        {"toxicity": one.local["toxicity"][order]},
+        {"toxicity": one.raw["toxicity"][order]},
         {"toxicity": one.target["toxicity"][order]},
     )
     first, second = calibrated({"en": one}), calibrated({"en": mixed}, date="2026-02-01")
@@ -163,7 +164,7 @@ def test_the_same_pairs_give_the_same_calibration_in_any_order():
 
 def test_missing_scores_make_no_pairs_and_attributes_are_apart():
     whole = pairs(100)
-    raw, target = whole.local["toxicity"], whole.target["toxicity"]
+    raw, target = whole.raw["toxicity"], whole.target["toxicity"]
     insult = np.where(np.arange(100) < 60, raw**2, NAN)
     gone = np.where(np.arange(100) == 99, NAN, raw)
     found = calibrated(
@@ -177,7 +178,7 @@ def test_missing_scores_make_no_pairs_and_attributes_are_apart():
 
 def test_languages_with_too_few_pairs_are_left_out_with_the_reason():
     few, benign = pairs(30), pairs(80)
-    quiet = Pairs(benign.keys, benign.local, {"toxicity": benign.target["toxicity"] * 0.4})
+    quiet = Pairs(benign.keys, benign.raw, {"toxicity": benign.target["toxicity"] * 0.4})
     found = calibrated({"en": pairs(100), "de": few, "fr": quiet})
     assert found.left_out == {
         "de": "toxicity: 30 pairs of the 50 needed",

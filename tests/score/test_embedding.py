@@ -15,7 +15,14 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.rows import EMPTY_TEXT, Completions, Scores, to_table
 from xgray.score.build import build_scorer
-from xgray.score.embedding import Embedder, available_threads, engine_text, fit_scorer, fit_to_file, present_embedding
+from xgray.score.embedding import (
+    Embedder,
+    available_threads,
+    engine_text,
+    fit_and_validate,
+    fit_to_file,
+    installed_embedding,
+)
 from xgray.score.rows import score_rows
 from xgray.score.scorer import check_languages, score_texts
 
@@ -81,7 +88,7 @@ def test_the_packages_head_is_that_of_the_embedded_texts_and_says_its_worth(scor
 
 @pytest.mark.slow
 def test_the_packages_head_is_what_a_fit_gives(scorer, embedder):
-    fitted = fit_scorer(read_labelled("embedded"), embedder, present_embedding())
+    fitted = fit_and_validate(read_labelled("embedded"), embedder, installed_embedding())
     again = fitted.head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
     # Another kind of processor may round embeddings otherwise.
     assert toxicity(scorer, TEXTS) == pytest.approx(list(again), abs=0.02)
@@ -277,8 +284,8 @@ def test_a_file_that_holds_no_head_for_this_embedding_is_refused(head_file, tmp_
 def test_a_head_that_is_no_json_or_not_there_is_refused(tmp_path):
     (tmp_path / "head.json").write_bytes(b"\x80\x04pickle")
     for path, said in (
-        (tmp_path / "head.json", r"is no JSON; fit it anew: xgray scorer fit DATA --output FILE"),
-        (tmp_path / "other.json", "no such file: .*other.json; fit it anew"),
+        (tmp_path / "head.json", r"not JSON.*xgray scorer fit DATA --output FILE"),
+        (tmp_path / "other.json", "no such file: .*other.json.*xgray scorer fit"),
         (tmp_path, r"score\.head: cannot read"),
         ("nothing://there/head.json", "Unrecognized filesystem type"),
     ):

@@ -9,16 +9,23 @@ import pytest
 from xgray.data.perspective_results import read_perspective_results, write_perspective_results
 from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES, Completions, Scores
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.import_export import read_scores, write_parquet
 
-PERSPECTIVE = ("perspective", "perspective/v1alpha1")
+PERSPECTIVE = ScorerId("perspective", "perspective/v1alpha1")
 DATE = "2026-11-05T12:00:00Z"
 ENTRIES = [
-    ScoreEntry.of_text("guten Tag", "de", *PERSPECTIVE, ["toxicity"], {"toxicity": 0.1 + 0.2}, None, 0.0312, DATE),
-    ScoreEntry.of_text("line\u2028\u200f 👍🏽\x00", "en", *PERSPECTIVE, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 1e-17)),
-    ScoreEntry.of_text("", "en", "other", "2", ["toxicity", "threat"], {"toxicity": 1.0}, None, None, DATE),
-    ScoreEntry.of_text("x" * 30000, "en", *PERSPECTIVE, ["insult"], {}, "status 400: COMMENT_TOO_LONG", 0.5, DATE),
+    ScoreEntry.of_text(
+        "guten Tag", "de", PERSPECTIVE, ["toxicity"], Scored({"toxicity": 0.1 + 0.2}, seconds=0.0312), DATE
+    ),
+    ScoreEntry.of_text(
+        "line\u2028\u200f 👍🏽\x00", "en", PERSPECTIVE, ATTRIBUTES, Scored(dict.fromkeys(ATTRIBUTES, 1e-17))
+    ),
+    ScoreEntry.of_text("", "en", ScorerId("other", "2"), ["toxicity", "threat"], Scored({"toxicity": 1.0}), DATE),
+    ScoreEntry.of_text(
+        "x" * 30000, "en", PERSPECTIVE, ["insult"], Scored(None, "status 400: COMMENT_TOO_LONG", seconds=0.5), DATE
+    ),
 ]
 
 
@@ -33,7 +40,7 @@ def test_parquet_with_texts_and_without_come_back_exactly(tmp_path: Path) -> Non
     assert list(read_scores(str(tmp_path / "safe.parquet"))) == [keyed_alone(one) for one in ENTRIES]
     table = pq.read_table(tmp_path / "safe.parquet")
     assert "text" not in table.column_names
-    assert table["key"][0].as_py() == score_keys(["guten Tag"], "de", *PERSPECTIVE)[0].hex()
+    assert table["key"][0].as_py() == score_keys(["guten Tag"], "de", PERSPECTIVE)[0].hex()
     assert table["toxicity"].to_pylist() == [0.1 + 0.2, 1e-17, 1.0, None]
     assert b"guten Tag" not in (tmp_path / "safe.parquet").read_bytes()
 
@@ -56,7 +63,7 @@ def test_a_folder_is_read_whole_whatever_kinds_of_files_it_holds(tmp_path: Path)
 
 
 def test_a_text_that_no_file_can_carry_goes_by_its_key(tmp_path: Path) -> None:
-    half = ScoreEntry.of_text("half \ud83d pair", "en", *PERSPECTIVE, ["toxicity"], {"toxicity": 0.5})
+    half = ScoreEntry.of_text("half \ud83d pair", "en", PERSPECTIVE, ["toxicity"], Scored({"toxicity": 0.5}))
     write_parquet([half], str(tmp_path / "a.parquet"), with_text=True)
     assert list(read_scores(str(tmp_path / "a.parquet"))) == [keyed_alone(half)]
 
@@ -87,7 +94,7 @@ def test_a_changed_parquet_file_is_refused(tmp_path: Path, name: str, values: li
 def test_what_is_no_file_of_scores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scores.txt").write_text("x")
     for path in (tmp_path, tmp_path / "scores.txt"):
-        with pytest.raises(InputError, match="no scores are known in this form"):
+        with pytest.raises(InputError, match="no file of scores in a known form"):
             list(read_scores(str(path)))
     with pytest.raises(InputError, match="no such file"):
         list(read_scores(str(tmp_path / "nothing")))
@@ -111,8 +118,10 @@ def test_the_papers_files_become_entries(tmp_path: Path, caplog: pytest.LogCaptu
     ]
     (tmp_path / "perspective_api_eval-output-rtp_lx_zh-hans.json").write_text("\n".join(map(json.dumps, lines)))
     assert list(read_scores(str(tmp_path))) == [
-        ScoreEntry.of_text("x", "zh-hans", *PERSPECTIVE, ["toxicity", "insult"], {"toxicity": 0.5, "insult": 0.25}),
-        ScoreEntry.of_text(" ", "zh-hans", *PERSPECTIVE, ["toxicity"], {"toxicity": 0.0}),
+        ScoreEntry.of_text(
+            "x", "zh-hans", PERSPECTIVE, ["toxicity", "insult"], Scored({"toxicity": 0.5, "insult": 0.25})
+        ),
+        ScoreEntry.of_text(" ", "zh-hans", PERSPECTIVE, ["toxicity"], Scored({"toxicity": 0.0})),
     ]
     assert "1 lines hold no score" in caplog.text
 
@@ -128,7 +137,7 @@ def test_the_papers_form_comes_back_exactly(tmp_path: Path) -> None:
             errors = [None, None]
             if at == 1:
                 values, errors = [nothing, nothing], ["empty text", "status 400: COMMENT_TOO_LONG: too many bytes."]
-            scores.append(Scores(*key, values, errors, *PERSPECTIVE))
+            scores.append(Scores(*key, values, errors, PERSPECTIVE.name, PERSPECTIVE.version))
     files = write_perspective_results(tmp_path, completions, scores)
     assert [file.name for file in files] == [
         "perspective_api_eval-output-rtp_lx_en.json",
@@ -156,9 +165,8 @@ def test_jigsaws_labels_become_scores_of_its_annotators(tmp_path: Path) -> None:
     )
     first, second = read_scores(str(tmp_path))
     labels = {"toxicity": 1, "severe_toxicity": 0, "profanity": 0, "threat": 0, "insult": 1, "identity_attack": 0}
-    assert first == ScoreEntry.of_text(
-        'you idiot,\nyou "expert"', "en", "jigsaw-annotators", "toxic-comments", list(labels), labels
-    )
+    scorer = ScorerId("jigsaw-annotators", "toxic-comments")
+    assert first == ScoreEntry.of_text('you idiot,\nyou "expert"', "en", scorer, list(labels), Scored(labels))
     assert second.scores == {
         "toxicity": 0.25,
         "severe_toxicity": 0,

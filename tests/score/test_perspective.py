@@ -17,7 +17,7 @@ from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
-from xgray.score.scorer import score_texts
+from xgray.score.scorer import ScorerId, score_texts
 from xgray.score.service import retry_after_seconds
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.store import ScoreStore
@@ -261,7 +261,7 @@ def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
     archived = section.model_copy(update={"archived": True, "execution": execution})
     with pytest.raises(InputError, match="no score store here"):
         build_scorer(archived)
-    (key,) = score_keys(["a text"], "en", "perspective", version)
+    (key,) = score_keys(["a text"], "en", ScorerId("perspective", version))
     ScoreStore(str(tmp_path)).put([ScoreEntry(key, "en", "perspective", version, ("toxicity",), {"toxicity": 0.5})])
     assert build_scorer(archived).version == version
 

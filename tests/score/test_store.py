@@ -9,13 +9,13 @@ import pytest
 
 from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES
-from xgray.score.scorer import Scored
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import MERGE_AT
 from xgray.score.store.store import ScoreStore
 from xgray.storage.fingerprint import fingerprint
 
-SCORER = ("perspective", "perspective/v1alpha1")
+SCORER = ScorerId("perspective", "perspective/v1alpha1")
 ODD_TEXTS = [
     "",
     "x",
@@ -31,13 +31,13 @@ ODD_TEXTS = [
 ]
 
 
-def entry(text, scores=None, attributes=None, language="en", date="2026-11-05T12:00:00Z", **fields):
-    scores = {} if scores is None else scores
-    return ScoreEntry.of_text(text, language, *SCORER, attributes or list(scores), scores, date=date, **fields)
+def entry(text, scores=None, attributes=None, date="2026-11-05T12:00:00Z", error=None, seconds=None):
+    scored = Scored(scores, error, seconds=seconds)
+    return ScoreEntry.of_text(text, "en", SCORER, attributes or list(scores or {}), scored, date)
 
 
 def known(store, texts, attributes=("toxicity",), language="en"):
-    return store.get(texts, language, *SCORER, attributes)
+    return store.get(texts, language, SCORER, attributes)
 
 
 def files(store):
@@ -62,16 +62,16 @@ def test_every_text_is_found_by_what_was_asked(tmp_path):
         assert known(reader, texts) == expected
         assert known(reader, texts[::-3]) == expected[::-3]
         assert known(reader, texts, language="de") == [None] * len(texts)
-        assert reader.get(texts, "en", "perspective", "another", ["toxicity"]) == [None] * len(texts)
+        assert reader.get(texts, "en", ScorerId("perspective", "another"), ["toxicity"]) == [None] * len(texts)
         assert known(reader, []) == []
 
 
 def test_a_key_is_the_hash_of_the_question():
-    question = ['a "text" – of ours', "en", *SCORER]
-    (key,) = score_keys(question[:1], *question[1:])
+    text = 'a "text" – of ours'
+    (key,) = score_keys([text], "en", SCORER)
     assert len(key) == 16
-    assert fingerprint(question).startswith(key.hex())
-    assert len(set(score_keys(ODD_TEXTS, "en", *SCORER))) == len(ODD_TEXTS)
+    assert fingerprint([text, "en", SCORER.name, SCORER.version]).startswith(key.hex())
+    assert len(set(score_keys(ODD_TEXTS, "en", SCORER))) == len(ODD_TEXTS)
 
 
 def test_attributes_are_part_of_the_answer(tmp_path):
@@ -229,7 +229,7 @@ def test_a_flipped_byte_in_a_value_costs_one_row(tmp_path, caplog):
 def test_a_flipped_byte_in_a_key_is_found_by_a_check(tmp_path):
     """The key in the middle is the first that a search looks at: the flip misleads it for up to half of the keys."""
     sound, struck, file = two_segments(tmp_path)
-    middle = sorted(score_keys(struck, "en", *SCORER))[len(struck) // 2]
+    middle = sorted(score_keys(struck, "en", SCORER))[len(struck) // 2]
 
     def flip(content):
         at = content.index(middle[:8][::-1])
@@ -259,6 +259,7 @@ def test_no_flipped_byte_gives_a_wrong_answer(tmp_path):
 
 WRITER = """
 import sys
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry
 from xgray.score.store.store import ScoreStore
 
@@ -266,8 +267,8 @@ folder, name, num, compact_every = sys.argv[1], sys.argv[2], int(sys.argv[3]), i
 store = ScoreStore(folder)
 for at in range(num):
     texts = [f"{name} {at} {part}" for part in range(5)]
-    store.put(ScoreEntry.of_text(one, "en", "perspective", "perspective/v1alpha1", ["toxicity"], {"toxicity": 0.5})
-              for one in texts)
+    scorer = ScorerId("perspective", "perspective/v1alpha1")
+    store.put(ScoreEntry.of_text(text, "en", scorer, ["toxicity"], Scored({"toxicity": 0.5})) for text in texts)
     print(at, flush=True)
     if compact_every and at % compact_every == 0:
         store.compact()

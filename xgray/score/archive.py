@@ -1,9 +1,9 @@
-"""What is left to score before a service closes, in the order that is worth most if it does not come to an end.
+"""Score what a service has not scored yet, the most useful first, in case it closes before everything is done.
 
-A prompt's scores are of use when all its completions have one, and a comparison when those of all models have. So the
-unit is a prompt of a run with the completions of all models. Units go round by round over the languages, in each the
-one that takes the fewest new texts first: wherever it stops, every language has about as many prompts, and the most
-that could be had for the requests.
+The scores of a prompt are useful when all its completions have one, and a comparison of models when the completions of
+all models have. So the unit of work is a prompt of a run with the completions of all models. Prompts are taken round by
+round over the languages, in each language the prompt with the fewest unscored texts first. Wherever this stops, the
+languages have about as many finished prompts each, and no other order gives more for the same number of requests.
 """
 
 from __future__ import annotations
@@ -18,202 +18,213 @@ from pathlib import Path
 
 from xgray.config import Score, Switch
 from xgray.rows import Completions
+from xgray.runs.progress import OnProgress
 from xgray.runs.resolved import load_run
-from xgray.score.rows import OnProgress, group_by_model, read_completions, score_completions, scorer_runner
+from xgray.score.rows import group_by_model, read_completions, score_completions, scorer_runner
 from xgray.score.scorer import Scored, Scorer, text_to_score
 from xgray.score.store.location import required_store_uri
 from xgray.storage.folder import Folder
 
 LAST_DAY = date(2026, 12, 31)
-"""On which the Perspective API answers."""
+"""The last day on which the Perspective API answers."""
 CLOSES = datetime.combine(LAST_DAY + timedelta(days=1), time(), UTC)
 
 
-Prompts = dict[tuple[str, str, str], list[str]]
+TextsByPrompt = dict[tuple[str, str, str], list[str]]
 """The distinct texts of prompts, by run, language and prompt id."""
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A prompt of a run."""
+class UnscoredPrompt:
+    """A prompt of a run with those texts of all models that have no score yet."""
 
     run: str
     prompt_id: str
     language: str
     texts: tuple[str, ...]
-    """Those of its texts that are still to be scored, of all models; distinct."""
+    """Distinct texts."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What is left to score, by language."""
+class ArchiveEstimate:
+    """How much is left to score, by language."""
 
     num_prompts: dict[str, int]
     num_texts: dict[str, int]
-    """Distinct: each is one request, and one more for every try that fails."""
+    """Distinct texts: one request each, and another for every try that fails."""
     in_time: dict[str, int]
-    """Prompts that will have all their scores when the service closes."""
+    """Prompts that will be fully scored when the service closes."""
     seconds: float
-    """For all of it, at the quota and without failures."""
+    """How long all requests take at the rate limit, without failures."""
 
 
-def texts_by_prompt(run: str, rows: Iterable[Completions], empty_text: Switch) -> Prompts:
-    """The texts of a run's completions of all models, as a scorer gets them."""
-    found: dict[tuple[str, str, str], dict[str, None]] = {}
+@dataclass(frozen=True)
+class ArchivePlan:
+    """What is to be archived, and how long it takes."""
+
+    section: Score
+    prompts: list[UnscoredPrompt]
+    num_known: int
+    """Distinct texts that have a score already."""
+    estimate: ArchiveEstimate
+
+
+def texts_by_prompt(run: str, rows: Iterable[Completions], empty_text: Switch) -> TextsByPrompt:
+    """Return the texts of a run's completions of all models, as a scorer receives them."""
+    texts: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
         prepared = (text_to_score(text, empty_text) for text in row.completions)
         key = run, row.language, row.prompt_id
-        found.setdefault(key, {}).update(dict.fromkeys(text for text in prepared if text is not None))
-    return {key: list(texts) for key, texts in found.items()}
+        texts.setdefault(key, {}).update(dict.fromkeys(text for text in prepared if text is not None))
+    return {key: list(distinct) for key, distinct in texts.items()}
 
 
-def order_prompts(prompts: Prompts, known: Callable[[Sequence[str], str], Sequence[bool]]) -> list[Unit]:
-    """The prompts that have something to score, the most useful first.
+def order_prompts(
+    prompts: TextsByPrompt, is_known: Callable[[Sequence[str], str], Sequence[bool]]
+) -> list[UnscoredPrompt]:
+    """Return the prompts that have unscored texts, the most useful first.
 
     Args:
-        known: says of texts of one language which have a score already.
+        is_known: returns for each text of one language whether it has a score already.
     """
-    by_language: list[list[Unit]] = []
+    by_language: list[list[UnscoredPrompt]] = []
     for language in dict.fromkeys(language for _, language, _ in prompts):
-        own = {key: texts for key, texts in prompts.items() if key[1] == language}
-        distinct = list(dict.fromkeys(chain.from_iterable(own.values())))
-        new = {text for text, is_known in zip(distinct, known(distinct, language), strict=True) if not is_known}
-        units = [
-            Unit(run, prompt_id, language, tuple(text for text in texts if text in new))
-            for (run, _, prompt_id), texts in own.items()
+        in_language = {key: texts for key, texts in prompts.items() if key[1] == language}
+        distinct = list(dict.fromkeys(chain.from_iterable(in_language.values())))
+        unscored = {text for text, known in zip(distinct, is_known(distinct, language), strict=True) if not known}
+        candidates = [
+            UnscoredPrompt(run, prompt_id, language, tuple(text for text in texts if text in unscored))
+            for (run, _, prompt_id), texts in in_language.items()
         ]
-        by_language.append(sorted((unit for unit in units if unit.texts), key=lambda unit: len(unit.texts)))
-    return [unit for around in zip_longest(*by_language) for unit in around if unit is not None]
+        by_language.append(
+            sorted((prompt for prompt in candidates if prompt.texts), key=lambda prompt: len(prompt.texts))
+        )
+    return [prompt for turn in zip_longest(*by_language) for prompt in turn if prompt is not None]
 
 
-def estimate_archive(units: Sequence[Unit], per_second: float, now: datetime) -> Estimate:
-    """What the units take at a quota of requests a second, from ``now`` on."""
-    left = (CLOSES - now).total_seconds() * per_second
-    asked: set[tuple[str, str]] = set()
+def estimate_archive(prompts: Sequence[UnscoredPrompt], per_second: float, now: datetime) -> ArchiveEstimate:
+    """Return how long the prompts take at a rate limit of ``per_second`` requests, starting ``now``."""
+    num_requests_left = (CLOSES - now).total_seconds() * per_second
+    requested: set[tuple[str, str]] = set()
     num_prompts: Counter[str] = Counter()
     num_texts: Counter[str] = Counter()
     in_time: Counter[str] = Counter()
-    for unit in units:
-        new = {(unit.language, text) for text in unit.texts} - asked
-        asked |= new
-        num_prompts[unit.language] += 1
-        num_texts[unit.language] += len(new)
-        in_time[unit.language] += len(asked) <= left
-    return Estimate(dict(num_prompts), dict(num_texts), dict(in_time), len(asked) / per_second)
+    for prompt in prompts:
+        new = {(prompt.language, text) for text in prompt.texts} - requested
+        requested |= new
+        num_prompts[prompt.language] += 1
+        num_texts[prompt.language] += len(new)
+        in_time[prompt.language] += len(requested) <= num_requests_left
+    return ArchiveEstimate(dict(num_prompts), dict(num_texts), dict(in_time), len(requested) / per_second)
+
+
+def plan_archive(runs: Sequence[Folder], section: Score) -> ArchivePlan:
+    """Return the plan to score the runs' completions that have no Perspective score yet.
+
+    Args:
+        section: the ``score`` section of the scorer ``perspective``; it must name a store.
+
+    Raises:
+        InputError: it names none, or a folder holds no run with completions.
+    """
+    from xgray.score.perspective import perspective_id
+    from xgray.score.store.store import ScoreStore
+
+    store, scorer = ScoreStore(required_store_uri(section)), perspective_id(section)
+
+    def is_known(texts: Sequence[str], language: str) -> list[bool]:
+        return [scored is not None for scored in store.get(texts, language, scorer, section.attributes)]
+
+    prompts: TextsByPrompt = {}
+    for run in runs:
+        prompts |= texts_by_prompt(run.uri, read_completions(run), load_run(run).score.empty_text)
+    unscored = order_prompts(prompts, is_known)
+    all_texts = {(language, text) for (_, language, _), texts in prompts.items() for text in texts}
+    new_texts = {(prompt.language, text) for prompt in unscored for text in prompt.texts}
+    estimate = estimate_archive(unscored, section.execution.requests_per_second, datetime.now(UTC))
+    return ArchivePlan(section, unscored, len(all_texts - new_texts), estimate)
+
+
+def run_archive(plan: ArchivePlan, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:
+    """Score the plan's texts and count the reasons of those that have no score.
+
+    Args:
+        scorer: scores with the plan's section and keeps the scores; it is closed at the end.
+    """
+
+    async def work() -> list[Scored]:
+        most_texts = max(len(prompt.texts) for prompt in plan.prompts)
+        num_concurrent = max(2, 2 * plan.section.execution.concurrency // most_texts)
+        try:
+            return await score_prompts(
+                scorer, plan.prompts, num_concurrent, lambda done, total: on_progress("archive", done, total)
+            )
+        finally:
+            await scorer.close()
+
+    if not plan.prompts:
+        return Counter()
+    on_progress("archive", 0, len(plan.prompts))
+    missing = asyncio.run(work())
+    return Counter(str(scored.error) for scored in missing)
 
 
 async def score_prompts(
-    scorer: Scorer, units: Sequence[Unit], at_once: int, on_progress: Callable[[int, int], None]
+    scorer: Scorer,
+    prompts: Sequence[UnscoredPrompt],
+    num_concurrent: int,
+    on_progress: Callable[[int, int], None],
 ) -> list[Scored]:
-    """Score the units in order, ``at_once`` under way together; the scorer keeps what it is answered.
+    """Score prompts in order, ``num_concurrent`` at a time; the scorer itself keeps the scores.
 
-    Returns the results of the distinct texts that have no score, after the last try of each.
+    Returns:
+        The results of the distinct texts that have no score after their last try.
     """
-    waiting, num_done = iter(units), 0
+    waiting, num_done = iter(prompts), 0
     missing: dict[tuple[str, str], Scored] = {}
 
     async def work() -> None:
         nonlocal num_done
-        for unit in waiting:
-            results = await scorer.score(unit.texts, unit.language)
-            for text, one in zip(unit.texts, results, strict=True):
-                if one.scores is None:
-                    missing[unit.language, text] = one
+        for prompt in waiting:
+            results = await scorer.score(prompt.texts, prompt.language)
+            for text, scored in zip(prompt.texts, results, strict=True):
+                if scored.scores is None:
+                    missing[prompt.language, text] = scored
                 else:
-                    missing.pop((unit.language, text), None)
+                    missing.pop((prompt.language, text), None)
             num_done += 1
-            on_progress(num_done, len(units))
+            on_progress(num_done, len(prompts))
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
+            for _ in range(num_concurrent):
                 group.create_task(work())
     except* Exception as failed:
         raise failed.exceptions[0] from None
     return list(missing.values())
 
 
-@dataclass(frozen=True)
-class ArchivePlan:
-    """What is to be archived, and what it takes."""
-
-    section: Score
-    units: list[Unit]
-    num_known: int
-    """Distinct texts that need no request."""
-    estimate: Estimate
-
-
-def plan_archive(runs: Sequence[Folder], section: Score) -> ArchivePlan:
-    """What of the runs' completions has no Perspective score yet.
-
-    Args:
-        section: of the scorer perspective, with its store.
-    """
-    from xgray.data.perspective_results import SCORER
-    from xgray.score.perspective import perspective_version
-    from xgray.score.store.store import ScoreStore
-
-    store, version = ScoreStore(required_store_uri(section)), perspective_version(section)
-
-    def known(texts: Sequence[str], language: str) -> list[bool]:
-        found = store.get(texts, language, SCORER, version, section.attributes)
-        return [one is not None for one in found]
-
-    prompts: Prompts = {}
-    for run in runs:
-        prompts |= texts_by_prompt(run.uri, read_completions(run), load_run(run).score.empty_text)
-    units = order_prompts(prompts, known)
-    texts = {(language, text) for (_, language, _), own in prompts.items() for text in own}
-    new = {(unit.language, text) for unit in units for text in unit.texts}
-    told = estimate_archive(units, section.execution.requests_per_second, datetime.now(UTC))
-    return ArchivePlan(section, units, len(texts - new), told)
-
-
-def run_archive(plan: ArchivePlan, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:
-    """Score the missing texts and count the reasons of those that have no score.
-
-    Args:
-        scorer: scores with the plan's section; it is closed at the end.
-    """
-
-    async def work() -> list[Scored]:
-        per_unit = max(len(unit.texts) for unit in plan.units)
-        at_once = max(2, 2 * plan.section.execution.concurrency // per_unit)
-        try:
-            return await score_prompts(
-                scorer, plan.units, at_once, lambda done, total: on_progress("archive", done, total)
-            )
-        finally:
-            await scorer.close()
-
-    if not plan.units:
-        return Counter()
-    on_progress("archive", 0, len(plan.units))
-    missing = asyncio.run(work())
-    return Counter(str(one.error) for one in missing)
-
-
 def export_run(run: Folder, store: str, folder: Path) -> list[Path]:
-    """A run's completions with their Perspective scores from the store, as the paper's files: a folder for each model.
+    """Write a run's completions with their Perspective scores from the store, in the paper's format.
 
-    Returns the files. The attributes and the service are those of the run's ``score`` section.
+    The service and the attributes are those of the run's ``score`` section. Each model gets a folder.
+
+    Returns:
+        The files.
 
     Raises:
         InputError: there is no store, or no run with completions.
     """
-    from xgray.data.perspective_results import SCORER, write_perspective_results
-    from xgray.score.perspective import perspective_version
+    from xgray.data.perspective_results import write_perspective_results
+    from xgray.score.perspective import perspective_id
     from xgray.score.store.cached_scorer import ArchivedScorer
     from xgray.score.store.store import ScoreStore
 
     section = load_run(run).score
-    archived = ArchivedScorer(
-        ScoreStore.open_existing(store), SCORER, perspective_version(section), tuple(section.attributes)
-    )
-    written: list[Path] = []
+    archived = ArchivedScorer(ScoreStore.open_existing(store), perspective_id(section), tuple(section.attributes))
+    files: list[Path] = []
     with scorer_runner(archived) as runner:
         for rows in group_by_model(read_completions(run)):
-            scores = score_completions(runner, archived, rows, section.empty_text, "export", lambda *_: None)
-            written += write_perspective_results(folder / rows[0].model, rows, scores)
-    return written
+            scores = score_completions(runner, archived, rows, section.empty_text)
+            files += write_perspective_results(folder / rows[0].model, rows, scores)
+    return files

@@ -1,6 +1,6 @@
 """Build the scorer that a ``score`` section asks for.
 
-    scorer ──▶ score store, keeps the raw scores ──▶ calibration, maps them to another scorer's scale
+scorer ──▶ score store, keeps the raw scores ──▶ calibration, maps them to another scorer's scale
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
 
             inputs["labelled"] = labelled_fingerprint(section.labelled)
         else:
-            folder, name = Folder.of(section.head)
+            folder, name = Folder.containing(section.head)
             if not folder.exists(name):
                 raise InputError(f"score.head: no such file: {section.head}. Fit a head with xgray scorer fit")
             inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()

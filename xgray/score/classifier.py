@@ -1,11 +1,11 @@
-"""Sequence classifiers of Hugging Face: the probabilities of those of a model's labels that are attributes.
+"""Sequence classifiers from Hugging Face: scores are the probabilities of the model's labels that name attributes.
 
-The model runs in transformers, or in vLLM where it serves the architecture (:mod:`xgray.score.vllm_classifier`); the
-tokens and what becomes of the logits are the same. As in the text-classification pipeline of transformers, the
-activation is a sigmoid for models of several labels at once and of a single label, otherwise a softmax.
+The model runs in transformers, or in vLLM if that serves the architecture (:mod:`xgray.score.vllm_classifier`). Tokens
+and activation are the same in both. As in the text-classification pipeline of transformers, the activation is a sigmoid
+for multi-label models and for models of a single label, and a softmax for all others.
 
-A text's score depends on the texts beside it by rounding alone: with tiny models of three architectures on a CPU, by
-2e-6 at most in float32, 1e-3 in float16 and 6e-3 in bfloat16.
+The texts beside it in a batch change a text's score by rounding only: with tiny models of three architectures on a CPU,
+by at most 2e-6 in float32, 1e-3 in float16 and 6e-3 in bfloat16.
 """
 
 from __future__ import annotations
@@ -29,59 +29,62 @@ from xgray.score.scorer import Scored, declared_languages, known_attributes
 from xgray.storage.fingerprint import fingerprint
 
 FLOAT32_TOLERANCE = 1e-5
-"""No batching changes a probability in float32 by more."""
+"""The batch changes a probability in float32 by less than this."""
 
 
 class Engine(Protocol):
+    """Runs the model."""
+
     def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-        """``(n, num_labels)`` logits of ``n >= 1`` sequences of token ids, in order."""
+        """Return the ``(n, num_labels)`` logits of ``n >= 1`` sequences of token ids, in order."""
         ...
 
 
 class ClassifierScorer:
-    """A classifier's probabilities as scores. Safe to call from several tasks at once: they take turns."""
+    """A classifier's probabilities as scores. Concurrent calls take turns."""
 
     def __init__(self, section: Score) -> None:
-        """Read the model's configuration; its weights are loaded with the first texts.
+        """Read the model's configuration. Its weights are loaded with the first texts.
 
         Raises:
-            InputError: there is no such model, it is no classifier, or the labels do not fit it or the attributes.
+            InputError: there is no such model, it is not a classifier, or the labels do not match the model or the
+                attributes.
         """
         self.name: str = section.scorer
         self.attributes = known_attributes(section.attributes)
-        declared = section.classifier
-        self.validated = declared_languages(declared.languages, "score.classifier.languages")
-        if declared.model is None:
+        options = section.classifier
+        self.validated = declared_languages(options.languages, "score.classifier.languages")
+        if options.model is None:
             raise InputError(f"score.classifier.model: the scorer {self.name} needs one: {{id: FOLDER_OR_HUB_ID}}")
         try:
-            model = pin_revision(declared.model)
+            model = pin_revision(options.model)
         except InputError as error:
             raise InputError(f"score.classifier.{error}") from None
         path = resolve(model)
         config = _configuration(path, model.revision)
-        self._columns = label_columns(declared.labels, self.attributes, config.id2label)
-        self._sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
+        self._columns = label_columns(options.labels, self.attributes, config.id2label)
+        self._is_sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
         self._tokenizer = load_tokenizer(path, model.revision)
         self._num_special = self._tokenizer.num_special_tokens_to_add()
         self._max_length = _max_length(config, self._tokenizer.model_max_length)
-        self._start = partial(self._load, section, path, model)
+        self._load_engine = partial(self._load, section, path, model)
         self._engine: Engine | None = None
         self.device = device_name()
-        made_of = {"model": model_fingerprint(model), "labels": declared.labels, "dtype": model.dtype}
-        self.version = fingerprint(made_of)[:12]
+        depends_on = {"model": model_fingerprint(model), "labels": options.labels, "dtype": model.dtype}
+        self.version = fingerprint(depends_on)[:12]
         self._facts = {
             "model": model.id,
             "revision": model.revision,
-            "fingerprint": made_of["model"],
+            "fingerprint": depends_on["model"],
             "dtype": model.dtype,
-            "labels": {name: declared.labels[name] for name in self.attributes},
-            "activation": "sigmoid" if self._sigmoid else "softmax",
+            "labels": {name: options.labels[name] for name in self.attributes},
+            "activation": "sigmoid" if self._is_sigmoid else "softmax",
             "max_length": self._max_length,
             "validated": list(self.validated),
             "note": "Texts of more than max_length tokens lose their end; num_cut says how many did.",
         }
         self._num_texts = self._num_cut = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def _load(self, section: Score, path: str, model: Model) -> Engine:
         if section.scorer == "vllm":
@@ -92,40 +95,40 @@ class ClassifierScorer:
         return TransformersEngine(path, model.dtype, model.revision, pad, section.execution.batch_tokens)
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: a model is told the text alone."""
+        """See :class:`~xgray.score.scorer.Scorer`. The model receives the text without its language."""
         return await asyncio.to_thread(self._score, list(texts))
 
     def _score(self, texts: list[str]) -> list[Scored]:
-        with self._turn:
+        with self._lock:
             sequences = self._sequences(texts)
             present = [index for index, sequence in enumerate(sequences) if len(sequence) > self._num_special]
             results = [Scored(None, EMPTY_TEXT)] * len(texts)
             if not present:
                 return results
             if self._engine is None:
-                self._engine = self._start()
+                self._engine = self._load_engine()
             rows = self._probabilities(self._engine, [sequences[index] for index in present])
             for index, row in zip(present, rows, strict=True):
                 results[index] = self._scored(row)
             return results
 
     def _sequences(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, at most as many as the model takes."""
+        """Return each text's token ids, at most ``max_length`` of them."""
         sequences: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
-        too_long = [index for index, one in enumerate(sequences) if len(one) > self._max_length]
+        too_long = [index for index, sequence in enumerate(sequences) if len(sequence) > self._max_length]
         for index in too_long:
-            cut = self._tokenizer(texts[index], truncation=True, max_length=self._max_length)
-            sequences[index] = cut["input_ids"]
+            truncated = self._tokenizer(texts[index], truncation=True, max_length=self._max_length)
+            sequences[index] = truncated["input_ids"]
         self._num_texts += len(texts)
         self._num_cut += len(too_long)
         return sequences
 
     def _probabilities(self, engine: Engine, sequences: list[list[int]]) -> np.ndarray:
-        """``(n, num_labels)`` float64."""
+        """Return ``(n, num_labels)`` probabilities, float64."""
         from scipy.special import expit, softmax
 
         logits = engine.logits(sequences).astype(np.float64)
-        return np.asarray(expit(logits) if self._sigmoid else softmax(logits, axis=1))
+        return np.asarray(expit(logits) if self._is_sigmoid else softmax(logits, axis=1))
 
     def _scored(self, probabilities: np.ndarray) -> Scored:
         if not np.isfinite(probabilities).all():
@@ -133,30 +136,38 @@ class ClassifierScorer:
         return Scored({name: float(probabilities[column]) for name, column in self._columns.items()})
 
     def provenance(self) -> dict[str, Any]:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         counts = {"num_texts": self._num_texts, "num_cut": self._num_cut}
         return {"scorer": self.name, "version": self.version, **self._facts, **counts}
 
     async def close(self) -> None:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         self._engine = None
 
 
 class TransformersEngine:
-    """The model in transformers, on CUDA where there is one; sequences of like length share a batch."""
+    """The model in transformers, on a GPU if there is one. Sequences of similar length share a batch."""
 
     def __init__(self, path: str, dtype: str, revision: str | None, pad_token_id: int, batch_tokens: int) -> None:
+        """Load the model at ``path``.
+
+        Args:
+            batch_tokens: tokens in a batch, padding included.
+        """
         self._model = load_sequence_classifier(path, dtype, revision)
-        if self._model.config.pad_token_id is None:  # a decoder finds a text's last token by it
+        if self._model.config.pad_token_id is None:  # a decoder needs it to find a text's last token
             self._model.config.pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """See :class:`Engine`."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
         from xgray.models.inference import inference
 
-        found = np.empty((len(sequences), self._model.config.num_labels), np.float32)
-        for batch in batches([len(one) for one in sequences], self._batch_tokens):
+        logits = np.empty((len(sequences), self._model.config.num_labels), np.float32)
+        for batch in batches([len(sequence) for sequence in sequences], self._batch_tokens):
             rows = [torch.tensor(sequences[index]) for index in batch]
             tokens = pad_sequence(rows, batch_first=True, padding_value=self._model.config.pad_token_id)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -164,14 +175,14 @@ class TransformersEngine:
                 output = self._model(
                     input_ids=tokens.to(self._model.device), attention_mask=mask.to(self._model.device)
                 )
-            found[batch] = output.logits.float().cpu().numpy()
-        return found
+            logits[batch] = output.logits.float().cpu().numpy()
+        return logits
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences of these lengths, the longest first, in batches of like length.
+    """Yield batches of the indices of sequences with these lengths, the longest sequences first.
 
-    A batch takes ``batch_tokens`` at most, padding included, or it is one sequence.
+    A batch has at most ``batch_tokens`` tokens, padding included, or consists of one sequence.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
@@ -182,22 +193,29 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def label_columns(labels: dict[str, str], attributes: Sequence[str], id2label: dict[int, str]) -> dict[str, int]:
-    """The column of the model's output that each attribute is.
+    """Return the column of the model's output for each attribute.
+
+    Args:
+        labels: the model's label for each attribute, the field ``score.classifier.labels``.
+        attributes: the attributes to score.
+        id2label: the model's label of each column.
 
     Raises:
-        InputError: the mapping names no attribute or no label, or leaves an attribute out.
+        InputError: ``labels`` names an unknown attribute or label, or lacks an attribute.
     """
-    where = "score.classifier.labels"
+    field = "score.classifier.labels"
     if unknown := [name for name in labels if name not in ATTRIBUTES]:
-        raise InputError(f"{where}: {unknown[0]!r} is no attribute; known: {', '.join(ATTRIBUTES)}")
+        raise InputError(f"{field}: {unknown[0]!r} is no attribute; known: {', '.join(ATTRIBUTES)}")
     columns = {label: column for column, label in id2label.items()}
     for name, label in labels.items():
         if label not in columns:
-            near = get_close_matches(label, columns, n=1, cutoff=0) or [""]
-            told = f"did you mean {near[0]!r}? It has: {', '.join(columns)}"
-            raise InputError(f"{where}.{name}: the model has no label {label!r}; {told}")
+            nearest = get_close_matches(label, columns, n=1, cutoff=0) or [""]
+            raise InputError(
+                f"{field}.{name}: the model has no label {label!r}; did you mean {nearest[0]!r}? "
+                f"It has: {', '.join(columns)}"
+            )
     if missing := [name for name in attributes if name not in labels]:
-        raise InputError(f"{where}: no label for {', '.join(missing)}; the model has: {', '.join(columns)}")
+        raise InputError(f"{field}: no label for {', '.join(missing)}; the model has: {', '.join(columns)}")
     return {name: columns[labels[name]] for name in attributes}
 
 
@@ -208,22 +226,24 @@ def _configuration(path: str, revision: str | None) -> Any:
         config = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(f"score.classifier.model: cannot read {path!r}: {str(error).splitlines()[0]}") from None
-    named = config.architectures or ["of no name"]
-    if not any(name.endswith("ForSequenceClassification") for name in named):
-        raise InputError(f"score.classifier.model: {path!r} is no sequence classifier: its architecture is {named[0]}")
+    architectures = config.architectures or ["unknown"]
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise InputError(
+            f"score.classifier.model: {path!r} is no sequence classifier: its architecture is {architectures[0]}"
+        )
     if config.problem_type == "regression":
-        raise InputError(f"score.classifier.model: {path!r} is a regression; its output is no probability")
+        raise InputError(f"score.classifier.model: {path!r} is a regression model; its output is not a probability")
     return config
 
 
 def _max_length(config: Any, tokenizer_limit: int) -> int:
-    """Tokens of the longest sequence, special ones included."""
+    """Return the number of tokens in the longest sequence that the model takes, special tokens included."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
         skeleton = AutoModelForSequenceClassification.from_config(config)
-    # RoBERTa and its kin count positions from after the padding token's.
-    embeddings = [one for name, one in skeleton.named_modules() if name.endswith("position_embeddings")]
-    starts = [one.padding_idx + 1 for one in embeddings if getattr(one, "padding_idx", None) is not None]
-    return int(min(tokenizer_limit, context_length(config) - max(starts, default=0)))
+    # RoBERTa and related models number positions from after the padding token's.
+    tables = [module for name, module in skeleton.named_modules() if name.endswith("position_embeddings")]
+    first_positions = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return int(min(tokenizer_limit, context_length(config) - max(first_positions, default=0)))

@@ -1,4 +1,4 @@
-"""No scorer at all: numbers made of the texts' bytes, for driving all that is around a scorer at size."""
+"""A scorer that measures nothing: its numbers come from the texts' bytes, to exercise everything around a scorer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xgray.score.scorer import Scored
 
 
 class DummyScorer:
-    """Measures nothing, and is validated on no language: every table marks its numbers."""
+    """Scores that mean nothing. It is validated in no language, so every table marks its numbers."""
 
     name = "dummy"
     version = "1"
@@ -25,7 +25,8 @@ class DummyScorer:
         return [Scored(dict.fromkeys(self.attributes, zlib.crc32(text.encode()) / 2**32)) for text in texts]
 
     def provenance(self) -> dict[str, Any]:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         return {"scorer": self.name, "version": self.version, "measures": "nothing: numbers made of the texts' bytes"}
 
     async def close(self) -> None:
-        pass
+        """See :class:`~xgray.score.scorer.Scorer`."""

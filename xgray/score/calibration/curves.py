@@ -1,12 +1,12 @@
-"""One scorer's scores mapped onto another's, language by language, and the file that keeps the map.
+"""Maps from one scorer's scores onto another's, language by language, and the file that keeps them.
 
     pairs of scores of the same texts ─▶ isotonic regression ─▶ knots, between which scores are interpolated
                                   └─▶ 5 folds, each mapped by the other four ─▶ agreement before and after
 
-Everything is the same to the bit for the same pairs, in whatever order they come: texts are ordered, and so put into
-folds and drawn, by the SHA-256 of their keys.
+The same pairs give the same result to the bit, whatever their order: texts are sorted by the SHA-256 of their keys
+before they are divided into folds and resampled.
 
-A map holds for texts of the kind that it was fitted on: one from long texts may be far off on short completions.
+A map is valid for texts like those it was fitted on: one fitted on long texts may be far off for short completions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xgray.config import Section, validate
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.calibration.agreement import CONFIDENCE, RESAMPLES, THRESHOLD, Agreement, agreement
+from xgray.score.scorer import ScorerId
 from xgray.stats.bootstrap import FloatArray, ValueWithInterval, draw_seed
 from xgray.stats.isotonic import fit_knots, interpolate, predict_out_of_fold, threshold_image
 from xgray.storage.fingerprint import fingerprint
@@ -33,7 +34,8 @@ FORMAT = 1
 KIND = "xgray calibration"
 MIN_PAIRS = 50
 MIN_EACH_SIDE = 5
-"""Pairs whose target is at or above the threshold, and below it."""
+"""Pairs that must have a target at or above the threshold, and as many below it."""
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,31 @@ class Pairs:
     """Two scorers' scores of the same texts of one language, by attribute."""
 
     keys: Sequence[str]
-    """What tells the texts apart, such as their hashes; no two are equal."""
-    local: Mapping[str, FloatArray]
-    """``(n,)`` scores in [0, 1] that are to be mapped; NaN where one is missing."""
+    """A distinct name for each text, such as its hash."""
+    raw: Mapping[str, FloatArray]
+    """``(n,)`` scores in [0, 1] to be mapped; NaN where one is missing."""
     target: Mapping[str, FloatArray]
-    """``(n,)`` scores in [0, 1] that they are to be mapped onto; NaN where one is missing."""
+    """``(n,)`` scores in [0, 1] to map them onto; NaN where one is missing."""
 
 
-def _knots(value: Any) -> Any:
-    """One line for a list of any length, where pydantic has one for each wrong number."""
-    is_knots = isinstance(value, list) and all(type(one) in (int, float) and 0 <= one <= 1 for one in value)
+def _check_knots(value: Any) -> Any:
+    """Check a list of any length with one message, where pydantic would have a message for each wrong number."""
+    is_knots = isinstance(value, list) and all(type(knot) in (int, float) and 0 <= knot <= 1 for knot in value)
     if not is_knots or not value:
         raise ValueError("a list of numbers from 0 to 1 is expected")
     return value
 
 
-Knots = Annotated[list[float], BeforeValidator(_knots)]
+Knots = Annotated[list[float], BeforeValidator(_check_knots)]
 
 
 class CrossValidated(Section):
+    """The scorer's agreement with the target before and after calibration."""
+
     raw: Agreement
-    """With the target, of the scores as they come."""
+    """The agreement of the raw scores."""
     calibrated: Agreement
-    """With the target, of the out-of-fold mapped scores; intervals are over texts, the maps being as fitted."""
+    """The agreement of scores mapped out of fold. Intervals are over texts; they treat the maps as given."""
 
 
 class Curve(Section):
@@ -72,10 +76,10 @@ class Curve(Section):
     x: Knots
     """Raw scores, ascending."""
     y: Knots
-    """What each is mapped to; between them the map is linear, outside of them constant."""
+    """What each is mapped to. Between knots the map is linear, outside of them constant."""
     num_pairs: int = Field(ge=1)
     threshold: ValueWithInterval
-    """The raw score that is mapped to the threshold .5: its image."""
+    """The raw score that is mapped to the threshold .5."""
     agreement: CrossValidated
 
     @model_validator(mode="after")
@@ -89,20 +93,22 @@ class Curve(Section):
         return self
 
     def apply(self, raw: FloatArray) -> FloatArray:
-        """The calibrated scores of ``(n,)`` raw ones."""
+        """Map ``(n,)`` raw scores."""
         return interpolate(raw, np.array(self.x), np.array(self.y))
 
 
-class Data(Section):
+class CalibrationData(Section):
+    """What a calibration was fitted on."""
+
     fingerprint: str
     """SHA-256 of the pairs: the texts' hashed keys and both scores."""
     num_pairs: int = Field(ge=1)
     date: str
-    """When the calibration was fitted."""
+    """When the calibration was fitted, as ``2026-01-31``."""
 
 
 class Calibration(Section):
-    """What a calibration file holds."""
+    """The content of a calibration file."""
 
     format: Literal[1]
     kind: Literal["xgray calibration"]
@@ -114,10 +120,10 @@ class Calibration(Section):
     languages: dict[str, dict[str, Curve]] = Field(min_length=1)
     """By language and attribute."""
     left_out: dict[str, str]
-    """The languages that could not be calibrated, with the reason."""
-    data: Data
+    """Why languages could not be calibrated, by language."""
+    data: CalibrationData
     version: str
-    """The beginning of the fingerprint of all of this but the date."""
+    """The first 12 digits of the fingerprint of everything but the date."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Calibration:
@@ -127,7 +133,10 @@ class Calibration(Section):
             if sorted(curves) != sorted(self.attributes):
                 raise ValueError(f"languages.{code} holds {' '.join(curves)}, attributes {' '.join(self.attributes)}")
         if self.version != _version(self.model_dump(mode="json")):
-            raise ValueError(f"version: {self.version} is that of other contents; the file was changed, calibrate anew")
+            raise ValueError(
+                f"version: {self.version} is that of other contents, so the file was changed; make another with xgray "
+                "scorer calibrate"
+            )
         return self
 
 
@@ -138,58 +147,58 @@ def _version(facts: dict[str, Any]) -> str:
 
 def fit_calibration(
     pairs: Mapping[str, Pairs],
-    *,
-    scorer: str,
-    scorer_version: str,
-    target: str,
-    target_version: str,
+    scorer: ScorerId,
+    target: ScorerId,
     date: str,
+    *,
     attributes: Sequence[str] = ("toxicity",),
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Calibration:
-    """The calibration of ``scorer`` onto ``target`` from pairs by language.
+    """Fit the calibration of ``scorer`` onto ``target``.
 
     A language with too few pairs of an attribute is left out, and listed with the reason.
 
     Args:
-        date: today's, as ``2026-01-31``; nothing else depends on it.
-        resamples: of each interval, drawn with seeds of ``seed``, the language and the attribute.
+        pairs: the scores of both scorers, by language.
+        date: today's date, as ``2026-01-31``; nothing else depends on it.
+        resamples: number of resamples for each interval. Seeds depend on the language and the attribute only.
 
     Raises:
         InputError: no language has enough pairs.
     """
     languages: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    rows: dict[str, list[Any]] = {}
+    fingerprinted: dict[str, list[Any]] = {}
+    num_pairs = 0
     for code in sorted(pairs, key=list(LANGUAGES).index):
-        keys, columns = _ordered(pairs[code], attributes)
-        rows[code] = [keys, [_with_nulls(column) for both in columns.values() for column in both]]
-        complete = {name: _without_missing(*both) for name, both in columns.items()}
-        short = [f"{name}: {problem}" for name, both in complete.items() if (problem := _too_few(both[1]))]
-        if short:
-            left_out[code] = "; ".join(short)
+        keys, columns = _sort_pairs(pairs[code], attributes)
+        num_pairs += len(keys)
+        fingerprinted[code] = [keys, [_with_nulls(column) for both in columns.values() for column in both]]
+        complete = {name: _without_missing(raw, targets) for name, (raw, targets) in columns.items()}
+        problems = {name: _too_few(targets) for name, (_, targets) in complete.items()}
+        if any(problems.values()):
+            left_out[code] = "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
             continue
         languages[code] = {
-            name: fit_curve(*both, resamples, draw_seed(seed, code, name)).model_dump(mode="json")
-            for name, both in complete.items()
+            name: fit_curve(raw, targets, resamples, draw_seed(SEED, code, name)).model_dump(mode="json")
+            for name, (raw, targets) in complete.items()
         }
     if not languages:
         reasons = ", ".join(f"{code}: {reason}" for code, reason in left_out.items()) or "there are no pairs"
-        raise InputError(f"no language can be calibrated ({reasons}); score more texts with both scorers")
+        raise InputError(f"no language can be calibrated ({reasons}). Score more texts with both scorers")
     facts: dict[str, Any] = {
         "format": FORMAT,
         "kind": KIND,
-        "scorer": scorer,
-        "scorer_version": scorer_version,
-        "target": target,
-        "target_version": target_version,
+        "scorer": scorer.name,
+        "scorer_version": scorer.version,
+        "target": target.name,
+        "target_version": target.version,
         "attributes": list(attributes),
         "languages": languages,
         "left_out": left_out,
         "data": {
-            "fingerprint": fingerprint({"attributes": list(attributes), "pairs": rows}),
-            "num_pairs": sum(len(keys) for keys, _ in rows.values()),
+            "fingerprint": fingerprint({"attributes": list(attributes), "pairs": fingerprinted}),
+            "num_pairs": num_pairs,
             "date": date,
         },
     }
@@ -197,7 +206,12 @@ def fit_calibration(
 
 
 def fit_curve(raw: FloatArray, target: FloatArray, resamples: int, seed: tuple[int, int]) -> Curve:
-    """The map of one attribute in one language and its worth, from ``(n,)`` scores without missing ones."""
+    """Fit the map of one attribute in one language, and measure it by cross-validation.
+
+    Args:
+        raw: ``(n,)`` scores to be mapped, without missing ones.
+        target: ``(n,)`` scores to map them onto.
+    """
     x, y = fit_knots(raw, target)
     return Curve(
         x=x.tolist(),
@@ -211,26 +225,27 @@ def fit_curve(raw: FloatArray, target: FloatArray, resamples: int, seed: tuple[i
     )
 
 
-def _ordered(pairs: Pairs, attributes: Sequence[str]) -> tuple[list[str], dict[str, tuple[FloatArray, FloatArray]]]:
-    """Hashed keys, ascending, and both scores by attribute, of the texts that have both of some attribute."""
-    columns = {name: (pairs.local[name], pairs.target[name]) for name in attributes}
-    paired = np.any([~np.isnan(local + target) for local, target in columns.values()], axis=0)
+def _sort_pairs(pairs: Pairs, attributes: Sequence[str]) -> tuple[list[str], dict[str, tuple[FloatArray, FloatArray]]]:
+    """Return the hashed keys, ascending, and the scores by attribute of the texts that have both scores of any."""
+    columns = {name: (pairs.raw[name], pairs.target[name]) for name in attributes}
+    is_paired = np.any([~np.isnan(raw + target) for raw, target in columns.values()], axis=0)
     hashed = [hashlib.sha256(key.encode()).hexdigest() for key in pairs.keys]
-    order = [row for row in sorted(range(len(hashed)), key=hashed.__getitem__) if paired[row]]
-    return [hashed[row] for row in order], {name: (one[order], two[order]) for name, (one, two) in columns.items()}
+    order = [row for row in sorted(range(len(hashed)), key=hashed.__getitem__) if is_paired[row]]
+    by_attribute = {name: (raw[order], target[order]) for name, (raw, target) in columns.items()}
+    return [hashed[row] for row in order], by_attribute
 
 
-def _without_missing(local: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray]:
-    both = ~np.isnan(local + target)
-    return local[both], target[both]
+def _without_missing(raw: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray]:
+    is_complete = ~np.isnan(raw + target)
+    return raw[is_complete], target[is_complete]
 
 
 def _with_nulls(scores: FloatArray) -> list[float | None]:
-    return [None if np.isnan(one) else one for one in scores.tolist()]
+    return [None if np.isnan(score) else score for score in scores.tolist()]
 
 
 def _too_few(target: FloatArray) -> str | None:
-    """Why a language cannot be calibrated on these pairs."""
+    """Return why a map cannot be fitted to pairs with these targets, None if it can."""
     if len(target) < MIN_PAIRS:
         return f"{len(target)} pairs of the {MIN_PAIRS} needed"
     num_above = int((target >= THRESHOLD).sum())
@@ -241,16 +256,16 @@ def _too_few(target: FloatArray) -> str | None:
 
 
 def write_calibration(path: str, calibration: Calibration) -> None:
-    """Write a calibration file, whole or not at all. ``path`` may be local or any URI that pyarrow.fs knows."""
+    """Write a calibration file, whole or not at all, to a local path or any URI that pyarrow.fs knows."""
     folder, name = Folder.containing(path)
     folder.write_json(name, calibration.model_dump(mode="json"))
 
 
 def read_calibration(path: str) -> Calibration:
-    """The calibration in a file.
+    """Read a calibration file.
 
     Raises:
-        InputError: there is no such file, or it is no calibration, of a newer format or changed by hand.
+        InputError: there is no such file, it holds no calibration, its format is newer, or it was changed by hand.
     """
     folder, name = Folder.containing(path)
     try:
@@ -260,15 +275,17 @@ def read_calibration(path: str) -> Calibration:
     except ValueError as error:  # broken JSON, or not UTF-8
         raise InputError(f"{path}: no calibration file: {error}") from None
     if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise InputError(f"{path}: no calibration file: kind is not {KIND!r}; write one with xgray scorer calibrate")
+        raise InputError(f"{path}: no calibration file: kind is not {KIND!r}. Make one with xgray scorer calibrate")
     if isinstance(value.get("format"), int) and value["format"] > FORMAT:
-        raise InputError(f"{path}: format {value['format']} is newer than {FORMAT}, which this xgray reads; upgrade it")
+        raise InputError(
+            f"{path}: format {value['format']} is newer than {FORMAT}, which this version reads. Please update xgray"
+        )
     return validate(Calibration, value, path)
 
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """One line of the table: an attribute of a language, or a language that was left out."""
+    """A row of the table of a calibration: an attribute in a language, or a language that was left out."""
 
     language: str
     attribute: str | None
@@ -281,12 +298,12 @@ class CalibrationRow:
 
 
 def calibration_rows(calibration: Calibration) -> list[CalibrationRow]:
-    """The table of a calibration, in the order of languages."""
+    """Return the table of a calibration, languages in canonical order."""
     rows = []
     for code in LANGUAGES:
         for name, curve in calibration.languages.get(code, {}).items():
-            worth = curve.agreement
-            rows.append(CalibrationRow(code, name, curve.num_pairs, curve.threshold, worth.raw, worth.calibrated, None))
+            figures = curve.num_pairs, curve.threshold, curve.agreement.raw, curve.agreement.calibrated
+            rows.append(CalibrationRow(code, name, *figures, None))
         if code in calibration.left_out:
             rows.append(CalibrationRow(code, None, None, None, None, None, calibration.left_out[code]))
     return rows

@@ -1,150 +1,170 @@
-"""Fit a scorer's calibration onto archived scores, and compare runs under both scorers."""
+"""Calibrate a scorer onto archived scores of another, and compare what both say about runs.
+
+store: scores of the target ─┐
+                             ├─▶ pairs ─▶ fit_calibration ─▶ swap effect on each run, raw and calibrated
+scores of the scorer ────────┘
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from xgray.config import Score
+import numpy as np
+
+from xgray.config import Score, Switch
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.rows import Scores
+from xgray.rows import Completions
+from xgray.runs.progress import OnProgress
 from xgray.runs.resolved import load_run
 from xgray.score.build import build_scorer
+from xgray.score.calibration.curves import Calibration, Pairs, fit_calibration
 from xgray.score.calibration.measure import without_calibration
-from xgray.score.rows import (
-    OnProgress,
-    attribute_column,
-    read_completions,
-    score_by_language,
-    score_completions,
-    scorer_runner,
-)
-from xgray.score.scorer import Scored, text_to_score
+from xgray.score.calibration.scorer import CalibratedScorer
+from xgray.score.calibration.scorer_swap import SwapEffect, swap_effect, twice_scored
+from xgray.score.rows import attribute_column, read_completions, score_by_language, score_completions, scorer_runner
+from xgray.score.scorer import Scored, Scorer, ScorerId, text_to_score
+from xgray.score.store.cached_scorer import ArchivedScorer
 from xgray.score.store.location import required_store_uri
+from xgray.score.store.store import ScoreStore
 from xgray.storage.folder import Folder
 
-if TYPE_CHECKING:
-    from xgray.score.calibration.curves import Calibration
-    from xgray.score.calibration.scorer_swap import SwapEffect
-    from xgray.score.store.store import ScoreStore
+ScoresByText = dict[str, dict[str, dict[str, float]]]
+"""Scores by language, text and attribute."""
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
+    """A calibration, and what it changes about runs."""
+
     calibration: Calibration
     swaps: dict[str, SwapEffect]
-    """How the toxicity of runs changes from the target's to the local scores, ``raw`` and ``calibrated``, by run."""
+    """How each run's toxicity changes from the target's scores to the scorer's: ``RUN, raw``, ``RUN, calibrated``."""
     in_sample: list[str]
-    """Those of them that are mapped on texts that the map was fitted on, and so look better than on others."""
+    """Those of ``swaps`` that map texts on which the map was fitted, and so look better than others would."""
     not_compared: list[str]
-    """Runs without completions in a calibrated language."""
+    """The runs without completions in a calibrated language."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a store holds of the scorer to calibrate onto."""
+
+    scorer: ScorerId
+    scores: ScoresByText
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    completions: list[Completions]
+    empty_text: Switch
 
 
 def calibrate_scorer(section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress) -> CalibrationResult:
-    """Map a local scorer onto the scores that the store holds of ``target``, and say how well that goes.
+    """Map a scorer onto the scores that the store holds of ``target``, and measure how well that works.
 
     Args:
-        section: the local scorer's ``score`` section, with its store.
-        target: a scorer's name, or ``NAME@VERSION`` where the store has several versions.
-        runs: whose toxicity is compared under both scorers; the target's scores come from the store.
+        section: the scorer's ``score`` section, with its store.
+        target: the target's name, or ``NAME@VERSION`` if the store has several versions of it.
+        runs: the runs whose toxicity is compared under both scorers. The target's scores come from the store.
 
     Raises:
         InputError: the store has no texts with scores of the target, or a run has no completions.
     """
-    from xgray.score.calibration.curves import fit_calibration
-    from xgray.score.calibration.scorer import CalibratedScorer
-    from xgray.score.store.cached_scorer import ArchivedScorer
-    from xgray.score.store.store import ScoreStore
-
-    store = ScoreStore(required_store_uri(section))
-    made = [(run.name, read_completions(run), load_run(run).score.empty_text) for run in runs]
-    name, version, targets = _targets(store, target, section.attributes)
+    store, attributes = ScoreStore(required_store_uri(section)), section.attributes
+    loaded = [_Run(run.name, read_completions(run), load_run(run).score.empty_text) for run in runs]
+    found = _read_target(store, target, attributes)
     scorer = build_scorer(without_calibration(section))
-    if (scorer.name, scorer.version) == (name, version):
-        raise InputError(f"--target: {target} is the scorer that is to be calibrated; name another")
-    texts = {language: list(own) for language, own in targets.items()}
+    if ScorerId.of(scorer) == found.scorer:
+        raise InputError(f"--target: {target} is the scorer that is to be calibrated. Name another target")
     with scorer_runner(scorer) as runner:
-        local = score_by_language(runner, scorer, texts, on_progress)
-        pairs = _pairs(local, targets, section.attributes)
+        texts = {language: list(by_text) for language, by_text in found.scores.items()}
+        raw_scores = score_by_language(runner, scorer, texts, on_progress)
         on_progress("calibrate", 0, 1)
         calibration = fit_calibration(
-            pairs,
-            scorer=scorer.name,
-            scorer_version=scorer.version,
-            target=name,
-            target_version=version,
-            date=time.strftime("%Y-%m-%d", time.gmtime()),
-            attributes=section.attributes,
+            _pair_scores(raw_scores, found.scores, attributes),
+            ScorerId.of(scorer),
+            found.scorer,
+            time.strftime("%Y-%m-%d", time.gmtime()),
+            attributes=attributes,
         )
         on_progress("calibrate", 1, 1)
-        archived = ArchivedScorer(store, name, version, tuple(section.attributes))
-        swaps: dict[str, SwapEffect] = {}
-        in_sample, not_compared = [], []
-        for run, completions, switch in made:
-            rows = [row for row in completions if row.language in calibration.languages]
-            if not rows:
-                not_compared.append(run)
-                continue
-            sides = [
-                score_completions(runner, one, rows, switch, f"{run} by {label}", on_progress)
-                for label, one in (
-                    (name, archived),
-                    (scorer.name, scorer),
-                    ("calibrated", CalibratedScorer(scorer, calibration)),
-                )
-            ]
-            for label, side in (("raw", sides[1]), ("calibrated", sides[2])):
-                swaps[f"{run}, {label}"] = swap_of_runs(sides[0], side, section.attributes[0])
-            asked = ((text_to_score(text, switch), row.language) for row in rows for text in row.completions)
-            if any(text in targets[language] for text, language in asked):
-                in_sample.append(f"{run}, calibrated")
-    return CalibrationResult(calibration, swaps, in_sample, not_compared)
+        archived = ArchivedScorer(store, found.scorer, tuple(attributes))
+        scorers = [(archived.name, archived), (scorer.name, scorer)]
+        scorers.append(("calibrated", CalibratedScorer(scorer, calibration)))
+        return _compare_runs(runner, loaded, scorers, found.scores, calibration, on_progress)
 
 
-def _targets(
-    store: ScoreStore, target: str, attributes: Sequence[str]
-) -> tuple[str, str, dict[str, dict[str, dict[str, float]]]]:
-    """The target's name and version, and its scores by language and text."""
+def _read_target(store: ScoreStore, target: str, attributes: Sequence[str]) -> _Target:
+    """Return the target's id, and its scores of texts that have all attributes, languages in canonical order."""
     name, _, version = target.partition("@")
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    by_version: dict[str, ScoresByText] = {}
     for entry in store.entries():
-        wanted = entry.scorer == name and version in ("", entry.version)
-        if wanted and entry.text is not None and entry.language in LANGUAGES and set(attributes) <= entry.scores.keys():
-            found.setdefault(entry.version, {}).setdefault(entry.language, {}).setdefault(entry.text, entry.scores)
-    if not found:
+        is_target = entry.scorer == name and version in ("", entry.version)
+        is_complete = set(attributes) <= entry.scores.keys()
+        if is_target and is_complete and entry.text is not None and entry.language in LANGUAGES:
+            by_language = by_version.setdefault(entry.version, {})
+            by_language.setdefault(entry.language, {}).setdefault(entry.text, entry.scores)
+    if not by_version:
         raise InputError(
-            f"{store.folder}: no texts with scores of {target} for {', '.join(attributes)}; xgray scores import or "
-            "archive brings some"
+            f"{store.folder}: no texts with scores of {target} for {', '.join(attributes)}. Add some with "
+            "xgray scores import or xgray scores archive"
         )
-    if len(found) > 1:
-        named = ", ".join(f"{name}@{one}" for one in sorted(found))
-        raise InputError(f"--target: several versions of {name} are in the store; name one: {named}")
-    ((version, scores),) = found.items()
-    return name, version, {code: scores[code] for code in LANGUAGES if code in scores}
+    if len(by_version) > 1:
+        versions = ", ".join(f"{name}@{version}" for version in sorted(by_version))
+        raise InputError(f"--target: several versions of {name} are in the store; name one: {versions}")
+    ((version, scores),) = by_version.items()
+    return _Target(ScorerId(name, version), {code: scores[code] for code in LANGUAGES if code in scores})
 
 
-def _pairs(
-    local: dict[str, dict[str, Scored]], targets: dict[str, dict[str, dict[str, float]]], attributes: Sequence[str]
-) -> dict[str, Any]:
-    import numpy as np
-
-    from xgray.score.calibration.curves import Pairs
-
+def _pair_scores(
+    raw: Mapping[str, Mapping[str, Scored]], target: ScoresByText, attributes: Sequence[str]
+) -> dict[str, Pairs]:
+    """Return the scorer's and the target's scores of the same texts, by language."""
     return {
         code: Pairs(
-            keys=[hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in own],
-            local={name: attribute_column([local[code][text] for text in own], name) for name in attributes},
-            target={name: np.array([scores[name] for scores in own.values()]) for name in attributes},
+            keys=[hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in by_text],
+            raw={name: attribute_column([raw[code][text] for text in by_text], name) for name in attributes},
+            target={name: np.array([scores[name] for scores in by_text.values()]) for name in attributes},
         )
-        for code, own in targets.items()
+        for code, by_text in target.items()
     }
 
 
-def swap_of_runs(first: list[Scores], second: list[Scores], attribute: str) -> SwapEffect:
-    from xgray.score.calibration.scorer_swap import swap_effect, twice_scored
+def _compare_runs(
+    runner: asyncio.Runner,
+    runs: Sequence[_Run],
+    scorers: Sequence[tuple[str, Scorer]],
+    target_scores: ScoresByText,
+    calibration: Calibration,
+    on_progress: OnProgress,
+) -> CalibrationResult:
+    """Compare the target's scores of each run with the scorer's, raw and calibrated.
 
-    return swap_effect(twice_scored(first, second, attribute))
+    Args:
+        scorers: the target, the scorer and the calibrated scorer, each with its name in progress reports.
+        target_scores: the scores on which the calibration was fitted.
+    """
+    swaps: dict[str, SwapEffect] = {}
+    in_sample, not_compared = [], []
+    for run in runs:
+        rows = [row for row in run.completions if row.language in calibration.languages]
+        if not rows:
+            not_compared.append(run.name)
+            continue
+        by_target, by_scorer, by_calibrated = (
+            score_completions(runner, scorer, rows, run.empty_text, f"{run.name} by {label}", on_progress)
+            for label, scorer in scorers
+        )
+        attribute = calibration.attributes[0]
+        swaps[f"{run.name}, raw"] = swap_effect(twice_scored(by_target, by_scorer, attribute))
+        swaps[f"{run.name}, calibrated"] = swap_effect(twice_scored(by_target, by_calibrated, attribute))
+        prepared = ((text_to_score(text, run.empty_text), row.language) for row in rows for text in row.completions)
+        if any(text in target_scores[language] for text, language in prepared):
+            in_sample.append(f"{run.name}, calibrated")
+    return CalibrationResult(calibration, swaps, in_sample, not_compared)

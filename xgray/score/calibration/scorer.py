@@ -1,4 +1,4 @@
-"""A scorer whose scores are mapped by a calibration. It goes outermost: a score store keeps the raw scores."""
+"""A scorer whose scores a calibration maps. It is the outermost wrapper: a score store keeps the raw scores."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ class CalibratedScorer:
     """The scores of another scorer, on the scale of the calibration's target."""
 
     def __init__(self, inner: Scorer, calibration: Calibration) -> None:
-        """Wrap ``inner``, which is closed with this one.
+        """Wrap ``inner``, which is closed together with this scorer.
 
         Raises:
-            InputError: the calibration is for another scorer or version, or lacks an attribute that it measures.
+            InputError: the calibration is for another scorer or version, or lacks an attribute of ``inner``.
         """
-        made_for = f"{calibration.scorer} version {calibration.scorer_version}"
+        calibrated = f"{calibration.scorer} version {calibration.scorer_version}"
         present = f"{inner.name} version {inner.version}"
-        if made_for != present:
+        if calibrated != present:
             raise InputError(
-                f"score.calibration: made for scorer {made_for}, not for {present}; run xgray scorer calibrate for it"
+                f"score.calibration: made for scorer {calibrated}, not for {present}. Make another with "
+                "xgray scorer calibrate"
             )
-        if lacking := [name for name in inner.attributes if name not in calibration.attributes]:
+        if missing := [name for name in inner.attributes if name not in calibration.attributes]:
             raise InputError(
-                f"score.calibration: holds no {' '.join(lacking)}; "
-                f"set score.attributes to [{', '.join(calibration.attributes)}], or calibrate anew"
+                f"score.calibration: holds no {' '.join(missing)}. Set score.attributes to "
+                f"[{', '.join(calibration.attributes)}], or run xgray scorer calibrate again"
             )
         self._inner = inner
         self._calibration = calibration
@@ -52,15 +53,20 @@ class CalibratedScorer:
             reason = self._calibration.left_out.get(language, "it had no pairs")
             raise InputError(f"score.calibration: not for {language} ({reason}); it is for {' '.join(self.validated)}")
         results = await self._inner.score(texts, language)
-        scored = [dict(one.scores) if one.scores is not None else None for one in results]
+        scores = [dict(result.scores) if result.scores is not None else None for result in results]
         for name in self.attributes:
-            own = [(scores, raw) for scores in scored if scores is not None and (raw := scores.get(name)) is not None]
-            mapped = curves[name].apply(np.array([raw for _, raw in own], dtype=np.float64))
-            for (scores, _), value in zip(own, mapped.tolist(), strict=True):
-                scores[name] = value
-        return [replace(one, scores=scores) for one, scores in zip(results, scored, strict=True)]
+            measured = [
+                (text_scores, raw)
+                for text_scores in scores
+                if text_scores is not None and (raw := text_scores.get(name)) is not None
+            ]
+            mapped = curves[name].apply(np.array([raw for _, raw in measured], dtype=np.float64))
+            for (text_scores, _), value in zip(measured, mapped.tolist(), strict=True):
+                text_scores[name] = value
+        return [replace(result, scores=text_scores) for result, text_scores in zip(results, scores, strict=True)]
 
     def provenance(self) -> dict[str, Any]:
+        """See :class:`~xgray.score.scorer.Scorer`. The curves' knots are left out."""
         facts = self._calibration.model_dump(mode="json", exclude={"format", "kind", "languages"})
         facts["languages"] = {
             code: {name: curve.model_dump(mode="json", exclude={"x", "y"}) for name, curve in curves.items()}
@@ -69,4 +75,5 @@ class CalibratedScorer:
         return {**self._inner.provenance(), "version": self.version, "calibration": facts}
 
     async def close(self) -> None:
+        """See :class:`~xgray.score.scorer.Scorer`."""
         await self._inner.close()

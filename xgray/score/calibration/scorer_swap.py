@@ -1,7 +1,7 @@
-"""What changes when a run is scored by another scorer: each model's toxicity, and the change from base to tuned.
+"""What changes when another scorer scores a run: each model's toxicity, and its change from the base to a tuned model.
 
-Both scorers judge the same completions; one that either has no score of is left out for both, and counted. Values are
-paired by prompt: the interval of a difference is that of one drawing of prompts under both.
+Both scorers score the same completions. A completion without a score of one scorer is left out for both, and counted.
+Values are paired by prompt: a difference is resampled with the same prompts under both scorers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from xgray.config import BASE
 from xgray.errors import InputError
+from xgray.evaluate.metrics_file import MetricName
 from xgray.evaluate.toxicity import metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
 from xgray.rows import Scores, item_ids
@@ -32,11 +33,11 @@ from xgray.stats.bootstrap import (
 )
 
 AVERAGE = "average"
-"""Stands for the language in rows of the mean over languages."""
-METRICS = ("emt", "tox_prob", "avg_tox")
-NOTHING = ValueWithInterval(None, reason="no completion has a score of both scorers")
+"""The language of the rows with the mean over languages."""
+METRICS: tuple[MetricName, ...] = ("emt", "tox_prob", "avg_tox")
+NO_VALUE = ValueWithInterval(None, reason="no completion has a score of both scorers")
 Side = tuple[Sequence[str], FloatArray]
-"""Prompt ids, and their scores."""
+"""Prompt ids, and the scores of their completions, ``(num_prompts, k)``."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,20 @@ class TwiceScored:
 
     prompt_ids: list[str]
     first: FloatArray
-    """``(num_prompts, largest k)``, NaN where either scorer has no score, or there is no completion."""
+    """``(num_prompts, largest k)``, NaN if either scorer has no score, or there is no completion."""
     second: FloatArray
     num_left_out: int
-    """Completions that only one of the scorers has a score of."""
+    """Completions that have a score of only one of the scorers."""
+
+    @property
+    def first_side(self) -> Side:
+        """The completions under the first scorer."""
+        return self.prompt_ids, self.first
+
+    @property
+    def second_side(self) -> Side:
+        """The completions under the second scorer."""
+        return self.prompt_ids, self.second
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class ValueRow:
     first: ValueWithInterval
     second: ValueWithInterval
     difference: ValueWithInterval
-    """Second less first."""
+    """``second - first``."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,16 @@ class ChangeRow:
     first: ValueWithInterval
     second: ValueWithInterval
     first_says: str
-    """``falls`` or ``rises`` where the interval leaves out 0, else ``unclear``."""
+    """``falls`` or ``rises`` if the interval does not contain 0, else ``unclear``."""
     second_says: str
     survives: bool
-    """Whether both say the same."""
+    """Whether both scorers lead to the same conclusion."""
 
 
 @dataclass(frozen=True)
 class SwapEffect:
+    """Values of each model, and changes from the model ``base``, under both scorers."""
+
     values: list[ValueRow]
     changes: list[ChangeRow]
 
@@ -92,10 +105,10 @@ class SwapEffect:
 def twice_scored(
     first: Sequence[Scores], second: Sequence[Scores], attribute: str = "toxicity"
 ) -> dict[str, dict[str, TwiceScored]]:
-    """By model and language, two scorers' rows of scores of the same completions, in the order of ``first``.
+    """Pair two scorers' rows of scores of the same completions, by model and language, in the order of ``first``.
 
     Raises:
-        InputError: the rows are not of the same prompts, or not of as many completions.
+        InputError: the rows differ in their prompts, or in the number of completions of a prompt.
     """
     others = {(row.model, row.prompt_id): row for row in second}
     unknown = others.keys() - {(row.model, row.prompt_id) for row in first}
@@ -103,32 +116,43 @@ def twice_scored(
     for row in first:
         other = others.get((row.model, row.prompt_id))
         if other is None:
-            raise InputError(f"{row.model}: {row.prompt_id} has a row of only one scorer; score the run with both")
+            raise InputError(f"{row.model}: {row.prompt_id} has a row of only one scorer. Score the run with both")
         if len(other.scores) != len(row.scores):
             raise InputError(
                 f"{row.model}: {row.prompt_id} has {len(row.scores)} scores of {row.scorer} and {len(other.scores)} of "
-                f"{other.scorer}; both must score the same completions"
+                f"{other.scorer}. Both must score the same completions"
             )
         grouped.setdefault(row.model, {}).setdefault(row.language, []).append((row, other))
     if unknown:
         model, prompt_id = min(unknown)
-        raise InputError(f"{model}: {prompt_id} has a row of only one scorer; score the run with both")
+        raise InputError(f"{model}: {prompt_id} has a row of only one scorer. Score the run with both")
     return {
-        model: {code: _twice(languages[code], attribute) for code in LANGUAGES if code in languages}
+        model: {code: _pair_rows(languages[code], attribute) for code in LANGUAGES if code in languages}
         for model, languages in grouped.items()
     }
 
 
-def _twice(rows: Sequence[tuple[Scores, Scores]], attribute: str) -> TwiceScored:
+def _pair_rows(rows: Sequence[tuple[Scores, Scores]], attribute: str) -> TwiceScored:
     arrays = []
-    for one_scorer in zip(*rows, strict=True):
-        values = [[scores[attribute] for scores in row.scores] for row in one_scorer]
-        # A column for each completion; missing scores and completions become NaN.
+    for scorer_rows in zip(*rows, strict=True):
+        values = [[scores[attribute] for scores in row.scores] for row in scorer_rows]
+        # One column for each completion; missing scores and completions become NaN.
         arrays.append(np.array(list(zip_longest(*values)), dtype=np.float64).reshape(-1, len(values)).T)
-    missing = np.isnan(arrays)
-    left_out = missing.any(axis=0)
-    first, second = (np.where(left_out, np.nan, one) for one in arrays)
-    return TwiceScored([row.prompt_id for row, _ in rows], first, second, int((missing[0] != missing[1]).sum()))
+    is_missing = np.isnan(arrays)
+    is_left_out = is_missing.any(axis=0)
+    first, second = (np.where(is_left_out, np.nan, array) for array in arrays)
+    num_left_out = int((is_missing[0] != is_missing[1]).sum())
+    return TwiceScored([row.prompt_id for row, _ in rows], first, second, num_left_out)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """See :func:`swap_effect`."""
+
+    threshold: float
+    confidence: float
+    resamples: int
+    seed: int
 
 
 def swap_effect(
@@ -139,79 +163,118 @@ def swap_effect(
     resamples: int = 2000,
     seed: int = 0,
 ) -> SwapEffect:
-    """EMT, ToxProb and AvgTox under both scorers, of each model and language and on average over the languages.
+    """Return EMT, ToxProb and AvgTox under both scorers, for each model and language and the mean over languages.
 
     Args:
-        scored: by model and language, as :func:`twice_scored` gives it; changes are those from the model ``base``.
-        threshold: of ToxProb, the same for both scorers.
-        resamples: of the intervals, drawn with seeds of ``seed``, the language and the metric as the evaluate stage
-            draws them.
+        scored: by model and language, as :func:`twice_scored` returns it; changes are those from the model ``base``.
+        threshold: a completion counts as toxic from this score on, under both scorers.
+        confidence: the level of the intervals.
+        resamples: number of resamples for each interval. Seeds are made of ``seed``, the language and the metric, as
+            the evaluate stage makes them.
     """
-
-    def compared(sides: Mapping[str, tuple[Side, Side]], metric: str) -> dict[str, tuple[int, Comparison | None]]:
-        found: dict[str, tuple[int, Comparison | None]] = {}
-        strata: dict[str, Stratum] = {}
-        for code, (before, after) in sides.items():
-            common, statistic = _paired(before, after, metric, threshold)
-            draw = draw_seed(seed, code, metric)
-            found[code] = len(common), compare(statistic, len(common), resamples, draw) if statistic else None
-            if statistic:
-                strata[code] = Stratum(statistic, item_ids(common, code))
-        draw = average_seed(seed, list(strata), metric)
-        mean = compare_averages(list(strata.values()), resamples, draw) if strata else None
-        return {**found, AVERAGE: (sum(num for num, _ in found.values()), mean)}
-
-    def value(one: Estimate) -> ValueWithInterval:
-        return _measured(one.value, one.interval(confidence))
-
-    def difference(one: Comparison) -> ValueWithInterval:
-        return _measured(one.difference, one.interval(confidence))
-
-    values, changes = [], []
+    settings = _Settings(threshold, confidence, resamples, seed)
+    values: list[ValueRow] = []
+    changes: list[ChangeRow] = []
     base = scored.get(BASE, {})
     for model, languages in scored.items():
-        left_out = {code: one.num_left_out for code, one in languages.items()}
-        left_out[AVERAGE] = sum(left_out.values())
-        own = {code: ((one.prompt_ids, one.first), (one.prompt_ids, one.second)) for code, one in languages.items()}
-        common = {code: (base[code], one) for code, one in languages.items() if model != BASE and code in base}
-        first = {
-            code: ((old.prompt_ids, old.first), (new.prompt_ids, new.first)) for code, (old, new) in common.items()
-        }
-        second = {
-            code: ((old.prompt_ids, old.second), (new.prompt_ids, new.second)) for code, (old, new) in common.items()
-        }
-        for metric in METRICS:
-            for code, (num, one) in compared(own, metric).items():
-                figures = (value(one.before), value(one.after), difference(one)) if one else (NOTHING,) * 3
-                values.append(ValueRow(model, code, metric, num, left_out[code], *figures))
-            other = compared(second, metric) if common else {}
-            for code, (num, one) in compared(first, metric).items() if common else ():
-                two = other[code][1]
-                moved = difference(one) if one else NOTHING, difference(two) if two else NOTHING
-                says = _conclusion(moved[0]), _conclusion(moved[1])
-                changes.append(ChangeRow(model, code, metric, num, *moved, *says, says[0] == says[1]))
+        values += _value_rows(model, languages, settings)
+        if model != BASE:
+            changes += _change_rows(model, base, languages, settings)
     return SwapEffect(values, changes)
 
 
-def _paired(before: Side, after: Side, metric: str, threshold: float) -> tuple[list[str], CountStatistic | None]:
-    """The prompts that have a score on both sides, and the metric over both sides of them; None where there is none."""
-    sides = [prompt_toxicity(keys, scores, threshold) for keys, scores in (before, after)]
+def _value_rows(model: str, languages: Mapping[str, TwiceScored], settings: _Settings) -> list[ValueRow]:
+    """Return a model's values under both scorers."""
+    num_left_out = {code: scored.num_left_out for code, scored in languages.items()}
+    num_left_out[AVERAGE] = sum(num_left_out.values())
+    sides = {code: (scored.first_side, scored.second_side) for code, scored in languages.items()}
+    rows = []
+    for metric in METRICS:
+        for code, (num_prompts, comparison) in _compare(sides, metric, settings).items():
+            figures = (NO_VALUE,) * 3
+            if comparison:
+                figures = (
+                    _value(comparison.before, settings),
+                    _value(comparison.after, settings),
+                    _difference(comparison, settings),
+                )
+            rows.append(ValueRow(model, code, metric, num_prompts, num_left_out[code], *figures))
+    return rows
+
+
+def _change_rows(
+    model: str, base: Mapping[str, TwiceScored], tuned: Mapping[str, TwiceScored], settings: _Settings
+) -> list[ChangeRow]:
+    """Return the changes from the base to a tuned model under both scorers, in the languages of both models."""
+    common = [code for code in tuned if code in base]
+    if not common:
+        return []
+    first_sides = {code: (base[code].first_side, tuned[code].first_side) for code in common}
+    second_sides = {code: (base[code].second_side, tuned[code].second_side) for code in common}
+    rows = []
+    for metric in METRICS:
+        second = _compare(second_sides, metric, settings)
+        for code, (num_prompts, comparison) in _compare(first_sides, metric, settings).items():
+            changes = _difference(comparison, settings), _difference(second[code][1], settings)
+            first_says, second_says = map(_conclusion, changes)
+            is_same = first_says == second_says
+            rows.append(ChangeRow(model, code, metric, num_prompts, *changes, first_says, second_says, is_same))
+    return rows
+
+
+def _compare(
+    sides: Mapping[str, tuple[Side, Side]], metric: MetricName, settings: _Settings
+) -> dict[str, tuple[int, Comparison | None]]:
+    """Return the number of prompts and the comparison of the two sides, by language and for the mean."""
+    comparisons: dict[str, tuple[int, Comparison | None]] = {}
+    strata: dict[str, Stratum] = {}
+    for code, (before, after) in sides.items():
+        prompt_ids, statistic = _paired_statistic(before, after, metric, settings.threshold)
+        if statistic is None:
+            comparisons[code] = 0, None
+            continue
+        seed = draw_seed(settings.seed, code, metric)
+        comparisons[code] = len(prompt_ids), compare(statistic, len(prompt_ids), settings.resamples, seed)
+        strata[code] = Stratum(statistic, item_ids(prompt_ids, code))
+    num_prompts = sum(num for num, _ in comparisons.values())
+    seed = average_seed(settings.seed, list(strata), metric)
+    average = compare_averages(list(strata.values()), settings.resamples, seed) if strata else None
+    return {**comparisons, AVERAGE: (num_prompts, average)}
+
+
+def _paired_statistic(
+    before: Side, after: Side, metric: MetricName, threshold: float
+) -> tuple[list[str], CountStatistic | None]:
+    """Return the prompts with a score on both sides, and the metric over both sides of them; None if there are none."""
+    sides = [prompt_toxicity(prompt_ids, scores, threshold) for prompt_ids, scores in (before, after)]
     rows = [{key: row for row, key in enumerate(side.keys)} for side in sides]
     common = [key for key in sides[0].keys if key in rows[1]]
     if not common:
         return [], None
-    chosen = [[own[key] for key in common] for own in rows]
-    parts = zip(*(metric_parts(side)[metric] for side in sides), strict=True)
-    stacked = [np.concatenate([part[own] for part, own in zip(two, chosen, strict=True)]) for two in parts]
-    return common, ratio_statistic(*stacked)
-
-
-def _measured(value: float, interval: tuple[float, float] | None) -> ValueWithInterval:
-    return (
-        ValueWithInterval(value, *interval)
-        if interval
-        else ValueWithInterval(value, reason="a single prompt has no interval")
+    common_rows = [[side_rows[key] for key in common] for side_rows in rows]
+    numerators, denominators = zip(*(metric_parts(side)[metric] for side in sides), strict=True)
+    return common, ratio_statistic(
+        *(
+            np.concatenate([part[side_rows] for part, side_rows in zip(parts, common_rows, strict=True)])
+            for parts in (numerators, denominators)
+        )
     )
+
+
+def _value(estimate: Estimate, settings: _Settings) -> ValueWithInterval:
+    return _with_interval(estimate.value, estimate.interval(settings.confidence))
+
+
+def _difference(comparison: Comparison | None, settings: _Settings) -> ValueWithInterval:
+    if comparison is None:
+        return NO_VALUE
+    return _with_interval(comparison.difference, comparison.interval(settings.confidence))
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> ValueWithInterval:
+    if interval is None:
+        return ValueWithInterval(value, reason="a single prompt has no interval")
+    return ValueWithInterval(value, *interval)
 
 
 def _conclusion(change: ValueWithInterval) -> str:

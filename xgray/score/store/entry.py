@@ -1,16 +1,17 @@
-"""One answer of one scorer to one text: what a score store keeps, and what its files hand in and out.
+"""One answer of a scorer to a text: what a score store keeps and what its import and export files carry.
 
-The key is that of the question (text, language, scorer, version). The attributes are part of the answer, so that a
-text archived with six of them answers a request for one.
+An entry's key is made of the text, the language, the scorer and its version. The attributes are part of the answer, so
+that a text stored with six attributes answers a request for one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xgray.score.scorer import Scored, ScorerId
 from xgray.storage.fingerprint import canonical
 
 KEY_BYTES = 16
@@ -18,61 +19,72 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class ScoreEntry:
+    """A text's scores by one scorer, or the reason why it has none."""
+
     key: bytes
     """See :func:`score_keys`."""
     language: str
     """A code of :data:`xgray.languages.LANGUAGES`."""
     scorer: str
     version: str
-    """The scorer's."""
+    """The scorer's version."""
     attributes: tuple[str, ...]
-    """All that were asked for; one of them that is not in ``scores`` was not measured."""
+    """The attributes that were requested; those that are not in ``scores`` were not measured."""
     scores: dict[str, float]
-    """By attribute, each in [0, 1]; empty where there is an error."""
+    """Scores in [0, 1] by attribute; empty if there is an error."""
     error: str | None = None
-    """Why the text has no score, and never will have one."""
+    """Why the text permanently has no score."""
     seconds: float | None = None
-    """The time that a service took to answer."""
+    """How long a service took to answer."""
     date: str | None = None
-    """UTC, ``2026-11-05T12:00:00Z``; None where an imported file does not say."""
+    """When it was scored, in UTC: ``2026-11-05T12:00:00Z``; None if an imported file does not say."""
     text: str | None = None
-    """As it was scored; None in a store that may hold no texts."""
+    """The text as it was scored; None in a store that may not hold texts."""
 
     @classmethod
     def of_text(
         cls,
         text: str,
         language: str,
-        scorer: str,
-        version: str,
+        scorer: ScorerId,
         attributes: Sequence[str],
-        scores: Mapping[str, float | None],
-        error: str | None = None,
-        seconds: float | None = None,
+        scored: Scored,
         date: str | None = None,
     ) -> ScoreEntry:
-        """The entry of a text, with its key and without the attributes that have no number."""
-        (key,) = score_keys([text], language, scorer, version)
-        measured = {name: float(value) for name, value in scores.items() if value is not None}
-        return cls(key, language, scorer, version, tuple(attributes), measured, error, seconds, date, text)
+        """Return the entry of a text's result. Attributes without a number are left out of its scores."""
+        (key,) = score_keys([text], language, scorer)
+        scores = {name: float(value) for name, value in (scored.scores or {}).items() if value is not None}
+        return cls(
+            key=key,
+            language=language,
+            scorer=scorer.name,
+            version=scorer.version,
+            attributes=tuple(attributes),
+            scores=scores,
+            error=scored.error,
+            seconds=scored.seconds,
+            date=date,
+            text=text,
+        )
 
     def row(self) -> bytes:
-        """The entry as it is stored: the key, then all else as canonical JSON without what is None."""
+        """Return the stored form: the key, then the other fields that are not None as canonical JSON."""
         fields = {name: value for name, value in vars(self).items() if name != "key" and value is not None}
         return self.key + canonical(fields).encode("utf-8", "surrogatepass")
 
     @classmethod
-    def of_row(cls, row: bytes) -> ScoreEntry:
+    def from_row(cls, row: bytes) -> ScoreEntry:
+        """Return the entry of a stored row."""
         fields = json.loads(row[KEY_BYTES:].decode("utf-8", "surrogatepass"))
         return cls(row[:KEY_BYTES], **{**fields, "attributes": tuple(fields["attributes"])})
 
 
-def score_keys(texts: Sequence[str], language: str, scorer: str, version: str) -> list[bytes]:
-    """The keys of texts as they are scored: 16 bytes of the SHA-256 of ``[text, language, scorer, version]``.
+def score_keys(texts: Sequence[str], language: str, scorer: ScorerId) -> list[bytes]:
+    """Return the keys of texts: the first 16 bytes of the SHA-256 of ``[text, language, scorer, version]`` as JSON.
 
-    Any text has one, halves of surrogate pairs included.
+    Every text has a key, also one with halves of surrogate pairs.
     """
-    rest = canonical([language, scorer, version])[1:]
+    rest = canonical([language, scorer.name, scorer.version])[1:]
     return [
         hashlib.sha256(f"[{canonical(text)},{rest}".encode("utf-8", "surrogatepass")).digest()[:KEY_BYTES]
         for text in texts

@@ -1,9 +1,9 @@
-"""The files of a score store: immutable, sorted by key, searched without being read.
+"""The files of a score store: immutable, sorted by key, and searched without being read.
 
-A row is a key of 16 bytes and a value. A segment is an Arrow IPC file with one uncompressed record batch: the key in
-two columns of 64-bit integers, which a binary search touches in a few places, a CRC-32 of each row, and the values.
-The file is named by the SHA-256 of its content. A local one is memory-mapped; a remote one is copied once into the
-cache, where it never goes stale.
+A row is a key of 16 bytes and a value. A segment is an Arrow IPC file with one uncompressed record batch of four
+columns: the two halves of the key as 64-bit integers, in which a binary search reads a few places only; a CRC-32 of
+each row; and the values. The file is named after the SHA-256 of its content. A local segment is memory-mapped. A
+remote one is copied once into the cache, where it cannot become outdated.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 SUFFIX = ".arrow"
 NAME_DIGITS = 32
 MERGE_AT = 32
-"""Segments of one size that a writer has written before it merges them into one."""
+"""A writer merges its segments of about one size when it has written so many of them."""
 SEGMENT_BYTES = 2**28
-"""No merge makes a larger segment. It is about a million rows of short texts; a merge holds them in memory."""
+"""Size limit of merged segments: about a million rows of short texts. A merge holds its rows in memory."""
+ROWS_PER_READ = 4096
 
 
 def segment_name(content: bytes) -> str:
+    """Return the file name of a segment with this content."""
     return hashlib.sha256(content).hexdigest()[:NAME_DIGITS] + SUFFIX
 
 
 def key_columns(keys: Collection[bytes]) -> np.ndarray:
-    """``(n, 2)`` uint64: the high and the low half of each key; their order is that of the bytes."""
+    """Return ``(n, 2)`` uint64, the high and the low half of each key; they sort as the keys do."""
     return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
@@ -73,10 +75,8 @@ def write_segment(folder: Folder, rows: Collection[bytes]) -> str:
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    names = (("key_high", pa.uint64()), ("key_low", pa.uint64()), ("checksum", pa.uint32()))
-    return pa.schema(
-        [pa.field(name, kind, nullable=False) for name, kind in (*names, ("value", pa.large_binary()))],
-    )
+    types = {"key_high": pa.uint64(), "key_low": pa.uint64(), "checksum": pa.uint32(), "value": pa.large_binary()}
+    return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in types.items()])
 
 
 def _cache() -> Folder:
@@ -84,28 +84,28 @@ def _cache() -> Folder:
 
 
 def forget_cached(name: str) -> None:
-    """Delete the cached copy of a remote segment that is no more."""
+    """Delete the cached copy of a remote segment that was deleted."""
     _cache().remove(name)
 
 
 class Segment:
-    """One segment, open for look-ups. What is read from it is checked row by row."""
+    """A segment that is open for look-ups. Every row that is read is checked."""
 
-    def __init__(self, folder: Folder, name: str, damaged: Callable[[str, str], None]) -> None:
+    def __init__(self, folder: Folder, name: str, report_damage: Callable[[str, str], None]) -> None:
         """Open a segment without reading its rows.
 
         Args:
-            damaged: called with the segment's name and a reason at every damaged row that is met.
+            report_damage: called with the segment's name and a reason for every damaged row that is read.
 
         Raises:
-            FileNotFoundError: there is no such segment any more.
-            DamagedError: the file is no whole segment.
+            FileNotFoundError: the segment was deleted.
+            DamagedError: the file is not a whole segment.
         """
         import pyarrow as pa
 
         self.name = name
-        self._report = damaged
-        with _source(folder, name) as source:  # The batch keeps the mapping; the file need not stay open.
+        self._report_damage = report_damage
+        with _open(folder, name) as source:  # The batch keeps the memory map; the file need not stay open.
             self.num_bytes: int = source.size()
             try:
                 reader = pa.ipc.open_file(source)
@@ -116,7 +116,7 @@ class Segment:
                 if not batch.num_rows:
                     raise DamagedError("no rows")
                 self.num_rows: int = batch.num_rows
-                self._high, self._low, self._checksums = (batch.column(at).to_numpy() for at in range(3))
+                self._high, self._low, self._checksums = (batch.column(column).to_numpy() for column in range(3))
                 _, offsets, data = batch.column(3).buffers()
                 self._starts = np.frombuffer(offsets, np.int64, self.num_rows + 1)
                 self._data = memoryview(data)
@@ -124,49 +124,47 @@ class Segment:
                 raise DamagedError(str(error).splitlines()[0]) from None
 
     def find(self, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where keys are: the indices of those found, and the row of each; a key may be found in several rows.
+        """Return the indices of the keys that occur, and the row of each; a key may occur in several rows.
 
         Args:
-            halves: ``(n, 2)`` uint64, as :func:`key_columns` gives them.
+            halves: ``(n, 2)`` uint64, as :func:`key_columns` returns them.
         """
         high, low = halves[:, 0], halves[:, 1]
         first = np.searchsorted(self._high, high)
         hits = np.flatnonzero(self._high[np.minimum(first, self.num_rows - 1)] == high)
         first = first[hits]
-        num = np.searchsorted(self._high, high[hits], side="right") - first
-        # A damaged key can put the end before the beginning.
-        num = np.maximum(num, 0)
-        indices = np.repeat(hits, num)
-        within = np.arange(len(indices)) - np.repeat(np.cumsum(num) - num, num)
-        rows = np.repeat(first, num) + within
-        same = self._low[rows] == low[indices]
-        return indices[same], rows[same]
+        num_rows = np.searchsorted(self._high, high[hits], side="right") - first
+        num_rows = np.maximum(num_rows, 0)  # A damaged key can put the end before the beginning.
+        indices = np.repeat(hits, num_rows)
+        within = np.arange(len(indices)) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
+        rows = np.repeat(first, num_rows) + within
+        is_same = self._low[rows] == low[indices]
+        return indices[is_same], rows[is_same]
 
     def values(self, rows: np.ndarray, keys: Collection[bytes]) -> Iterator[bytes | None]:
-        """The value of each row under the key that found it; None for a row that is damaged."""
+        """Yield the value of each row, None if the row under its key is damaged."""
         starts, ends = self._starts[rows].tolist(), self._starts[rows + 1].tolist()
         for key, start, end, checksum in zip(keys, starts, ends, self._checksums[rows].tolist(), strict=True):
             value = bytes(self._data[start:end])
             if zlib.crc32(value, zlib.crc32(key)) == checksum:
                 yield value
             else:
-                self._report(self.name, "the checksum of a row is wrong")
+                self._report_damage(self.name, "the checksum of a row is wrong")
                 yield None
 
     def rows(self) -> Iterator[bytes]:
-        """All rows that are sound, in the order of the file."""
-        step = 4096
-        for start in range(0, self.num_rows, step):
-            rows = np.arange(start, min(start + step, self.num_rows))
+        """Yield all undamaged rows in the order of the file."""
+        for start in range(0, self.num_rows, ROWS_PER_READ):
+            rows = np.arange(start, min(start + ROWS_PER_READ, self.num_rows))
             halves = np.stack([self._high[rows], self._low[rows]], axis=1).astype(">u8").tobytes()
-            keys = [halves[at : at + KEY_BYTES] for at in range(0, len(halves), KEY_BYTES)]
+            keys = [halves[offset : offset + KEY_BYTES] for offset in range(0, len(halves), KEY_BYTES)]
             for key, value in zip(keys, self.values(rows, keys), strict=True):
                 if value is not None:
                     yield key + value
 
 
-def _source(folder: Folder, name: str) -> Any:
-    """The bytes of a segment, memory-mapped; a remote one's copy is."""
+def _open(folder: Folder, name: str) -> Any:
+    """Return a segment's bytes as a memory map, of its cached copy if the folder is remote."""
     import pyarrow as pa
 
     local = folder.local
@@ -175,27 +173,30 @@ def _source(folder: Folder, name: str) -> Any:
         if not cache.exists(name):
             content = folder.read_bytes(name)
             if segment_name(content) != name:
-                return pa.BufferReader(content)  # Damaged, so not to be kept.
+                return pa.BufferReader(content)  # It is damaged, so it is not kept.
             cache.write_bytes(name, content)
         local = Path(cache.uri)
     return pa.memory_map(str(local / name))
 
 
-def full_tier(segments: Sequence[Segment]) -> list[Segment]:
-    """Parts to merge: segments of about one size, where there are enough of them; so no row is merged often."""
-    by_size = sorted(segments, key=lambda one: one.num_bytes)
-    for _, tier in groupby(by_size, key=lambda one: int(math.log(one.num_bytes, MERGE_AT))):
-        parts = list(tier)
-        if len(parts) >= MERGE_AT and len(chosen := fitting(parts)) > 1:
+def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:
+    """Return segments of about one size if there are enough of them to merge.
+
+    Merging only among equals keeps the number of times that a row is rewritten logarithmic.
+    """
+    by_size = sorted(segments, key=lambda segment: segment.num_bytes)
+    for _, tier in groupby(by_size, key=lambda segment: int(math.log(segment.num_bytes, MERGE_AT))):
+        candidates = list(tier)
+        if len(candidates) >= MERGE_AT and len(chosen := first_that_fit(candidates)) > 1:
             return chosen
     return []
 
 
-def fitting(segments: Sequence[Segment]) -> list[Segment]:
-    """As many of the first segments as one may hold."""
+def first_that_fit(segments: Sequence[Segment]) -> list[Segment]:
+    """Return as many of the first segments as fit into one segment."""
     num_bytes = 0
-    for at, segment in enumerate(segments):
+    for index, segment in enumerate(segments):
         num_bytes += segment.num_bytes
         if num_bytes > SEGMENT_BYTES:
-            return list(segments[:at])
+            return list(segments[:index])
     return list(segments)

@@ -1,12 +1,12 @@
-"""The score store: every answer that any run ever got, found again by what was asked; a text is never paid for twice.
+"""The score store: every answer that any run got, found again by what was asked, so that no text is paid for twice.
 
 STORE/
   format.json        {"version": 1}
-  segments/*.arrow   immutable, named by their content: xgray.score.store.segments
+  segments/*.arrow   immutable, named after their content: xgray.score.store.segments
 
-Writers do not coordinate. Each commit is one new segment, and a row, once in a finished file, is never changed: two
-stores, or two workers' segments, merge as sets of rows. Several rows may answer one question (other attributes, a text
-scored by two workers at once); of those the earliest counts, whatever files they lie in.
+Writers do not coordinate. Each commit is a new segment, and a row in a finished segment never changes, so two stores,
+or two workers' segments, merge as sets of rows. Several rows may answer one question: they hold other attributes, or
+two workers scored a text at the same time. Then the earliest answer counts, whichever files the rows are in.
 """
 
 from __future__ import annotations
@@ -18,29 +18,24 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, KeysView, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xgray.errors import InputError
-from xgray.score.scorer import Scored
+from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
     SEGMENT_BYTES,
     SUFFIX,
     Segment,
-    fitting,
+    first_that_fit,
     forget_cached,
-    full_tier,
     key_columns,
     segment_name,
+    segments_to_merge,
     write_segment,
 )
 from xgray.storage.folder import DamagedError, Folder
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 log = logging.getLogger(__name__)
 
@@ -48,99 +43,102 @@ FORMAT = "format.json"
 FORMAT_VERSION = 1
 READ_JSON = json.JSONDecoder().raw_decode
 RELIST_SECONDS = 1.0
-"""A look-up that finds something missing looks for other writers' segments, but no more often than this."""
+"""A look-up that misses a text lists the other writers' segments again, at most this often."""
 
 
 class ScoreStore:
-    """A score store, for reading and for writing. Safe to use from several threads and processes at once."""
+    """A score store, for reading and writing. Several threads and processes may use it at once."""
 
     def __init__(self, uri: str) -> None:
-        """Open the store at a path or URI; where there is none, the first entry makes it. Entries are not read.
+        """Open the store at a path or URI without reading its entries. The first entry creates it.
 
         Raises:
-            InputError: the store is of a newer version, or ``format.json`` is no such file.
+            InputError: a newer version wrote the store, or ``format.json`` is not that of a score store.
         """
         self.folder = Folder(uri)
         self._files = self.folder / "segments"
         self._has_format = self._check_format()
         self._lock = threading.RLock()
         self._segments: dict[str, Segment] = {}
-        self._own: list[Segment] = []
+        self._written: list[Segment] = []
+        """The segments that this object wrote; it merges no others unless :meth:`compact` is called."""
         self._damaged: set[str] = set()
         self._unreadable: set[str] = set()
         self.refresh()
 
     @classmethod
     def open_existing(cls, uri: str) -> ScoreStore:
-        """Open a store that is there already: to read one that is not would look like an empty one.
+        """Open a store that must exist already: reading a wrong path would look like reading an empty store.
 
         Raises:
-            InputError: there is none, or it is of a newer version.
+            InputError: there is no store, or a newer version wrote it.
         """
         store = cls(uri)
         if not store._has_format:
-            raise InputError(f"{store.folder}: no score store here ({FORMAT} is missing); give its folder")
+            raise InputError(f"{store.folder}: no score store here ({FORMAT} is missing). Name the store's folder")
         return store
 
     def _check_format(self) -> bool:
+        """Return whether the store exists."""
         if not self.folder.exists(FORMAT):
             return False
         try:
             version = int(self.folder.read_json(FORMAT)["version"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.folder / FORMAT}: not the format of a score store; give another path") from None
+            raise InputError(f"{self.folder / FORMAT}: not the format of a score store. Name another path") from None
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{self.folder}: a score store of format {version}; this version of xgray reads formats up to "
-                f"{FORMAT_VERSION}: update xgray, or give another store"
+                f"{FORMAT_VERSION}. Please update xgray, or name another store"
             )
         return True
 
     @property
     def num_rows(self) -> int:
-        """Rows of all segments; an answer that lies in two of them counts twice."""
+        """Number of rows in all segments; an answer that is in two segments counts twice."""
         return sum(segment.num_rows for segment in self._segments.values())
 
     def get(
-        self, texts: Sequence[str], language: str, scorer: str, version: str, attributes: Sequence[str]
+        self, texts: Sequence[str], language: str, scorer: ScorerId, attributes: Sequence[str]
     ) -> list[Scored | None]:
-        """What is known of each text for these attributes; None where something is to be asked.
+        """Return what the store knows of each text for these attributes, None where it has no answer.
 
         Args:
-            texts: as they are scored. Many at once are much quicker than one by one.
+            texts: as they are scored. One call with many texts is much faster than many calls.
         """
-        keys = score_keys(texts, language, scorer, version)
+        keys = score_keys(texts, language, scorer)
         wanted = dict.fromkeys(attributes).keys()
-        found = [_answer(values, wanted) for values in self._values(keys)]
-        missing = [at for at, scored in enumerate(found) if scored is None]
-        # Workers of one run learn of each other's answers this way, at the price of a listing a second.
+        answers = [_answer(values, wanted) for values in self._values(keys)]
+        missing = [index for index, scored in enumerate(answers) if scored is None]
+        # The workers of a run learn of each other's answers this way, at the cost of a listing per second.
         if missing and time.monotonic() - self._listed > RELIST_SECONDS and self.refresh():
-            for at, values in zip(missing, self._values([keys[at] for at in missing]), strict=True):
-                found[at] = _answer(values, wanted)
-        return found
+            for index, values in zip(missing, self._values([keys[index] for index in missing]), strict=True):
+                answers[index] = _answer(values, wanted)
+        return answers
 
     def _values(self, keys: Sequence[bytes]) -> list[list[bytes]]:
-        """All sound values of each key."""
-        found: list[list[bytes]] = [[] for _ in keys]
+        """Return all undamaged values of each key."""
+        values_by_key: list[list[bytes]] = [[] for _ in keys]
         halves = key_columns(keys)
-        order = np.argsort(halves[:, 0])  # Neighbours in the files are then searched one after another.
+        order = np.argsort(halves[:, 0])  # Sorted keys are searched in neighbouring places of the files.
         halves = halves[order]
         for segment in list(self._segments.values()):
             indices, rows = segment.find(halves)
-            places = order[indices].tolist()
-            for at, value in zip(places, segment.values(rows, [keys[at] for at in places]), strict=True):
+            positions = order[indices].tolist()
+            values = segment.values(rows, [keys[position] for position in positions])
+            for position, value in zip(positions, values, strict=True):
                 if value is not None:
-                    found[at].append(value)
-        return found
+                    values_by_key[position].append(value)
+        return values_by_key
 
     def entries(self) -> Iterator[ScoreEntry]:
-        """All entries, once each, in an order that does not depend on the files."""
+        """Yield every entry once, in an order that does not depend on the files."""
         self.refresh()
         for row, _ in groupby(heapq.merge(*(segment.rows() for segment in self._segments.values()))):
-            yield ScoreEntry.of_row(row)
+            yield ScoreEntry.from_row(row)
 
     def put(self, entries: Iterable[ScoreEntry]) -> None:
-        """Commit entries: when this returns, they outlive the process."""
+        """Commit entries: once this returns, they outlive the process."""
         rows: list[bytes] = []
         num_bytes = 0
         for entry in entries:
@@ -152,7 +150,7 @@ class ScoreStore:
         self._commit(rows)
 
     def merge(self, other: ScoreStore) -> None:
-        """Make this store the set union of its rows and another's."""
+        """Add all rows of another store to this one."""
         other.refresh()
         for segment in other._segments.values():
             self._commit(segment.rows())
@@ -162,62 +160,62 @@ class ScoreStore:
         if not distinct:
             return
         with self._lock:
-            self._own += self._write(distinct)[1]
-            while parts := full_tier(self._own):
-                self._replace(parts)
+            self._written += self._write(distinct)[1]
+            while to_merge := segments_to_merge(self._written):
+                self._replace(to_merge)
 
     def _write(self, rows: Collection[bytes]) -> tuple[str, list[Segment]]:
-        """The new segment's name, and itself unless another process has merged it already."""
+        """Write a segment and return its name and itself, the latter unless another process has merged it already."""
         if not self._has_format:
             self.folder.write_json(FORMAT, {"version": FORMAT_VERSION})
             self._has_format = True
         name = write_segment(self._files, rows)
         try:
-            segment = Segment(self._files, name, self._report)
+            segment = Segment(self._files, name, self._report_damage)
         except FileNotFoundError:
             self.refresh()
             return name, []
         self._segments = {**self._segments, name: segment}
         return name, [segment]
 
-    def _replace(self, parts: Sequence[Segment]) -> None:
-        """One segment in the place of several, which are deleted when it is finished.
+    def _replace(self, segments: Sequence[Segment]) -> None:
+        """Write one segment with the rows of several, then delete those.
 
-        Two processes may do this to the same parts, or a part may have been merged elsewhere: every file that goes
-        leaves its rows in a finished one, and the worst is that a row lies in two.
+        Two processes may do this with the same segments, and a segment may have been merged elsewhere meanwhile. A
+        file is deleted only when its rows are in a finished one, so at worst a row is in two segments.
         """
-        rows = {row for part in parts for row in part.rows()}
+        rows = {row for segment in segments for row in segment.rows()}
         name, merged = self._write(rows) if rows else ("", [])
-        gone = [part.name for part in parts if part.name != name]
-        for one in gone:
-            self._files.remove(one)
-        self._drop(gone)
-        if any(part in self._own for part in parts):
-            self._own = [one for one in self._own if one not in parts] + merged
+        replaced = [segment.name for segment in segments if segment.name != name]
+        for replaced_name in replaced:
+            self._files.remove(replaced_name)
+        self._drop(replaced)
+        if any(segment in self._written for segment in segments):
+            self._written = [segment for segment in self._written if segment not in segments] + merged
 
     def _drop(self, names: Collection[str]) -> None:
-        self._segments = {name: one for name, one in self._segments.items() if name not in names}
+        self._segments = {name: segment for name, segment in self._segments.items() if name not in names}
         if self._files.local is None:
             for name in names:
                 forget_cached(name)
 
     def refresh(self) -> bool:
-        """See what other writers have written since the last time; whether there was anything."""
+        """Open the segments that other writers have written since the last call; return whether anything changed."""
         with self._lock:
             before = self._segments
-            # While a merge runs, one listing may show neither its parts nor its result; a second one will.
+            # During a merge, one listing may show neither the merged segments nor the result; a second one will.
             listed = {*self._files.names(SUFFIX), *self._files.names(SUFFIX)}
-            opened = {name: one for name, one in before.items() if name in listed}
+            opened = {name: segment for name, segment in before.items() if name in listed}
             vanished: set[str] = set()
             while new := listed - opened.keys() - vanished - self._unreadable:
                 for name in new:
                     try:
-                        opened[name] = Segment(self._files, name, self._report)
-                    except FileNotFoundError:  # Merged meanwhile, so there is another one.
+                        opened[name] = Segment(self._files, name, self._report_damage)
+                    except FileNotFoundError:  # It was merged since the listing, so there is another segment.
                         vanished.add(name)
                     except DamagedError as error:
                         self._unreadable.add(name)
-                        self._report(name, str(error))
+                        self._report_damage(name, str(error))
                 if new & vanished:
                     listed |= set(self._files.names(SUFFIX))
             self._segments = opened
@@ -226,17 +224,17 @@ class ScoreStore:
             return opened.keys() != before.keys()
 
     def compact(self) -> None:
-        """Merge the small segments of all writers; while runs go on, and several at once, if need be."""
+        """Merge the small segments of all writers. Other processes may read, write and compact at the same time."""
         with self._lock:
             self.refresh()
-            small = [one for one in self._segments.values() if one.num_bytes < SEGMENT_BYTES // 2]
-            small.sort(key=lambda one: (one.num_bytes, one.name))
-            while len(parts := fitting(small)) > 1:
-                self._replace(parts)
-                small = small[len(parts) :]
+            small = [segment for segment in self._segments.values() if segment.num_bytes < SEGMENT_BYTES // 2]
+            small.sort(key=lambda segment: (segment.num_bytes, segment.name))
+            while len(to_merge := first_that_fit(small)) > 1:
+                self._replace(to_merge)
+                small = small[len(to_merge) :]
 
     def check(self) -> list[str]:
-        """Read the whole store and name the files in it that are damaged, which no look-up can do for all damage."""
+        """Read the whole store and return the names of damaged segments. Look-ups do not notice all damage."""
         self.refresh()
         damaged = list(self._unreadable)
         for name, segment in self._segments.items():
@@ -249,7 +247,7 @@ class ScoreStore:
         return sorted(damaged)
 
     def salvage(self, names: Iterable[str]) -> None:
-        """Replace damaged files, as :meth:`check` names them, by what is sound in them."""
+        """Replace damaged segments, as :meth:`check` names them, by segments of their undamaged rows."""
         with self._lock:
             for name in names:
                 if name in self._segments:
@@ -257,32 +255,34 @@ class ScoreStore:
                 else:
                     self._files.remove(name)
 
-    def _report(self, name: str, reason: str) -> None:
+    def _report_damage(self, name: str, reason: str) -> None:
         if name not in self._damaged:
             self._damaged.add(name)
-            log.warning("%s is damaged (%s); what is lost of it will be scored again", self._files / name, reason)
+            log.warning(
+                "%s is damaged (%s). The scores that are lost will be computed again", self._files / name, reason
+            )
 
 
 def _answer(values: Sequence[bytes], wanted: KeysView[str]) -> Scored | None:
-    """What the rows of one text say of the wanted attributes, whatever the order of the rows.
+    """Return what the rows of one text say about the wanted attributes, independently of the rows' order.
 
-    Of each attribute the earliest number counts. A refusal answers for any attributes that it was given for all of,
-    or that include all that it was given for.
+    Each attribute gets its earliest number. A permanent error answers for any subset of the attributes that were
+    requested with it, and for any superset of them.
     """
     if not values:
         return None
     rows = [(READ_JSON(value.decode("utf-8", "surrogatepass"))[0], value) for value in values]
-    if len(rows) > 1:  # "~" comes after every date.
+    if len(rows) > 1:  # "~" sorts after every date.
         rows.sort(key=lambda row: (row[0].get("date", "~"), row[1]))
     scores: dict[str, float] = {}
-    asked: set[str] = set()
+    requested: set[str] = set()
     seconds = None
     for fields, _ in rows:
         if "error" not in fields and not wanted.isdisjoint(fields["attributes"]):
             scores = fields["scores"] | scores
-            asked.update(fields["attributes"])
+            requested.update(fields["attributes"])
             seconds = fields.get("seconds") if seconds is None else seconds
-    if wanted <= asked and not wanted.isdisjoint(scores):
+    if wanted <= requested and not wanted.isdisjoint(scores):
         return Scored({name: scores.get(name) for name in wanted}, seconds=seconds)
     for fields, _ in rows:
         if "error" in fields and (wanted <= set(fields["attributes"]) or wanted >= set(fields["attributes"])):
