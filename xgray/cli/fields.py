@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import App, Group, Parameter
@@ -31,10 +32,9 @@ class CommandWithFields:
     all commands does not need it.
     """
 
-    __name__: str
-
     def __init__(self, command: Callable[..., Any], sections: tuple[str, ...]) -> None:
-        functools.update_wrapper(self, command)
+        self.__name__ = command.__name__
+        self.__doc__ = command.__doc__
         self._command = command
         self._sections = sections
 
@@ -50,8 +50,13 @@ class CommandWithFields:
     def __signature__(self) -> inspect.Signature:
         hints = get_type_hints(self._command, include_extras=True)
         signature = inspect.signature(self._command)
+        hints["arguments"] = Annotated[str | Path, hints["arguments"].__metadata__[0]]  # a shell completes paths
         parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
         return signature.replace(parameters=[*parameters, *map(_parameter, self._fields)])
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]  # read by typing.get_type_hints
+        return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
 
     @functools.cached_property
     def _fields(self) -> list[Field]:
