@@ -1,10 +1,10 @@
-"""A real S3-compatible server, moto's, that can be told to fail now and then.
+"""A real S3-compatible server (moto) that fails some requests on demand.
 
 Run as a program it is the server; it prints its port. ``PUT /-/faults`` with a JSON object says which requests fail:
 
     methods  ["PUT", "GET"]
-    every    a fault begins at every so many-eth request of these methods
-    tries    how many tries of that request fail in a row: the AWS SDK tries again by itself
+    every    N: every N-th request of these methods fails
+    tries    how often in a row that request fails, since the AWS SDK retries by itself
 """
 
 import http.client
@@ -22,6 +22,8 @@ BUCKET = "bucket"
 
 
 class ObjectStore:
+    """The server, as tests see it."""
+
     def __init__(self, port):
         self.port = port
 
@@ -36,14 +38,14 @@ class ObjectStore:
         return answer
 
     def fail(self, every, methods=("PUT", "GET"), tries=1):
-        """Fail from now on; returns how many requests were failed since the last time."""
-        told = json.dumps({"every": every, "methods": methods, "tries": tries})
-        return json.loads(self.request("PUT", "/-/faults", told))
+        """Set which requests fail from now on, and return how many have failed since the last call."""
+        faults = json.dumps({"every": every, "methods": methods, "tries": tries})
+        return json.loads(self.request("PUT", "/-/faults", faults))
 
 
 @contextmanager
 def object_store():
-    """A server with one empty bucket, in a process of its own."""
+    """Yield a server with one empty bucket, which runs in another process."""
     process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         store = ObjectStore(int(process.stdout.readline()))
@@ -54,8 +56,8 @@ def object_store():
         process.wait()
 
 
-class Faulty:
-    """A WSGI application before another one."""
+class FaultyApplication:
+    """A WSGI application that fails some requests and passes the others to another application."""
 
     def __init__(self, application):
         self.application = application
@@ -100,6 +102,8 @@ if __name__ == "__main__":
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = make_server("127.0.0.1", 0, Faulty(DomainDispatcherApplication(create_backend_app)), threaded=True)
+    server = make_server(
+        "127.0.0.1", 0, FaultyApplication(DomainDispatcherApplication(create_backend_app)), threaded=True
+    )
     print(server.server_port, flush=True)
     server.serve_forever()

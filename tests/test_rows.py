@@ -6,20 +6,22 @@ import pytest
 
 from xgray.rows import ATTRIBUTES, Completions, Row, Scores, from_table, schema, to_table
 
-NOTHING = dict.fromkeys(ATTRIBUTES)
+NO_SCORES = dict.fromkeys(ATTRIBUTES)
 
 COMPLETIONS = [
     Completions("en/1", "en", "base", "a\u2028b", ["", " x\n", "😀"], [0, 2, 1], ["stop", "length", "length"]),
     Completions("zh-hans/2", "zh-hans", "dpo", "你", ["好"], [], ["imported"]),
 ]
 SCORES = [
-    Scores("en/1", "en", "base", [{**NOTHING, "toxicity": 0.25}, NOTHING], [None, "429: quota"], "perspective", "v1"),
+    Scores(
+        "en/1", "en", "base", [{**NO_SCORES, "toxicity": 0.25}, NO_SCORES], [None, "429: quota"], "perspective", "v1"
+    ),
     Scores("en/2", "en", "base", [], [], "perspective", "v1"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "row_type"), [(COMPLETIONS, Completions), (SCORES, Scores)])
-def test_rows_come_back_from_parquet_as_they_were(rows: list[Row], row_type: type[Row]) -> None:
+def test_rows_survive_parquet_unchanged(rows: list[Row], row_type: type[Row]) -> None:
     stream = io.BytesIO()
     pq.write_table(to_table(rows, row_type), stream)
     assert from_table(pq.read_table(stream), row_type) == rows
@@ -29,16 +31,16 @@ def test_a_missing_score_is_null_and_never_a_number() -> None:
     scores = to_table(SCORES, Scores)["scores"].to_pylist()
     assert scores[0][0]["toxicity"] == 0.25
     assert scores[0][0]["insult"] is None
-    assert scores[0][1] == NOTHING
+    assert scores[0][1] == NO_SCORES
 
 
 def test_attributes_left_out_become_null() -> None:
     row = Scores("en/1", "en", "base", [{"toxicity": 0.5}, {}], [None, "timeout"], "embedding", "1")
-    assert from_table(to_table([row], Scores), Scores)[0].scores == [{**NOTHING, "toxicity": 0.5}, NOTHING]
+    assert from_table(to_table([row], Scores), Scores)[0].scores == [{**NO_SCORES, "toxicity": 0.5}, NO_SCORES]
 
 
 @pytest.mark.parametrize("row_type", [Completions, Scores])
-def test_no_rows_still_have_a_schema(row_type: type[Row]) -> None:
+def test_an_empty_table_has_the_schema(row_type: type[Row]) -> None:
     table = to_table([], row_type)
     assert table.num_rows == 0
     assert table.schema == schema(row_type)

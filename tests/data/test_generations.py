@@ -32,9 +32,7 @@ def test_lines_become_one_row_a_prompt_with_k_from_the_file(tmp_path: Path) -> N
     ]
 
 
-def test_a_repeated_prompt_stays_a_prompt_of_its_own_and_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_repeated_prompts_stay_separate_and_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "output-rtp_lx_de.json", ["a", "b", "a", "c", "c", "d"], k=4)
     with caplog.at_level(logging.WARNING):
         rows = read_generations(str(file), "base")
@@ -74,7 +72,7 @@ def test_a_missing_line_is_refused_by_its_prompt(tmp_path: Path, missing: int) -
     assert f":{missing // 4 * 4 + 1}:" in message
 
 
-def test_a_file_that_shows_two_k_is_refused_and_read_with_the_one_that_is_given(tmp_path: Path) -> None:
+def test_a_file_with_an_ambiguous_k_is_read_only_with_a_given_k(tmp_path: Path) -> None:
     file = write(tmp_path / "output-rtp_lx_en.json", ["p", "q"], k=2)
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
     message = refused(file)
@@ -87,7 +85,7 @@ def test_a_file_that_shows_two_k_is_refused_and_read_with_the_one_that_is_given(
     assert [row.prompt for row in read_generations(str(file), "base", k=4)] == ["p", "q", "q"]
 
 
-def test_k_that_the_file_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_a_k_that_does_not_divide_the_lines_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=4)
     assert "no multiple of k = 3" in refused(file, k=3)
     assert len(read_generations(str(file), "base", k=2)) == 4
@@ -133,13 +131,13 @@ def row(prompt_id: str, model: str = "base") -> Completions:
     return Completions(prompt_id, "en", model, "p", ["x", "y"], [1, 2], ["stop", "length"])
 
 
-def test_own_parquet_is_read_under_the_new_name(tmp_path: Path) -> None:
+def test_parquet_of_a_run_is_read_under_the_new_model_name(tmp_path: Path) -> None:
     pq.write_table(to_table([row("en/1"), row("en/2")], Completions), tmp_path / "a.parquet")
     assert read_generations(str(tmp_path), "other") == [row("en/1", "other"), row("en/2", "other")]
     assert read_generations(str(tmp_path / "a.parquet"), "base") == [row("en/1"), row("en/2")]
 
 
-def test_parquet_that_is_none_or_lacks_columns_or_repeats_ids_is_refused(tmp_path: Path) -> None:
+def test_parquet_that_is_unreadable_or_lacks_columns_or_repeats_ids_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     file.write_bytes(b"PAR1 not really")
     assert "a.parquet: no readable Parquet file" in refused(file)

@@ -24,20 +24,22 @@ def test_a_folder_is_read_in_the_order_of_languages_and_lines(tmp_path):
     write(tmp_path / "zh.csv", ROWS)
     write(tmp_path / "de.csv", ROWS)
     read = read_labelled(str(tmp_path))
-    assert [one.language for one in read] == ["de"] * 4 + ["zh-hans"] * 4
-    assert [(one.text, one.toxic, one.split) for one in read[:4]] == [(t, label == "1", s) for t, label, s in ROWS]
+    assert [comment.language for comment in read] == ["de"] * 4 + ["zh-hans"] * 4
+    assert [(comment.text, comment.toxic, comment.split) for comment in read[:4]] == [
+        (t, label == "1", s) for t, label, s in ROWS
+    ]
 
 
-def test_one_file_with_a_byte_order_mark_is_enough(tmp_path):
+def test_a_single_file_with_a_byte_order_mark_is_read(tmp_path):
     path = write(tmp_path / "en.csv", ROWS, encoding="utf-8-sig")
-    assert [one.text for one in read_labelled(str(path))] == [text for text, *_ in ROWS]
+    assert [comment.text for comment in read_labelled(str(path))] == [text for text, *_ in ROWS]
 
 
 def test_the_embedded_texts_cover_every_language_and_both_labels():
     read = read_labelled("embedded")
     for code in LANGUAGES:
         for split in ("fit", "validate"):
-            labels = [one.toxic for one in read if one.language == code and one.split == split]
+            labels = [comment.toxic for comment in read if comment.language == code and comment.split == split]
             assert sum(labels) >= 20
             assert len(labels) - sum(labels) >= 20
 
@@ -45,17 +47,17 @@ def test_the_embedded_texts_cover_every_language_and_both_labels():
 def test_a_file_without_splits_is_split_by_label_and_text(tmp_path):
     rows = [(f"text {index % 50}", "1" if index % 50 < 20 else "0") for index in range(100)]
     first = read_labelled(str(write(tmp_path / "en.csv", rows, ("text", "label"))))
-    assert [(one.text, one.toxic) for one in first] == [(text, label == "1") for text, label in rows]
-    validate = {one.text for one in first if one.split == "validate"}
-    assert validate.isdisjoint(one.text for one in first if one.split == "fit")
-    assert len([one for one in first if one.split == "validate" and one.toxic]) == 2 * (20 // 3)
-    assert len([one for one in first if one.split == "validate" and not one.toxic]) == 2 * (30 // 3)
+    assert [(comment.text, comment.toxic) for comment in first] == [(text, label == "1") for text, label in rows]
+    validate = {comment.text for comment in first if comment.split == "validate"}
+    assert validate.isdisjoint(comment.text for comment in first if comment.split == "fit")
+    assert len([comment for comment in first if comment.split == "validate" and comment.toxic]) == 2 * (20 // 3)
+    assert len([comment for comment in first if comment.split == "validate" and not comment.toxic]) == 2 * (30 // 3)
     # The order of the file does not matter.
     again = read_labelled(str(write(tmp_path / "en.csv", rows[::-1], ("text", "label"))))
-    assert {one.text for one in again if one.split == "validate"} == validate
+    assert {comment.text for comment in again if comment.split == "validate"} == validate
 
 
-def test_the_fingerprint_is_that_of_the_texts(tmp_path):
+def test_the_fingerprint_depends_on_the_texts_alone(tmp_path):
     write(tmp_path / "en.csv", ROWS)
     before = labelled_fingerprint(str(tmp_path))
     write(tmp_path / "en.csv", [(*row, "note") for row in ROWS], ("text", "label", "split", "comment"))
@@ -65,7 +67,7 @@ def test_the_fingerprint_is_that_of_the_texts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "header", "said"),
+    ("rows", "header", "expected"),
     [
         ([*ROWS, ("more", "2", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be 1 .* not '2'"),
         ([*ROWS, ("more", "toxic", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be .* not 'toxic'"),
@@ -80,14 +82,14 @@ def test_the_fingerprint_is_that_of_the_texts(tmp_path):
         ([("you idiot", "1")] * 9, ("text", "label"), r"en\.csv: no benign rows \(label 0\) to fit"),
     ],
 )
-def test_a_wrong_row_is_named_by_its_line(tmp_path, rows, header, said):
+def test_an_invalid_row_is_refused_by_its_line(tmp_path, rows, header, expected):
     write(tmp_path / "en.csv", rows, header)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=expected):
         read_labelled(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("en.csv", b"", r"en\.csv:1: no column text and label; the file is empty"),
         ("en.csv", b"text,label\nfine,0\n\xff\xfe,1\n", r"en\.csv:3: not UTF-8"),
@@ -96,9 +98,9 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path, rows, header, said):
         ("notes.txt", b"", r"holds no \{language\}\.csv files"),
     ],
 )
-def test_a_file_that_is_no_labelled_csv_is_refused(tmp_path, name, content, said):
+def test_a_file_that_is_not_a_labelled_csv_is_refused(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=expected):
         read_labelled(str(tmp_path))
 
 
@@ -128,27 +130,29 @@ def test_a_file_of_comments_is_read_with_the_columns_of_its_collection(tmp_path,
     rows = [(str(at), f"text {at}", labels[at % 4 > 0], *["0"] * width) for at in range(80)]
     path = str(write(tmp_path / "train.csv", rows, header))
     read = read_comments(path, 0.1, seed=0)
-    assert [(one.text, one.toxic) for one in read] == [(f"text {at}", at % 4 == 0) for at in range(80)]
-    held_out = {one.text for one in read if one.split == "validate"}
-    assert [sum(one.text in held_out and one.toxic == toxic for one in read) for toxic in (True, False)] == [2, 6]
-    # The same seed holds out the same texts, whatever their order; another one others.
+    assert [(comment.text, comment.toxic) for comment in read] == [(f"text {at}", at % 4 == 0) for at in range(80)]
+    held_out = {comment.text for comment in read if comment.split == "validate"}
+    assert [
+        sum(comment.text in held_out and comment.toxic == toxic for comment in read) for toxic in (True, False)
+    ] == [2, 6]
+    # The same seed holds out the same texts, whatever their order; another seed holds out others.
     write(tmp_path / "train.csv", rows[::-1], header)
-    assert {one.text for one in read_comments(path, 0.1, seed=0) if one.split == "validate"} == held_out
-    assert {one.text for one in read_comments(path, 0.1, seed=1) if one.split == "validate"} != held_out
+    assert {comment.text for comment in read_comments(path, 0.1, seed=0) if comment.split == "validate"} == held_out
+    assert {comment.text for comment in read_comments(path, 0.1, seed=1) if comment.split == "validate"} != held_out
 
 
-def test_a_file_of_comments_keeps_its_own_splits_and_its_first_texts_are_enough(tmp_path):
+def test_a_file_of_comments_keeps_its_splits_and_can_be_limited(tmp_path):
     path = str(write(tmp_path / "mine.csv", [*ROWS, ("another idiot", "1", "fit")]))
-    assert [one.split for one in read_comments(path, 0.5, seed=0)] == [split for *_, split in ROWS] + ["fit"]
+    assert [comment.split for comment in read_comments(path, 0.5, seed=0)] == [split for *_, split in ROWS] + ["fit"]
     assert len(read_comments(path, 0.5, seed=0, limit=4)) == 4
     with pytest.raises(InputError, match=r"no benign rows \(label 0\) to validate among the first 3 rows;"):
         read_comments(path, 0.5, seed=0, limit=3)
-    embedded = [one for one in read_labelled("embedded") if one.language == "en"]
+    embedded = [comment for comment in read_labelled("embedded") if comment.language == "en"]
     assert read_comments("embedded", 0.5, seed=0) == embedded
 
 
 @pytest.mark.parametrize(
-    ("rows", "header", "said"),
+    ("rows", "header", "expected"),
     [
         ([("you idiot", "1")] * 40, ("text", "toxic"), r"train\.csv: no benign rows"),
         ([("fine", "0")] * 40, ("text", "toxic"), r"train\.csv: no toxic rows"),
@@ -156,8 +160,8 @@ def test_a_file_of_comments_keeps_its_own_splits_and_its_first_texts_are_enough(
         ([("fine", "0")], ("body", "toxic"), r"train\.csv:1: no column text or comment_text or comment;"),
     ],
 )
-def test_a_wrong_file_of_comments_is_refused(tmp_path, rows, header, said):
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_file_of_comments_is_refused(tmp_path, rows, header, expected):
+    with pytest.raises(InputError, match=expected):
         read_comments(str(write(tmp_path / "train.csv", rows, header)), 0.1, seed=0)
 
 

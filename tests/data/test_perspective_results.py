@@ -25,7 +25,7 @@ def write(folder: Path, *lines: tuple[str, str, Any]) -> Path:
     return file
 
 
-def test_answers_become_scores_beside_their_completions(tmp_path: Path) -> None:
+def test_responses_become_scores_of_their_completions(tmp_path: Path) -> None:
     everything = dict.fromkeys(ATTRIBUTES, 0.25)
     file = write(
         tmp_path,
@@ -35,15 +35,15 @@ def test_answers_become_scores_beside_their_completions(tmp_path: Path) -> None:
         ("b", "w", body(toxicity=1)),
     )
     completions, scores = read_perspective_results(str(file), "base")
-    assert [(one.prompt_id, one.prompt, one.completions) for one in completions] == [
+    assert [(row.prompt_id, row.prompt, row.completions) for row in completions] == [
         ("en/0", "a", ["x", "y"]),
         ("en/1", "b", ["z", "w"]),
     ]
-    nothing = dict.fromkeys(ATTRIBUTES)
-    assert scores[0].scores == [{**nothing, "toxicity": 0.9, "insult": 0.5}, {**nothing, "toxicity": 0.0}]
+    missing = dict.fromkeys(ATTRIBUTES)
+    assert scores[0].scores == [{**missing, "toxicity": 0.9, "insult": 0.5}, {**missing, "toxicity": 0.0}]
     assert scores[1].scores[0] == everything
     assert scores[0].errors == [None, None]
-    assert [(one.prompt_id, one.language, one.model, one.scorer) for one in scores] == [
+    assert [(row.prompt_id, row.language, row.model, row.scorer) for row in scores] == [
         ("en/0", "en", "base", "perspective"),
         ("en/1", "en", "base", "perspective"),
     ]
@@ -106,7 +106,7 @@ def test_ids_are_those_of_the_generations_file(tmp_path: Path) -> None:
         ({"attributeScores": {"TOXICITY": {"summaryScore": {"value": "0.5"}}}}, "the score of TOXICITY is '0.5'"),
     ],
 )
-def test_a_score_that_is_no_probability_is_refused(tmp_path: Path, response: Any, expected: str) -> None:
+def test_a_score_that_is_not_a_probability_is_refused(tmp_path: Path, response: Any, expected: str) -> None:
     file = write(tmp_path, ("a", "x", response))
     with pytest.raises(InputError, match=r"rtp_lx_en\.json:1") as caught:
         read_perspective_results(str(file), "base")

@@ -26,7 +26,7 @@ def test_folder_is_read_language_by_language_with_ids_from_text_and_number(tmp_p
     write(tmp_path / "RTP_LX_DE.json", {"Prompt": "Du bist", "Index": "204"}, {"Prompt": "Er ist", "Index": "7"})
     write(tmp_path / "RTP_LX_EN.json", {"Prompt": "You are", "Index": 204})
     prompts = list(read_prompts(Prompts(path=str(tmp_path)), ["en", "de"]))
-    assert [(one.prompt_id, one.language, one.text) for one in prompts] == [
+    assert [(prompt.prompt_id, prompt.language, prompt.text) for prompt in prompts] == [
         ("en/204", "en", "You are"),
         ("de/204", "de", "Du bist"),
         ("de/7", "de", "Er ist"),
@@ -42,7 +42,7 @@ def test_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
 def test_byte_order_mark_carriage_returns_and_blank_lines_are_tolerated(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf{"Prompt": "a", "Index": 1}\r\n\r\n{"Prompt": "b", "Index": 2}'
     (tmp_path / "RTP_LX_EN.json").write_bytes(content)
-    assert [one.text for one in read_prompts(Prompts(path=str(tmp_path)), ["en"])] == ["a", "b"]
+    assert [prompt.text for prompt in read_prompts(Prompts(path=str(tmp_path)), ["en"])] == ["a", "b"]
 
 
 def test_chinese_file_is_found_under_its_own_code(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_chinese_file_is_found_under_its_own_code(tmp_path: Path) -> None:
 def test_texts_may_repeat_but_ids_may_not(tmp_path: Path) -> None:
     section = Prompts(path=str(tmp_path))
     write(tmp_path / "RTP_LX_CS.json", {"Prompt": "Jsi", "Index": 1}, {"Prompt": "Jsi", "Index": 2})
-    assert [one.prompt_id for one in read_prompts(section, ["cs"])] == ["cs/1", "cs/2"]
+    assert [prompt.prompt_id for prompt in read_prompts(section, ["cs"])] == ["cs/1", "cs/2"]
     write(
         tmp_path / "RTP_LX_CS.json",
         {"Prompt": "A", "Index": 1},
@@ -69,7 +69,7 @@ def test_limit_takes_the_first_of_each_language(tmp_path: Path) -> None:
     for code in ("EN", "DE"):
         write(tmp_path / f"RTP_LX_{code}.json", *({"Prompt": f"{code}{i}", "Index": i} for i in range(5)))
     prompts = list(read_prompts(Prompts(path=str(tmp_path), limit=2), ["de", "en"]))
-    assert [one.text for one in prompts] == ["DE0", "DE1", "EN0", "EN1"]
+    assert [prompt.text for prompt in prompts] == ["DE0", "DE1", "EN0", "EN1"]
 
 
 def test_missing_language_names_the_file_and_the_languages_present(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_single_file_takes_its_language_from_locale(tmp_path: Path) -> None:
         {"Prompt": "Você", "Index": 1, "Locale": "Pt-Br"},
         {"Prompt": "Tu", "Index": 2, "Locale": "PT"},
     )
-    assert [one.prompt_id for one in read_prompts(Prompts(path=str(file)), ["pt"])] == ["pt/1", "pt/2"]
+    assert [prompt.prompt_id for prompt in read_prompts(Prompts(path=str(file)), ["pt"])] == ["pt/1", "pt/2"]
     assert "set languages to [pt]" in refused(Prompts(path=str(file)), "en", "pt")
 
 
 def test_single_file_without_locale_or_index_needs_exactly_one_language(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", {"Prompt": "a"}, {"Prompt": "a"})
-    assert [one.prompt_id for one in read_prompts(Prompts(path=str(file)), ["en"])] == ["en/0", "en/1"]
+    assert [prompt.prompt_id for prompt in read_prompts(Prompts(path=str(file)), ["en"])] == ["en/0", "en/1"]
     assert "set languages" in refused(Prompts(path=str(file)), "en", "de")
 
 
@@ -134,7 +134,7 @@ def test_single_file_of_several_or_unknown_languages_is_refused(tmp_path: Path) 
 @pytest.fixture(scope="module")
 def embedded() -> Callable[[str], list[str]]:
     prompts = list(read_prompts(Prompts(), list(LANGUAGES)))
-    return lambda code: [one.text for one in prompts if one.language == code]
+    return lambda code: [prompt.text for prompt in prompts if prompt.language == code]
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

@@ -1,4 +1,4 @@
-"""A driver that holds a run's lease until it is told to stop: ``lease_driver.py RUN [BEAT STALE]``, seconds."""
+"""A driver that holds a run's lease until it is interrupted: ``lease_driver.py RUN [BEAT_SECONDS STALE_SECONDS]``."""
 
 import sys
 import time

@@ -31,9 +31,7 @@ def fail(stages: list[StageFolder]) -> None:
         raise StageError("a worker died:\nout of memory")
 
 
-def test_every_attempt_has_a_log_that_says_how_it_went(
-    stages: list[StageFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_attempt_has_a_log_without_secrets(stages: list[StageFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "mild-but-secret")
     monkeypatch.setattr("sys.argv", ["/usr/bin/xgray", "run", "e.yaml", "--api-key", "another-secret"])
     base, dpo = stages
@@ -55,17 +53,17 @@ def test_every_attempt_has_a_log_that_says_how_it_went(
     assert first.rstrip().endswith("ended: failed: a worker died: out of memory")
     assert "secret" not in first.replace("***", "")
     assert "10/10 done, 6 of them in this attempt" in text(base, 2)
-    assert "done" not in text(dpo, 2), "nothing was told of it"
+    assert "done" not in text(dpo, 2), "no progress was reported"
     assert text(dpo, 2).rstrip().endswith("ended: finished")
-    told = last_attempt(base.folder)
-    assert told is not None
-    assert (told.number, told.end, told.total) == (3, "interrupted by Ctrl-C", None)
+    last = last_attempt(base.folder)
+    assert last is not None
+    assert (last.number, last.end, last.total) == (3, "interrupted by Ctrl-C", None)
     other = last_attempt(dpo.folder)
     assert other is not None
     assert (other.number, other.end) == (2, "finished")
 
 
-def test_a_log_without_an_end_is_of_one_that_was_killed(stages: list[StageFolder]) -> None:
+def test_a_log_without_a_last_line_has_no_end(stages: list[StageFolder]) -> None:
     base, _ = stages
     with log_attempt([base], Meter()):
         running = last_attempt(base.folder)

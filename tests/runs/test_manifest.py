@@ -33,13 +33,13 @@ def test_fingerprint_is_the_digest_of_the_canonical_text() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, object(), b"x", Path("x")])
-def test_what_has_no_stable_text_is_refused_at_any_depth(value: Any) -> None:
+def test_values_without_a_stable_text_have_no_fingerprint(value: Any) -> None:
     for payload in (value, {"a": value}, {"a": [{"b": value}]}):
         with pytest.raises(TypeError):
             canonical(payload)
 
 
-def test_how_a_stage_is_run_does_not_enter_its_fingerprint() -> None:
+def test_execution_does_not_change_the_fingerprint() -> None:
     plain = fingerprint(section_payload(Generate()))
     assert fingerprint(section_payload(Generate(execution=GenerateExecution(batch_size=7, num_actors=3)))) == plain
     assert fingerprint(section_payload(Generate(k=4))) != plain
@@ -51,7 +51,7 @@ def test_finished_stage_is_skipped(stage: StageFolder) -> None:
     with pytest.raises(InputError, match="generate/base is not finished"):
         PlannedStage(stage_named("generate"), stage, payload).require()
     assert stage.begin(payload)
-    assert stage.begin(payload), "an interrupted stage is taken up again"
+    assert stage.begin(payload), "an interrupted stage continues"
     assert stage.manifest() is None
     stage.finish(payload, StageResult(counts={"out": 2}, seconds=1.23456))
     assert not stage.begin(payload)
@@ -59,7 +59,7 @@ def test_finished_stage_is_skipped(stage: StageFolder) -> None:
     assert (stage.manifest() or {})["fingerprint"] == fingerprint(payload)
 
 
-def test_manifest_says_what_was_made_of_what(stage: StageFolder) -> None:
+def test_the_manifest_holds_the_payload_and_the_result(stage: StageFolder) -> None:
     payload = {"section": {"k": 4}, "inputs": {"model": "abc"}}
     stage.begin(payload)
     written = stage.finish(payload, StageResult({"in": 3, "errors": 1}, {"auc": 0.9}, "cpu", 1.23456))
@@ -78,7 +78,7 @@ def test_manifest_says_what_was_made_of_what(stage: StageFolder) -> None:
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_other_configuration_is_refused_with_what_changed(stage: StageFolder, finished: bool) -> None:
+def test_another_configuration_is_refused_with_its_differences(stage: StageFolder, finished: bool) -> None:
     old = {"section": {"k": 4, "top_p": 0.8}}
     stage.begin(old)
     stage.rows.write_bytes("a.parquet", b"rows")
@@ -95,7 +95,7 @@ def test_other_configuration_is_refused_with_what_changed(stage: StageFolder, fi
     assert stage.manifest() is None
 
 
-def test_a_stage_that_was_only_begun_is_begun_anew_with_another_configuration(stage: StageFolder) -> None:
+def test_a_stage_without_results_accepts_another_configuration(stage: StageFolder) -> None:
     stage.begin({"k": 4})
     (stage.folder / "logs").write_bytes("attempt-0001.log", b"killed")
     assert stage.begin({"k": 25})
@@ -117,9 +117,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", ["manifest.json", "pending.json"])
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_what_another_version_or_a_bad_disk_left_is_named_and_can_be_forced(
-    stage: StageFolder, name: str, content: bytes
-) -> None:
+def test_a_damaged_record_is_refused_by_name_and_can_be_forced(stage: StageFolder, name: str, content: bytes) -> None:
     stage.begin({"k": 4})
     stage.rows.write_bytes("a.parquet", b"rows")
     stage.folder.write_bytes(name, content)
@@ -131,14 +129,14 @@ def test_what_another_version_or_a_bad_disk_left_is_named_and_can_be_forced(
     assert "\n" not in message
     assert stage.rows.names() == ["a.parquet"], "a refusal deletes nothing"
     stage.folder.remove(name)
-    assert stage.begin({"k": 4}), "the file alone is deleted: its rows are gone on from"
+    assert stage.begin({"k": 4}), "the rows are kept when only the damaged file is deleted"
     assert stage.rows.names() == ["a.parquet"]
     stage.folder.write_bytes(name, content)
     assert stage.begin({"k": 4}, force=True)
     assert stage.rows.names() == []
 
 
-def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFolder) -> None:
+def test_a_force_that_is_killed_half_way_leaves_nothing_to_continue(stage: StageFolder) -> None:
     stage.begin({"k": 4})
     for number in range(3000):
         (stage.rows / str(number % 50)).write_bytes(f"{number}.parquet", b"rows")
@@ -151,8 +149,7 @@ def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFol
         while stage.manifest() is not None:
             time.sleep(0.001)
         process.kill()
-    left = stage.rows.names()
-    assert left, "it was too quick to be killed half-way"
+    assert stage.rows.names(), "it was too quick to be killed half-way"
     for payload in ({"k": 4}, {"k": 5}):
         assert stage.state(payload) is FolderState.CONFLICT
     assert stage.begin({"k": 5})
@@ -161,7 +158,7 @@ def test_a_force_that_dies_half_way_leaves_nothing_to_go_on_from(stage: StageFol
     assert stage.folder.names() == ["pending.json"]
 
 
-def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:
+def test_reading_the_state_changes_nothing(stage: StageFolder) -> None:
     assert stage.state({"k": 4}) is FolderState.EMPTY
     assert not stage.folder.exists("")
     stage.begin({"k": 4})
@@ -172,7 +169,7 @@ def test_looking_at_a_stage_changes_nothing(stage: StageFolder) -> None:
     assert stage.folder.names() == ["manifest.json", "pending.json"]
 
 
-def test_rows_of_an_interrupted_stage_stay(stage: StageFolder) -> None:
+def test_force_keeps_the_rows_of_an_interrupted_stage(stage: StageFolder) -> None:
     stage.begin({"k": 4})
     stage.rows.write_bytes("a.parquet", b"rows")
     assert stage.begin({"k": 4}, force=True)
@@ -199,7 +196,7 @@ def test_differences_name_every_leaf() -> None:
         ([], []),
     ],
 )
-def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: list[str]) -> None:
+def test_secrets_are_redacted_in_a_command_line(argv: list[str], expected: list[str]) -> None:
     assert redact_argv(argv) == expected
 
 
@@ -212,22 +209,22 @@ def test_secrets_are_taken_out_of_the_command_line(argv: list[str], expected: li
         ("abfss://container:hush@account/x", "abfss://***@account/x"),
     ],
 )
-def test_secrets_are_taken_out_of_a_text(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted_in_a_text(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFORTHETESTS0")
     assert redact(text) == expected
 
 
 def test_file_fingerprint_follows_the_content_and_the_names_inside(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+    for name in ("first", "second"):
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "a.txt").write_text("a")
         (tmp_path / name / "sub" / "b.txt").write_text("b")
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert file_fingerprint(one) == file_fingerprint(two), "where a folder lies does not matter"
-    (two / "sub" / "b.txt").write_text("B")
-    assert file_fingerprint(one) != file_fingerprint(two)
-    (two / "sub" / "b.txt").write_text("b")
-    (two / "sub" / "b.txt").rename(two / "sub" / "c.txt")
-    assert file_fingerprint(one) != file_fingerprint(two), "names inside a folder do"
-    (one / "copy.txt").write_text("a")
-    assert file_fingerprint(one / "a.txt") == file_fingerprint(one / "copy.txt"), "a single file's name does not"
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert file_fingerprint(first) == file_fingerprint(second), "where a folder lies does not matter"
+    (second / "sub" / "b.txt").write_text("B")
+    assert file_fingerprint(first) != file_fingerprint(second)
+    (second / "sub" / "b.txt").write_text("b")
+    (second / "sub" / "b.txt").rename(second / "sub" / "c.txt")
+    assert file_fingerprint(first) != file_fingerprint(second), "names inside a folder do"
+    (first / "copy.txt").write_text("a")
+    assert file_fingerprint(first / "a.txt") == file_fingerprint(first / "copy.txt"), "a single file's name does not"

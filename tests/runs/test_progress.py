@@ -2,7 +2,7 @@ from xgray.runs.progress import Meter, duration
 
 
 class Clock:
-    """Seconds that the test moves on."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -11,12 +11,12 @@ class Clock:
         return self.now
 
 
-def test_rate_is_of_this_attempt_and_leaves_out_the_start() -> None:
+def test_the_rate_leaves_out_earlier_attempts_and_the_start() -> None:
     clock = Clock()
     meter = Meter(clock)
-    meter("generate/base", 600, 1000)  # an earlier attempt's
+    meter("generate/base", 600, 1000)  # of an earlier attempt
     assert (meter.progress()["generate/base"].rate, meter.progress()["generate/base"].eta_seconds) == (None, None)
-    clock.now += 100  # the engine starts, and makes its first block
+    clock.now += 100  # the engine starts and finishes its first block
     meter("generate/base", 610, 1000)
     assert meter.progress()["generate/base"].rate == 10 / 100
     clock.now += 10
@@ -27,12 +27,12 @@ def test_rate_is_of_this_attempt_and_leaves_out_the_start() -> None:
     assert now.eta_seconds == (1000 - 630) / 2
 
 
-def test_what_goes_back_or_stands_still_gives_no_negative_rate() -> None:
+def test_a_training_that_goes_back_has_no_negative_rate() -> None:
     clock = Clock()
     meter = Meter(clock)
     for done in (0, 50, 40, 40):  # a training goes back to its checkpoint
         meter("train/dpo", done, 100)
-    assert meter.progress()["train/dpo"].rate is None, "nothing is faster than the clock tells"
+    assert meter.progress()["train/dpo"].rate is None, "no time has passed"
     clock.now += 5
     meter("train/dpo", 50, 100)
     assert meter.progress()["train/dpo"].rate == 2
@@ -42,7 +42,7 @@ def test_what_goes_back_or_stands_still_gives_no_negative_rate() -> None:
     assert meter.progress()["train/dpo"].eta_seconds == 0
 
 
-def test_a_standstill_lowers_the_rate_and_is_told() -> None:
+def test_a_standstill_is_reported_and_lowers_the_rate() -> None:
     clock = Clock()
     meter = Meter(clock)
     meter("generate/base", 0, 1000)
@@ -61,8 +61,8 @@ def test_a_standstill_lowers_the_rate_and_is_told() -> None:
     assert meter.progress()["generate/base"].standstill_seconds is None
 
 
-def test_blocks_that_come_in_bursts_are_no_standstill() -> None:
-    """Sixteen actors bring their blocks within seconds, every ten minutes."""
+def test_bursts_of_blocks_are_not_a_standstill() -> None:
+    """Sixteen actors finish their blocks within seconds of each other, every ten minutes."""
     clock = Clock()
     meter = Meter(clock)
     done = 0
@@ -78,7 +78,7 @@ def test_blocks_that_come_in_bursts_are_no_standstill() -> None:
     assert meter.progress()["generate/base"].standstill_seconds == 1900
 
 
-def test_what_is_complete_or_waits_for_its_turn_does_not_stand_still() -> None:
+def test_finished_and_waiting_stages_are_not_at_a_standstill() -> None:
     clock = Clock()
     meter = Meter(clock)
     for label, total in (("train/dpo", 5), ("generate/base", 1000), ("generate/dpo", 1000)):
@@ -87,13 +87,13 @@ def test_what_is_complete_or_waits_for_its_turn_does_not_stand_still() -> None:
     for done in range(1, 100):
         clock.now += 30
         meter("generate/base", done, 1000)
-    assert {one.standstill_seconds for one in meter.progress().values()} == {None}
+    assert {stage.standstill_seconds for stage in meter.progress().values()} == {None}
     clock.now += 590
-    told = {label: one.standstill_seconds for label, one in meter.progress().items()}
-    assert told == {"train/dpo": None, "generate/base": 590, "generate/dpo": None}
+    standstills = {label: stage.standstill_seconds for label, stage in meter.progress().items()}
+    assert standstills == {"train/dpo": None, "generate/base": 590, "generate/dpo": None}
     clock.now += 20
-    told = {label: one.standstill_seconds for label, one in meter.progress().items()}
-    assert told == {"train/dpo": None, "generate/base": 610, "generate/dpo": 610}
+    standstills = {label: stage.standstill_seconds for label, stage in meter.progress().items()}
+    assert standstills == {"train/dpo": None, "generate/base": 610, "generate/dpo": 610}
 
 
 def test_durations_are_short() -> None:

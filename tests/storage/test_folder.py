@@ -39,7 +39,7 @@ def test_files_are_written_read_listed_and_deleted(tmp_path: Path) -> None:
     folder.delete()
 
 
-def test_a_files_path_is_its_folder_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_split_into_folder_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("a.json", "./a.json", str(tmp_path / "a.json"), f"file://{tmp_path}/a.json"):
         folder, name = Folder.containing(path)
@@ -55,7 +55,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert folder.read_bytes("a") == b"short"
 
 
-def test_unfinished_files_are_passed_over(tmp_path: Path) -> None:
+def test_unfinished_files_are_ignored(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_parquet("a.parquet", to_table([row("en/1")], Completions))
     (tmp_path / f"{TEMPORARY_MARK}0-b.parquet").write_bytes(b"half a fi")
@@ -64,7 +64,7 @@ def test_unfinished_files_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path, existing: bool) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, existing: bool) -> None:
     """The disk is full after 64 KiB, for a process that may write no larger files."""
     folder = Folder(str(tmp_path))
     if existing:
@@ -102,7 +102,7 @@ def test_file_uri_is_the_local_folder(tmp_path: Path) -> None:
     assert folder.name == "sub"
 
 
-def test_a_remote_folder_is_no_local_path() -> None:
+def test_a_remote_folder_has_no_local_path() -> None:
     folder = Folder("s3://bucket/runs/") / "mine"
     assert folder.uri == "s3://bucket/runs/mine"
     assert folder.local is None
@@ -152,7 +152,7 @@ def store():
             yield server
 
 
-def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore, tmp_path: Path) -> None:
+def test_an_object_store_behaves_like_a_local_folder(store: ObjectStore, tmp_path: Path) -> None:
     run = Folder(store.uri("/like-any-other"))
     rows = run / "generate" / "rows"
     assert (rows.parent.name, rows.parent.parent.uri) == ("generate", run.uri)
@@ -180,7 +180,7 @@ def test_an_object_store_is_a_folder_like_any_other(store: ObjectStore, tmp_path
 
 @pytest.mark.parametrize("tries", [1, 5])
 def test_every_tenth_read_and_write_may_fail(store: ObjectStore, tries: int) -> None:
-    """The AWS SDK tries some requests again by itself, not all; five faults in a row are too many for it."""
+    """The AWS SDK retries some requests by itself, but not all; five faults in a row are too many for it."""
     folder = Folder(store.uri(f"/faults-{tries}"))
     store.fail(every=10, tries=tries)
     for number in range(12):
@@ -202,7 +202,7 @@ def test_an_upload_that_breaks_off_leaves_no_object(store: ObjectStore) -> None:
     assert not Folder(uri).exists("big")
 
 
-def test_what_cannot_come_right_is_said_at_once(store: ObjectStore, tmp_path: Path) -> None:
+def test_permanent_errors_are_raised_at_once(store: ObjectStore, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
         Folder(store.uri("/x", bucket="none")).write_bytes("a", b"a")
@@ -214,7 +214,7 @@ def test_what_cannot_come_right_is_said_at_once(store: ObjectStore, tmp_path: Pa
         Folder("foo://x").names()
 
 
-def test_an_azure_container_is_no_credential() -> None:
+def test_an_azure_container_is_not_a_credential() -> None:
     for scheme in ("abfs", "abfss"):
         runs = Folder(f"{scheme}://bucket@account.dfs.core.windows.net/x")
         assert (runs / "mine").uri == f"{scheme}://bucket@account.dfs.core.windows.net/x/mine"
@@ -225,7 +225,7 @@ def test_an_azure_container_is_no_credential() -> None:
 
 
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Azurite's own, the same everywhere."""
+"""The key of every Azurite."""
 
 
 @pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="needs Azurite: npm install --global azurite")
@@ -233,8 +233,12 @@ def test_a_blob_on_azure_is_never_seen_empty(tmp_path: Path, monkeypatch: pytest
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    authorities = {f"{kind}_storage_{part}": value for kind in ("blob", "dfs") for part, value in
-                   (("authority", where), ("scheme", "http"))}  # fmt: skip
+    authorities = {
+        "blob_storage_authority": where,
+        "blob_storage_scheme": "http",
+        "dfs_storage_authority": where,
+        "dfs_storage_scheme": "http",
+    }
     azure = AzureFileSystem(account_name="devstoreaccount1", account_key=AZURITE_KEY, **authorities)
     # Credentials come from the environment, which has no way to name Azurite's.
     monkeypatch.setattr("xgray.storage.folder._open_file_system", lambda uri: (azure, "container/runs"))

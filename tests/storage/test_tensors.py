@@ -1,4 +1,4 @@
-"""Files of tensors come back whole, or are named with what to do."""
+"""Damaged files of tensors are refused with a remedy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
 
-def test_a_cut_file_or_one_without_its_tensors_is_named_in_one_line(tmp_path):
+def test_a_damaged_file_is_refused_in_one_line(tmp_path):
     folder, content = Folder(str(tmp_path)), save({"w": np.arange(4, dtype=np.float32)})
     folder.write_bytes("whole.safetensors", content)
     assert read_tensors(folder, "whole.safetensors", "w")["w"].tolist() == [0, 1, 2, 3]
@@ -23,8 +23,8 @@ def test_a_cut_file_or_one_without_its_tensors_is_named_in_one_line(tmp_path):
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_cut_probe_wants_its_manifest_away(tmp_path):
-    """The stage is finished: without the file alone nothing would be done."""
+def test_a_damaged_probe_asks_to_delete_the_manifest(tmp_path):
+    """The stage is finished, so deleting the file alone would not make the stage run again."""
     folder = Folder(str(tmp_path))
     folder.write_bytes("probe.safetensors", save({"w": np.ones(4, np.float32)})[:-2])
     with pytest.raises(StageError, match=r"probe\.safetensors is damaged .*; delete .*manifest\.json, and the stage"):
