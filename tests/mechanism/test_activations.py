@@ -59,5 +59,5 @@ def test_an_activation_that_is_no_number_names_its_layer_and_neuron():
 def test_logits_that_are_no_numbers_choose_no_tokens():
     model = make_model("llama")
     model.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(InputError, match="the logits after text 1 of 1 are no numbers"):
+    with pytest.raises(InputError, match="the logits after text 1 of 1 are not finite"):
         measure_activations(model, make_tokenizer(), ["long"], [(0, 1)], 3, 8)

@@ -118,7 +118,7 @@ def test_an_mlp_of_an_unknown_kind_is_refused():
 
 def test_two_stacks_of_blocks_are_refused():
     stack = torch.nn.ModuleDict({"text": torch.nn.ModuleList([Layer()]), "images": torch.nn.ModuleList([Layer()])})
-    with pytest.raises(InputError, match="it has them in layers 0, 0"):
+    with pytest.raises(InputError, match="in layers 0, 0"):
         down_projections(stack)
 
 

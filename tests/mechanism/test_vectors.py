@@ -6,7 +6,7 @@ import torch
 
 from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError
-from xgray.mechanism.neurons import blocks, down_projections
+from xgray.mechanism.neurons import down_projections, transformer_layers
 from xgray.mechanism.vectors import activation_intervals, overlap, potential_sources, top_tokens
 
 W = np.eye(32, dtype=np.float32)[0] * 7
@@ -28,9 +28,9 @@ def test_the_vectors_that_point_the_probes_way_are_found(kind, dtype):
     place(projections[2], 5, [3.0])  # cosine 1, whatever the length of vector and probe
     place(projections[0], 47, [4.0, 3.0])  # .8
     if kind == "gemma3_text":  # a gain, the weight and 1, turns what is written: (4, 2) arrives as (4, 3)
-        for block in blocks(model):
+        for block in transformer_layers(model):
             block.post_feedforward_layernorm.weight.data.zero_()
-        blocks(model)[0].post_feedforward_layernorm.weight.data[1] = 0.5
+        transformer_layers(model)[0].post_feedforward_layernorm.weight.data[1] = 0.5
         place(projections[0], 47, [4.0, 2.0])
     place(projections[1], 0, [-2.0])  # -1
     place(projections[1], 3, [0.0])  # no direction
@@ -79,7 +79,7 @@ def test_a_vector_promotes_the_tokens_whose_unembedding_it_meets():
 @pytest.mark.parametrize(
     ("w", "said"),
     [
-        (np.ones(31, np.float32), "the probe has 31 dimensions, and the model 32"),
+        (np.ones(31, np.float32), "the probe has 31 dimensions, but the model has 32"),
         (np.zeros(32, np.float32), "no direction"),
         (np.full(32, np.nan, np.float32), "no direction"),
     ],

@@ -1,1 +1,1 @@
-"""Inside the network: neurons of any MLP, the probe, value vectors, activations and interventions."""
+"""Mathematics inside the network: MLP neurons, the probe, value vectors, activations, edits and retrieval."""

@@ -1,18 +1,19 @@
-"""Rows of the stage ``activations``, a file for each language, and what is made of them: means, intervals, changes.
+"""Rows of the stage ``activations``, one file for each language, and the metrics computed from them.
 
-A language's value is the mean over its prompts of the mean over the neurons. The averages are over languages, each
-counting the same.
+A language's mean activation is the mean over its prompts of the mean over the neurons. Averages are over languages,
+each counting the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from xgray.mechanism.metrics_file import ActivationChange, ActivationChanges, ActivationMeans, NeuronMeans
 from xgray.rows import item_ids
 from xgray.stats.bootstrap import (
     Comparison,
@@ -39,12 +40,13 @@ class ActivationRows:
 
     prompt_ids: list[str]
     activations: npt.NDArray[np.float32]
-    """``(num_prompts, num_neurons)``: each neuron's mean over the prompt's greedy tokens."""
+    """Each neuron's mean over the greedy tokens after the prompt, ``(num_prompts, num_neurons)``."""
     num_tokens: npt.NDArray[np.int32]
-    """``(num_prompts,)``: over how many."""
+    """The number of these tokens, ``(num_prompts,)``."""
 
 
 def activation_schema() -> pa.Schema:
+    """Return the Parquet schema of the rows."""
     import pyarrow as pa
 
     columns = [("prompt_id", pa.string()), ("language", pa.string()), ("num_tokens", pa.int32())]
@@ -52,11 +54,12 @@ def activation_schema() -> pa.Schema:
 
 
 def rows_file(language: str) -> str:
+    """Return the name of a language's file."""
     return f"{language}.parquet"
 
 
 def write_activations(folder: Folder, language: str, rows: ActivationRows) -> None:
-    """Write one language's rows, whole or not at all."""
+    """Write the rows of one language as one complete file."""
     import pyarrow as pa
 
     columns = [rows.prompt_ids, [language] * len(rows.prompt_ids), rows.num_tokens, list(rows.activations)]
@@ -64,48 +67,52 @@ def write_activations(folder: Folder, language: str, rows: ActivationRows) -> No
 
 
 def read_activations(folder: Folder, languages: Sequence[str]) -> dict[str, ActivationRows]:
-    """The rows of each language.
+    """Read the rows of each language.
 
     Raises:
         StageError: a file is damaged.
     """
-    found = {}
+    rows = {}
     for language in languages:
         table = folder.read_table(rows_file(language))
-        found[language] = ActivationRows(
+        rows[language] = ActivationRows(
             table["prompt_id"].to_pylist(),
             np.array(table["activations"].to_pylist(), dtype=np.float32),
             table["num_tokens"].to_numpy(),
         )
-    return found
+    return rows
 
 
 def activation_metrics(
     rows: Mapping[str, ActivationRows], confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
-    """Each language's mean with its interval over prompts and each neuron's mean, and the averages over languages."""
+) -> ActivationMeans:
+    """Compute each language's mean activation with its interval over prompts, and the average over languages.
+
+    Args:
+        rows: by language.
+        confidence: of the intervals; 0.95 for 95 %.
+    """
     strata: list[Stratum] = []
-    languages: dict[str, dict[str, Any]] = {}
-    for language, own in rows.items():
-        means = _prompt_means(own)
-        statistic, draw = ratio_statistic(means, np.ones(len(means))), draw_seed(seed, language, "activations")
-        strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
+    languages: dict[str, NeuronMeans] = {}
+    for language, language_rows in rows.items():
+        means = _prompt_means(language_rows)
+        statistic = ratio_statistic(means, np.ones(len(means)))
+        drawn = estimate(statistic, len(means), resamples, draw_seed(seed, language, "activations"))
+        strata.append(Stratum(statistic, item_ids(language_rows.prompt_ids, language)))
         languages[language] = {
-            "mean": estimate(statistic, len(means), resamples, draw).to_dict(confidence),
-            "neurons": own.activations.astype(np.float64).mean(axis=0).tolist(),
-            **_counts(own),
+            "mean": drawn.to_dict(confidence),
+            "neurons": language_rows.activations.astype(np.float64).mean(axis=0).tolist(),
+            "num_prompts": len(language_rows.prompt_ids),
+            "num_tokens": int(language_rows.num_tokens.sum()),
         }
-    counts = [_counts(own) for own in rows.values()]
-    return {
-        "languages": languages,
-        "average": {
-            "mean": estimate_average(strata, resamples, average_seed(seed, list(rows), "activations")).to_dict(
-                confidence
-            ),
-            "neurons": np.mean([one["neurons"] for one in languages.values()], axis=0).tolist(),
-            **{name: sum(one[name] for one in counts) for name in counts[0]},
-        },
+    mean = estimate_average(strata, resamples, average_seed(seed, list(rows), "activations"))
+    average: NeuronMeans = {
+        "mean": mean.to_dict(confidence),
+        "neurons": np.mean([values["neurons"] for values in languages.values()], axis=0).tolist(),
+        "num_prompts": sum(values["num_prompts"] for values in languages.values()),
+        "num_tokens": sum(values["num_tokens"] for values in languages.values()),
     }
+    return {"languages": languages, "average": average}
 
 
 def activation_changes(
@@ -114,39 +121,47 @@ def activation_changes(
     confidence: float,
     resamples: int,
     seed: int,
-) -> dict[str, Any]:
-    """Two models on the same prompts: each language's change, and the average's.
+) -> ActivationChanges:
+    """Compare two models on the same prompts: the change in each language, and that of the average over languages.
 
-    p-values are of paired permutation tests over prompts, adjusted over the languages; the average is one test. There
-    is no relative change: a mean activation passes through 0.
+    p-values are of paired permutation tests over prompts, adjusted over the languages (Benjamini & Hochberg 1995); the
+    average is a single test. There is no relative change, because a mean activation can be 0 or change its sign.
+
+    Args:
+        before: the rows of one model, by language.
+        after: the rows of the other model, of the same prompts.
+        confidence: of the intervals; a change is significant where the adjusted p-value is below ``1 - confidence``.
     """
-    compared, strata = {}, []
-    for language, own in before.items():
-        pair = np.concatenate([_prompt_means(own), _prompt_means(after[language])])
-        statistic, draw = ratio_statistic(pair, np.ones(len(pair))), draw_seed(seed, language, "activations")
-        compared[language] = compare(statistic, len(own.prompt_ids), resamples, draw)
-        strata.append(Stratum(statistic, item_ids(own.prompt_ids, language)))
-    p_values = adjust_p_values([one.p_value for one in compared.values()])
+    comparisons, strata = {}, []
+    for language, rows in before.items():
+        values = np.concatenate([_prompt_means(rows), _prompt_means(after[language])])
+        statistic = ratio_statistic(values, np.ones(len(values)))
+        seed_of_language = draw_seed(seed, language, "activations")
+        comparisons[language] = compare(statistic, len(rows.prompt_ids), resamples, seed_of_language)
+        strata.append(Stratum(statistic, item_ids(rows.prompt_ids, language)))
+    p_values = adjust_p_values([comparison.p_value for comparison in comparisons.values()])
     mean = compare_averages(strata, resamples, average_seed(seed, list(before), "activations"))
     return {
         "languages": {
-            language: _told(one, confidence, p_adjusted)
-            for (language, one), p_adjusted in zip(compared.items(), p_values, strict=True)
+            language: _change(comparison, confidence, p_adjusted)
+            for (language, comparison), p_adjusted in zip(comparisons.items(), p_values, strict=True)
         },
-        "average": _told(mean, confidence, mean.p_value),
+        "average": _change(mean, confidence, mean.p_value),
     }
 
 
-def _told(change: Comparison, confidence: float, p_adjusted: float) -> dict[str, Any]:
-    told = change.to_dict(confidence, p_adjusted)
-    left_out = ("before", "after", "relative_change", "relative_low", "relative_high")
-    return {name: value for name, value in told.items() if name not in left_out}
+def _change(comparison: Comparison, confidence: float, p_adjusted: float) -> ActivationChange:
+    low, high = comparison.interval(confidence) or (None, None)
+    return {
+        "difference": comparison.difference,
+        "low": low,
+        "high": high,
+        "p_value": comparison.p_value,
+        "p_adjusted": p_adjusted,
+        "significant": p_adjusted < 1 - confidence,
+    }
 
 
 def _prompt_means(rows: ActivationRows) -> FloatArray:
-    """The mean over the neurons, ``(num_prompts,)``."""
+    """Return each prompt's mean over the neurons, ``(num_prompts,)``."""
     return rows.activations.astype(np.float64).mean(axis=1)
-
-
-def _counts(rows: ActivationRows) -> dict[str, int]:
-    return {"num_prompts": len(rows.prompt_ids), "num_tokens": int(rows.num_tokens.sum())}

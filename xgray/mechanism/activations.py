@@ -1,9 +1,9 @@
-"""The mean activation of chosen neurons while a model goes on after a prompt, greedily.
+"""The mean activation of chosen neurons while a model continues a prompt greedily.
 
-The activation that belongs to a generated token is the one at the position from which the token is predicted: the
-prompt's last token for the first one, then each generated token for the next. So T tokens have T activations, and the
-last token is never read itself. The paper's script takes the same positions. A text that ends early counts up to and
-with its end-of-text token; the paper's script goes on after it.
+The activation that belongs to a generated token is the one at the position that predicts it: the prompt's last token
+for the first generated token, then each generated token for the next one. So T generated tokens have T activations, and
+the last generated token is never fed into the model. The paper's script takes the same positions. A continuation that
+ends early counts up to and including its end-of-text token; the paper's script continues past it.
 """
 
 from __future__ import annotations
@@ -33,24 +33,28 @@ def measure_activations(
     new_tokens: int,
     batch_size: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Mean activations, ``(num_texts, num_neurons)``, and the number of tokens that each is over, ``(num_texts,)``.
+    """Measure the mean activations of neurons over the greedy tokens after each text.
 
-    Every text is read once and goes on from its cache. Of the activations only running sums in float32 are kept. Texts
-    of similar length share a batch, whatever their order.
+    Each text runs through the model once, and its continuation uses the cache. Only running sums of the activations
+    are kept, in float32. Texts of similar length share a batch.
 
     Args:
-        texts: each of at least one token, and short enough; see :func:`xgray.models.load.check_lengths`.
-        neurons: all of the model; see :func:`xgray.mechanism.neurons.check_neurons`.
-        new_tokens: greedy tokens after each text, fewer where it ends.
+        texts: each has at least one token, and fits the context; see :func:`xgray.models.load.check_lengths`.
+        neurons: must exist in the model; see :func:`xgray.mechanism.neurons.check_neurons`.
+        new_tokens: number of greedy tokens after each text, fewer where the continuation ends.
+        batch_size: texts in one forward pass.
+
+    Returns:
+        The means, ``(num_texts, num_neurons)``, and the number of tokens of each mean, ``(num_texts,)``.
 
     Raises:
-        InputError: a text has no tokens, or what the model computes are no numbers.
+        InputError: a text has no tokens, or activations or logits are not finite.
     """
     from xgray.models.inference import inference
 
     tokens: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
     if [] in tokens:
-        raise InputError(f"text {tokens.index([]) + 1} of {len(texts)} is empty: it has no position to go on from")
+        raise InputError(f"text {tokens.index([]) + 1} of {len(texts)} is empty: there is no token to continue from.")
     means = np.empty((len(texts), len(neurons)), dtype=np.float32)
     counts = np.empty(len(texts), dtype=np.int32)
     with inference():
@@ -64,41 +68,46 @@ def measure_activations(
 def _sums(
     model: PreTrainedModel, tokens: list[list[int]], neurons: Sequence[Neuron], new_tokens: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Of each text: sums of the activations, ``(batch, num_neurons)``, how many, and the sum of the best logits."""
+    """Continue one batch of texts greedily.
+
+    Returns:
+        The sums of the activations over tokens, ``(batch, num_neurons)``; the number of tokens, ``(batch,)``; and the
+        sum of the chosen tokens' logits, ``(batch,)``, which is not finite if any of them is not.
+    """
     import torch
 
     ids, mask = padded(tokens, model.device, left=True)
-    place = token_positions(mask)
+    positions = token_positions(mask)
     sums = torch.zeros(len(tokens), len(neurons), device=model.device)
     num_tokens = torch.zeros(len(tokens), dtype=torch.int32, device=model.device)
     logits = torch.zeros(len(tokens), device=model.device)
-    going = torch.ones(len(tokens), dtype=torch.bool, device=model.device)
+    is_running = torch.ones(len(tokens), dtype=torch.bool, device=model.device)
     ends = torch.tensor(end_tokens(model), dtype=torch.long, device=model.device)
     cache = None
 
     def take(columns: list[int], activations: torch.Tensor) -> None:
-        # Not multiplied by `going`: what follows the end of a text may be anything, NaN too.
-        sums[:, columns] += torch.where(going[:, None], activations[:, -1].float(), 0).to(sums.device)
+        # `where` rather than a product with `is_running`: activations after the end of a text may be NaN.
+        sums[:, columns] += torch.where(is_running[:, None], activations[:, -1].float(), 0).to(sums.device)
 
     with capturing(model, neurons, take):
         for _ in range(new_tokens):
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=place,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
             cache = output.past_key_values
             best, ids = output.logits[:, -1:].max(-1)
-            logits += torch.where(going, best[:, 0].float(), 0)
-            num_tokens += going
-            going &= ~torch.isin(ids[:, 0], ends)
-            if not going.any():
+            logits += torch.where(is_running, best[:, 0].float(), 0)
+            num_tokens += is_running
+            is_running &= ~torch.isin(ids[:, 0], ends)
+            if not is_running.any():
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-            place = place[:, -1:] + 1
+            positions = positions[:, -1:] + 1
     return sums.cpu().numpy(), num_tokens.cpu().numpy(), logits.cpu().numpy()
 
 
@@ -109,18 +118,24 @@ def _check_numbers(
     batch: list[int],
     num_texts: int,
 ) -> None:
-    """
+    """Check that activations and logits are finite.
+
+    Args:
+        sums: of activations, ``(batch, num_neurons)``.
+        logits: summed over tokens, ``(batch,)``.
+        batch: the position of each row's text among all ``num_texts``.
+
     Raises:
-        InputError: activations are no numbers, or the tokens were chosen by logits that are none.
+        InputError: a sum is not finite.
     """
-    remedy = "the weights are damaged, or their numbers too large for model.dtype"
+    cause = "The weights are damaged or too large for model.dtype. Try model.dtype float32 or bfloat16."
     broken = np.argwhere(~np.isfinite(sums))
     if len(broken):
         row, column = broken[0]
         raise InputError(
             f"the activation of neuron {list(neurons[column])} (layer, index) after text {batch[row] + 1} of "
-            f"{num_texts} is {sums[row, column]}; {remedy}"
+            f"{num_texts} is {sums[row, column]}. {cause}"
         )
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits)))
-        raise InputError(f"the logits after text {batch[row] + 1} of {num_texts} are no numbers; {remedy}")
+        raise InputError(f"the logits after text {batch[row] + 1} of {num_texts} are not finite. {cause}")

@@ -1,14 +1,14 @@
-"""The probe: a direction ``w`` in the residual stream that tells toxic texts from others, ``p(toxic | x) = s(w . x)``.
+"""The probe: a direction ``w`` in the residual stream that tells toxic texts from others.
 
-x is the mean, over a text's tokens, of what the last block leaves in the residual stream, before the model's final
-norm: that is the space which value vectors write into, so that a cosine with w says what they add. The paper's script
-takes what the norm makes of it (``transformer(ids)[0]``); so does the protocol ``released``. There is no bias, as in
-the paper.
+It is a logistic regression without a bias, ``p(toxic | x) = sigmoid(w . x)``, as in Li et al. 2024. The feature x of a
+text is the mean over its tokens of the last layer's output, before the model's final norm. Value vectors write into
+this space, so that the cosine of a value vector with w says what the vector adds. Under the protocol ``released``, as
+in the paper's script (``transformer(ids)[0]``), x is taken after the final norm.
 
-The model is frozen, so a text's x is always the same: it is computed once, and all epochs run on the stored ones. The
-result is that of training through the model. What is kept is the last epoch: the held-out texts then choose nothing,
-and what is measured on them is of texts that the probe has not seen. ``released`` keeps the epoch of lowest loss on
-them, as the script does, so that its validation figures flatter it.
+The model is frozen, so the features are computed once and all epochs train on the stored ones, which gives the same
+result as training through the model. The weights of the last epoch are kept: the held-out texts then decide nothing,
+and validation figures are those of unseen texts. Under ``released`` the epoch of the lowest validation loss is kept, as
+in the script, which makes its validation figures too good.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from xgray.config import Probe, Switch
 from xgray.errors import InputError
-from xgray.mechanism.neurons import blocks
+from xgray.mechanism.metrics_file import CalibrationBin, ProbeValidation
+from xgray.mechanism.neurons import transformer_layers
 from xgray.models.batches import by_length, padded
 from xgray.models.load import context_length
 from xgray.stats.auc import BoolArray, auc_against_labels
@@ -35,26 +36,30 @@ if TYPE_CHECKING:
 FeatureArray = npt.NDArray[np.float32]
 
 LEARNING_RATES = {"corrected": 1e-4, "released": 1e-6}
+"""Default learning rate of each protocol: the paper's text says 1e-4, its script 1e-6."""
 NUM_BINS = 10
-"""Of predicted probabilities, equally wide."""
+"""Number of equally wide bins of predicted probabilities, for the calibration error."""
 
 Labelled = tuple[FeatureArray, BoolArray]
-"""Texts' x, ``(num_texts, hidden_size)``, and whether each is toxic, ``(num_texts,)``."""
+"""Features of texts, ``(num_texts, hidden_size)``, and whether each text is toxic, ``(num_texts,)``."""
 
 
 @dataclass(frozen=True)
 class Trained:
+    """A trained probe and the course of its training."""
+
     w: FeatureArray
-    """``(hidden_size,)``, as it was after the epoch that is kept."""
+    """The weights after the kept epoch, ``(hidden_size,)``."""
     epoch: int
-    """That epoch, from 1."""
+    """The kept epoch, counted from 1."""
     losses: list[float]
-    """Of each epoch, the mean over the texts at the time of their step."""
+    """Training loss of each epoch, in nats: the mean over texts, each before the step that it belongs to."""
     validation_losses: list[float]
-    """Of the held-out texts after each epoch."""
+    """Loss on the held-out texts after each epoch, in nats."""
 
 
 def learning_rate(section: Probe) -> float:
+    """Return the section's learning rate, or that of its protocol."""
     return section.learning_rate or LEARNING_RATES[section.protocol]
 
 
@@ -66,16 +71,18 @@ def text_features(
     batch_size: int,
     protocol: Switch = "corrected",
 ) -> tuple[FeatureArray, BoolArray]:
-    """Each text's x, ``(num_texts, hidden_size)``, and whether it lost its end, ``(num_texts,)``.
-
-    Texts of like length share a batch.
+    """Compute the feature of each text. Texts of similar length share a batch.
 
     Args:
-        max_tokens: of a text; the model's context is a limit as well.
-        protocol: whether x is taken before the model's final norm, or after it (``released``).
+        max_tokens: longer texts are cut after this many tokens, or at the model's context if that is shorter.
+        batch_size: texts in one forward pass.
+        protocol: ``corrected`` takes features before the model's final norm, ``released`` after it.
+
+    Returns:
+        The features, ``(num_texts, hidden_size)``, and whether each text was cut, ``(num_texts,)``.
 
     Raises:
-        InputError: a text has no tokens, or the model overflows on it.
+        InputError: a text has no tokens, or its features are not finite.
     """
     from xgray.models.inference import inference
 
@@ -83,69 +90,75 @@ def text_features(
     tokens = tokenizer(list(texts), verbose=False)["input_ids"]
     if [] in tokens:
         raise InputError(f"a text has no tokens in this model's vocabulary: {texts[tokens.index([])][:40]!r}")
-    kept = [one[:limit] for one in tokens]
+    kept = [ids[:limit] for ids in tokens]
     features = np.empty((len(texts), model.config.get_text_config().hidden_size), np.float32)
     with inference():
         for rows in by_length(kept, batch_size):
-            # Padded on the right, where a causal model's tokens do not see it.
+            # Padding is on the right, where no token of a causal model attends to it.
             inputs, mask = padded([kept[row] for row in rows], model.device)
             features[rows] = mean_residual(model, inputs, mask, protocol).cpu().numpy()
     if not np.isfinite(features).all():
-        raise InputError(f"the residual stream overflows in {model.dtype}; set model.dtype to bfloat16 or float32")
-    return features, np.array([len(one) > limit for one in tokens])
+        raise InputError(f"the residual stream overflows in {model.dtype}. Set model.dtype to bfloat16 or float32.")
+    return features, np.array([len(ids) > limit for ids in tokens])
 
 
 def mean_residual(
     model: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor, protocol: Switch = "corrected"
 ) -> torch.Tensor:
-    """The mean over the tokens of each row, ``(batch, hidden_size)``, float32.
-
-    It is that of the last block's output or, as the released script has it, of what the final norm makes of it.
+    """Return the mean of the residual stream over the tokens of each row.
 
     Args:
-        inputs: ``(batch, tokens)``, padded on the right.
-        mask: ``(batch, tokens)``, 0 for padding, which has no part in the mean.
+        inputs: token ids, ``(batch, seq)``, padded on the right.
+        mask: 1 for tokens, 0 for padding, ``(batch, seq)``.
+        protocol: ``corrected`` takes the last layer's output, ``released`` the final norm's.
+
+    Returns:
+        ``(batch, hidden_size)`` in float32.
     """
     weights = mask.unsqueeze(-1).float()
     if protocol == "released":
         states = model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
     else:
-        states = _last_block_output(model, inputs, mask)
+        states = _last_layer_output(model, inputs, mask)
     return (states.float() * weights).sum(1) / weights.sum(1)
 
 
-def _last_block_output(model: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    kept: list[torch.Tensor] = []
+def _last_layer_output(model: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the last layer's output before the model's final norm, ``(batch, seq, hidden_size)``."""
+    outputs: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = blocks(model)[-1].register_forward_hook(keep)
+    handle = transformer_layers(model)[-1].register_forward_hook(keep)
     try:
         model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False)
     finally:
         handle.remove()
-    return kept[0]
+    return outputs[0]
 
 
 def epochs(num_texts: int, section: Probe, seed: int) -> Iterator[list[npt.NDArray[np.int64]]]:
-    """The batches of each epoch, as positions of texts, in an order that the seed says."""
-    random = np.random.default_rng(draw_seed(seed, "probe"))
+    """Yield the batches of each epoch: positions of texts, in a random order that depends on the seed."""
+    rng = np.random.default_rng(draw_seed(seed, "probe"))
     for _ in range(section.epochs):
-        order = random.permutation(num_texts)
+        order = rng.permutation(num_texts)
         yield [order[start : start + section.batch_size] for start in range(0, num_texts, section.batch_size)]
 
 
 def train_probe(fit: Labelled, held_out: Labelled, section: Probe, seed: int) -> Trained:
-    """The probe after Adam on binary cross-entropy, from 0: of the last epoch or, as released, of the best one.
+    """Train the probe from ``w = 0`` with Adam (Kingma & Ba 2015) on the binary cross-entropy.
 
     Args:
-        held_out: not trained on; their loss is told, and chooses the epoch where the protocol is ``released``.
+        fit: the texts to train on.
+        held_out: the validation texts. Under the protocol ``released`` their loss decides which epoch is kept.
+        section: batch size, number of epochs, protocol and learning rate.
+        seed: of the order of the texts.
     """
     import torch
     import torch.nn.functional as F
 
-    (inputs, labels), (others, other_labels) = (
+    (inputs, labels), (held_out_inputs, held_out_labels) = (
         (torch.from_numpy(features), torch.from_numpy(toxic.astype(np.float32))) for features, toxic in (fit, held_out)
     )
     w = torch.zeros(inputs.shape[1], requires_grad=True)
@@ -162,32 +175,44 @@ def train_probe(fit: Labelled, held_out: Labelled, section: Probe, seed: int) ->
             optimizer.step()
             total += loss.item() * len(rows)
         losses.append(total / len(inputs))
-        now = w.detach().clone()
-        validation = F.binary_cross_entropy_with_logits(others @ now, other_labels).item()
-        if section.protocol == "corrected" or validation < min(validation_losses, default=float("inf")):
-            kept, epoch = now, len(losses)
-        validation_losses.append(validation)
+        current = w.detach().clone()
+        validation_loss = F.binary_cross_entropy_with_logits(held_out_inputs @ current, held_out_labels).item()
+        if section.protocol == "corrected" or validation_loss < min(validation_losses, default=float("inf")):
+            kept, epoch = current, len(losses)
+        validation_losses.append(validation_loss)
     return Trained(kept.numpy(), epoch, losses, validation_losses)
 
 
 def logits(features: FeatureArray, w: FeatureArray) -> FloatArray:
-    """``w . x`` of each text, ``(num_texts,)``: above 0 where toxic is likelier."""
+    """Return ``w . x`` of each text, ``(num_texts,)``: above 0 where the probe finds toxic more likely than not.
+
+    Args:
+        features: ``(num_texts, hidden_size)``.
+        w: ``(hidden_size,)``.
+    """
     return features.astype(np.float64) @ w.astype(np.float64)
 
 
-def validation_metrics(scores: FloatArray, toxic: BoolArray) -> dict[str, Any]:
-    """Accuracy, AUC and loss of the logits of held-out texts, with 95 % intervals, and how well they are calibrated."""
+def validation_metrics(scores: FloatArray, toxic: BoolArray) -> ProbeValidation:
+    """Compute accuracy, AUC, loss and calibration of the probe on held-out texts.
+
+    The accuracy has a 95 % Wilson interval, the AUC a 95 % score interval.
+
+    Args:
+        scores: logits, ``(num_texts,)``.
+        toxic: the labels, ``(num_texts,)``.
+    """
     from scipy.special import expit, log_expit
     from scipy.stats import binomtest
 
-    right = int(((scores >= 0) == toxic).sum())
-    accuracy = binomtest(right, len(toxic)).proportion_ci(0.95, method="wilson")
+    num_correct = int(((scores >= 0) == toxic).sum())
+    accuracy = binomtest(num_correct, len(toxic)).proportion_ci(0.95, method="wilson")
     auc = auc_against_labels(scores, toxic)
     error, bins = calibration(expit(scores), toxic)
     return {
         "num_toxic": int(toxic.sum()),
         "num_benign": int((~toxic).sum()),
-        "accuracy": {"value": right / len(toxic), "low": float(accuracy.low), "high": float(accuracy.high)},
+        "accuracy": {"value": num_correct / len(toxic), "low": float(accuracy.low), "high": float(accuracy.high)},
         "majority": max(float(toxic.mean()), 1 - float(toxic.mean())),
         "auc": {"value": auc.value, "low": auc.low, "high": auc.high},
         "loss": float(-log_expit(np.where(toxic, scores, -scores)).mean()),
@@ -196,25 +221,31 @@ def validation_metrics(scores: FloatArray, toxic: BoolArray) -> dict[str, Any]:
     }
 
 
-def calibration(probabilities: FloatArray, toxic: BoolArray) -> tuple[float, list[dict[str, Any]]]:
-    """The expected calibration error of ``(n,)`` probabilities of toxic, and the bins that it is made of.
+def calibration(probabilities: FloatArray, toxic: BoolArray) -> tuple[float, list[CalibrationBin]]:
+    """Compute the expected calibration error (Naeini et al. 2015) over bins of equal width.
 
-    It is the mean, over texts, of the distance between their bin's mean probability and its share of toxic texts
-    (Naeini et al. 2015).
+    It is the mean over texts of the distance between their bin's mean probability and its share of toxic texts.
+
+    Args:
+        probabilities: predicted probabilities of toxic, ``(num_texts,)``.
+        toxic: the labels, ``(num_texts,)``.
+
+    Returns:
+        The error, in [0, 1], and the bins that have texts.
     """
     bin_of = np.minimum((probabilities * NUM_BINS).astype(int), NUM_BINS - 1)
-    bins = []
-    for at in range(NUM_BINS):
-        own = bin_of == at
-        if own.any():
+    bins: list[CalibrationBin] = []
+    for index in range(NUM_BINS):
+        in_bin = bin_of == index
+        if in_bin.any():
             bins.append(
                 {
-                    "low": at / NUM_BINS,
-                    "high": (at + 1) / NUM_BINS,
-                    "num_texts": int(own.sum()),
-                    "mean_probability": float(probabilities[own].mean()),
-                    "share_toxic": float(toxic[own].mean()),
+                    "low": index / NUM_BINS,
+                    "high": (index + 1) / NUM_BINS,
+                    "num_texts": int(in_bin.sum()),
+                    "mean_probability": float(probabilities[in_bin].mean()),
+                    "share_toxic": float(toxic[in_bin].mean()),
                 }
             )
-    gaps = [one["num_texts"] * abs(one["mean_probability"] - one["share_toxic"]) for one in bins]
+    gaps = [entry["num_texts"] * abs(entry["mean_probability"] - entry["share_toxic"]) for entry in bins]
     return sum(gaps) / len(toxic), bins

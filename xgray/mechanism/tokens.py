@@ -1,4 +1,4 @@
-"""Tokens of any vocabulary as a reader can take them in."""
+"""Readable texts of single tokens, for any vocabulary."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPACE = "␣"
-"""Stands for a space, which would not be seen at a token's edge."""
+"""Replaces a space, which would be invisible at the edge of a token."""
 CARRIER = "◌"
-"""Carries a mark that stands first in a token, such as a Devanagari vowel sign."""
+"""Put before a combining mark at the start of a token, such as a Devanagari vowel sign."""
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
-    """What tells a token's text by its id: its characters, or ``<0xE3><0x81>`` where it is a part of a character only.
+    """Return a function from a token id to the token's text.
 
-    Vocabularies of bytes (GPT-2, BLOOM, Llama 3) spell each byte as a character of its own; those of sentencepiece
-    (Llama 2, Gemma) mark a space by ``▁`` and have tokens for single bytes.
+    The text consists of characters, or of bytes such as ``<0xE3><0x81>`` if the token is only a part of a character.
+
+    Byte-level vocabularies (GPT-2, BLOOM, Llama 3) spell each byte as a separate character. SentencePiece vocabularies
+    (Llama 2, Gemma) spell a space as ``▁`` and have tokens for single bytes.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    of_bytes = '"ByteLevel"' in json.dumps([parts["pre_tokenizer"], parts["decoder"]])
-    whole = set(tokenizer.added_tokens_decoder)
+    is_byte_level = '"ByteLevel"' in json.dumps([parts["pre_tokenizer"], parts["decoder"]])
+    added_tokens = set(tokenizer.added_tokens_decoder)
 
     def text(token: int) -> str:
         spelled: str = tokenizer.convert_ids_to_tokens(token)
-        if token in whole:
+        if token in added_tokens:
             return spelled
-        if not of_bytes:
+        if not is_byte_level:
             return _readable(spelled.replace("▁", " "))
         content = bytes(byte_of[character] for character in spelled)
         try:
@@ -45,8 +47,9 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 
 
 def _readable(text: str) -> str:
+    """Make spaces visible, and give a leading combining mark a carrier."""
     text = text.replace(" ", SPACE)
-    carried = text.lstrip(SPACE)
-    if carried and unicodedata.category(carried[0]).startswith("M"):
-        return text[: len(text) - len(carried)] + CARRIER + carried
+    rest = text.lstrip(SPACE)
+    if rest and unicodedata.category(rest[0]).startswith("M"):
+        return text[: len(text) - len(rest)] + CARRIER + rest
     return text

@@ -1,45 +1,52 @@
-"""Value vectors that point the probe's way, and which of their neurons are at work.
+"""Value vectors that point in the probe's direction, and which of their neurons are active.
 
-The value vectors of highest cosine with the probe, as they arrive in the residual stream, are the *potential sources*
-of toxicity; those of them whose mean activation after the English prompts is above 0, and which thus do write their
-vector into the stream, are the *actual sources*. What a value vector promotes is told by the vocabulary's tokens of
-highest logit under the unembedding matrix.
+The value vectors with the highest cosine with the probe, as they arrive in the residual stream, are the *potential
+sources* of toxicity. Those of them whose mean activation after the English prompts is above 0, and which thus add their
+vector to the stream, are the *actual sources* (Li et al. 2024). What a value vector promotes is shown by the tokens
+with the highest logits when it is multiplied with the unembedding matrix (Geva et al. 2022).
 
-All layers are gone through once, then the vocabulary; beside the model itself, no more than a layer's vectors are held
-at a time, or as many of the vocabulary's.
+The layers are processed once, one after the other, then the vocabulary. Besides the model, no more is held in memory
+than the vectors of one layer, or an equally large block of the unembedding matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xgray.config import Neuron
 from xgray.errors import InputError
-from xgray.mechanism.neurons import blocks, down_projections, written_vectors
+from xgray.mechanism.metrics_file import Overlap
+from xgray.mechanism.neurons import down_projections, transformer_layers, written_vectors
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.tokens import token_texts
 from xgray.stats.bootstrap import FloatArray, draw_seed, estimate, ratio_statistic
+from xgray.stats.values import MetricValue
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIDENCE, RESAMPLES = 0.95, 2000
-"""Of the intervals of mean activations, over prompts."""
+CONFIDENCE = 0.95
+"""Confidence of the intervals of mean activations, over prompts."""
+RESAMPLES = 2000
+"""Bootstrap resamples of these intervals."""
 
 
 @dataclass(frozen=True)
 class ValueVector:
+    """A potential source."""
+
     layer: int
     index: int
+    """Index of the neuron in its layer, from 0."""
     cosine: float
-    """With the probe."""
+    """Cosine of the value vector, as written into the residual stream, with the probe."""
     tokens: list[str]
-    """What it promotes, the strongest first."""
+    """The tokens that it promotes, the highest logit first."""
 
     @property
     def neuron(self) -> Neuron:
@@ -48,7 +55,7 @@ class ValueVector:
 
 @dataclass(frozen=True)
 class LayerCosines:
-    """The cosines of all value vectors of one layer."""
+    """The cosines of all value vectors of one layer with the probe."""
 
     num_neurons: int
     mean: float
@@ -58,56 +65,66 @@ class LayerCosines:
 def potential_sources(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, w: FeatureArray, top_k: int, num_tokens: int
 ) -> tuple[list[ValueVector], list[LayerCosines]]:
-    """The value vectors of highest cosine with the probe, the highest first, and what all layers have.
+    """Find the value vectors with the highest cosine with the probe.
 
     Args:
         w: the probe, ``(hidden_size,)``.
-        top_k: how many, of all layers together; all where the model has fewer.
-        num_tokens: of each one's projection on the vocabulary.
+        top_k: number of value vectors to return, of all layers together.
+        num_tokens: number of promoted tokens to return for each.
+
+    Returns:
+        The value vectors, the highest cosine first, and statistics of each layer.
 
     Raises:
-        InputError: the probe is of another width than the model, or no direction at all.
+        InputError: the probe has another width than the model, or is zero or not finite.
+    """
+    import torch
+
+    direction = _unit_direction(w, model)
+    layers: list[LayerCosines] = []
+    neurons: list[Neuron] = []
+    best = torch.empty(0, device=model.device)
+    vectors = torch.empty(0, len(w), device=model.device)
+    with torch.inference_mode():
+        for layer, (module, projection) in enumerate(
+            zip(transformer_layers(model), down_projections(model), strict=True)
+        ):
+            written = written_vectors(module, projection)
+            lengths = torch.linalg.vector_norm(written, dim=1)
+            cosines = torch.where(lengths > 0, written @ direction / lengths, 0)
+            layers.append(LayerCosines(len(cosines), cosines.mean().item(), cosines.max().item()))
+            layer_best, indices = cosines.topk(min(top_k, len(cosines)))
+            neurons += [(layer, index) for index in indices.tolist()]
+            best, order = torch.cat([best, layer_best]).topk(min(top_k, len(neurons)))
+            neurons = [neurons[position] for position in order.tolist()]
+            vectors = torch.cat([vectors, written[indices]])[order]
+        block_size = max(layer.num_neurons for layer in layers)
+        tokens = top_tokens(model, vectors, num_tokens, len(tokenizer), block_size)
+    text_of = token_texts(tokenizer)
+    sources = [
+        ValueVector(*neuron, cosine, [text_of(token) for token in row])
+        for neuron, cosine, row in zip(neurons, best.tolist(), tokens, strict=True)
+    ]
+    return sources, layers
+
+
+def _unit_direction(w: FeatureArray, model: PreTrainedModel) -> torch.Tensor:
+    """Return the probe's direction, of length 1, ``(hidden_size,)``.
+
+    Raises:
+        InputError: the probe has another width than the model, or is zero or not finite.
     """
     import torch
 
     hidden_size = model.config.get_text_config().hidden_size
     if w.shape != (hidden_size,):
-        raise InputError(f"the probe has {len(w)} dimensions, and the model {hidden_size}; train a probe on this model")
+        raise InputError(
+            f"the probe has {len(w)} dimensions, but the model has {hidden_size}. Train a probe on this model."
+        )
     if not (np.isfinite(w).all() and w.any()):
-        raise InputError("the probe is no direction: its weights are 0 or no numbers; train it for more epochs")
+        raise InputError("the probe is no direction: its weights are 0 or not finite. Train it for more epochs.")
     direction = torch.from_numpy(w).to(model.device)
-    direction = direction / direction.norm()
-    layers: list[LayerCosines] = []
-    neurons: list[Neuron] = []
-    best, kept = torch.empty(0, device=model.device), torch.empty(0, hidden_size, device=model.device)
-    with torch.inference_mode():
-        for layer, (block, projection) in enumerate(zip(blocks(model), down_projections(model), strict=True)):
-            written = written_vectors(block, projection)
-            cosines, indices, vectors, told = _best_of_layer(written, direction, top_k)
-            layers.append(told)
-            neurons += [(layer, index) for index in indices]
-            best, order = torch.cat([best, cosines]).topk(min(top_k, len(neurons)))
-            neurons, kept = [neurons[place] for place in order.tolist()], torch.cat([kept, vectors])[order]
-        tokens = top_tokens(model, kept, num_tokens, len(tokenizer), max(one.num_neurons for one in layers))
-    texts = token_texts(tokenizer)
-    found = [
-        ValueVector(*neuron, cosine, [texts(token) for token in row])
-        for neuron, cosine, row in zip(neurons, best.tolist(), tokens, strict=True)
-    ]
-    return found, layers
-
-
-def _best_of_layer(
-    vectors: torch.Tensor, direction: torch.Tensor, top_k: int
-) -> tuple[torch.Tensor, list[int], torch.Tensor, LayerCosines]:
-    """The highest cosines of a layer, their neurons' indices and value vectors, and what the layer has."""
-    import torch
-
-    lengths = torch.linalg.vector_norm(vectors, dim=1)
-    cosines = torch.where(lengths > 0, vectors @ direction / lengths, 0)
-    best, indices = cosines.topk(min(top_k, len(cosines)))
-    told = LayerCosines(len(cosines), cosines.mean().item(), cosines.max().item())
-    return best, indices.tolist(), vectors[indices], told
+    return direction / direction.norm()
 
 
 def top_tokens(
@@ -117,11 +134,13 @@ def top_tokens(
     vocabulary_size: int,
     block_size: int,
 ) -> list[list[int]]:
-    """The tokens of highest logit of each of ``(n, hidden_size)`` vectors under the unembedding matrix.
+    """Return, for each vector, the token ids with the highest logits under the unembedding matrix.
 
     Args:
-        vocabulary_size: rows of the matrix beyond it, which some models have as padding, are no tokens.
-        block_size: tokens that are projected on at once; it does not change what is found.
+        vectors: ``(num_vectors, hidden_size)``.
+        num_tokens: number of tokens for each vector.
+        vocabulary_size: further rows of the matrix, which some models have as padding, are no tokens.
+        block_size: rows of the matrix that are multiplied at once; it does not change the result.
     """
     import torch
 
@@ -130,29 +149,37 @@ def top_tokens(
     tokens = torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
     for start in range(0, len(unembedding), block_size):
         block = unembedding[start : start + block_size].float()
-        own, places = (vectors @ block.T).topk(min(num_tokens, len(block)), dim=1)
-        logits, tokens = torch.cat([logits, own], dim=1), torch.cat([tokens, places + start], dim=1)
+        block_logits, rows = (vectors @ block.T).topk(min(num_tokens, len(block)), dim=1)
+        logits, tokens = torch.cat([logits, block_logits], dim=1), torch.cat([tokens, rows + start], dim=1)
         logits, order = logits.topk(min(num_tokens, logits.shape[1]), dim=1)
         tokens = tokens.gather(1, order)
     return tokens.tolist()
 
 
-def activation_intervals(activations: FloatArray, neurons: Sequence[Neuron], seed: int) -> list[dict[str, Any]]:
-    """Each neuron's mean over texts of ``(num_texts, num_neurons)`` activations, with its interval over texts."""
+def activation_intervals(activations: FloatArray, neurons: Sequence[Neuron], seed: int) -> list[MetricValue]:
+    """Return each neuron's mean activation over texts, with its bootstrap interval over texts.
+
+    Args:
+        activations: ``(num_texts, num_neurons)``.
+        neurons: ``(num_neurons,)``; a neuron's interval does not depend on the others.
+        seed: of the experiment.
+    """
     ones = np.ones(len(activations))
-    measured = []
-    for at, (layer, index) in enumerate(neurons):
-        draw = draw_seed(seed, "vectors", f"{layer}/{index}")
-        one = estimate(ratio_statistic(activations[:, at], ones), len(activations), RESAMPLES, draw)
-        low, high = one.interval(CONFIDENCE) or (None, None)
-        measured.append({"value": one.value, "low": low, "high": high})
-    return measured
+    means: list[MetricValue] = []
+    for column, (layer, index) in enumerate(neurons):
+        statistic = ratio_statistic(activations[:, column], ones)
+        drawn = estimate(statistic, len(activations), RESAMPLES, draw_seed(seed, "vectors", f"{layer}/{index}"))
+        low, high = drawn.interval(CONFIDENCE) or (None, None)
+        means.append({"value": drawn.value, "low": low, "high": high})
+    return means
 
 
-def overlap(given: Sequence[Neuron], found: Sequence[Neuron], num_neurons: int) -> dict[str, Any]:
-    """How many neurons are in both lists, their share of all that are in either, and how many chance would give.
+def overlap(given: Sequence[Neuron], found: Sequence[Neuron], num_neurons: int) -> Overlap:
+    """Compare two lists of neurons: the size of their intersection, and their Jaccard index.
 
-    Chance draws ``found`` from the model's ``num_neurons`` at random.
+    Args:
+        num_neurons: of the model. ``expected`` is the mean size of the intersection if ``found`` were drawn from them
+            at random without replacement.
     """
     both, either = set(given) & set(found), set(given) | set(found)
     return {

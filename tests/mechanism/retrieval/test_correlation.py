@@ -63,7 +63,7 @@ def test_a_line_where_the_others_have_one_score_is_their_mean():
 @pytest.mark.parametrize(
     ("scores", "falls", "reason"),
     [
-        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], "4 languages have both values; a correlation wants 5"),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], "4 languages have both values; a correlation needs 5"),
         ([0.5] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], "the retrieval score is the same in all languages"),
         ([0.1, 0.2, 0.3, 0.4, 0.5], [0.3] * 5, "the fall of EMT is the same in all languages"),
     ],

@@ -53,7 +53,7 @@ def test_states_of_all_tokens_are_held_of_one_block_at_a_time():
 def test_layers_that_are_not_in_one_list_are_named():
     model = make_model("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(InputError, match="no list of 7 layers in a LlamaForCausalLM"):
+    with pytest.raises(InputError, match="a LlamaForCausalLM has no list of 7 layers"):
         encode(model, make_tokenizer(), TEXTS, 64, 8)
 
 

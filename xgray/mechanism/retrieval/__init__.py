@@ -1,1 +1,1 @@
-"""Bilingual sentence retrieval, and how well it predicts where tuning carries over."""
+"""Bilingual sentence retrieval, and its correlation with the effect of tuning in other languages."""

@@ -1,8 +1,8 @@
-"""``states/{language}.safetensors``: what a language's texts are to the model.
+"""Files of sentence states, ``states/{language}.safetensors``.
 
-One tensor ``layer.{l}`` for each layer, ``(num_texts, hidden_size)`` in float32, beside ``num_tokens`` and
-``truncated``, ``(num_texts,)``. A row is one distinct text: the repaired prompts in the order of the file, and then
-those that HTML entities made others of.
+A file holds one tensor ``layer.{l}`` for each layer, ``(num_texts, hidden_size)`` in float32, and the tensors
+``num_tokens`` and ``truncated``, both ``(num_texts,)``. Each row is one distinct text: first the prompts with repaired
+HTML entities, in the order of the prompt file, then the released texts that differ from them.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ States = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoded:
+    """The sentence states of one language's texts."""
+
     states: States
+    """``(num_layers, num_texts, hidden_size)``."""
     num_tokens: npt.NDArray[np.int32]
-    """Of each text, those that were read."""
+    """The number of tokens of each text that were read, ``(num_texts,)``."""
     truncated: npt.NDArray[np.bool_]
-    """Whether a text lost its end."""
+    """Whether each text was cut, ``(num_texts,)``."""
 
 
 def states_file(language: str) -> str:
+    """Return the name of a language's file."""
     return f"{language}{SUFFIX}"
 
 
 def write_states(folder: Folder, language: str, encoded: Encoded) -> None:
+    """Write one language's states as one complete file."""
     from safetensors.numpy import save
 
     layers = {f"layer.{layer}": values for layer, values in enumerate(encoded.states)}
@@ -42,10 +47,10 @@ def write_states(folder: Folder, language: str, encoded: Encoded) -> None:
 
 
 def read_states(folder: Folder, language: str) -> Encoded:
-    """One language's file.
+    """Read one language's states.
 
     Raises:
-        StageError: it is damaged.
+        StageError: the file is damaged.
     """
     tensors = read_tensors(folder, states_file(language), "layer.0", "num_tokens", "truncated")
     num_layers = sum(name.startswith("layer.") for name in tensors)
@@ -54,5 +59,5 @@ def read_states(folder: Folder, language: str) -> Encoded:
 
 
 def distinct(*versions: list[str]) -> list[str]:
-    """The distinct texts of all versions of a language's prompts, each where it comes first."""
+    """Return the distinct texts of all versions of a language's prompts, in order of first occurrence."""
     return list(dict.fromkeys(text for texts in versions for text in texts))

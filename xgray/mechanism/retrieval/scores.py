@@ -1,36 +1,39 @@
-"""How well sentences find their translations, from their states in two languages.
+"""Bilingual sentence retrieval: how well sentences find their translations by their states in two languages.
 
 accuracy
-    The share of sentences whose own translation is nearer, by cosine, than every other one: top-1, in each direction,
-    and the mean of both.
+    Top-1 retrieval: the share of sentences whose translation has a higher cosine than every other sentence of the
+    other language. In each direction, and the mean of both directions.
 margin_accuracy
-    The same with the ratio margin (Artetxe & Schwenk 2019, eq. 2) in the place of the cosine, which takes off what
-    makes some sentences everybody's neighbour: ``cos(x, y) / (sum of cos(x, z) / 2k + sum of cos(y, z) / 2k)`` over
-    the k nearest neighbours z of x, and of y, in the other language; k = 4. A pair whose neighbours' mean is not above
-    0 has no ratio, and is not retrieved.
+    The same with the ratio margin (Artetxe & Schwenk 2019, eq. 2) in place of the cosine. It corrects for sentences
+    that are near to all others: ``cos(x, y) / (sum_z cos(x, z) / 2k + sum_z cos(y, z) / 2k)``, where z runs over the k
+    nearest neighbours in the other language, of x and of y respectively; k = 4. A pair whose denominator is not above
+    0 has no margin and is not retrieved.
 cosine
-    The mean cosine of the true pairs: what the released code prints under the name retrieval accuracy. Nothing is
-    ranked in it.
+    The mean cosine of the true pairs, which the paper's script prints under the name retrieval accuracy, although it
+    ranks nothing.
 
-A tie is a miss: a sentence counts only where no other one is as near, to 1e-9. Each is measured layer by layer and
-averaged over all layers, the embeddings among them, as in the paper.
+A tie is a miss: a translation must exceed every other sentence by more than 1e-9. Each metric is computed for each
+layer and averaged over all layers, including the embeddings, as in the paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from xgray.mechanism.metrics_file import RetrievalScores
 from xgray.mechanism.retrieval.files import States
 from xgray.stats.bootstrap import FloatArray, mean_intervals
 
 PIVOT = "en"
-"""The language that every other one is measured against."""
+"""The language against which all others are measured."""
 NUM_NEIGHBORS = 4
+"""k of the ratio margin."""
 TIE = 1e-9
+"""Similarities that differ by no more than this are equal."""
 DEFINITIONS = ("accuracy", "margin_accuracy", "cosine")
+"""The retrieval scores that are correlated with the fall of EMT."""
 METRICS = (
     "accuracy",
     "accuracy_to_en",
@@ -43,28 +46,42 @@ METRICS = (
 
 
 def pair_scores(states: States, english: States) -> dict[str, FloatArray]:
-    """Every metric of each layer and sentence, ``(num_layers, num_prompts)``; of accuracies a 1 is a hit.
+    """Compute every metric of :data:`METRICS` for each layer and sentence.
 
     Args:
         states: of a language's sentences, ``(num_layers, num_prompts, hidden_size)``.
-        english: of their translations, of the same shape.
+        english: of their English translations, of the same shape.
+
+    Returns:
+        By metric, ``(num_layers, num_prompts)``. In accuracies 1 is a hit and 0 a miss.
     """
-    layers = [_layer_scores(cosines(own, other)) for own, other in zip(states, english, strict=True)]
+    layers = [
+        _layer_scores(cosines(layer, english_layer)) for layer, english_layer in zip(states, english, strict=True)
+    ]
     return {metric: np.stack([layer[metric] for layer in layers]) for metric in METRICS}
 
 
 def cosines(left: FloatArray | States, right: FloatArray | States) -> FloatArray:
-    """The cosine of each row with each, ``(num_left, num_right)``; 0 with a row of zeros."""
+    """Return the cosine of each row of ``left`` with each row of ``right``, ``(num_left, num_right)``.
+
+    The cosine with a row of zeros is 0.
+
+    Args:
+        left: ``(num_left, hidden_size)``.
+        right: ``(num_right, hidden_size)``.
+    """
     return _unit(left) @ _unit(right).T
 
 
 def _unit(rows: FloatArray | States) -> FloatArray:
+    """Scale each row to length 1, in float64; rows of zeros stay as they are."""
     exact = rows.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     return exact / np.where(lengths > 0, lengths, 1)
 
 
 def _layer_scores(similarity: FloatArray) -> dict[str, FloatArray]:
+    """Compute every metric of one layer, each ``(num_prompts,)``, from its cosines, ``(num_prompts, num_prompts)``."""
     margins = ratio_margin(similarity)
     scores = {
         "accuracy_to_en": hits(similarity),
@@ -79,44 +96,57 @@ def _layer_scores(similarity: FloatArray) -> dict[str, FloatArray]:
 
 
 def hits(similarity: FloatArray) -> FloatArray:
-    """1 for each row whose diagonal entry is above all others of the row, else 0."""
+    """Return 1.0 for each row whose diagonal entry is above all others of the row, else 0.0, ``(n,)``.
+
+    Args:
+        similarity: ``(n, n)``.
+    """
     others = similarity.copy()
     np.fill_diagonal(others, -np.inf)
     return (np.diagonal(similarity) > others.max(axis=1) + TIE).astype(float)
 
 
 def ratio_margin(similarity: FloatArray) -> FloatArray:
-    """The ratio margin of each pair; -inf where there is none."""
-    around = (_neighborhood(similarity)[:, None] + _neighborhood(similarity.T)[None, :]) / 2
-    return np.divide(similarity, around, out=np.full_like(similarity, -np.inf), where=around > 0)
+    """Return the ratio margin of each pair (Artetxe & Schwenk 2019, eq. 2), ``(n, n)``; -inf where there is none.
+
+    Args:
+        similarity: cosines, ``(n, n)``.
+    """
+    denominators = (_neighbor_mean(similarity)[:, None] + _neighbor_mean(similarity.T)[None, :]) / 2
+    return np.divide(similarity, denominators, out=np.full_like(similarity, -np.inf), where=denominators > 0)
 
 
-def _neighborhood(similarity: FloatArray) -> FloatArray:
-    """The mean cosine of each row's nearest neighbours."""
+def _neighbor_mean(similarity: FloatArray) -> FloatArray:
+    """Return the mean cosine of each row's nearest neighbours, ``(n,)``."""
     return np.sort(similarity, axis=1)[:, -NUM_NEIGHBORS:].mean(axis=1)
 
 
 def summary(
     scores: Mapping[str, FloatArray], confidence: float, resamples: int, seed: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Each metric's mean over prompts and layers, and of each layer, with intervals over prompts.
+) -> RetrievalScores:
+    """Average each metric over prompts and layers, and over prompts within each layer, with intervals over prompts.
 
-    A resample draws sentences with their ranks: the candidates that they are told apart from stay those of the file.
+    A resample draws sentences together with their hits and misses: the candidates among which each sentence was
+    retrieved stay all sentences of the file.
+
+    Args:
+        scores: by metric, ``(num_layers, num_prompts)``.
+        confidence: of the intervals; 0.95 for 95 %.
     """
-    columns = [np.concatenate([one.mean(axis=0, keepdims=True), one]) for one in scores.values()]
+    columns = [np.concatenate([layers.mean(axis=0, keepdims=True), layers]) for layers in scores.values()]
     values = np.stack(columns, axis=-1)  # (1 + num_layers, num_prompts, num_metrics)
     low, high = mean_intervals(values.transpose(1, 0, 2), confidence, resamples, seed)
     means = values.mean(axis=1)
     return {
         metric: {
-            "value": float(means[0, at]),
-            "low": float(low[0, at]),
-            "high": float(high[0, at]),
+            "value": float(means[0, column]),
+            "low": float(low[0, column]),
+            "high": float(high[0, column]),
             "layers": {
-                "value": means[1:, at].tolist(),
-                "low": low[1:, at].tolist(),
-                "high": high[1:, at].tolist(),
+                "value": means[1:, column].tolist(),
+                "low": low[1:, column].tolist(),
+                "high": high[1:, column].tolist(),
             },
         }
-        for at, metric in enumerate(scores)
+        for column, metric in enumerate(scores)
     }

@@ -1,12 +1,12 @@
 """Sentence states: the mean over a text's tokens of each layer's hidden states.
 
-Layers are those of transformers' ``hidden_states``, as the paper's script takes them: 0 is the embeddings' output, l
-the residual stream after block l, and the last one is taken after the final norm. The mean is over the tokens that
-the tokenizer makes of the text, those that it adds (a beginning of text) among them, and never over padding, which
-stands on the right: no token of a causal model sees it, whatever its kind of positions. Each layer is averaged when it
-is there, so that no more than a block's states of all tokens are held at a time.
+Layers are numbered as in transformers' ``hidden_states``, which the paper's script uses: 0 is the output of the
+embeddings, l the residual stream after layer l, except that the last one is taken after the final norm. The mean is
+over all tokens of the tokenizer, including those that it adds, such as a beginning of text. Padding is not part of the
+mean. It is on the right, where no token of a causal model attends to it. Each layer is averaged as soon as it is
+computed, so that the states of all tokens are held of one layer at a time.
 
-Run by workers only (it imports torch); see :mod:`xgray.experiment.stages.retrieve`.
+Only workers import this module, because it imports torch; see :mod:`xgray.experiment.stages.retrieve`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from xgray.errors import InputError
+from xgray.mechanism.neurons import transformer_layers
 from xgray.mechanism.retrieval.files import Encoded
 from xgray.models.batches import by_length, padded
 from xgray.models.inference import inference
@@ -34,73 +35,58 @@ def encode(
     max_tokens: int,
     batch_size: int,
 ) -> Encoded:
-    """The states of each text, in the order given.
+    """Compute the sentence states of each text, in the order given.
 
     Args:
-        max_tokens: of a text; its first ones are taken, and no more than the model's context holds.
+        max_tokens: longer texts are cut after this many tokens, or at the model's context if that is shorter.
         batch_size: texts in one forward pass.
 
     Raises:
         InputError: a text has no tokens, or the model's states are not finite.
     """
-    longest = min(max_tokens, context_length(model.config))
-    whole = tokenizer(list(texts))["input_ids"]
-    for text, ids in zip(texts, whole, strict=True):
+    limit = min(max_tokens, context_length(model.config))
+    tokens = tokenizer(list(texts))["input_ids"]
+    for text, ids in zip(texts, tokens, strict=True):
         if not ids:
             raise InputError(f"retrieve.parallel: the model's tokenizer makes no token of the text {text!r}")
-    tokens = [ids[:longest] for ids in whole]
-    made, places = [], []
+    kept = [ids[:limit] for ids in tokens]
+    batches, order = [], []
     with inference():
-        for chosen in by_length(tokens, batch_size):
-            made.append(_pooled(model, [tokens[at] for at in chosen]))
-            places += chosen
-    states = torch.cat(made, dim=1)[:, np.argsort(places)]
-    finite = states.isfinite().all(dim=-1).all(dim=-1)
-    if not finite.all():
+        for batch in by_length(kept, batch_size):
+            batches.append(_batch_states(model, [kept[index] for index in batch]))
+            order += batch
+    states = torch.cat(batches, dim=1)[:, np.argsort(order)]
+    is_finite = states.isfinite().all(dim=-1).all(dim=-1)
+    if not is_finite.all():
         raise InputError(
-            f"model.dtype: hidden states are not finite in {model.dtype} from layer {int(finite.int().argmin())} on; "
-            "take float32 or bfloat16, and see that the weights are whole"
+            f"model.dtype: hidden states are not finite in {model.dtype} from layer {int(is_finite.int().argmin())} "
+            "on. Take float32 or bfloat16, and check that the weights are complete."
         )
     return Encoded(
         states.numpy(),
-        np.array([len(ids) for ids in tokens], np.int32),
-        np.array([len(ids) > longest for ids in whole], np.bool_),
+        np.array([len(ids) for ids in kept], np.int32),
+        np.array([len(ids) > limit for ids in tokens], np.bool_),
     )
 
 
-def _pooled(model: PreTrainedModel, tokens: Sequence[list[int]]) -> torch.Tensor:
-    """The states of one batch, ``(num_layers, batch, hidden_size)``."""
+def _batch_states(model: PreTrainedModel, tokens: Sequence[list[int]]) -> torch.Tensor:
+    """Return the sentence states of one batch, ``(num_layers, batch, hidden_size)`` in float32."""
     ids, mask = padded(tokens, model.device)
-    share = mask / mask.sum(dim=1, keepdim=True)
+    weights = mask / mask.sum(dim=1, keepdim=True)
     means: list[torch.Tensor] = []
 
     def pool(states: torch.Tensor) -> None:
-        means.append(torch.einsum("bsh,bs->bh", states.float(), share))
+        means.append(torch.einsum("bsh,bs->bh", states.float(), weights))
 
-    def pool_input(module: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        pool(given[0] if given else named["hidden_states"])
+    def pool_input(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pool(args[0] if args else kwargs["hidden_states"])
 
-    handles = [one.register_forward_pre_hook(pool_input, with_kwargs=True) for one in _blocks(model)]
+    layers = transformer_layers(model)
+    handles = [layer.register_forward_pre_hook(pool_input, with_kwargs=True) for layer in layers]
     try:
-        # The model below its head: nobody asks for logits.
+        # The base model, without the output head: no logits are needed.
         pool(model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
     finally:
         for handle in handles:
             handle.remove()
     return torch.stack(means).cpu()
-
-
-def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The model's layers, from the first to the last.
-
-    Raises:
-        InputError: they are not held as one list.
-    """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise InputError(
-        f"model.id: retrieve finds no list of {num_layers} layers in a {type(model).__name__}; "
-        "take a decoder that has its blocks in one list, or leave retrieve out"
-    )
