@@ -1,12 +1,12 @@
-"""Random SIGKILLs over driver, actors and nodes in one run of the real pipeline; then the rows, counted and compared.
+"""Kill the driver, actors and nodes of a real run at random, and compare its rows with those of an undisturbed run.
 
-python benchmarks/chaos.py [--kills 20] [--rounds 3] [--seed 0] [--limit 8] [--k 4] [--engine transformers]
+    python benchmarks/chaos.py [--kills 20] [--rounds 3] [--seed 0] [--limit 8] [--k 4] [--engine transformers]
 
 Each round starts a Ray cluster of a head and two worker nodes on this machine and runs ``xgray run --only
-generate,score`` on it: the small real model and an unrelated second one of the same weights, the embedded prompts in
-17 languages, the local scorer. Every few seconds something is killed: the driver (which is then called again), the
-process of an engine, of a scorer or of another actor, or a whole node (another one joins after it). Its rows are
-compared with those of a run on a local Ray that nothing was killed in: lost, twice, other bytes in any column.
+generate,score`` on it: a small real model, a second model with the same weights, the embedded prompts in 17 languages
+and the local scorer. Every few seconds a kill hits the driver (which is then started again), the process of an engine,
+a scorer or another actor, or a whole node (which is then replaced). The rows are compared with those of an undisturbed
+run on a local Ray. The table counts the rows that are lost, that occur twice, and that differ in any column.
 """
 
 from __future__ import annotations
@@ -30,47 +30,60 @@ KINDS = ("driver", "engine", "scorer", "other actor", "node")
 ACTORS = {"engine": "GenerateActor", "scorer": "ScoreActor"}
 
 
-def command(folder: Path, given: argparse.Namespace, address: str | None) -> list[str]:
+def command(folder: Path, arguments: argparse.Namespace, address: str | None) -> list[str]:
+    """Return the command of the run, whose results go below ``folder``."""
     variants = json.dumps([{"name": "twin", "checkpoint": str(folder.parent / "twin")}])
     options = {
-        "--name": "chaos", "--runs": str(folder), "--model.id": MODEL, "--variants": variants,
-        "--prompts.limit": given.limit, "--generate.k": given.k, "--generate.execution.engine": given.engine,
-        "--generate.execution.batch-size": 4, "--generate.execution.num-actors": 2,
+        "--name": "chaos",
+        "--runs": str(folder),
+        "--model.id": MODEL,
+        "--variants": variants,
+        "--prompts.limit": arguments.limit,
+        "--generate.k": arguments.k,
+        "--generate.execution.engine": arguments.engine,
+        "--generate.execution.batch-size": 4,
+        "--generate.execution.num-actors": 2,
         "--generate.execution.cpus-per-actor": 1,
-    }  # fmt: skip
-    told = [str(part) for pair in options.items() for part in pair]
-    where = ["--address", address] if address else []
-    return [sys.executable, "-m", "xgray.cli.main", "run", *told, "--only", "generate,score", *where]
+    }
+    if address:
+        options["--address"] = address
+    flags = [str(part) for pair in options.items() for part in pair]
+    return [sys.executable, "-m", "xgray.cli.main", "run", *flags, "--only", "generate,score"]
 
 
 def rows(folder: Path) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """Every row by stage, model and prompt; more than one where it is there twice."""
+    """Return the rows of each stage, model and prompt; there should be exactly one."""
     import pyarrow.parquet as pq
 
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = collections.defaultdict(list)
+    by_prompt: dict[tuple[str, str, str], list[dict[str, Any]]] = collections.defaultdict(list)
     for stage in ("generate", "score"):
         for path in (folder / "chaos" / stage).glob("*/rows/[!.]*.parquet"):
             for row in pq.read_table(path).to_pylist():
-                found[stage, row["model"], row["prompt_id"]].append(row)
-    return found
+                by_prompt[stage, row["model"], row["prompt_id"]].append(row)
+    return by_prompt
 
 
-def victims(name: str) -> list[psutil.Process]:
-    """Processes of Ray actors; those of other names than the known where ``name`` is none of them."""
-    found = []
+def actor_processes(kind: str) -> list[psutil.Process]:
+    """Return the processes of Ray actors of a kind: ``engine``, ``scorer`` or ``other actor``."""
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             if not title.startswith("ray::"):
                 continue
-            known = any(one in title for one in ACTORS.values())
-            if ACTORS[name] in title if name in ACTORS else not known:
-                found.append(process)
-    return found
+            if kind in ACTORS:
+                is_of_kind = ACTORS[kind] in title
+            else:
+                is_of_kind = not any(actor in title for actor in ACTORS.values())
+            if is_of_kind:
+                processes.append(process)
+    return processes
 
 
-def chaos(folder: Path, given: argparse.Namespace, dice: random.Random) -> tuple[collections.Counter[str], int, float]:
-    """One run, killed again and again: how often what was killed, how often the driver was called, and seconds."""
+def chaos(
+    folder: Path, arguments: argparse.Namespace, dice: random.Random
+) -> tuple[collections.Counter[str], int, float]:
+    """Run under kills, and return how often each kind was killed, how often the driver was started, and the seconds."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -78,13 +91,13 @@ def chaos(folder: Path, given: argparse.Namespace, dice: random.Random) -> tuple
     killed: collections.Counter[str] = collections.Counter()
     calls, began = 1, time.perf_counter()
     with (folder / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command(folder, given, cluster.address), stdout=log, stderr=log)
+        driver = subprocess.Popen(command(folder, arguments, cluster.address), stdout=log, stderr=log)
         while True:
             if driver.poll():
-                # Killed or failed: the same command goes on.
-                driver = subprocess.Popen(command(folder, given, cluster.address), stdout=log, stderr=log)
+                # It was killed or failed; the same command resumes the run.
+                driver = subprocess.Popen(command(folder, arguments, cluster.address), stdout=log, stderr=log)
                 calls += 1
-            wait = dice.uniform(*given.every) if killed.total() < given.kills else None
+            wait = dice.uniform(*arguments.every) if killed.total() < arguments.kills else None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if driver.wait(wait) == 0:
                     break
@@ -98,11 +111,11 @@ def chaos(folder: Path, given: argparse.Namespace, dice: random.Random) -> tuple
                 cluster.remove_node(node, allow_graceful=False)
                 nodes.append(cluster.add_node(num_cpus=1))
             else:
-                possible = victims(kind)
-                if not possible:
+                victims = actor_processes(kind)
+                if not victims:
                     continue
                 with contextlib.suppress(psutil.Error):
-                    dice.choice(possible).kill()
+                    dice.choice(victims).kill()
             killed[kind] += 1
             print(f"  {time.perf_counter() - began:6.0f} s  killed: {kind}", flush=True)
     seconds = time.perf_counter() - began
@@ -115,34 +128,35 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, default=8, help="prompts of each language")
+    parser.add_argument("--limit", type=int, default=8, help="prompts per language")
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--every", type=float, nargs=2, default=(8.0, 20.0), help="seconds between two kills")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
     from xgray.config import Model
     from xgray.models.source import resolve
 
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "twin").symlink_to(resolve(Model(id=MODEL)))
-        calm = Path(root) / "calm"
-        subprocess.run(command(calm, given, None), check=True, stdout=subprocess.DEVNULL)
-        expected = rows(calm)
-        print(f"uninterrupted: {len(expected)} rows of 2 stages and 2 models, {17 * given.limit} prompts x {given.k}")
+        undisturbed = Path(root) / "undisturbed"
+        subprocess.run(command(undisturbed, arguments, None), check=True, stdout=subprocess.DEVNULL)
+        expected = rows(undisturbed)
+        num_prompts = 17 * arguments.limit
+        print(f"undisturbed: {len(expected)} rows of 2 stages and 2 models, {num_prompts} prompts x {arguments.k}")
         lines = []
-        for number in range(given.rounds):
+        for number in range(arguments.rounds):
             print(f"round {number + 1}:")
             folder = Path(root) / f"round{number}"
             folder.mkdir()
-            killed, calls, seconds = chaos(folder, given, random.Random(given.seed + number))
-            found = rows(folder)
-            lost = len(expected.keys() - found.keys())
-            twice = sum(len(same) > 1 for same in found.values())
-            other = sum(found[key][0] != expected[key][0] for key in expected.keys() & found.keys())
-            what = " ".join(f"{kind} {killed[kind]}" for kind in KINDS)
+            killed, calls, seconds = chaos(folder, arguments, random.Random(arguments.seed + number))
+            actual = rows(folder)
+            lost = len(expected.keys() - actual.keys())
+            twice = sum(len(same) > 1 for same in actual.values())
+            other = sum(actual[key][0] != expected[key][0] for key in expected.keys() & actual.keys())
+            counts = " ".join(f"{kind} {killed[kind]}" for kind in KINDS)
             lines.append(
-                f"{number + 1:>5}{killed.total():>7}{calls:>7}{lost:>6}{twice:>7}{other:>7}{seconds:>9.0f}   {what}"
+                f"{number + 1:>5}{killed.total():>7}{calls:>7}{lost:>6}{twice:>7}{other:>7}{seconds:>9.0f}   {counts}"
             )
     print(f"\n{'round':>5}{'kills':>7}{'calls':>7}{'lost':>6}{'twice':>7}{'other':>7}{'seconds':>9}   killed")
     print("\n".join(lines))

@@ -1,10 +1,11 @@
-"""Dist-1, Dist-2 and Dist-3: xgray against a loop over single texts with Python's sets, as the paper's script has it.
+"""Time Dist-1, Dist-2 and Dist-3: xgray against the loop over single texts of the paper's script.
 
     python benchmarks/diversity.py [--prompts 24] [--k 25] [--rounds 5]
 
-k completions for prompts in the 17 embedded languages, cut from the embedded texts, tokenized by SmolLM2's tokenizer.
-The loop is measured both ways in which tokens can be told apart (see xgray.evaluate.diversity), and both sides without
-the tokenizer, whose own work bounds the first two ratios. Rounds alternate; the table shows the medians.
+The texts are k completions per prompt in the 17 embedded languages, cut from the embedded texts and tokenized by
+SmolLM2's tokenizer. Both protocols of xgray.evaluate.diversity are measured. The last two rows measure the tokenizer
+and the counting alone, since the tokenizer's time bounds the first two ratios. Rounds alternate; the table shows the
+medians.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ NUM_TOKENS = 20
 
 
 def sample(tokenizer: Any, num_prompts: int, k: int) -> list[list[list[str]]]:
-    """For each language its groups of k completions: 20 tokens from somewhere within texts of the language."""
-    draw = random.Random(0)
+    """Return each language's groups of k completions: 20 tokens from a random place in texts of the language."""
+    rng = random.Random(0)
     languages = []
     for path in sorted((EMBEDDED / "prompts").glob("RTP_LX_*.json")):
         code = path.stem.removeprefix("RTP_LX_").lower()
@@ -41,17 +42,18 @@ def sample(tokenizer: Any, num_prompts: int, k: int) -> list[list[list[str]]]:
         if labelled.exists():
             with labelled.open(encoding="utf-8", newline="") as stream:
                 texts += [row["text"] for row in csv.DictReader(stream)]
-        chosen = [" " + " ".join(draw.sample(texts, 4)) for _ in range(num_prompts * k)]
+        chosen = [" " + " ".join(rng.sample(texts, 4)) for _ in range(num_prompts * k)]
         tokens = tokenizer(chosen, add_special_tokens=False)["input_ids"]
-        starts = [draw.randrange(len(one) // 2) for one in tokens]
-        cut = tokenizer.batch_decode(
-            [one[start : start + NUM_TOKENS] for one, start in zip(tokens, starts, strict=True)]
+        starts = [rng.randrange(len(ids) // 2) for ids in tokens]
+        completions = tokenizer.batch_decode(
+            [ids[start : start + NUM_TOKENS] for ids, start in zip(tokens, starts, strict=True)]
         )
-        languages.append([cut[at : at + k] for at in range(0, len(cut), k)])
+        languages.append([completions[start : start + k] for start in range(0, len(completions), k)])
     return languages
 
 
-def loop(groups: list[list[str]], tokenizer: Any, protocol: Switch) -> list[list[float]]:
+def diversity_by_loop(groups: list[list[str]], tokenizer: Any, protocol: Switch) -> list[list[float]]:
+    """Return Dist-1, Dist-2 and Dist-3 of each group, as the paper's script computes them."""
     visible: dict[int, bool] = {}
     ratios = []
     for group in groups:
@@ -59,45 +61,45 @@ def loop(groups: list[list[str]], tokenizer: Any, protocol: Switch) -> list[list
         for text in group:
             units = tokenizer(text)["input_ids"]
             if protocol == "released":
-                units = [tokenizer.decode(one, skip_special_tokens=True) for one in units]
-                rows.append([one for one in units if one])
+                units = [tokenizer.decode(unit, skip_special_tokens=True) for unit in units]
+                rows.append([unit for unit in units if unit])
             else:
-                for one in units:
-                    if one not in visible:
-                        visible[one] = tokenizer.decode(one, skip_special_tokens=True) != ""
-                rows.append([one for one in units if visible[one]])
-        ratios.append(count_loop(rows))
+                for unit in units:
+                    if unit not in visible:
+                        visible[unit] = tokenizer.decode(unit, skip_special_tokens=True) != ""
+                rows.append([unit for unit in units if visible[unit]])
+        ratios.append(count_by_loop(rows))
     return ratios
 
 
-def count_loop(rows: list[list[Any]]) -> list[float]:
+def count_by_loop(rows: list[list[Any]]) -> list[float]:
     seen: list[set[Any]] = [set(), set(), set()]
     for units in rows:
         for order in (1, 2, 3):
-            seen[order - 1].update(tuple(units[at : at + order]) for at in range(len(units) - order + 1))
-    return [len(one) / sum(map(len, rows)) for one in seen]
+            seen[order - 1].update(tuple(units[start : start + order]) for start in range(len(units) - order + 1))
+    return [len(ngrams) / sum(map(len, rows)) for ngrams in seen]
 
 
 def counting(languages: list[list[list[str]]], tokenizer: Any) -> tuple[Any, Any]:
-    """The loop's count and ours, both of tokens that are there already."""
+    """Return functions that count n-grams of tokenized texts: the loop's and xgray's."""
     tokenized, arrays = [], []
     for groups in languages:
         rows = [tokenizer(group, add_special_tokens=False)["input_ids"] for group in groups]
         tokenized.append(rows)
-        texts = [one for group in rows for one in group]
-        text_of = np.repeat(np.arange(len(texts)), [len(one) for one in texts])
+        texts = [ids for group in rows for ids in group]
+        text_of = np.repeat(np.arange(len(texts)), [len(ids) for ids in texts])
         group_of = np.repeat(np.arange(len(rows)), [sum(map(len, group)) for group in rows])
         tokens = np.unique(np.concatenate(texts), return_inverse=True)[1]
         arrays.append((tokens, text_of, group_of, len(rows)))
     return (
-        lambda: [[count_loop(group) for group in rows] for rows in tokenized],
-        lambda: [distinct_ratios(*one) for one in arrays],
+        lambda: [[count_by_loop(group) for group in rows] for rows in tokenized],
+        lambda: [distinct_ratios(*arguments) for arguments in arrays],
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=24, help="prompts of each language")
+    parser.add_argument("--prompts", type=int, default=24, help="prompts per language")
     parser.add_argument("--k", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -109,7 +111,7 @@ def main() -> None:
     protocols: tuple[Switch, ...] = ("corrected", "released")
     contests: dict[str, tuple[Any, Any]] = {
         protocol: (
-            lambda protocol=protocol: [loop(groups, tokenizer, protocol) for groups in languages],
+            lambda protocol=protocol: [diversity_by_loop(groups, tokenizer, protocol) for groups in languages],
             lambda protocol=protocol: [diversity(groups, tokenizer, protocol) for groups in languages],
         )
         for protocol in protocols
@@ -126,12 +128,12 @@ def main() -> None:
             start = time.perf_counter()
             expected = plain()
             middle = time.perf_counter()
-            found = ours()
+            actual = ours()
             times = (middle - start) / num_texts * 1e6, (time.perf_counter() - middle) / num_texts * 1e6
             rounds.append((*times, times[0] / times[1]))
         print("{:14}{:>10.1f}{:>10.1f}{:>10.1f}".format(name, *map(statistics.median, zip(*rounds, strict=True))))
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12)
+        for actual_values, expected_values in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(actual_values, expected_values, rtol=1e-12)
     print("all values equal")
 
 
