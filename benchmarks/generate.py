@@ -2,11 +2,11 @@
 
     python benchmarks/generate.py [--prompts 8] [--k 4] [--repeats 3] [--batch-size 64] [--threads 1]
 
-Both sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages. Each run has its own process,
-and by default a thread for every core. Start-up is reported separately. Through Ray Data the engine finishes one block
-of prompts before the next, so that the prompts sampled together depend on the block alone; small blocks make that
-slower. The last lines are for two models. The second is a LoRA adapter, or its merged weights where vLLM is faster with
-them.
+Both sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages. Each run has a new process,
+with a thread for every core unless ``--threads`` says otherwise. Start-up is reported separately. Through Ray Data the
+engine finishes one block of prompts before the next, so that the prompts sampled together depend on the block alone;
+small blocks make that slower. The last lines are for two models. The second is a LoRA adapter, or its merged weights
+where vLLM is faster with them.
 """
 
 from __future__ import annotations

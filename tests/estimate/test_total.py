@@ -4,7 +4,7 @@ import pytest
 
 from xgray.config import Experiment, Train
 from xgray.errors import InputError
-from xgray.estimate.lines import training_steps
+from xgray.estimate.lines import num_training_steps
 from xgray.estimate.rates import Rates
 from xgray.estimate.total import estimate
 from xgray.estimate.work import ModelWork, TrainingWork, Work
@@ -181,7 +181,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(num_pairs, fields, steps, 
     from xgray.train.trainer import training_arguments
 
     section = Train.model_validate(fields)
-    assert training_steps(section, num_pairs) == steps
+    assert num_training_steps(section, num_pairs) == steps
     arguments = training_arguments(section, 0, tmp_path, cuda=False, num_validation=0)
     data = [{"x": torch.zeros(1)}] * num_pairs
     trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=data)

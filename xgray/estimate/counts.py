@@ -9,11 +9,11 @@ from xgray.data.pairs import read_pairs
 from xgray.data.prompts import read_prompts
 from xgray.errors import ConflictError, InputError
 from xgray.estimate.counts_mechanism import count_inside, has_begun
-from xgray.estimate.lines import training_steps
+from xgray.estimate.lines import num_training_steps
 from xgray.estimate.work import ModelWork, TrainingWork, Work
 from xgray.experiment.plan import Plan, PlannedStage, make_plan, run_folder
 from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
-from xgray.runs.training_progress import training_steps as steps_on_disk
+from xgray.runs.training_progress import read_training_steps
 from xgray.score.store.location import store_uri
 from xgray.train.pairs import num_held_out
 
@@ -96,7 +96,7 @@ def _trainings(
             num_train = len(pairs) - num_validation
             shared = section.model_dump_json(include={"method", "dtype", "max_length", "max_prompt_length", "pairs"})
             missing = {(shared, index) for index in range(len(pairs))}
-        steps = training_steps(section, num_train)
+        steps = num_training_steps(section, num_train)
         trainings[variant.name] = TrainingWork(
             section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps)
         )
@@ -139,7 +139,7 @@ def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
     if not has_begun(stage):
         return 0
     every = plan.experiment.train_section(variant).eval_steps
-    return min(steps_on_disk(stage.place)[0] // every * every, num_steps)
+    return min(read_training_steps(stage.place)[0] // every * every, num_steps)
 
 
 def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> ModelWork:

@@ -44,7 +44,7 @@ class Line:
     """Where the rates come from; empty where nothing is left."""
 
 
-def training_steps(section: Train, num_pairs: int) -> int:
+def num_training_steps(section: Train, num_pairs: int) -> int:
     """Return the optimizer steps of a training on ``num_pairs`` pairs, as the trainer counts them."""
     if section.max_steps is not None:
         return section.max_steps

@@ -18,7 +18,7 @@ from xgray.runs.manifest import PENDING, StageFolder
 from xgray.runs.progress import Progress
 from xgray.runs.prompts import PROMPTS, PromptFile
 from xgray.runs.resolved import load_run
-from xgray.runs.training_progress import training_steps
+from xgray.runs.training_progress import read_training_steps
 from xgray.storage.folder import Folder
 
 
@@ -122,7 +122,7 @@ def _state(stage: Stage, place: StageFolder, holder: Driver | None) -> StageStat
 
 def _finished(stage: Stage, place: StageFolder, manifest: dict[str, Any], state: StageState) -> StageState:
     counts = manifest["counts"]
-    num_done = training_steps(place)[0] if stage.progress == "steps" else counts.get("num_prompts", 1)
+    num_done = read_training_steps(place)[0] if stage.progress == "steps" else counts.get("num_prompts", 1)
     return replace(state, state="done", num_done=num_done, num_total=num_done, num_errors=counts.get("num_errors", 0))
 
 
@@ -136,7 +136,7 @@ def _counted(stage: Stage, place: StageFolder, last: Attempt | None) -> tuple[in
     """Count what an unfinished stage has on disk: how much is done, and of how much where the last attempt said so."""
     total = last.total if last else None
     if stage.progress == "steps":
-        done, steps = training_steps(place)
+        done, steps = read_training_steps(place)
         return done, steps or None
     if stage.progress == "settings":
         scored = place.folder / "score"

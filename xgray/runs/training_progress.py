@@ -7,7 +7,7 @@ import json
 from xgray.runs.manifest import StageFolder
 
 
-def training_steps(place: StageFolder) -> tuple[int, int]:
+def read_training_steps(place: StageFolder) -> tuple[int, int]:
     """Return the optimizer steps done and in all, from the trainer's ``metrics.jsonl``; zeros before it starts."""
     if not place.folder.exists("metrics.jsonl"):
         return 0, 0

@@ -70,7 +70,7 @@ def prepare_pairs(
     they are whole batches, see :func:`num_held_out`.
 
     Raises:
-        InputError: fewer pairs are left than are held out and fill one batch of training.
+        InputError: fewer pairs are left than a batch of training and the held-out pairs need.
     """
     kept, num_truncated = [], 0
     for pair, whole in zip(pairs, _tokenize(pairs, tokenizer), strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
-from xgray.runs.training_progress import training_steps
+from xgray.runs.training_progress import read_training_steps
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -69,6 +69,6 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
 
 def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
     """Report the optimizer steps that the workers have logged, once they have begun."""
-    done, total = training_steps(planned.place)
+    done, total = read_training_steps(planned.place)
     if total:
         on_progress(planned.label, done, total)
