@@ -1,1 +1,1 @@
-"""Completions to toxicity scores: the protocol and the scorers behind it."""
+"""Scorers of toxicity, the store that keeps their scores, and calibration of one scorer onto another."""

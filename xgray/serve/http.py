@@ -1,13 +1,13 @@
-"""The HTTP side of ``xgray serve``: requests of the Perspective protocol in, batches of texts for a scorer out.
+"""The HTTP side of ``xgray serve``: it takes requests of the Perspective protocol and gives a scorer batches of texts.
 
     POST /v1alpha1/comments:analyze     scores
-    GET  /$discovery/rest               the document that Google's client libraries build themselves from
+    GET  /$discovery/rest               the document from which Google's client libraries build themselves
     GET  /healthz                       200 while the process is up
-    GET  /readyz                        200 where a text that is sent now is scored within ``READY_SECONDS``
-    GET  /metrics                       counts for Prometheus
+    GET  /readyz                        200 if a text sent now is scored within ``READY_SECONDS``
+    GET  /metrics                       counters for Prometheus
 
-Texts that wait go to the scorer together as soon as it can take them: alone where there is no load, in whole batches
-where there is. Nothing waits for a batch to fill.
+Waiting texts go to the scorer together as soon as it is free: one by one without load, in full batches under load. No
+text waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -30,35 +30,36 @@ from xgray.serve.protocol import DISCOVERY_PATH, PATH, STATUSES, ApiError, answe
 
 READY_SECONDS = 5.0
 RETRY_AFTER = {429: "1", 503: "5"}
-"""Seconds that a client is asked to wait: until others are answered, or until a scorer is started again."""
+"""Seconds that a client is asked to wait: until others are answered (429), or a scorer is started again (503)."""
 LINGER_SECONDS = 2.0
-"""How long the rest of a refused body is read, so that the client sees why it was refused."""
+"""How long the rest of a refused body is read, so that the client can read why it was refused."""
 SHUTDOWN_SECONDS = 10.0
-"""Within which what is under way is answered when the service ends."""
+"""How long open requests may take when the service ends."""
 PROBE = "Good morning."
+"""The text that is scored to find out whether the scorer is ready."""
 
 Item = tuple[str, str]
 """A text and its language."""
 ScoreBatch = Callable[[Sequence[Item]], Awaitable[Sequence[Scored]]]
-"""One result for each item, in order; raises :class:`Unavailable` where there is no scorer to give any."""
+"""Returns one result for each item, in order; raises :class:`Unavailable` if no scorer can."""
 
 
 class Unavailable(Exception):
-    """No scorer could score the texts; another time one may."""
+    """No scorer could score the texts now; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
 class ScorerInfo:
-    """What the scorer behind a service can be asked for."""
+    """What the scorer behind a service can do."""
 
     scorer: str
-    """Its name, version and device."""
+    """The scorer's name, version and device."""
     attributes: tuple[str, ...]
     languages: tuple[str, ...]
 
 
 class Metrics:
-    """What is counted."""
+    """The counters for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -74,8 +75,8 @@ class Metrics:
         )
 
 
-class Batches:
-    """Texts of many requests, scored together. It belongs to one event loop."""
+class Batcher:
+    """Scores the texts of many requests together. It belongs to one event loop."""
 
     def __init__(self, score_batch: ScoreBatch, batch_size: int, num_concurrent: int, metrics: Metrics) -> None:
         self._score_batch = score_batch
@@ -86,21 +87,23 @@ class Batches:
         self._running: set[asyncio.Task[None]] = set()
 
     async def score(self, item: Item) -> Scored:
-        """
+        """Score one text in the next batch.
+
         Raises:
-            Unavailable: there is no scorer.
+            Unavailable: no scorer could score the batch.
         """
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        self._start()
+        self._start_batches()
         return await future
 
-    def _start(self) -> None:
+    def _start_batches(self) -> None:
+        """Give waiting texts to the scorer while it can take more batches."""
         while self._num_free and self._waiting:
             batch: list[tuple[Item, asyncio.Future[Scored]]] = []
             while self._waiting and len(batch) < self._batch_size:
                 item, future = self._waiting.popleft()
-                if not future.done():  # its request has given up
+                if not future.done():  # its request has timed out
                     batch.append((item, future))
             if batch:
                 self._num_free -= 1
@@ -121,61 +124,66 @@ class Batches:
                     future.set_exception(error)
         finally:
             self._num_free += 1
-            self._start()
+            self._start_batches()
 
 
 class Service:
-    """The requests of one service. What a client sends is in no log line: it may be private, or hold a key."""
+    """Answers requests. Nothing that a client sends is logged: it may be private, or hold a key."""
 
     def __init__(
-        self, section: Serve, offer: ScorerInfo, score_batch: ScoreBatch, num_concurrent: int, key: str | None
+        self, section: Serve, scorer: ScorerInfo, score_batch: ScoreBatch, num_concurrent: int, key: str | None
     ) -> None:
-        """
+        """Prepare a service; :meth:`listening` starts it.
+
         Args:
-            num_concurrent: calls of ``score_batch`` at once.
-            key: what clients have to name; None lets everybody in.
+            num_concurrent: concurrent calls of ``score_batch``.
+            key: the key that clients have to send; None admits everybody.
         """
         self._section = section
-        self._offer = offer
+        self._scorer = scorer
         self._key = key
         self._metrics = Metrics()
-        self._batches = Batches(score_batch, section.batch_size, num_concurrent, self._metrics)
-        self._num_under_way = 0
+        self._batcher = Batcher(score_batch, section.batch_size, num_concurrent, self._metrics)
+        self._num_open = 0
+        """Texts that are not answered yet."""
         self._silent: set[asyncio.BaseProtocol] = set()
         """Connections that have not sent a request yet."""
 
     @asynccontextmanager
     async def listening(self, bound: socket.socket) -> AsyncIterator[None]:
-        """The service on a bound socket, for the length of the block; then what is under way is answered first."""
+        """Serve on a bound socket for the duration of the block; open requests are answered before it ends."""
         app = web.Application(client_max_size=self._section.max_body_bytes, middlewares=[self._answer_in_json])
         app.router.add_post(PATH, self._analyze)
-        app.router.add_get(DISCOVERY_PATH, self._discovery)
-        app.router.add_get("/healthz", self._healthy)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._numbers)
+        app.router.add_get(DISCOVERY_PATH, self._discover)
+        app.router.add_get("/healthz", self._report_health)
+        app.router.add_get("/readyz", self._report_readiness)
+        app.router.add_get("/metrics", self._report_metrics)
         runner = web.AppRunner(
-            app, access_log=None, lingering_time=LINGER_SECONDS, keepalive_timeout=75.0,
+            app,
+            access_log=None,
+            lingering_time=LINGER_SECONDS,
+            keepalive_timeout=75.0,
             shutdown_timeout=SHUTDOWN_SECONDS,
-        )  # fmt: skip
+        )
         await runner.setup()
         server = runner.server
         assert server is not None
         loop = asyncio.get_running_loop()
 
-        def connection() -> asyncio.BaseProtocol:
+        def accept() -> asyncio.BaseProtocol:
             protocol = server()
             self._silent.add(protocol)
-            loop.call_later(self._section.read_timeout_seconds, self._hang_up_if_silent, protocol)
+            loop.call_later(self._section.read_timeout_seconds, self._close_if_silent, protocol)
             return protocol
 
-        listener = await loop.create_server(connection, sock=bound, backlog=socket.SOMAXCONN)
+        listener = await loop.create_server(accept, sock=bound, backlog=socket.SOMAXCONN)
         try:
             yield
         finally:
             listener.close()
             await runner.cleanup()
 
-    def _hang_up_if_silent(self, protocol: web.RequestHandler) -> None:
+    def _close_if_silent(self, protocol: web.RequestHandler) -> None:
         if protocol in self._silent:
             self._silent.remove(protocol)
             protocol.force_close()
@@ -184,6 +192,7 @@ class Service:
     async def _answer_in_json(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        """Answer errors with Google's JSON bodies, and count requests and refusals."""
         self._silent.discard(request.protocol)
         headers = {}
         try:
@@ -197,7 +206,9 @@ class Service:
             refusal = ApiError(413, f"Request payload size exceeds the limit: {limit} bytes.", "BODY_TOO_LARGE")
         except web.HTTPMethodNotAllowed as error:
             headers["Allow"] = error.headers["Allow"]
-            refusal = ApiError(405, f"{PATH} takes POST, all else GET.", "METHOD_NOT_ALLOWED")
+            refusal = ApiError(
+                405, f"{PATH} takes POST requests, all other paths take GET requests.", "METHOD_NOT_ALLOWED"
+            )
         except web.HTTPException as error:
             refusal = ApiError(error.status if error.status in STATUSES else 400, error.reason)
         if refusal.code in RETRY_AFTER:
@@ -214,7 +225,7 @@ class Service:
     async def _analyze(self, request: web.Request) -> web.Response:
         if self._key is not None:
             check_key(self._key, [*request.query.getall("key", []), request.headers.get("x-goog-api-key", "")])
-        analysis = parse(await self._body(request), self._offer.attributes, self._offer.languages)
+        analysis = parse(await self._body(request), self._scorer.attributes, self._scorer.languages)
         began = time.perf_counter()
         scored = await self._score((analysis.text, analysis.language), self._section.timeout_seconds)
         body = answer(analysis, scored)
@@ -223,6 +234,7 @@ class Service:
         return web.Response(body=body, content_type="application/json")
 
     async def _body(self, request: web.Request) -> bytes:
+        """Read the request's body, within the limits of size and time."""
         if (request.content_length or 0) > self._section.max_body_bytes:
             raise web.HTTPRequestEntityTooLarge(self._section.max_body_bytes)
         try:
@@ -234,35 +246,40 @@ class Service:
         except web.RequestPayloadError:
             raise ApiError(400, "The request's body is not encoded as its header says.", "INVALID_BODY") from None
 
-    async def _score(self, item: Item, seconds: float) -> Scored:
-        if self._num_under_way >= self._section.max_requests:
+    async def _score(self, item: Item, timeout_seconds: float) -> Scored:
+        """Score a text, unless too many requests are open.
+
+        Raises:
+            ApiError: there are too many, or no score in time.
+        """
+        if self._num_open >= self._section.max_requests:
             limit = self._section.max_requests
             raise ApiError(429, f"{limit} requests are under way, which is the limit; try again later.", "OVERLOADED")
-        self._num_under_way += 1
-        self._metrics.waiting.set(self._num_under_way)
+        self._num_open += 1
+        self._metrics.waiting.set(self._num_open)
         try:
-            async with asyncio.timeout(seconds):
-                return await self._batches.score(item)
+            async with asyncio.timeout(timeout_seconds):
+                return await self._batcher.score(item)
         except TimeoutError:
             raise ApiError(
-                503, f"The scorer did not answer within {seconds:g} s; try again later.", "TIMEOUT"
+                503, f"The scorer did not answer within {timeout_seconds:g} s; try again later.", "TIMEOUT"
             ) from None
         except Unavailable as error:
             raise ApiError(503, str(error), "SCORER_UNAVAILABLE") from None
         finally:
-            self._num_under_way -= 1
-            self._metrics.waiting.set(self._num_under_way)
+            self._num_open -= 1
+            self._metrics.waiting.set(self._num_open)
 
-    async def _discovery(self, request: web.Request) -> web.Response:
+    async def _discover(self, request: web.Request) -> web.Response:
         document = discovery(f"{request.url.origin()}/")
         return web.Response(body=json.dumps(document).encode(), content_type="application/json")
 
-    async def _healthy(self, request: web.Request) -> web.Response:
+    async def _report_health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _ready(self, request: web.Request) -> web.Response:
-        await self._score((PROBE, self._offer.languages[0]), READY_SECONDS)
+    async def _report_readiness(self, request: web.Request) -> web.Response:
+        await self._score((PROBE, self._scorer.languages[0]), READY_SECONDS)
         return web.Response(text="ok\n")
 
-    async def _numbers(self, request: web.Request) -> web.Response:
+    async def _report_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

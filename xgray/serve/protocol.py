@@ -1,7 +1,9 @@
-"""The wire protocol of Google's Comment Analyzer (Perspective) API, ``v1alpha1``, from the side of a service.
+"""The wire protocol of Google's Comment Analyzer (Perspective) API, ``v1alpha1``, as a service speaks it.
 
-The bytes of a request to an :class:`Analysis`, scores to the bytes of an answer, and what is wrong to Google's error
-bodies: https://github.com/conversationai/perspectiveapi/tree/master/2-api (``methods.md``, ``limits.md``).
+    body of a request ──parse──▶ Analysis ──scorer──▶ Scored ──answer──▶ body of a response
+                         └──────────── ApiError, with Google's error body ───────┘
+
+Source: https://github.com/conversationai/perspectiveapi/tree/master/2-api (``methods.md``, ``limits.md``).
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ STATUSES = {
     500: "INTERNAL",
     503: "UNAVAILABLE",
 }
-"""HTTP statuses of refusals, and Google's names for them."""
+"""The HTTP statuses of errors, and Google's names for them."""
 SCORE_TYPES = (None, "SCORE_TYPE_UNSPECIFIED", "PROBABILITY")
 TEXT_TYPES = (None, "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
 MAX_NAME = 100
-"""Characters of a client's own words that a refusal repeats."""
+"""An error repeats at most so many characters of what the client sent."""
 
 
 class ApiError(Exception):
-    """An answer other than 200, with Google's body for it."""
+    """An answer with a status other than 200, and its body in Google's format."""
 
     def __init__(
         self, code: int, message: str, kind: str | None = None, details: Sequence[dict[str, Any]] = ()
@@ -50,22 +52,28 @@ class ApiError(Exception):
         super().__init__(message)
         self.code = code
         self.kind = kind or STATUSES[code]
-        """What it is counted as."""
+        """The name under which it is counted."""
         self._details = list(details)
 
     def body(self) -> bytes:
+        """Return the response's body."""
         error = {"code": self.code, "message": str(self), "status": STATUSES[self.code]}
         return json.dumps({"error": error | ({"details": self._details} if self._details else {})}).encode()
 
 
 def invalid(kind: str, message: str, **fields: Any) -> ApiError:
-    """A 400 with one of the analyzer's own kinds of error."""
+    """Return a 400 with one of the analyzer's kinds of error.
+
+    Args:
+        kind: Google's name for the kind, such as ``COMMENT_EMPTY``.
+        fields: further fields of the error's detail.
+    """
     detail = {"@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error", "errorType": kind}
     return ApiError(400, message, kind, [detail | fields])
 
 
 class _Message(BaseModel):
-    """As Google's JSON: names in either spelling, null as if absent, nothing else than is known."""
+    """Google's JSON: names in camel or snake case, null like an absent field, no unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, alias_generator=to_camel, validate_by_name=True, allow_inf_nan=False, frozen=True
@@ -93,7 +101,7 @@ class _Attribute(_Message):
 
 
 class _Request(_Message):
-    """Fields that change nothing here (context, session, community) are checked and passed over."""
+    """A request. Fields that have no effect here (context, session, community) are checked and ignored."""
 
     comment: _Text | None = None
     context: _Context | None = None
@@ -108,32 +116,59 @@ class _Request(_Message):
 
 @dataclass(frozen=True)
 class Analysis:
-    """One request that can be answered."""
+    """A request that can be answered."""
 
     text: str
     language: str
     """A code of :data:`xgray.languages.LANGUAGES`."""
     languages: list[str]
-    """As the client spells them."""
+    """The language codes as the client spells them."""
     thresholds: dict[str, float]
-    """By attribute, in lower case: scores below are left out of the answer."""
+    """By attribute, in lower case; lower scores are left out of the answer."""
     client_token: str | None
 
 
 def parse(body: bytes, attributes: Collection[str], languages: Collection[str]) -> Analysis:
-    """What a request's body asks for.
+    """Return what a request's body asks for.
 
     Args:
-        attributes: what the scorer measures, in lower case.
-        languages: the codes that it scores.
+        attributes: the attributes that the scorer measures, in lower case.
+        languages: the codes of the languages that it scores.
 
     Raises:
-        ApiError: the body is no request, or one that the scorer cannot answer.
+        ApiError: the body is not a request, or not one that the scorer can answer.
     """
     try:
         request = _Request.model_validate_json(body)
     except ValidationError as error:
         raise _malformed(error) from None
+    text = _checked_text(request)
+    requested = _checked_attributes(request)
+    if not request.languages:
+        message = "Unable to detect language: this service detects none, so name it in 'languages'."
+        raise invalid("LANGUAGE_DETECTION_FAILED", message)
+    language = _single_language(request.languages, languages)
+    if language is None:
+        raise _unsupported(next(iter(requested)), request.languages)
+    for name in requested:
+        # To the client, an attribute that the scorer does not measure is supported in no language.
+        if name.lower() not in attributes:
+            raise _unsupported(name, request.languages)
+    return Analysis(
+        text=text,
+        language=language,
+        languages=request.languages,
+        thresholds={name.lower(): options.score_threshold or 0.0 for name, options in requested.items()},
+        client_token=request.client_token,
+    )
+
+
+def _checked_text(request: _Request) -> str:
+    """Return the text of a request's comment.
+
+    Raises:
+        ApiError: there is none, it is too long, or the context is contradictory.
+    """
     comment = request.comment or _Text()
     if not comment.text:
         raise invalid("COMMENT_EMPTY", "Comment must be non-empty.")
@@ -145,6 +180,15 @@ def parse(body: bytes, attributes: Collection[str], languages: Collection[str]) 
     if (context := request.context) and context.entries and context.article_and_parent_comment:
         message = "Context can have either entries or article_and_parent_comment, but both fields were populated."
         raise invalid("INVALID_REQUEST", message)
+    return comment.text
+
+
+def _checked_attributes(request: _Request) -> dict[str, _Attribute]:
+    """Return the requested attributes, whose names are in upper case.
+
+    Raises:
+        ApiError: there are none, or one is unknown.
+    """
     requested = request.requested_attributes or {}
     if not requested:
         raise invalid("NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes")
@@ -154,27 +198,11 @@ def parse(body: bytes, attributes: Collection[str], languages: Collection[str]) 
         if options.score_type not in SCORE_TYPES:
             message = f"Requested score type {options.score_type[:MAX_NAME]} is not supported by attribute {name}"
             raise invalid("INVALID_REQUEST", message)
-    if not request.languages:
-        message = "Unable to detect language: this service detects none, so name it in 'languages'."
-        raise invalid("LANGUAGE_DETECTION_FAILED", message)
-    language = _only(request.languages, languages)
-    if language is None:
-        raise _unsupported(next(iter(requested)), request.languages)
-    for name in requested:
-        # What the scorer does not measure is an attribute that it supports in no language.
-        if name.lower() not in attributes:
-            raise _unsupported(name, request.languages)
-    return Analysis(
-        text=comment.text,
-        language=language,
-        languages=request.languages,
-        thresholds={name.lower(): options.score_threshold or 0.0 for name, options in requested.items()},
-        client_token=request.client_token,
-    )
+    return requested
 
 
 def answer(analysis: Analysis, scored: Scored) -> bytes:
-    """The body of a 200. Floats are written so that they are read back the same.
+    """Return the body of a successful response. Floats keep every digit.
 
     Raises:
         ApiError: the scorer has no score for the text.
@@ -200,12 +228,14 @@ def answer(analysis: Analysis, scored: Scored) -> bytes:
 
 
 def check_key(expected: str, given: Sequence[str]) -> None:
-    """
+    """Check a request's key.
+
     Args:
-        given: what the request names as its key, in its address and in its header.
+        expected: the service's key.
+        given: the keys in the request's address and header; empty strings if there are none.
 
     Raises:
-        ApiError: none of them, or another one. Neither is repeated.
+        ApiError: the request has no key, or a wrong one. The message repeats neither key.
     """
     if not any(given):
         message = (
@@ -213,7 +243,7 @@ def check_key(expected: str, given: Sequence[str]) -> None:
             "Please use API Key or other form of API consumer identity to call this API."
         )
         raise ApiError(403, message)
-    if not all(hmac.compare_digest(expected.encode(), one.encode("utf-8", "replace")) for one in given if one):
+    if not all(hmac.compare_digest(expected.encode(), key.encode("utf-8", "replace")) for key in given if key):
         detail = {
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
             "reason": "API_KEY_INVALID",
@@ -222,17 +252,17 @@ def check_key(expected: str, given: Sequence[str]) -> None:
         raise ApiError(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID", [detail])
 
 
-def _only(requested: Sequence[str], languages: Collection[str]) -> str | None:
-    """The code of the one language that is asked for, if the scorer scores it."""
+def _single_language(requested: Sequence[str], languages: Collection[str]) -> str | None:
+    """Return the code of the requested language; None if there are several, or the scorer does not score it."""
     try:
-        codes = {language_of(one).code for one in requested}
+        codes = {language_of(name).code for name in requested}
     except InputError:
         return None
     return codes.pop() if len(codes) == 1 and codes <= set(languages) else None
 
 
 def _unsupported(attribute: str, languages: Sequence[str]) -> ApiError:
-    listed = [one[:MAX_NAME] for one in languages]
+    listed = [language[:MAX_NAME] for language in languages]
     return invalid(
         "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
         f"Attribute {attribute} does not support request languages: {', '.join(listed)}",
@@ -241,7 +271,7 @@ def _unsupported(attribute: str, languages: Sequence[str]) -> ApiError:
 
 
 def _malformed(error: ValidationError) -> ApiError:
-    """Google's words for a body that is no request, without the values in it."""
+    """Return Google's error for a body that is not a request, without the values in the body."""
     problem = error.errors(include_url=False, include_input=False)[0]
     *parents, last = problem["loc"] or ("",)
     place = ".".join(str(part)[:MAX_NAME] for part in parents)
@@ -257,7 +287,11 @@ def _malformed(error: ValidationError) -> ApiError:
 
 
 def discovery(root_url: str) -> dict[str, Any]:
-    """The document from which Google's client libraries build themselves; ``root_url`` ends with a slash."""
+    """Return the document from which Google's client libraries build themselves.
+
+    Args:
+        root_url: the service's address, which ends with a slash.
+    """
     schemas = {name: {"id": name, "type": "object", "properties": fields} for name, fields in _SCHEMAS.items()}
     method = {
         "id": "commentanalyzer.comments.analyze",

@@ -78,26 +78,26 @@ def calibrate_scorer(section: Score, target: str, runs: Sequence[Folder], on_pro
     """
     store, attributes = ScoreStore(required_store_uri(section)), section.attributes
     loaded = [_Run(run.name, read_completions(run), load_run(run).score.empty_text) for run in runs]
-    found = _read_target(store, target, attributes)
+    known = _read_target(store, target, attributes)
     scorer = build_scorer(without_calibration(section))
-    if ScorerId.of(scorer) == found.scorer:
+    if ScorerId.of(scorer) == known.scorer:
         raise InputError(f"--target: {target} is the scorer that is to be calibrated. Name another target")
     with scorer_runner(scorer) as runner:
-        texts = {language: list(by_text) for language, by_text in found.scores.items()}
+        texts = {language: list(by_text) for language, by_text in known.scores.items()}
         raw_scores = score_by_language(runner, scorer, texts, on_progress)
         on_progress("calibrate", 0, 1)
         calibration = fit_calibration(
-            _pair_scores(raw_scores, found.scores, attributes),
+            _pair_scores(raw_scores, known.scores, attributes),
             ScorerId.of(scorer),
-            found.scorer,
+            known.scorer,
             time.strftime("%Y-%m-%d", time.gmtime()),
             attributes=attributes,
         )
         on_progress("calibrate", 1, 1)
-        archived = ArchivedScorer(store, found.scorer, tuple(attributes))
+        archived = ArchivedScorer(store, known.scorer, tuple(attributes))
         scorers = [(archived.name, archived), (scorer.name, scorer)]
         scorers.append(("calibrated", CalibratedScorer(scorer, calibration)))
-        return _compare_runs(runner, loaded, scorers, found.scores, calibration, on_progress)
+        return _compare_runs(runner, loaded, scorers, known.scores, calibration, on_progress)
 
 
 def _read_target(store: ScoreStore, target: str, attributes: Sequence[str]) -> _Target:

@@ -1,1 +1,1 @@
-"""The score store: every answer of every scorer, kept by text, language, scorer and version."""
+"""The score store: every answer of every scorer, by text, language, scorer and version."""
