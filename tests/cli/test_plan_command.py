@@ -1,15 +1,13 @@
 """``xgray plan`` as a user meets it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.object_store import CREDENTIALS, object_store
+from tests.processes import xgray
 from xgray.storage.folder import Folder
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -26,13 +24,6 @@ report: {seconds: 30}
 """
 
 
-def xgray(folder, *arguments, **options):
-    command = [sys.executable, "-m", "xgray.cli.main", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False, **options
-    )  # fmt: skip
-
-
 @pytest.fixture
 def rates(tmp_path):
     (tmp_path / "rates.yaml").write_text(RATES)
@@ -42,14 +33,14 @@ def rates(tmp_path):
 def test_stated_rates_need_no_model(tmp_path, rates):
     embedded = [f"--{one}=embedded" for one in ("prompts.path", "train.pairs", "retrieve.parallel")]
     job = [str(JOBS / "llama3-8b.yaml"), *embedded]
-    told = xgray(tmp_path, "plan", *job, "--rates", rates, "--json")
+    told = xgray("plan", *job, "--rates", rates, "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
     assert lines["train/dpo"]["unit"] == "steps"
     assert lines["generate/base"]["source"] == "the vendor"
     assert lines["generate/base"]["new_tokens"] == lines["generate/base"]["num_left"] * 25 * 20
     assert json.loads(told.stdout)["money"] > 0
-    shown = xgray(tmp_path, "plan", *job, "--rates", rates, "--score.scorer", "perspective")
+    shown = xgray("plan", *job, "--rates", rates, "--score.scorer", "perspective", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "the rate limit: 1 requests a second" in shown.stdout
     assert "money, USD" in shown.stdout
@@ -69,7 +60,7 @@ def test_stated_rates_need_no_model(tmp_path, rates):
 )
 def test_wrong_rates_are_said_in_one_line(tmp_path, text, said):
     (tmp_path / "rates.yaml").write_text(text)
-    told = xgray(tmp_path, "plan", str(JOBS / "quickstart.yaml"), "--rates", "rates.yaml")
+    told = xgray("plan", str(JOBS / "quickstart.yaml"), "--rates", "rates.yaml", cwd=tmp_path)
     assert told.returncode == 2
     assert said in told.stderr
     assert "Traceback" not in told.stderr
@@ -85,7 +76,7 @@ def test_wrong_calls_are_refused(tmp_path, rates):
         (["--rates", rates], "name one experiment file"),
         ([quickstart, "--measure", "--score.scorer", "openai"], "state score.texts_per_second"),
     ]:
-        told = xgray(tmp_path, "plan", *arguments)
+        told = xgray("plan", *arguments, cwd=tmp_path)
         assert told.returncode == 2, arguments
         assert said in told.stderr, told.stderr
 
@@ -104,8 +95,8 @@ def experiment(tmp_path, tiny_model):
 
 
 @pytest.mark.slow
-def test_the_experiment_is_measured(tmp_path, experiment):
-    measured = xgray(tmp_path, "plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json")
+def test_the_experiment_is_measured(tmp_path, experiment, local_ray):
+    measured = xgray("plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     told = json.loads(measured.stdout)
     lines = {line["stage"]: line for line in told["lines"]}
@@ -118,7 +109,7 @@ def test_the_experiment_is_measured(tmp_path, experiment):
     assert told["gpu_hours"] == 0
     assert not list((tmp_path / "runs").glob("*")), "the measurement leaves nothing behind"
 
-    again = xgray(tmp_path, "plan", experiment, "--rates", "rates.yaml", "--json")
+    again = xgray("plan", experiment, "--rates", "rates.yaml", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     read = {line["stage"]: line for line in json.loads(again.stdout)["lines"]}
     assert read["generate/base"] == sampled, "the measured rates serve without the model"
@@ -126,22 +117,20 @@ def test_the_experiment_is_measured(tmp_path, experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a model of 135M parameters goes through a small S3 server several times
 def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
     """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
     with object_store() as store:
-        environment = {**os.environ, **CREDENTIALS}
         runs = store.uri("/runs")
-        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        told = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
         assert told.returncode == 0, told.stderr
         lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
         assert lines["train/dpo"]["num_left"] == 6
         assert lines["train/dpo"]["seconds"] > 0
         assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
         assert not list((tmp_path).glob("s3*"))
-        trained = xgray(tmp_path, "train", experiment, "--runs", runs, env=environment)
+        trained = xgray("train", experiment, "--runs", runs, cwd=tmp_path, **CREDENTIALS)
         assert trained.returncode == 0, trained.stderr
-        told = xgray(tmp_path, "plan", experiment, "--runs", runs, "--measure", "--json", env=environment)
+        told = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
         assert told.returncode == 0, told.stderr
         lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
         assert lines["generate/dpo"]["source"].startswith("measured: ")

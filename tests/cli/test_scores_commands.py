@@ -135,7 +135,7 @@ def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     assert len(service.received) < len(wanted) + 100, "most of what was paid for was kept"
 
 
-def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path):
+def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path, local_ray):
     with serving(FaultyService({})) as url:
         assert archive(run, url).returncode == 0
     rows = from_table((run / "generate" / "base" / "rows").read_parquet(schema(Completions)), Completions)
