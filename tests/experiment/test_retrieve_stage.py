@@ -1,11 +1,10 @@
-"""The stages retrieve and transfer on a real local Ray, with a tiny random model read from disk."""
+"""The stages ``retrieve`` and ``transfer`` on a local Ray, with a tiny random model read from disk."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-import ray
 
 from xgray.config import Experiment
 from xgray.errors import InputError
@@ -28,17 +27,10 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def planned(tmp_path_factory, tiny_model):
     runs = tmp_path_factory.mktemp("runs")
 
-    def plan(prompts=PROMPTS, languages=("de", "fr", "es", "it", "pl"), name="made", num_workers=1):
+    def plan(prompts=PROMPTS, languages=("de", "fr", "es", "it", "pl"), name="tiny", num_workers=1):
         folder = runs / "parallel" if prompts is PROMPTS else tmp_path_factory.mktemp("wrong")
         folder.mkdir(exist_ok=True)
         for code, texts in prompts.items():
@@ -59,7 +51,7 @@ def planned(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def finished(planned, local_ray):
-    """A run whose retrieve stage is done, by one worker, on the prompts in the folder that its file names."""
+    """The plan of a run whose retrieve stage is finished, by one worker."""
     plan = planned()
     run_experiment(plan, ("retrieve",))
     return plan
@@ -74,8 +66,8 @@ def test_each_distinct_text_is_encoded_once_by_the_plain_function(finished, tiny
     assert folder.read_json("manifest.json")["counts"]["num_texts"] == sum(map(len, rows.values())) == 31
     assert (folder / "states").names() == sorted(f"{code}.safetensors" for code in rows)
     for code, texts in rows.items():
-        found, expected = read_states(folder / "states", code), encode(model, tokenizer, texts, 256, 32)
-        np.testing.assert_allclose(found.states, expected.states, rtol=1e-5, atol=1e-6)
+        stored, expected = read_states(folder / "states", code), encode(model, tokenizer, texts, 256, 32)
+        np.testing.assert_allclose(stored.states, expected.states, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -97,7 +89,7 @@ def test_metrics_are_those_of_the_texts_with_entities_and_without(finished):
         for metric, values in expected.items():
             assert languages["fr"][version][metric]["value"] == pytest.approx(values.mean())
             assert languages["fr"][version][metric]["layers"]["value"] == pytest.approx(values.mean(axis=1))
-    average = np.mean([one["corrected"]["cosine"]["value"] for one in languages.values()])
+    average = np.mean([scores["corrected"]["cosine"]["value"] for scores in languages.values()])
     assert metrics["average"]["corrected"]["cosine"]["value"] == pytest.approx(average)
 
 
@@ -114,7 +106,7 @@ def test_goes_on_with_the_languages_that_have_no_file_with_any_number_of_workers
     counts = (plan.run / "retrieve").read_json("manifest.json")["counts"]
     assert (counts["num_languages"], counts["num_reused"]) == (6, 4)
     assert {name: (states / name).stat().st_mtime_ns for name in kept} == kept
-    whole, again = ((one.run / "retrieve").read_bytes("metrics.json") for one in (finished, plan))
+    whole, again = ((done.run / "retrieve").read_bytes("metrics.json") for done in (finished, plan))
     assert whole == again
 
 
@@ -123,17 +115,17 @@ def test_transfer_follows_from_retrieve_and_evaluate(finished):
     with pytest.raises(InputError, match="stage evaluate is not finished"):
         run_experiment(finished, ("transfer",))
     changes = {"en": -0.4, "de": -0.1, "fr": -0.2, "es": 0.1, "it": -0.3, "pl": -0.15}
-    compared = {code: {"emt": {"relative_change": one}} for code, one in changes.items()}
+    compared = {code: {"emt": {"relative_change": change}} for code, change in changes.items()}
     evaluated = {"confidence": 0.95, "resamples": 200, "comparisons": {"dpo": {"languages": compared}}}
     finished.stage("evaluate").folder.write_json("metrics.json", evaluated)
     finished.stage("evaluate").finish(StageResult())
     run_experiment(finished, ("transfer",))
-    found = (finished.run / "transfer").read_json("metrics.json")["variants"]["dpo"]
-    assert found["languages"] == {"de": 0.1, "fr": 0.2, "es": -0.1, "it": 0.3, "pl": 0.15}
+    transfer = (finished.run / "transfer").read_json("metrics.json")["variants"]["dpo"]
+    assert transfer["languages"] == {"de": 0.1, "fr": 0.2, "es": -0.1, "it": 0.3, "pl": 0.15}
     metrics = (finished.run / "retrieve").read_json("metrics.json")
-    scores = [one["released"]["cosine"]["value"] for one in metrics["languages"].values()]
+    scores = [language["released"]["cosine"]["value"] for language in metrics["languages"].values()]
     expected = np.corrcoef(scores, [0.1, 0.2, -0.1, 0.3, 0.15])[0, 1]
-    assert found["definitions"]["cosine"]["released"]["pearson"]["value"] == pytest.approx(expected)
+    assert transfer["definitions"]["cosine"]["released"]["pearson"]["value"] == pytest.approx(expected)
     assert (finished.run / "transfer").read_json("manifest.json")["counts"]["num_languages"] == 5
 
 
@@ -145,8 +137,8 @@ def test_a_missing_language_is_refused_before_anything_is_run(planned):
 @pytest.mark.parametrize(
     ("prompts", "languages", "message"),
     [
-        ({code: texts[:1] for code, texts in PROMPTS.items()}, ["de"], "1 prompt; retrieval wants at least two"),
-        (PROMPTS, ["en"], "languages must name another one"),
+        ({code: texts[:1] for code, texts in PROMPTS.items()}, ["de"], "1 prompt, but retrieval needs at least two"),
+        (PROMPTS, ["en"], "measured against English, but languages has no other"),
         ({**PROMPTS, "de": PROMPTS["de"][:4]}, ["de"], "_en_200.jsonl 5, .*_de_200.jsonl 4"),
     ],
 )

@@ -1,6 +1,9 @@
-"""The stage ``activations`` of one model: from prompts to ``rows/{language}.parquet`` and ``metrics.json``.
+"""Stage ``activations``: measure the mean activations of neurons after the prompts, for each model (Figure 3).
 
-A tuned model's metrics hold its change against the base model, which is measured first.
+    prompts ─▶ activations/{model}/rows/{language}.parquet ─▶ activations/{model}/metrics.json
+
+The metrics of a tuned model include its change from the base model, which is measured first. A unit of work is the
+prompts of one language.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from xgray.mechanism.activation_metrics import (
     rows_file,
     write_activations,
 )
+from xgray.mechanism.metrics_file import ActivationsMetrics
 from xgray.mechanism.neurons import NO_SOURCES, actual_sources
 from xgray.models.load import check_lengths, context_length, load_config, load_tokenizer
 from xgray.rows import Prompt
@@ -44,18 +48,24 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Refuse a model whose MLPs are of an unknown kind, and listed neurons that it does not have."""
+    """Check that the architecture's MLPs are known and that the model has the listed neurons.
+
+    Raises:
+        InputError: they are not, or it does not.
+    """
     section = plan.experiment.activations
     assert section is not None
     check_mlps(plan.experiment, section.neurons, "activations.neurons")
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Measure what is not measured yet, and write the metrics: without neurons, why there are none. Ray must be up.
+    """Measure the languages that have no rows yet, and write ``metrics.json``. Ray must be running.
+
+    If the stage vectors found no sources, the metrics only say so.
 
     Raises:
-        InputError: prompts do not fit, or a stage that is needed is not finished.
-        StageError: workers died; the same call goes on.
+        InputError: a prompt does not fit the model's context, or a stage that this one needs is not finished.
+        StageError: workers died repeatedly. Results so far are kept: the same call continues.
     """
     began = time.perf_counter()
     experiment, section, model = plan.experiment, plan.experiment.activations, planned.model or BASE
@@ -66,8 +76,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights, _ = model_weights(plan, model)
-    read = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
-    prompts = {language: list(own) for language, own in groupby(read, lambda prompt: prompt.language)}
+    all_prompts = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
+    prompts = {language: list(group) for language, group in groupby(all_prompts, lambda prompt: prompt.language)}
     check_lengths(
         prompts.values(),
         load_tokenizer(weights.path, weights.revision),
@@ -84,11 +94,13 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     )
     rows = read_activations(planned.rows, list(prompts))
     drawn = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
-    metrics = {
-        "neurons": neurons,
+    means = activation_metrics(rows, *drawn)
+    metrics: ActivationsMetrics = {
+        "neurons": [list(neuron) for neuron in neurons],
         "new_tokens": section.new_tokens,
         "confidence": experiment.evaluate.confidence,
-        **activation_metrics(rows, *drawn),
+        "languages": means["languages"],
+        "average": means["average"],
     }
     if model != BASE:
         before = read_activations(plan.finished("activations", BASE).rows, list(prompts))
@@ -108,28 +120,29 @@ def collect_activations(
     rows: Folder,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> StageResult:
-    """Write the rows of every language that has none yet. Ray must be up.
+    """Write the rows of every language that has none yet. Ray must be running.
 
     Args:
         prompts: by language.
-        on_progress: called with how many prompts are done, and how many there are.
+        rows: the folder of the rows.
+        on_progress: called with the number of finished prompts and the number of all prompts.
 
     Raises:
-        InputError: the model cannot be loaded, or a neuron is none of it.
-        StageError: workers died again and again; the same call goes on where it stopped.
+        InputError: the model cannot be loaded or does not have a neuron, or its activations are not finite.
+        StageError: workers died repeatedly. The same call continues.
     """
     from xgray.distributed.workers import Work, make_missing
 
-    # The language with most prompts first, so that no worker is left with it at the end.
+    # Languages with many prompts come first, so that no worker ends with a long unit.
     languages = sorted(prompts, key=lambda language: -len(prompts[language]))
-    units = [Work(rows_file(one), len(prompts[one]), (one, prompts[one])) for one in languages]
+    units = [Work(rows_file(language), len(prompts[language]), (language, prompts[language])) for language in languages]
     arguments, num_workers = (weights, neurons, section, rows), section.execution.num_workers
     made = make_missing(ActivationWorker, arguments, units, rows, "activations", num_workers, on_progress)
     return StageResult({"num_prompts": made.total, "num_reused": made.reused}, device=made.device)
 
 
 class ActivationWorker:
-    """One copy of the model."""
+    """Measures activations with one copy of the model."""
 
     def __init__(self, weights: Weights, neurons: Sequence[Neuron], section: Activations, rows: Folder) -> None:
         from xgray.mechanism.neurons import check_neurons
@@ -141,7 +154,7 @@ class ActivationWorker:
         check_neurons(neurons, self.model, "activations.neurons")
 
     def work(self, unit: tuple[str, Sequence[Prompt]]) -> str:
-        """Measure and write one language; the device."""
+        """Measure and write the rows of one language, and return the name of the device."""
         from xgray.errors import InputError
         from xgray.mechanism.activations import measure_activations
 

@@ -1,10 +1,10 @@
-"""Stage ``intervene``: the base model's completions while chosen neurons are pushed (Figure 2 of the paper).
+"""Stage ``intervene``: the base model's completions while the activations of chosen neurons are changed (Figure 2).
 
     intervene/prompts.parquet ─▶ generate/{setting} ─▶ score/{setting} ─▶ evaluate ─▶ intervene/metrics.json
 
-A setting is one offset or multiplier; ``base`` pushes nothing. The stage's folder is a small run of its own: all settings
-are sampled by one engine, and go through the same stages as any model, each with a manifest, so that finished settings
-stay finished.
+A setting is one offset or multiplier; ``base`` changes nothing. The stage's folder is a small run by itself: all
+settings are sampled by one engine and pass through the same stages as any model. Each of these stages has a manifest,
+so that finished settings stay finished.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xgray.config import BASE, Generate, Intervene, Neuron
 from xgray.config.stages import stage_named
+from xgray.evaluate.metrics_file import EvaluateMetrics, InterveneMetrics, SettingMetrics
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.sample import generate_and_score, new_prompts
@@ -57,18 +58,24 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Refuse a model whose MLPs are of an unknown kind, and listed neurons that it does not have."""
+    """Check that the architecture's MLPs are known and that the model has the listed neurons.
+
+    Raises:
+        InputError: they are not, or it does not.
+    """
     section = plan.experiment.intervene
     assert section is not None
     check_mlps(plan.experiment, section.neurons, "intervene.neurons")
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Sample, score and evaluate every setting. Without neurons to push, record why there are none. Ray must be up.
+    """Sample, score and evaluate every setting, and write ``metrics.json``. Ray must be running.
+
+    If the stage vectors found no sources, the metrics only say so.
 
     Raises:
-        InputError: a neuron is outside the model, or a stage that is needed is not finished.
-        StageError: actors failed; the same call goes on.
+        InputError: a neuron is outside the model, or a stage that this one needs is not finished.
+        StageError: actors failed. Results so far are kept: the same call continues.
     """
     from xgray.experiment.stages import evaluate
     from xgray.models.load import load_skeleton
@@ -82,7 +89,9 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights = replace(model_weights(plan, BASE)[0], edits_neurons=True)
     check_neurons(neurons, load_skeleton(weights.path, weights.revision), listed_in)
-    edits = {BASE: None} | {name: Edit(tuple(neurons), *values) for name, *values in section.settings()}
+    edits: dict[str, Edit | None] = {BASE: None}
+    for name, offset, multiplier in section.settings():
+        edits[name] = Edit(tuple(neurons), offset, multiplier)
     inner = _inner_plan(plan, planned, section, list(edits))
     if (prompts := new_prompts(inner)) is not None:
         inner.run.write_bytes(PROMPTS, prompts)
@@ -93,17 +102,20 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     evaluation = inner.stage("evaluate")
     if evaluation.begin():
         evaluation.finish(evaluate.run(inner, evaluation, report))
-    metrics = {
-        "neurons": neurons,
-        "decoding": section.generate.model_dump(mode="json"),
-        **metrics_by_setting(evaluation.folder.read_json("metrics.json"), edits),
-    }
+    metrics = cast(
+        InterveneMetrics,
+        {
+            "neurons": neurons,
+            "decoding": section.generate.model_dump(mode="json"),
+            **metrics_by_setting(evaluation.folder.read_json("metrics.json"), edits),
+        },
+    )
     planned.folder.write_json("metrics.json", metrics)
     return _result(inner, metrics, time.perf_counter() - began)
 
 
 def _neurons(plan: Plan, section: Intervene) -> tuple[list[Neuron], str]:
-    """Return the neurons to push, and where they are listed."""
+    """Return the neurons to edit, and where they are listed."""
     if section.neurons is not None:
         return section.neurons, "intervene.neurons"
     vectors = plan.finished("vectors").folder
@@ -113,7 +125,7 @@ def _neurons(plan: Plan, section: Intervene) -> tuple[list[Neuron], str]:
 def _inner_plan(plan: Plan, planned: PlannedStage, section: Intervene, settings: list[str]) -> Plan:
     """Plan the run inside the stage's folder, with the settings as its models.
 
-    All that the inner stages depend on stands in the payload of ``planned``, so its fingerprint is their input.
+    The payload of ``planned`` holds all that the inner stages depend on, so its fingerprint is their input.
     """
     experiment = plan.experiment
     generate = Generate(**section.generate.model_dump(), execution=experiment.generate.execution)
@@ -178,11 +190,11 @@ def _joint_progress(on_progress: OnProgress, inner: Plan, unfinished: list[Plann
     return report
 
 
-def metrics_by_setting(evaluated: Mapping[str, Any], edits: Mapping[str, Edit | None]) -> dict[str, Any]:
+def metrics_by_setting(evaluated: EvaluateMetrics, edits: Mapping[str, Edit | None]) -> dict[str, Any]:
     """Return the metrics of ``evaluate`` by setting, each with its edit and its comparison with the base model."""
-    metrics = dict(evaluated)
-    models, comparisons = metrics.pop("models"), metrics.pop("comparisons")
-    settings = {
+    models, comparisons = evaluated["models"], evaluated["comparisons"]
+    common = {name: value for name, value in evaluated.items() if name not in ("models", "comparisons")}
+    settings: dict[str, SettingMetrics] = {
         name: {
             "offset": edit.offset if edit else 0.0,
             "multiplier": edit.multiplier if edit else 1.0,
@@ -191,10 +203,11 @@ def metrics_by_setting(evaluated: Mapping[str, Any], edits: Mapping[str, Edit | 
         }
         for name, edit in edits.items()
     }
-    return {**metrics, "settings": settings}
+    return {**common, "settings": settings}
 
 
-def _result(inner: Plan, metrics: dict[str, Any], seconds: float) -> StageResult:
+def _result(inner: Plan, metrics: InterveneMetrics, seconds: float) -> StageResult:
+    """Sum up the manifests of the inner stages, and pick out the averages of each setting."""
     generated, scored = (
         {name: stage.place.manifest() or {} for name, stage in inner.by_model(kind).items()}
         for kind in ("generate", "score")

@@ -1,4 +1,9 @@
-"""The stage ``probe``: from labelled comments to ``probe.safetensors`` (``w``) and ``metrics.json``."""
+"""Stage ``probe``: train a direction in the residual stream that tells toxic comments from others.
+
+    labelled comments ─▶ probe/features/{unit}.safetensors ─▶ probe/probe.safetensors (w), probe/metrics.json
+
+A unit of work is the features of 64 texts; the probe itself is trained on the driver, within seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from xgray.data.labelled import LabelledText, read_comments, read_labelled
 from xgray.data.source import resolve_input
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
+from xgray.mechanism.metrics_file import ProbeMetrics, ProbeSettings
 from xgray.mechanism.probe import (
     FeatureArray,
     Labelled,
@@ -32,6 +38,8 @@ from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
 WEIGHTS = "probe.safetensors"
+UNIT = 64
+"""Number of texts in one unit of work, and in one file of features."""
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -45,12 +53,21 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Refuse a model whose MLPs are of an unknown kind."""
+    """Check that the architecture's MLPs are known.
+
+    Raises:
+        InputError: they are not.
+    """
     check_mlps(plan.experiment)
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Compute the features, train the probe on them and measure it. Ray must be up."""
+    """Compute the features of all texts, train the probe on them, and evaluate it. Ray must be running.
+
+    Raises:
+        InputError: the labelled texts cannot be read, the model cannot be loaded, or a text does not fit it.
+        StageError: workers died repeatedly, or a file is damaged. Results so far are kept: the same call continues.
+    """
     from safetensors.numpy import save
 
     began = time.perf_counter()
@@ -59,9 +76,9 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     assert section is not None
     comments = read_comments(section.data, section.validation_share, experiment.seed, section.limit)
     fit, validate = ([text for text in comments if text.split == split] for split in ("fit", "validate"))
-    known = {text.text for text in fit}
+    trained_on = {text.text for text in fit}
     labelled = read_labelled(section.test) if section.test else []
-    test = [text for text in labelled if text.text not in known]
+    test = [text for text in labelled if text.text not in trained_on]
     features = compute_features(
         experiment.model,
         section,
@@ -69,9 +86,9 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         folder / "features",
         lambda done, total: on_progress(planned.label, done, total),
     )
-    held_out = _of(validate, features)
-    trained = train_probe(_of(fit, features), held_out, section, experiment.seed)
-    metrics = {
+    held_out = _labelled_features(validate, features)
+    trained = train_probe(_labelled_features(fit, features), held_out, section, experiment.seed)
+    metrics: ProbeMetrics = {
         **_settings(section, comments, fit, features, trained.w),
         "num_test_left_out": len(labelled) - len(test),
         "train_loss": trained.losses,
@@ -92,25 +109,25 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
 
 
 def read_probe(folder: Folder) -> FeatureArray:
-    """The probe's direction, ``(hidden_size,)``, from the stage's folder.
+    """Read the probe's direction ``w``, ``(hidden_size,)``, from the folder of the finished stage.
 
     Raises:
-        StageError: its file is damaged.
+        StageError: the file is damaged.
     """
-    # The stage is finished, and nothing but its manifest says so; its features stay.
+    # Without the manifest the stage is unfinished, and trains the probe again on the features, which are kept.
     remedy = f"delete {folder / MANIFEST}, and the stage probe makes it again"
     return read_tensors(folder, WEIGHTS, "w", remedy=remedy)["w"]
 
 
-def _of(texts: list[LabelledText], features: Features) -> Labelled:
-    """The texts' features and labels."""
-    rows = [features.rows[one.text] for one in texts]
-    return features.values[rows], np.array([one.toxic for one in texts], bool)
+def _labelled_features(texts: list[LabelledText], features: Features) -> Labelled:
+    """Return the features and labels of the texts, ``(num_texts, hidden_size)`` and ``(num_texts,)``."""
+    rows = [features.rows[text.text] for text in texts]
+    return features.values[rows], np.array([text.toxic for text in texts], bool)
 
 
 def _settings(
     section: Probe, comments: list[LabelledText], fit: list[LabelledText], features: Features, w: FeatureArray
-) -> dict[str, Any]:
+) -> ProbeSettings:
     return {
         "data": section.data,
         "test": section.test,
@@ -118,33 +135,32 @@ def _settings(
         "learning_rate": learning_rate(section),
         "hidden_size": len(w),
         "num_texts": len(comments),
-        "num_toxic": sum(one.toxic for one in comments),
+        "num_toxic": sum(comment.toxic for comment in comments),
         "num_fit": len(fit),
-        "num_truncated": sum(bool(features.truncated[features.rows[one.text]]) for one in comments),
+        "num_truncated": sum(bool(features.truncated[features.rows[comment.text]]) for comment in comments),
     }
 
 
 def _transfer(test: list[LabelledText], features: Features, w: FeatureArray) -> dict[str, LanguageAuc]:
-    """By language, how the probe does on texts that it was not trained on; empty where there are none."""
+    """Evaluate the probe on the test texts of each language; empty where there are none."""
     if not test:
         return {}
-    values, labels = _of(test, features)
-    return auc_by_language([one.language for one in test], labels, logits(values, w), threshold=0.0)
-
-
-UNIT = 64
-"""Texts of one unit of work, and of one file of features."""
+    values, labels = _labelled_features(test, features)
+    return auc_by_language([text.language for text in test], labels, logits(values, w), threshold=0.0)
 
 
 @dataclass(frozen=True)
 class Features:
+    """The features of all distinct texts."""
+
     rows: dict[str, int]
-    """A text's place in the arrays."""
+    """The row of each text in the arrays."""
     values: FeatureArray
     """``(num_texts, hidden_size)``."""
     truncated: BoolArray
-    """``(num_texts,)``."""
+    """Whether each text was cut, ``(num_texts,)``."""
     num_reused: int
+    """Number of texts whose features were computed in an earlier attempt."""
     device: str
 
 
@@ -155,40 +171,40 @@ def compute_features(
     folder: Folder,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Features:
-    """The features of all texts, in files ``folder/{unit}.safetensors``. Ray must be up.
+    """Compute the features of all texts, in files ``folder/{unit}.safetensors``. Ray must be running.
 
-    Units hold texts of like length, so that little is padded; which texts a unit holds depends on the texts alone.
+    A unit holds texts of similar length, so that there is little padding. Which texts are in a unit depends on the
+    texts alone, so that files of an earlier attempt can be reused.
 
     Args:
-        on_progress: called with how many different texts are done, and how many there are.
+        on_progress: called with the number of finished texts and the number of all distinct texts.
 
     Raises:
         InputError: the model cannot be loaded, or a text does not fit it.
-        StageError: workers died again and again; the same call goes on where it stopped. A file is damaged.
+        StageError: workers died repeatedly, or a file is damaged. The same call continues.
     """
     from xgray.distributed.workers import Work, make_missing
 
     distinct = sorted(set(texts), key=lambda text: (len(text.encode()), text))
-    units = [
-        Work(f"{start // UNIT:06}.safetensors", len(own), (f"{start // UNIT:06}.safetensors", own))
-        for start in range(0, len(distinct), UNIT)
-        for own in [distinct[start : start + UNIT]]
-    ]
-    # The longest texts first: should they not fit, it shows at once, and no worker is left with them at the end.
+    units = []
+    for start in range(0, len(distinct), UNIT):
+        file, unit_texts = f"{start // UNIT:06}.safetensors", distinct[start : start + UNIT]
+        units.append(Work(file, len(unit_texts), (file, unit_texts)))
+    # The longest texts come first: if they do not fit, this shows at once, and no worker ends with a long unit.
     arguments, num_workers = (model, section, folder), section.execution.num_workers
     made = make_missing(ProbeWorker, arguments, units[::-1], folder, "probe", num_workers, on_progress)
-    files = [read_tensors(folder, one.file, "features", "truncated") for one in units]
+    files = [read_tensors(folder, unit.file, "features", "truncated") for unit in units]
     return Features(
         {text: row for row, text in enumerate(distinct)},
-        np.concatenate([one["features"] for one in files]),
-        np.concatenate([one["truncated"] for one in files]),
+        np.concatenate([tensors["features"] for tensors in files]),
+        np.concatenate([tensors["truncated"] for tensors in files]),
         made.reused,
         made.device,
     )
 
 
 class ProbeWorker:
-    """One copy of the model."""
+    """Computes features with one copy of the model."""
 
     def __init__(self, model: Model, section: Probe, folder: Folder) -> None:
         from xgray.models.load import load_model
@@ -198,7 +214,7 @@ class ProbeWorker:
         self.folder = folder
 
     def work(self, unit: tuple[str, list[str]]) -> str:
-        """Compute and write one unit's features; the device."""
+        """Compute and write the features of one unit, and return the name of the device."""
         from safetensors.numpy import save
 
         from xgray.models.load import device_name

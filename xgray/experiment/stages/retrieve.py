@@ -1,12 +1,14 @@
-"""The retrieve stage: parallel prompts to sentence states, and these to scores of each language against English.
+"""Stage ``retrieve``: how well each language's sentences find their English translations, layer by layer (Figure 4).
 
-prompts, repaired and as released ─▶ states/{language}.safetensors ─▶ metrics.json
+    parallel prompts ─▶ retrieve/states/{language}.safetensors ─▶ retrieve/metrics.json
+
+Prompts are encoded in two versions: with repaired HTML entities, and as released. A unit of work is one language.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from xgray.config import Experiment, Model, Retrieve
 from xgray.data.parallel import parallel_fingerprint, read_parallel
 from xgray.errors import InputError
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
+from xgray.mechanism.metrics_file import EntityVersion, RetrievalScores, RetrieveMetrics, TextCounts
 from xgray.mechanism.retrieval.files import Encoded, States, distinct, read_states, states_file
 from xgray.mechanism.retrieval.scores import NUM_NEIGHBORS, PIVOT, pair_scores, summary
 from xgray.runs.manifest import StageResult
@@ -21,8 +24,10 @@ from xgray.runs.progress import OnProgress
 from xgray.stats.bootstrap import FloatArray, draw_seed
 from xgray.storage.folder import Folder
 
-VERSIONS = ("corrected", "released")
-"""Of the prompts: with HTML entities repaired, and as the files have them."""
+VERSIONS: tuple[EntityVersion, ...] = get_args(EntityVersion)
+"""The versions of the prompts: with repaired HTML entities, and as the files have them."""
+Texts = dict[EntityVersion, list[str]]
+"""One language's prompts in both versions."""
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -41,11 +46,11 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Write the states of every language that has none yet, and ``metrics.json``.
+    """Encode every language that has no states yet, and write ``metrics.json``. Ray must be running.
 
     Raises:
-        InputError: the parallel prompts are wrong or too few, or the model cannot be loaded.
-        StageError: workers died; the same call goes on where it stopped.
+        InputError: the parallel prompts cannot be read or are too few, or the model cannot be loaded.
+        StageError: workers died repeatedly. Results so far are kept: the same call continues.
     """
     from xgray.distributed.workers import Work, make_missing
 
@@ -68,67 +73,77 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     )
     metrics = measure(texts, output, experiment)
     planned.folder.write_json("metrics.json", metrics)
-    languages = metrics["texts"].values()
-    counts = {name: sum(own[name] for own in languages) for name in ("num_texts", "num_tokens", "num_truncated")}
+    texts_by_language = metrics["texts"].values()
     return StageResult(
-        counts={"num_languages": made.total, "num_reused": made.reused, **counts},
+        counts={
+            "num_languages": made.total,
+            "num_reused": made.reused,
+            "num_texts": sum(counts["num_texts"] for counts in texts_by_language),
+            "num_tokens": sum(counts["num_tokens"] for counts in texts_by_language),
+            "num_truncated": sum(counts["num_truncated"] for counts in texts_by_language),
+        },
         measured={"accuracy": metrics["average"][section.entities]["accuracy"]["value"]},
         device=made.device,
         seconds=time.perf_counter() - began,
     )
 
 
-def read_texts(experiment: Experiment) -> dict[str, dict[str, list[str]]]:
-    """The parallel prompts of English and every language of the experiment, in both versions.
+def read_texts(experiment: Experiment) -> dict[str, Texts]:
+    """Read the parallel prompts of English and of every language of the experiment, in both versions.
 
     Raises:
-        InputError: they are wrong, or so few that a rank says nothing.
+        InputError: the prompts cannot be read, there are fewer than two, or English is the only language.
     """
     assert experiment.retrieve is not None
     folder = experiment.retrieve.parallel
     languages = list(dict.fromkeys([PIVOT, *experiment.languages]))
     if languages == [PIVOT]:
-        raise InputError("retrieve: every language is measured against English, so languages must name another one")
-    versions = {name: read_parallel(folder, languages, repair_entities=name == "corrected") for name in VERSIONS}
-    num_prompts = len(versions["corrected"][PIVOT])
-    if num_prompts < 2:
         raise InputError(
-            f"retrieve.parallel: {folder}: {num_prompts} prompt; retrieval wants at least two to choose of"
+            "retrieve: other languages are measured against English, but languages has no other. "
+            "Add one, or leave out the section retrieve."
         )
-    return {language: {name: versions[name][language] for name in VERSIONS} for language in languages}
+    by_version = {
+        version: read_parallel(folder, languages, repair_entities=version == "corrected") for version in VERSIONS
+    }
+    num_prompts = len(by_version["corrected"][PIVOT])
+    if num_prompts < 2:
+        raise InputError(f"retrieve.parallel: {folder}: {num_prompts} prompt, but retrieval needs at least two.")
+    return {language: {version: by_version[version][language] for version in VERSIONS} for language in languages}
 
 
-def measure(texts: dict[str, dict[str, list[str]]], output: Folder, experiment: Experiment) -> dict[str, Any]:
-    """``metrics.json``, from the files of states."""
+def measure(texts: dict[str, Texts], output: Folder, experiment: Experiment) -> RetrieveMetrics:
+    """Compute the retrieval scores of each language against English, and their average, from the files of states.
+
+    Args:
+        texts: by language, English among them.
+        output: the folder of the files of states.
+    """
     assert experiment.retrieve is not None
-    drawn = experiment.evaluate
-    # The same sentences in every language, so that the average of languages is drawn over sentences as well.
+    confidence, resamples = experiment.evaluate.confidence, experiment.evaluate.resamples
+    # One seed for all languages: their sentences are translations, and are resampled together in the average.
     seed = draw_seed(experiment.seed, "retrieve")
-    english_rows = read_states(output, PIVOT)
-    english = _versions(english_rows, texts[PIVOT])
-    counted = {PIVOT: _counts(english_rows, texts[PIVOT])}
-    languages: dict[str, dict[str, Any]] = {}
-    sums: dict[str, dict[str, FloatArray]] = {name: {} for name in VERSIONS}
+    encoded = read_states(output, PIVOT)
+    english = _states_by_version(encoded, texts[PIVOT])
+    counts = {PIVOT: _counts(encoded, texts[PIVOT])}
+    languages: dict[str, dict[EntityVersion, RetrievalScores]] = {}
+    sums: dict[EntityVersion, dict[str, FloatArray]] = {version: {} for version in VERSIONS}
     for language in texts:
         if language == PIVOT:
             continue
-        rows = read_states(output, language)
-        counted[language] = _counts(rows, texts[language])
-        own = _versions(rows, texts[language])
+        encoded = read_states(output, language)
+        counts[language] = _counts(encoded, texts[language])
+        states = _states_by_version(encoded, texts[language])
         languages[language] = {}
-        for name in VERSIONS:
-            scores = pair_scores(own[name], english[name])
-            languages[language][name] = summary(scores, drawn.confidence, drawn.resamples, seed)
+        for version in VERSIONS:
+            scores = pair_scores(states[version], english[version])
+            languages[language][version] = summary(scores, confidence, resamples, seed)
             for metric, values in scores.items():
-                sums[name][metric] = sums[name].get(metric, 0) + values
+                sums[version][metric] = sums[version].get(metric, 0) + values
     average = {
-        name: summary(
-            {metric: values / len(languages) for metric, values in one.items()},
-            drawn.confidence,
-            drawn.resamples,
-            seed,
+        version: summary(
+            {metric: values / len(languages) for metric, values in by_metric.items()}, confidence, resamples, seed
         )
-        for name, one in sums.items()
+        for version, by_metric in sums.items()
     }
     return {
         "pivot": PIVOT,
@@ -136,31 +151,31 @@ def measure(texts: dict[str, dict[str, list[str]]], output: Folder, experiment: 
         "num_prompts": len(texts[PIVOT]["corrected"]),
         "num_layers": len(english["corrected"]),
         "num_neighbors": NUM_NEIGHBORS,
-        "confidence": drawn.confidence,
-        "resamples": drawn.resamples,
-        "texts": counted,
+        "confidence": confidence,
+        "resamples": resamples,
+        "texts": counts,
         "languages": languages,
         "average": average,
     }
 
 
-def _versions(rows: Encoded, versions: dict[str, list[str]]) -> dict[str, States]:
-    """The states of each version's prompts, ``(num_layers, num_prompts, hidden_size)``."""
-    place = {text: at for at, text in enumerate(distinct(*versions.values()))}
-    return {name: rows.states[:, [place[text] for text in texts]] for name, texts in versions.items()}
+def _states_by_version(encoded: Encoded, texts: Texts) -> dict[EntityVersion, States]:
+    """Return the states of each version's prompts, ``(num_layers, num_prompts, hidden_size)``."""
+    row_of = {text: row for row, text in enumerate(distinct(*texts.values()))}
+    return {version: encoded.states[:, [row_of[text] for text in prompts]] for version, prompts in texts.items()}
 
 
-def _counts(rows: Encoded, versions: dict[str, list[str]]) -> dict[str, int]:
+def _counts(encoded: Encoded, texts: Texts) -> TextCounts:
     return {
-        "num_texts": len(rows.num_tokens),
-        "num_tokens": int(rows.num_tokens.sum()),
-        "num_truncated": int(np.count_nonzero(rows.truncated)),
-        "num_with_entities": sum(left != right for left, right in zip(*versions.values(), strict=True)),
+        "num_texts": len(encoded.num_tokens),
+        "num_tokens": int(encoded.num_tokens.sum()),
+        "num_truncated": int(np.count_nonzero(encoded.truncated)),
+        "num_with_entities": sum(left != right for left, right in zip(*texts.values(), strict=True)),
     }
 
 
 class RetrieveWorker:
-    """One copy of the model."""
+    """Encodes texts with one copy of the model."""
 
     def __init__(self, model: Model, section: Retrieve, output: Folder) -> None:
         from xgray.models.load import load_causal_lm, load_tokenizer
@@ -173,7 +188,7 @@ class RetrieveWorker:
         self.tokenizer = load_tokenizer(path, model.revision)
 
     def work(self, unit: tuple[str, list[str]]) -> str:
-        """Encode and write one language's texts; the device."""
+        """Encode and write the texts of one language, and return the name of the device."""
         from xgray.mechanism.retrieval.files import write_states
         from xgray.mechanism.retrieval.states import encode
         from xgray.models.load import device_name

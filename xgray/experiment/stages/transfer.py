@@ -1,18 +1,25 @@
-"""The transfer stage: each language's retrieval score against how much tuning changed its toxicity."""
+"""Stage ``transfer``: correlate each language's retrieval score with the fall of its toxicity by tuning (Figure 4).
+
+retrieve/metrics.json, evaluate/metrics.json ─▶ transfer/metrics.json
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+from xgray.evaluate.metrics_file import EvaluateMetrics
 from xgray.experiment.plan import Plan, PlannedStage
+from xgray.mechanism.metrics_file import Correlation, EntityVersion, RetrieveMetrics, TransferMetrics, VariantTransfer
 from xgray.mechanism.retrieval.correlation import correlate, statement
 from xgray.mechanism.retrieval.scores import DEFINITIONS
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 
-VERSIONS = {"corrected": "HTML entities repaired", "released": "HTML entities left in"}
+VERSIONS: dict[EntityVersion, str] = {"corrected": "HTML entities repaired", "released": "HTML entities left in"}
+"""The versions of the parallel prompts, in words."""
 NAMES = {"accuracy": "accuracy", "margin_accuracy": "margin accuracy", "cosine": "mean cosine"}
+"""The definitions of the retrieval score, in words."""
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -22,19 +29,19 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
-    """Write ``metrics.json``: for each variant every definition of the score, with and without HTML entities.
+    """Write ``metrics.json``: the correlations of each variant, for every definition of the score and both versions.
 
     Raises:
         InputError: retrieve or evaluate is not finished.
     """
     began = time.perf_counter()
     on_progress(planned.label, 0, 1)
-    retrieval = plan.finished("retrieve").folder.read_json("metrics.json")
-    evaluated = plan.finished("evaluate").folder.read_json("metrics.json")
+    retrieval: RetrieveMetrics = plan.finished("retrieve").folder.read_json("metrics.json")
+    evaluated: EvaluateMetrics = plan.finished("evaluate").folder.read_json("metrics.json")
     variants = {
         variant: transfer(retrieval, evaluated, variant, plan.experiment.seed) for variant in evaluated["comparisons"]
     }
-    metrics = {
+    metrics: TransferMetrics = {
         "pivot": retrieval["pivot"],
         "confidence": evaluated["confidence"],
         "resamples": evaluated["resamples"],
@@ -45,48 +52,32 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     return StageResult(
         counts={
             "num_variants": len(variants),
-            "num_languages": max((len(own["languages"]) for own in variants.values()), default=0),
-            "num_missing": max((len(own["missing"]) for own in variants.values()), default=0),
+            "num_languages": max((len(result["languages"]) for result in variants.values()), default=0),
+            "num_missing": max((len(result["missing"]) for result in variants.values()), default=0),
         },
-        measured={f"statement {variant}": own["statement"] for variant, own in variants.items()},
+        measured={f"statement {variant}": result["statement"] for variant, result in variants.items()},
         device="cpu",
         seconds=time.perf_counter() - began,
     )
 
 
-def transfer(retrieval: dict[str, Any], evaluated: dict[str, Any], variant: str, seed: int) -> dict[str, Any]:
-    """One variant's falls of EMT against every definition of the retrieval score.
+def transfer(retrieval: RetrieveMetrics, evaluated: EvaluateMetrics, variant: str, seed: int) -> VariantTransfer:
+    """Correlate one variant's relative falls of EMT with every definition of the retrieval score.
 
     Args:
-        retrieval: the metrics of the retrieve stage.
-        evaluated: those of evaluate.
+        retrieval: the metrics of the stage ``retrieve``.
+        evaluated: the metrics of the stage ``evaluate``, which compare the variant with the base model.
+        seed: of the experiment.
     """
-    compared = evaluated["comparisons"][variant]["languages"]
-    changes = {language: own.get("emt", {}) for language, own in compared.items()}
-    asked = [one for one in dict.fromkeys([*retrieval["languages"], *changes]) if one != retrieval["pivot"]]
-    falls: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for language in asked:
-        change = changes.get(language, {"reason": "it was not evaluated"})
-        if language not in retrieval["languages"]:
-            missing[language] = "no retrieval score"
-        elif change.get("relative_change") is None:
-            missing[language] = f"no relative change of EMT: {change.get('reason', 'EMT was 0 before')}"
-        else:
-            falls[language] = -change["relative_change"]
-    definitions = {
-        definition: {
-            version: correlate(
-                {language: own[version][definition]["value"] for language, own in retrieval["languages"].items()},
-                falls,
-                evaluated["confidence"],
-                evaluated["resamples"],
-                seed,
-            )
-            for version in VERSIONS
-        }
-        for definition in DEFINITIONS
-    }
+    falls, missing = _falls(retrieval, evaluated, variant)
+    definitions: dict[str, dict[EntityVersion, Correlation]] = {definition: {} for definition in DEFINITIONS}
+    for definition, correlations in definitions.items():
+        for version in VERSIONS:
+            scores = {
+                language: by_version[version][definition]["value"]
+                for language, by_version in retrieval["languages"].items()
+            }
+            correlations[version] = correlate(scores, falls, evaluated["confidence"], evaluated["resamples"], seed)
     ordered = sorted(VERSIONS, key=lambda version: version != retrieval["entities"])
     named = [
         (f"{NAMES[definition]}, {VERSIONS[version]}", definitions[definition][version])
@@ -99,3 +90,26 @@ def transfer(retrieval: dict[str, Any], evaluated: dict[str, Any], variant: str,
         "definitions": definitions,
         "statement": statement(named),
     }
+
+
+def _falls(
+    retrieval: RetrieveMetrics, evaluated: EvaluateMetrics, variant: str
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return each language's relative fall of EMT, and why languages without a pair of values lack it."""
+    compared = evaluated["comparisons"][variant]["languages"]
+    falls: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for language in dict.fromkeys([*retrieval["languages"], *compared]):
+        if language == retrieval["pivot"]:
+            continue
+        change = compared.get(language, {}).get("emt")
+        if language not in retrieval["languages"]:
+            missing[language] = "no retrieval score"
+        elif language not in compared:
+            missing[language] = "no relative change of EMT: it was not evaluated"
+        elif change is None or change["relative_change"] is None:
+            reason = change.get("reason") if change else None
+            missing[language] = f"no relative change of EMT: {reason or 'EMT was 0 before'}"
+        else:
+            falls[language] = -change["relative_change"]
+    return falls, missing
