@@ -26,9 +26,9 @@ install: .venv/installed-$(EXTRA)
 quickstart: install
 	$(BIN)/xgray quickstart
 
-# What starts engines, trainers or clusters wants all cores, one test at a time.
+# Tests that start engines, trainers or clusters: each file in a process of its own, with a log in build/slow-tests/.
 test: test-fast
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m tests.run_slow
 
 test-fast: install
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -11,6 +11,7 @@ is 1 if a test failed.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import subprocess
@@ -87,7 +88,7 @@ def run_file(path: str) -> FileResult:
 def _run_process(path: str, done: list[str], log: Path, events: Path) -> int:
     command = [sys.executable, "-m", "pytest", "-m", "slow", path, "-p", "tests.run_slow", "--durations=0"]
     command += ["-o", f"faulthandler_timeout={TRACE_SECONDS}", *(f"--deselect={test}" for test in done)]
-    environment = {**os.environ, EVENTS: str(events), "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, EVENTS: str(events), "PYTHONUNBUFFERED": "1"}
     with log.open("a") as stream:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         try:
@@ -115,7 +116,10 @@ def _read_events(path: Path, result: FileResult) -> str | None:
     return running
 
 
-# The hooks by which a test process writes its events; pytest loads this module as a plugin.
+# The hooks of a test process, into which pytest loads this module as a plugin.
+
+_log = os.dup(2)
+"""The log, which pytest's capture of the standard error does not reach."""
 
 
 def _write_event(**event: object) -> None:
@@ -125,6 +129,12 @@ def _write_event(**event: object) -> None:
 
 def pytest_runtest_logstart(nodeid: str) -> None:
     _write_event(kind="start", test=nodeid)
+
+
+def pytest_runtest_setup() -> None:
+    # Ray's shutdown resets the handlers of SIGSEGV and the like, after which a crash would leave no trace.
+    faulthandler.disable()
+    faulthandler.enable(_log)
 
 
 def pytest_runtest_logreport(report: object) -> None:

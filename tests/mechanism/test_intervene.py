@@ -1,18 +1,12 @@
 """The stage ``intervene``: pushed texts are the engine's, killed and resumed, and what it refuses before it samples."""
 
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
-import psutil
 import pytest
 
+from tests.processes import kill_family, start_xgray, wait_until, xgray
 from xgray.config import Experiment, Generate
 from xgray.config.file import load_experiment, parse_overrides
 from xgray.errors import InputError
@@ -115,23 +109,6 @@ def test_settings_are_named_for_files_and_differ(tmp_path):
             settings(text)
 
 
-def command(folder, *arguments):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "xgray.cli.main", *arguments],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def kill_all(process):
-    """SIGKILL the driver and everything it started, as when the machine goes down."""
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == process.pid:
-                os.kill(pid, signal.SIGKILL)
-    process.communicate()
-
-
 def files(folder):
     """Files of rows, and when each was written."""
     found = folder.glob("runs/e/intervene/*/*/rows/*.parquet")
@@ -139,9 +116,9 @@ def files(folder):
 
 
 def state(folder):
-    """What ``status`` says of the stage."""
-    out, err = command(folder, "status", "runs/e", "--json").communicate(timeout=60)
-    return next(one for one in json.loads(out)["stages"] if one["label"] == "intervene") if out else pytest.fail(err)
+    """Return what ``xgray status`` says of the stage."""
+    stages = json.loads(xgray("status", "runs/e", "--json", cwd=folder).stdout)["stages"]
+    return next(stage for stage in stages if stage["label"] == "intervene")
 
 
 def rows(folder, stage, setting, kind):
@@ -150,7 +127,6 @@ def rows(folder, stage, setting, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
     (tmp_path / "e.yaml").write_text(
         f"name: e\nmodel: {{id: '{tiny_model}', dtype: float32}}\nvariants: []\nlanguages: [en, de]\n"
@@ -159,23 +135,20 @@ def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
         f"intervene: {{offsets: [-5], multipliers: [0], limit: 6, neurons: {NEURONS}, "
         "generate: {max_new_tokens: 8}}\n"
     )
-    first = command(tmp_path, "intervene", "e.yaml")
-    deadline = time.monotonic() + 200
-    while len(left := files(tmp_path)) < 6:
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    kill_all(first)
+    command = "intervene", "e.yaml"
+    driver = start_xgray(*command, cwd=tmp_path)
+    wait_until(lambda: len(files(tmp_path)) >= 6 and any("score" in path.parts for path in files(tmp_path)), driver)
+    left = files(tmp_path)
+    kill_family(driver)
     assert len(left) < 2 * 3 * NUM_PROMPTS, "this test needs a longer run"
     assert not (tmp_path / "runs/e/intervene/manifest.json").exists()
     killed = state(tmp_path)
     assert (killed["state"], killed["num_attempts"]) == ("stopped", 1)
     assert killed["num_done"] == sum("score" in path.parts for path in files(tmp_path)) > 0
 
-    second = command(tmp_path, "intervene", "e.yaml")
-    _, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
-    assert re.search(r"intervene 36/36", err), err
+    resumed = xgray(*command, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"intervene 36/36", resumed.stderr), resumed.stderr
     assert left.items() <= files(tmp_path).items()
 
     engine = build_engine(
@@ -206,7 +179,7 @@ def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
     assert [one["offset"] for one in metrics["settings"].values()] == [0, -5, 0]
 
     written = (folder / "manifest.json").stat().st_mtime_ns
-    assert command(tmp_path, "intervene", "e.yaml").wait(60) == 0
+    assert xgray(*command, cwd=tmp_path).returncode == 0
     assert (folder / "manifest.json").stat().st_mtime_ns == written
     done = state(tmp_path)
     assert (done["state"], done["num_done"], done["num_attempts"]) == ("done", 36, 2)
