@@ -22,7 +22,7 @@ def experiment(tiny_model, tmp_path):
             "name": "mine", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en", "de"],
             "prompts": {"limit": 4}, "generate": {"k": 3},
             "train": {"limit": 40, "epochs": 1, "eval_steps": 2, "validation_share": 0.1},
-            "variants": [{"name": "one"}, {"name": "two", "train": {"seed": 1}}],
+            "variants": [{"name": "first"}, {"name": "second", "train": {"seed": 1}}],
             "score": {"scorer": "perspective"},
         }
     )  # fmt: skip
@@ -35,34 +35,34 @@ def completions(model, prompt_id, texts):
 def test_nothing_is_done_before_a_run(experiment):
     work = count_work(experiment, with_model=False)
     assert work.num_prompts == 8
-    assert work.models == {"base": ModelWork(), "one": ModelWork(), "two": ModelWork()}
-    one, two = work.trainings.values()
-    assert (one.num_pairs, one.num_validation, one.num_steps) == (36, 4, 9)
-    assert (one.num_reference, two.num_reference) == (40, 0), "the second training finds the first one's reference"
+    assert work.models == {"base": ModelWork(), "first": ModelWork(), "second": ModelWork()}
+    first, second = work.trainings.values()
+    assert (first.num_pairs, first.num_validation, first.num_steps) == (36, 4, 9)
+    assert (first.num_reference, second.num_reference) == (40, 0), "the second training finds the first one's reference"
     assert any("before the length filter" in note for note in work.notes)
 
 
-def test_the_model_tells_which_pairs_are_left(experiment, tmp_path, monkeypatch):
+def test_the_model_filters_pairs_and_finds_cached_references(experiment, tmp_path, monkeypatch):
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
     short = experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_length": 30})})
-    counted = count_work(short, with_model=True).trainings["one"]
+    counted = count_work(short, with_model=True).trainings["first"]
     assert 0 < counted.num_pairs + counted.num_validation < 40, "longer pairs are left out"
     assert counted.num_reference == counted.num_pairs + counted.num_validation
 
 
-def test_what_is_on_disk_is_counted(experiment):
+def test_finished_and_partial_stages_on_disk_are_counted(experiment):
     plan = make_plan(experiment)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    plan.stage("train", "one").begin()
-    plan.stage("train", "one").finish(StageResult())
-    two = plan.stage("train", "two")
-    two.begin()
-    two.folder.write_bytes("metrics.jsonl", b'{"total_steps": 9}\n{"step": 5, "loss": 0.7}\n')
-    made, scored = plan.stage("generate", "base"), plan.stage("score", "base")
-    made.begin()
+    plan.stage("train", "first").begin()
+    plan.stage("train", "first").finish(StageResult())
+    second = plan.stage("train", "second")
+    second.begin()
+    second.folder.write_bytes("metrics.jsonl", b'{"total_steps": 9}\n{"step": 5, "loss": 0.7}\n')
+    generated, scored = plan.stage("generate", "base"), plan.stage("score", "base")
+    generated.begin()
     scored.begin()
     rows = [completions("base", "en/0", ["a", "b", ""]), completions("base", "de/0", ["c", "d", "d"])]
-    made.rows.write_parquet("rows.parquet", to_table(rows, Completions))
+    generated.rows.write_parquet("rows.parquet", to_table(rows, Completions))
     work = count_work(experiment, with_model=False)
     assert work.models["base"] == ModelWork(2, 0, 2), "an empty text and a repeated one take no request"
 
@@ -71,19 +71,19 @@ def test_what_is_on_disk_is_counted(experiment):
     score = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "perspective", "1")]
     scored.rows.write_parquet("rows.parquet", to_table(score, Scores))
     work = count_work(experiment, with_model=False)
-    assert work.models == {"base": ModelWork(2, 1, 2), "one": ModelWork(), "two": ModelWork()}
-    done = {name: (one.num_steps_done, one.num_steps) for name, one in work.trainings.items()}
-    assert done == {"one": (9, 9), "two": (4, 9)}, "a training goes on from its last checkpoint"
+    assert work.models == {"base": ModelWork(2, 1, 2), "first": ModelWork(), "second": ModelWork()}
+    done = {name: (training.num_steps_done, training.num_steps) for name, training in work.trainings.items()}
+    assert done == {"first": (9, 9), "second": (4, 9)}, "a training resumes from its last checkpoint"
 
 
-def test_what_google_answered_is_asked_again_of_another_service(experiment):
+def test_scores_of_google_do_not_count_for_another_service(experiment):
     section = experiment.score.model_copy(update={"perspective_url": "http://127.0.0.1:8080"})
     elsewhere = experiment.model_copy(update={"score": section})
     plan = make_plan(elsewhere)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    made = plan.stage("generate", "base")
-    made.begin()
-    made.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
+    generated = plan.stage("generate", "base")
+    generated.begin()
+    generated.rows.write_parquet("rows.parquet", to_table([completions("base", "de/0", ["c", "d", "d"])], Completions))
     ScoreStore(store_uri(section, elsewhere.runs)).put([entry("c", "de")])
     assert count_work(elsewhere, with_model=False).models["base"] == ModelWork(1, 0, 1), "a repeated text alone"
 
@@ -100,9 +100,9 @@ def entry(text, language):
 def test_another_configuration_counts_as_not_done(experiment):
     plan = make_plan(experiment)
     plan.run.write_bytes("experiment.yaml", b"{}")
-    made = plan.stage("generate", "base")
-    made.begin()
-    made.finish(StageResult())
+    generated = plan.stage("generate", "base")
+    generated.begin()
+    generated.finish(StageResult())
     assert count_work(experiment, with_model=False).models["base"].num_generated == 8
     changed = experiment.model_copy(update={"seed": 1})
     work = count_work(changed, with_model=False)
@@ -110,7 +110,7 @@ def test_another_configuration_counts_as_not_done(experiment):
     assert any("generate/base of another configuration" in note for note in work.notes)
 
 
-def test_without_the_model_what_is_done_is_not_known(experiment, monkeypatch):
+def test_progress_is_unknown_without_the_model(experiment, monkeypatch):
     plan = make_plan(experiment)
     plan.run.write_bytes("experiment.yaml", b"{}")
     elsewhere = experiment.model_copy(update={"model": experiment.model.model_copy(update={"id": "./not/here"})})
@@ -125,21 +125,22 @@ def test_the_stages_inside_the_network_are_counted(experiment):
         "activations": {"new_tokens": 5}, "intervene": {"limit": 2, "offsets": [-1, 0, -4]}, "retrieve": {},
         "capability": {"tasks": ["arc_vi", "m_mmlu_vi"]},
     }  # fmt: skip
-    asked = Experiment.model_validate(experiment.model_dump() | sections)
-    work = count_work(asked, with_model=False)
+    with_sections = Experiment.model_validate(experiment.model_dump() | sections)
+    work = count_work(with_sections, with_model=False)
     assert 10 < work.prompt_characters < 200
-    probe, vectors, *activations, intervene, retrieve, transfer, base, one, two = work.inside
+    probe, vectors, *activations, intervene, retrieve, transfer = work.inside[:-3]
+    capability = work.inside[-3:]
     with (files("xgray") / "embedded" / "labelled" / "en.csv").open(encoding="utf-8", newline="") as stream:
         assert probe.num_texts == len(list(csv.DictReader(stream)))
     assert vectors == GreedyWork("vectors", 3, 7)
-    assert activations == [GreedyWork(f"activations/{model}", 8, 5) for model in ("base", "one", "two")]
+    assert activations == [GreedyWork(f"activations/{model}", 8, 5) for model in ("base", "first", "second")]
     assert intervene == InterventionWork(4, dict.fromkeys(("base", "offset-1", "offset-4"), ModelWork()))
     assert retrieve.num_texts >= 2 * 2, "each distinct text of English and German"
     assert transfer == UnratedWork("transfer", "correlations", 2)
-    assert [each.stage for each in (base, one, two)] == ["capability/base", "capability/one", "capability/two"]
-    assert base.number == 2
+    assert [work.stage for work in capability] == ["capability/base", "capability/first", "capability/second"]
+    assert capability[0].number == 2
 
-    plan = make_plan(asked)
+    plan = make_plan(with_sections)
     plan.run.write_bytes("experiment.yaml", b"{}")
     inside = plan.stage("intervene")
     inside.begin()
@@ -148,6 +149,6 @@ def test_the_stages_inside_the_network_are_counted(experiment):
     capability = plan.stage("capability", "base")
     capability.begin()
     capability.finish(StageResult())
-    counted = count_work(asked, with_model=False).inside
+    counted = count_work(with_sections, with_model=False).inside
     assert counted[5].settings["offset-4"] == ModelWork(1, 0)
-    assert [each.is_done for each in counted[-3:]] == [True, False, False]
+    assert [work.is_done for work in counted[-3:]] == [True, False, False]

@@ -38,12 +38,12 @@ def work(**changes):
     return Work(**(values | changes))
 
 
-def seconds(told):
-    return {line.stage: line.seconds for line in told.lines}
+def seconds(result):
+    return {line.stage: line.seconds for line in result.lines}
 
 
 def test_every_stage_by_hand():
-    told = estimate(experiment(), work(), Rates.model_validate(RATES))
+    result = estimate(experiment(), work(), Rates.model_validate(RATES))
     # Validations after steps 5, 10 and 12, of 4 pairs each.
     train = 10 + (52 + 3 * 4) * 0.5 + 12 * 2 + 3 * 3 + 7
     tokens = 40 * 5 * 20
@@ -60,59 +60,59 @@ def test_every_stage_by_hand():
         "evaluate: metrics": 1 + 80 / 10,
         "report": 8,
     }
-    assert seconds(told) == pytest.approx(by_hand)
-    assert told.seconds == pytest.approx(sum(by_hand.values())), "on shared cores nothing overlaps"
-    assert (told.gpu_hours, told.money) == (0.0, None)
-    sampled = next(line for line in told.lines if line.stage == "generate/base")
+    assert seconds(result) == pytest.approx(by_hand)
+    assert result.seconds == pytest.approx(sum(by_hand.values())), "on shared cores nothing overlaps"
+    assert (result.gpu_hours, result.money) == (0.0, None)
+    sampled = next(line for line in result.lines if line.stage == "generate/base")
     assert (sampled.num_completions, sampled.prompt_tokens, sampled.new_tokens) == (200, 480, 4000)
-    assert any("upper bound" in note for note in told.notes)
+    assert any("upper bound" in note for note in result.notes)
 
 
-def test_a_quota_of_one_request_a_second_is_ten_days():
-    asked = experiment(score={"scorer": "perspective"}, generate={"k": 25})
+def test_one_request_per_second_takes_ten_days():
+    with_service = experiment(score={"scorer": "perspective"}, generate={"k": 25})
     rates = Rates.model_validate(RATES | {"price_per_1000_requests": 2})
-    told = estimate(asked, work(num_prompts=17_000, trainings={}), rates)
-    assert sum(line.num_requests for line in told.lines) == 850_000
-    assert seconds(told)["score/base"] + seconds(told)["score/dpo"] == 850_000
-    assert told.saved_seconds == 2 * 17_000 * 25 * 20 / 100, "the engine works while the quota is waited for"
-    assert told.seconds > 9.8 * 86_400
-    assert told.money == pytest.approx(1700)
+    result = estimate(with_service, work(num_prompts=17_000, trainings={}), rates)
+    assert sum(line.num_requests for line in result.lines) == 850_000
+    assert seconds(result)["score/base"] + seconds(result)["score/dpo"] == 850_000
+    assert result.saved_seconds == 2 * 17_000 * 25 * 20 / 100, "the engine works while requests wait for the rate limit"
+    assert result.seconds > 9.8 * 86_400
+    assert result.money == pytest.approx(1700)
 
 
-def test_gpus_share_the_work_and_cost_what_they_are_held():
+def test_gpus_share_the_work_and_cost_while_they_are_held():
     rates = Rates.model_validate(
         RATES | {"num_gpus": 4, "price_per_gpu_hour": 3, "price_per_node_hour": 1, "num_nodes": 2}
     )
-    told = estimate(experiment(generate={"k": 5, "execution": {"tensor_parallel": 2}}), work(), rates)
-    assert seconds(told)["generate/base"] == 4000 / 100 / 2, "two engines of two GPUs"
-    assert seconds(told)["evaluate: fluency"] == 6 + 8000 / 200 / 4
+    result = estimate(experiment(generate={"k": 5, "execution": {"tensor_parallel": 2}}), work(), rates)
+    assert seconds(result)["generate/base"] == 4000 / 100 / 2, "two engines of two GPUs"
+    assert seconds(result)["evaluate: fluency"] == 6 + 8000 / 200 / 4
     # Scoring takes 8 s of a CPU while the engines work for 40.
-    assert told.saved_seconds == 8
-    held = {line.stage: line.gpu_hours * 3600 for line in told.lines if line.gpu_hours}
-    train = seconds(told)["train/dpo"]
-    assert held == pytest.approx(
+    assert result.saved_seconds == 8
+    gpu_seconds = {line.stage: line.gpu_hours * 3600 for line in result.lines if line.gpu_hours}
+    train = seconds(result)["train/dpo"]
+    assert gpu_seconds == pytest.approx(
         {
             "train/dpo": train, "generate: start": 4 * 50, "generate/base": 80, "generate/dpo": 80,
             "evaluate: fluency": 4 * 16,
         }
     )  # fmt: skip
-    assert told.money == pytest.approx(sum(held.values()) / 3600 * 3 + told.seconds / 3600 * 2)
+    assert result.money == pytest.approx(sum(gpu_seconds.values()) / 3600 * 3 + result.seconds / 3600 * 2)
 
 
 @pytest.mark.parametrize(("num_gpus", "engines", "scorers"), [(1, 1, 0), (2, 1, 1), (8, 7, 1)])
 def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
     rates = Rates.model_validate(RATES | {"num_gpus": num_gpus})
     classifier = {"scorer": "classifier", "classifier": {"model": {"id": "made"}}}
-    told = estimate(experiment(score=classifier), work(), rates)
-    assert seconds(told)["generate/base"] == pytest.approx(4000 / 100 / engines)
-    held = {line.stage: line.gpu_hours * 3600 for line in told.lines}
-    assert held["generate/base"] == pytest.approx(40)
-    assert held["score/base"] == pytest.approx(scorers * 200 / 50)
+    result = estimate(experiment(score=classifier), work(), rates)
+    assert seconds(result)["generate/base"] == pytest.approx(4000 / 100 / engines)
+    gpu_seconds = {line.stage: line.gpu_hours * 3600 for line in result.lines}
+    assert gpu_seconds["generate/base"] == pytest.approx(40)
+    assert gpu_seconds["score/base"] == pytest.approx(scorers * 200 / 50)
     scored = work(models={"base": ModelWork(40, 40), "dpo": ModelWork(0, 40)})
     assert seconds(estimate(experiment(score=classifier), scored, rates))["generate/dpo"] == 4000 / 100 / num_gpus
 
 
-def test_what_is_done_is_subtracted():
+def test_finished_work_is_subtracted():
     rates = Rates.model_validate(RATES)
     done = {
         "trainings": {"dpo": training(num_steps_done=10)},
@@ -122,8 +122,8 @@ def test_what_is_done_is_subtracted():
         },
         "num_perplexities": 150,
     }
-    told = estimate(experiment(), work(**done), rates)
-    assert seconds(told) == pytest.approx(
+    result = estimate(experiment(), work(**done), rates)
+    assert seconds(result) == pytest.approx(
         {
             "start": 5,
             "train/dpo": 10 + (52 + 1 * 4) * 0.5 + 2 * 2 + 3 + 7,
@@ -174,7 +174,7 @@ def test_a_missing_rate_is_named(stage, key):
         (302, {"max_steps": 7}, 7),
     ],
 )
-def test_steps_are_counted_as_the_trainer_counts_them(num_pairs, fields, steps, tmp_path):
+def test_training_steps_agree_with_the_trainer(num_pairs, fields, steps, tmp_path):
     import torch
     from transformers import Trainer
 
