@@ -185,8 +185,8 @@ def _item_lines(field: Field, indent: str) -> list[str]:
     assert field.section is not None
     lines = [f"{indent}# Each item is a mapping:"]
     for item in fields_in(field.section):
-        text = f"{item.path[0]}: {item.type_text}{' (required)' if item.is_required else ''}. {item.documentation}"
-        lines += [f"{indent}#   {line}" for line in textwrap.wrap(text, COMMENT_WIDTH, subsequent_indent="  ")]
+        text = f"- {item.path[0]}: {item.type_text}{' (required)' if item.is_required else ''}. {item.documentation}"
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(text, COMMENT_WIDTH)]
     return lines
 
 
