@@ -73,7 +73,7 @@ class FaultyOpenAI:
             self.under_way -= 1
 
     def tries(self, text: str) -> list[Received]:
-        return [one for one in self.received if one.text == text]
+        return [request for request in self.received if request.text == text]
 
 
 def says(content: Any, finish_reason: str = "stop", **message: Any) -> web.Response:

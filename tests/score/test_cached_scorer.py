@@ -31,38 +31,40 @@ def score_all(service, folder, texts, language="en", **settings):
     return asyncio.run(main())
 
 
-def test_a_text_is_paid_for_once(tmp_path):
+def test_a_stored_text_is_not_sent_again(tmp_path):
     texts = [f"text {at}" for at in range(60)]
     service = FaultyService({"text 3": ["empty"], "text 4": ["500"], "text 5": ["200 with an error"]})
     first, provenance = score_all(service, tmp_path, texts)
     assert provenance["num_from_store"] == 0
     assert provenance["num_texts"] == 60
     assert len(service.received) == 61
-    assert [at for at, one in enumerate(first) if one.error] == [3, 5]
+    assert [index for index, result in enumerate(first) if result.error] == [3, 5]
     assert first[4].scores == {"toxicity": true_score("text 4")}
 
     again, provenance = score_all(service, tmp_path, [*texts[::-1], "new"])
-    assert provenance["num_from_store"] == 59, "all but the failure that may pass, and the new one"
-    assert sorted(one.text for one in service.received[61:]) == ["new", "text 5"]
+    assert provenance["num_from_store"] == 59, "all but the temporary failure and the new text"
+    assert sorted(request.text for request in service.received[61:]) == ["new", "text 5"]
     assert again[:54] == first[:5:-1]
     assert again[54].scores == {"toxicity": true_score("text 5")}
-    assert again[55:60] == first[4::-1], "the time that the service took included"
+    assert again[55:60] == first[4::-1], "including the time that the service took"
 
     score_all(service, tmp_path, texts[:10], language="de")
     score_all(service, tmp_path, texts[:10], attributes=["toxicity", "insult"])
-    assert sorted(one.text for one in service.received[73:]) == [*texts[:3], *texts[4:10]], "the refusal still holds"
+    assert sorted(request.text for request in service.received[73:]) == [*texts[:3], *texts[4:10]], (
+        "the refusal still holds"
+    )
     score_all(service, tmp_path, texts[:10], attributes=["insult"])
-    assert [one.text for one in service.received[82:]] == ["text 3"], "it was not refused for insult"
+    assert [request.text for request in service.received[82:]] == ["text 3"], "it was not refused for insult"
 
 
-def test_one_service_does_not_answer_for_another(tmp_path):
+def test_scores_of_one_service_are_not_used_for_another(tmp_path):
     texts, services = ["one", "two"], [FaultyService({}), FaultyService({})]
     for service in services * 2:
         score_all(service, tmp_path, texts)
     assert [len(service.received) for service in services] == [2, 2]
 
 
-def test_calls_at_once_share_a_request(tmp_path):
+def test_concurrent_calls_share_a_request(tmp_path):
     service = FaultyService({"text 1": ["200 with an error"]})
     texts = [f"text {at}" for at in range(30)]
 
@@ -74,27 +76,27 @@ def test_calls_at_once_share_a_request(tmp_path):
             return results, await score_texts(scorer, ["text 2", " ", "text 2"], "en", "corrected")
 
     results, later = asyncio.run(main())
-    assert sorted(one.text for one in service.received) == sorted(texts)
+    assert sorted(request.text for request in service.received) == sorted(texts)
     assert results[0] == results[3]
     assert results[0][5:] + results[2][10:15] == results[1]
     assert results[0][1].error
-    assert [one.scores for one in results[2]] == [{"toxicity": true_score(text)} for text in texts[10:]]
+    assert [result.scores for result in results[2]] == [{"toxicity": true_score(text)} for text in texts[10:]]
     assert later[0] == later[2] == results[0][2]
 
 
-def test_what_came_before_a_failure_is_kept(tmp_path):
+def test_answers_before_a_failure_are_kept(tmp_path):
     texts = [f"text {at}" for at in range(40)]
     service = FaultyService({"text 30": ["403"]})
     with pytest.raises(StageError, match="check PERSPECTIVE_API_KEY"):
         score_all(service, tmp_path, texts, execution={"concurrency": 1})
     store = ScoreStore(str(tmp_path))
     kept = store.get(texts, "en", scorer_id(service), ["toxicity"])
-    assert [one is not None for one in kept] == [True] * 30 + [False] * 10
+    assert [result is not None for result in kept] == [True] * 30 + [False] * 10
     score_all(service, tmp_path, texts)
     assert len(service.received) == 41
 
 
-def test_a_call_that_is_given_up_leaves_its_texts_to_others(tmp_path):
+def test_the_texts_of_a_cancelled_call_are_scored_by_another_call(tmp_path):
     service = FaultyService({"slow": ["timeout"]})
 
     async def main():
@@ -109,12 +111,12 @@ def test_a_call_that_is_given_up_leaves_its_texts_to_others(tmp_path):
             return await second
 
     results = asyncio.run(main())
-    assert [one.scores for one in results] == [{"toxicity": true_score(text)} for text in ("slow", "quick")]
-    assert sorted(one.text for one in service.received) == ["quick", "slow", "slow"]
+    assert [result.scores for result in results] == [{"toxicity": true_score(text)} for text in ("slow", "quick")]
+    assert sorted(request.text for request in service.received) == ["quick", "slow", "slow"]
 
 
 class LocalScorer:
-    """A scorer without a service, as far as the wrapper sees one; keeps the sizes of its calls."""
+    """A scorer without a service that records the sizes of its calls."""
 
     name = "hash"
     version = "1"
@@ -138,13 +140,13 @@ class LocalScorer:
         self.closed = True
 
 
-def test_a_local_scorer_gets_large_slices(tmp_path):
+def test_a_local_scorer_receives_large_slices(tmp_path):
     inner = LocalScorer()
     scorer = CachedScorer(inner, ScoreStore(str(tmp_path)), slice_size=1000, num_slices=2)
     texts = [f"text {at}" for at in range(2500)]
     results = asyncio.run(scorer.score(texts, "en"))
     assert inner.calls == [1000, 1000, 500]
-    assert [one.scores for one in results] == [one.scores for one in asyncio.run(inner.score(texts, "en"))]
+    assert [result.scores for result in results] == [result.scores for result in asyncio.run(inner.score(texts, "en"))]
     assert (scorer.name, scorer.version, scorer.device) == ("hash", "1", "cpu")
     assert (scorer.attributes, scorer.validated) == (("toxicity",), ("en", "de"))
     asyncio.run(scorer.close())
@@ -168,8 +170,8 @@ asyncio.run(main())
 """
 
 
-def test_a_killed_run_loses_a_second_of_answers_at_most(tmp_path):
-    """One text is tried again and again meanwhile, and holds nothing back."""
+def test_a_killed_run_loses_at_most_a_second_of_answers(tmp_path):
+    """Meanwhile one text is tried again and again, which must not delay the commit of the others."""
     service = FaultyService({"text 0": ["500"] * 9})
 
     async def main():
@@ -180,7 +182,7 @@ def test_a_killed_run_loses_a_second_of_answers_at_most(tmp_path):
                 await asyncio.sleep(0.05)
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            return len({one.text for one in service.received})
+            return len({request.text for request in service.received})
 
     num_paid = asyncio.run(main())
     texts = [f"text {at}" for at in range(2000)]

@@ -16,7 +16,7 @@ TEXTS = ["You are such an idiot.", "The meeting starts at nine.", "a longer text
 
 
 class LengthScorer:
-    """Scores a text by its length, some only in part: a scorer whose every answer can be foretold."""
+    """Scores a text by its length; ``?`` has no score and ``half`` only one attribute."""
 
     name = "length"
     version = "1"
@@ -61,7 +61,7 @@ def score(scorer, texts, language="en"):
     return asyncio.run(score_texts(scorer, texts, language, "corrected"))
 
 
-def test_scores_are_those_of_the_map():
+def test_scores_are_mapped_by_the_curves():
     inner = LengthScorer()
     calibration = calibration_for(inner)
     scorer = CalibratedScorer(inner, calibration)
@@ -69,17 +69,17 @@ def test_scores_are_those_of_the_map():
     results = score(scorer, texts)
     curve = calibration.languages["en"]["toxicity"]
     expected = np.interp([len(text) / 100 for text in texts], curve.x, curve.y)
-    assert [one.scores["toxicity"] for one in results] == pytest.approx(expected)
-    assert [one.scores["insult"] for one in results] == pytest.approx(
+    assert [result.scores["toxicity"] for result in results] == pytest.approx(expected)
+    assert [result.scores["insult"] for result in results] == pytest.approx(
         np.interp([len(text) / 200 for text in texts], curve.x, curve.y)
     )
-    assert all(one.seconds == 0.5 for one in results)
+    assert all(result.seconds == 0.5 for result in results)
 
 
 def test_a_score_does_not_depend_on_its_neighbours():
     scorer = CalibratedScorer(inner := LengthScorer(), calibration_for(inner))
     texts = ["a" * length for length in range(1, 100)] * 5
-    together = [one.scores for one in asyncio.run(scorer.score(texts, "en"))]
+    together = [result.scores for result in asyncio.run(scorer.score(texts, "en"))]
     assert [asyncio.run(scorer.score([text], "en"))[0].scores for text in texts[:99]] == together[:99]
 
 
@@ -93,7 +93,7 @@ def test_missing_scores_stay_missing():
     assert whole.scores["insult"] is not None
 
 
-def test_it_says_what_stands_behind_its_scores():
+def test_provenance_names_the_scorer_and_the_calibration():
     inner = LengthScorer()
     calibration = calibration_for(inner)
     scorer = CalibratedScorer(inner, calibration)
@@ -103,11 +103,15 @@ def test_it_says_what_stands_behind_its_scores():
     assert scorer.attributes == ("toxicity", "insult")
     facts = scorer.provenance()
     assert (facts["scorer"], facts["version"], facts["fact"]) == ("length", scorer.version, 3)
-    told = facts["calibration"]
-    assert told["scorer_version"] == "1"
-    assert told["target_version"] == "perspective/v1alpha1"
-    assert told["data"] == {"fingerprint": calibration.data.fingerprint, "num_pairs": 200, "date": "2026-01-31"}
-    english = told["languages"]["en"]["toxicity"]
+    calibration_facts = facts["calibration"]
+    assert calibration_facts["scorer_version"] == "1"
+    assert calibration_facts["target_version"] == "perspective/v1alpha1"
+    assert calibration_facts["data"] == {
+        "fingerprint": calibration.data.fingerprint,
+        "num_pairs": 200,
+        "date": "2026-01-31",
+    }
+    english = calibration_facts["languages"]["en"]["toxicity"]
     assert english["threshold"]["low"] < english["threshold"]["value"] < english["threshold"]["high"]
     assert english["agreement"]["calibrated"]["kappa"]["value"] > 0.8
     assert "x" not in english
@@ -116,7 +120,7 @@ def test_it_says_what_stands_behind_its_scores():
     assert inner.closed
 
 
-def test_a_calibration_for_something_else_is_refused():
+def test_a_calibration_for_another_scorer_version_or_attribute_is_refused():
     inner = LengthScorer()
     calibration = calibration_for(inner)
     older, other = LengthScorer(), LengthScorer()
@@ -142,10 +146,10 @@ def test_the_local_scorer_is_calibrated():
     inner = build_scorer(Score())
     calibration = calibration_for(inner, attributes=("toxicity",))
     curve = calibration.languages["en"]["toxicity"]
-    raw = np.array([one.scores["toxicity"] for one in score(inner, TEXTS)])
+    raw = np.array([result.scores["toxicity"] for result in score(inner, TEXTS)])
     scorer = CalibratedScorer(inner, calibration)
-    found = [one.scores["toxicity"] for one in score(scorer, TEXTS)]
-    assert found == curve.apply(raw).tolist()
-    assert found != raw.tolist()
+    calibrated = [result.scores["toxicity"] for result in score(scorer, TEXTS)]
+    assert calibrated == curve.apply(raw).tolist()
+    assert calibrated != raw.tolist()
     assert scorer.provenance()["auc"] == inner.provenance()["auc"]
     asyncio.run(scorer.close())

@@ -23,25 +23,25 @@ NAN = float("nan")
 SCORER, TARGET = ScorerId("embedding", "1"), ScorerId("perspective", "v1alpha1")
 
 
-def made(num, seed=0, middle=0.3):
-    """Raw scores, and targets that average .5 where the raw score is ``middle``."""
+def make_scores(num, seed=0, middle=0.3):
+    """Return raw scores, and targets whose mean is .5 where the raw score is ``middle``."""
     random = np.random.default_rng(seed)
     raw = random.beta(1, 2, num)
     mean = expit(8 * (raw - middle))
     return raw, random.beta(5 * mean, 5 * (1 - mean))
 
 
-def pairs(num, seed=0, middle=0.3):
-    raw, target = made(num, seed, middle)
+def make_pairs(num, seed=0, middle=0.3):
+    raw, target = make_scores(num, seed, middle)
     return Pairs([f"text {index}" for index in range(num)], {"toxicity": raw}, {"toxicity": target})
 
 
-def calibrated(by_language, date="2026-01-31", attributes=("toxicity",)):
+def calibrate(by_language, date="2026-01-31", attributes=("toxicity",)):
     return fit_calibration(by_language, SCORER, TARGET, date, attributes=attributes, resamples=100)
 
 
-def test_the_map_pools_adjacent_violators():
-    # .6 .2 .4 descend: pooled to .4; then .1 .4 .4 .4 .9 ascend.
+def test_the_map_pools_targets_that_descend():
+    # .6 .2 .4 descend and are pooled to .4; then .1 .4 .4 .4 .9 ascend.
     raw = np.array([0.5, 0.2, 0.1, 0.9, 0.3])
     target = np.array([0.4, 0.6, 0.1, 0.9, 0.2])
     x, y = fit_knots(raw, target)
@@ -55,8 +55,8 @@ def test_equal_raw_scores_are_mapped_to_their_targets_mean():
     assert (x.tolist(), y.tolist()) == ([0.1, 0.8], pytest.approx([0.3, 1.0]))
 
 
-def test_interpolation_is_the_regressions_own_and_never_descends():
-    raw, target = made(300)
+def test_interpolation_agrees_with_scikit_learn_and_never_descends():
+    raw, target = make_scores(300)
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw, target)
     grid = np.linspace(0, 1, 1001)
     mapped = interpolate(grid, *fit_knots(raw, target))
@@ -64,12 +64,12 @@ def test_interpolation_is_the_regressions_own_and_never_descends():
     assert (np.diff(mapped) >= 0).all()
 
 
-def test_an_out_of_fold_score_knows_nothing_of_its_own_target():
-    raw, target = made(60)
+def test_an_out_of_fold_score_does_not_depend_on_its_target():
+    raw, target = make_scores(60)
     before = predict_out_of_fold(raw, target)
-    turned = target.copy()
-    turned[7] = 1 - turned[7]
-    after = predict_out_of_fold(raw, turned)
+    changed = target.copy()
+    changed[7] = 1 - changed[7]
+    after = predict_out_of_fold(raw, changed)
     assert after[7] == before[7]
     assert (after[2::5] == before[2::5]).all()
     assert (after != before).any()
@@ -78,7 +78,7 @@ def test_an_out_of_fold_score_knows_nothing_of_its_own_target():
     assert before[7:8] == pytest.approx(expected)
 
 
-def test_crossing_by_hand():
+def test_crossing_agrees_with_hand_computed_values():
     x, y = np.array([0.1, 0.2, 0.5, 0.9]), np.array([0.1, 0.4, 0.4, 0.9])
     assert crossing(x, y, 0.5) == pytest.approx(0.5 + 0.4 * 0.1 / 0.5)
     assert crossing(x, y, 0.4) == 0.2  # the lowest of a flat stretch
@@ -86,139 +86,140 @@ def test_crossing_by_hand():
     assert crossing(x, y, 0.1) is None
 
 
-def test_crossings_of_resamples_are_those_of_a_regression_fitted_to_each():
-    raw, target = made(80)
+def test_the_crossings_of_resamples_agree_with_a_regression_fitted_to_each():
+    raw, target = make_scores(80)
     raw = raw.round(2)  # with ties
     positions = np.random.default_rng(0).integers(0, 80, (30, 80))
-    found = crossing_statistic(raw, target, 0.5)(positions)
+    crossings = crossing_statistic(raw, target, 0.5)(positions)
     expected = [crossing(*fit_knots(raw[row], target[row]), 0.5) for row in positions]
-    assert found == pytest.approx(expected)
+    assert crossings == pytest.approx(expected)
 
 
 def test_a_map_that_never_reaches_the_threshold_has_no_image():
-    raw, target = made(200)
+    raw, target = make_scores(200)
     below = threshold_image(raw, target / 3, 0.5, 0.95, 100, (0, 0))
     assert below.value is None
     assert "all below 0.5" in below.reason
     assert "at or above" in threshold_image(raw, 1 - target / 3, 0.5, 0.95, 100, (0, 0)).reason
-    # Reached by few texts only: some resamples never do, and the interval ends at 1.
+    # Few texts reach the threshold. In some resamples none does, and the interval ends at 1.
     scarce = np.append(np.linspace(0, 0.4, 40), [0.9, 0.95])
-    found = threshold_image(scarce, np.append(np.full(40, 0.2), [0.55, 0.55]), 0.5, 0.95, 200, (0, 0))
-    assert found.value < found.high == 1
+    image = threshold_image(scarce, np.append(np.full(40, 0.2), [0.55, 0.55]), 0.5, 0.95, 200, (0, 0))
+    assert image.value < image.high == 1
 
 
-def test_the_images_interval_covers_the_truth_as_often_as_it_says():
+def test_the_thresholds_interval_covers_the_true_value_at_its_nominal_rate():
     covered = 0
     for repeat in range(150):
-        image = threshold_image(*made(200, seed=repeat), 0.5, 0.95, 200, (repeat, 0))
+        image = threshold_image(*make_scores(200, seed=repeat), 0.5, 0.95, 200, (repeat, 0))
         covered += image.low <= 0.3 <= image.high
     assert 0.89 <= covered / 150 <= 0.99
 
 
-def test_calibration_says_its_worth_out_of_fold():
-    found = calibrated({"en": pairs(400)})
-    curve = found.languages["en"]["toxicity"]
-    raw, target = made(400)
+def test_agreement_after_calibration_is_measured_out_of_fold():
+    calibration = calibrate({"en": make_pairs(400)})
+    curve = calibration.languages["en"]["toxicity"]
+    raw, target = make_scores(400)
     assert curve.num_pairs == 400
     assert curve.threshold.low < 0.3 < curve.threshold.high
-    told = curve.agreement.raw
-    assert told.spearman.value == pytest.approx(stats.spearmanr(raw, target).statistic)
-    assert told.mean_absolute_difference.value == pytest.approx(np.abs(raw - target).mean())
-    # Calibrated scores are closer, and judge as the target does more often; their order is nearly the same.
-    better = curve.agreement.calibrated
-    assert better.mean_absolute_difference.high < told.mean_absolute_difference.low
-    assert better.kappa.value > told.kappa.value + 0.1
-    assert better.spearman.value == pytest.approx(told.spearman.value, abs=0.03)
-    # On new texts the same error as out of fold, which the error on its own texts is below.
-    fresh_raw, fresh_target = made(4000, seed=1)
+    before = curve.agreement.raw
+    assert before.spearman.value == pytest.approx(stats.spearmanr(raw, target).statistic)
+    assert before.mean_absolute_difference.value == pytest.approx(np.abs(raw - target).mean())
+    # Calibrated scores are closer to the target, and reach the threshold together with it more often. Their order is
+    # nearly the same.
+    after = curve.agreement.calibrated
+    assert after.mean_absolute_difference.high < before.mean_absolute_difference.low
+    assert after.kappa.value > before.kappa.value + 0.1
+    assert after.spearman.value == pytest.approx(before.spearman.value, abs=0.03)
+    # The error on new texts is the same as out of fold; on the fitted texts it would be smaller.
+    fresh_raw, fresh_target = make_scores(4000, seed=1)
     fresh = agreement(curve.apply(fresh_raw), fresh_target, resamples=100).mean_absolute_difference
-    assert better.mean_absolute_difference.low < fresh.value < better.mean_absolute_difference.high
+    assert after.mean_absolute_difference.low < fresh.value < after.mean_absolute_difference.high
 
 
 def test_each_language_has_its_own_map():
-    found = calibrated({"zh-hans": pairs(200, middle=0.15), "en": pairs(200, middle=0.5)})
-    assert list(found.languages) == ["en", "zh-hans"]
-    images = {code: curves["toxicity"].threshold.value for code, curves in found.languages.items()}
+    calibration = calibrate({"zh-hans": make_pairs(200, middle=0.15), "en": make_pairs(200, middle=0.5)})
+    assert list(calibration.languages) == ["en", "zh-hans"]
+    images = {code: curves["toxicity"].threshold.value for code, curves in calibration.languages.items()}
     assert images == {"en": pytest.approx(0.5, abs=0.06), "zh-hans": pytest.approx(0.15, abs=0.06)}
-    alone = calibrated({"en": pairs(200, middle=0.5)})
-    assert alone.languages["en"] == found.languages["en"]
+    alone = calibrate({"en": make_pairs(200, middle=0.5)})
+    assert alone.languages["en"] == calibration.languages["en"]
 
 
 def test_the_same_pairs_give_the_same_calibration_in_any_order():
-    one = pairs(150)
+    pairs = make_pairs(150)
     order = np.random.default_rng(3).permutation(150)
     mixed = Pairs(
-        [one.keys[row] for row in order],
-        {"toxicity": one.raw["toxicity"][order]},
-        {"toxicity": one.target["toxicity"][order]},
+        [pairs.keys[row] for row in order],
+        {"toxicity": pairs.raw["toxicity"][order]},
+        {"toxicity": pairs.target["toxicity"][order]},
     )
-    first, second = calibrated({"en": one}), calibrated({"en": mixed}, date="2026-02-01")
+    first, second = calibrate({"en": pairs}), calibrate({"en": mixed}, date="2026-02-01")
     assert first.model_dump_json(exclude={"data"}) == second.model_dump_json(exclude={"data"})
     assert first.data.fingerprint == second.data.fingerprint
     assert first.version == second.version
-    one.target["toxicity"][0] += 1e-9
-    changed = calibrated({"en": one})
+    pairs.target["toxicity"][0] += 1e-9
+    changed = calibrate({"en": pairs})
     assert changed.data.fingerprint != first.data.fingerprint
     assert changed.version != first.version
 
 
-def test_missing_scores_make_no_pairs_and_attributes_are_apart():
-    whole = pairs(100)
+def test_pairs_with_a_missing_score_are_left_out_for_each_attribute():
+    whole = make_pairs(100)
     raw, target = whole.raw["toxicity"], whole.target["toxicity"]
     insult = np.where(np.arange(100) < 60, raw**2, NAN)
-    gone = np.where(np.arange(100) == 99, NAN, raw)
-    found = calibrated(
-        {"en": Pairs(whole.keys, {"toxicity": gone, "insult": insult}, {"toxicity": target, "insult": target})},
+    with_gap = np.where(np.arange(100) == 99, NAN, raw)
+    calibration = calibrate(
+        {"en": Pairs(whole.keys, {"toxicity": with_gap, "insult": insult}, {"toxicity": target, "insult": target})},
         attributes=["toxicity", "insult"],
     )
-    curves = found.languages["en"]
-    assert (curves["toxicity"].num_pairs, curves["insult"].num_pairs, found.data.num_pairs) == (99, 60, 99)
+    curves = calibration.languages["en"]
+    assert (curves["toxicity"].num_pairs, curves["insult"].num_pairs, calibration.data.num_pairs) == (99, 60, 99)
     assert curves["insult"].threshold.value < curves["toxicity"].threshold.value
 
 
 def test_languages_with_too_few_pairs_are_left_out_with_the_reason():
-    few, benign = pairs(30), pairs(80)
+    few, benign = make_pairs(30), make_pairs(80)
     quiet = Pairs(benign.keys, benign.raw, {"toxicity": benign.target["toxicity"] * 0.4})
-    found = calibrated({"en": pairs(100), "de": few, "fr": quiet})
-    assert found.left_out == {
+    calibration = calibrate({"en": make_pairs(100), "de": few, "fr": quiet})
+    assert calibration.left_out == {
         "de": "toxicity: 30 pairs of the 50 needed",
         "fr": "toxicity: 0 of 80 pairs have a target at or above 0.5, 5 are needed",
     }
-    rows = calibration_rows(found)
+    rows = calibration_rows(calibration)
     assert [(row.language, row.num_pairs, row.reason) for row in rows] == [
-        ("de", None, found.left_out["de"]),
+        ("de", None, calibration.left_out["de"]),
         ("en", 100, None),
-        ("fr", None, found.left_out["fr"]),
+        ("fr", None, calibration.left_out["fr"]),
     ]
-    assert rows[1].threshold == found.languages["en"]["toxicity"].threshold
+    assert rows[1].threshold == calibration.languages["en"]["toxicity"].threshold
     with pytest.raises(InputError, match=r"no language can be calibrated.*de: toxicity: 30 pairs"):
-        calibrated({"de": few})
+        calibrate({"de": few})
 
 
-def test_a_file_holds_the_calibration_to_the_bit(tmp_path):
-    found = calibrated({"en": pairs(120), "de": pairs(20)})
-    path = str(tmp_path / "sub" / "one.json")
-    write_calibration(path, found)
+def test_a_file_keeps_every_digit_of_a_calibration(tmp_path):
+    calibration = calibrate({"en": make_pairs(120), "de": make_pairs(20)})
+    path = str(tmp_path / "sub" / "calibration.json")
+    write_calibration(path, calibration)
     again = read_calibration(path)
-    assert again == found
+    assert again == calibration
     grid = np.linspace(0, 1, 333)
-    curves = [one.languages["en"]["toxicity"] for one in (found, again)]
+    curves = [loaded.languages["en"]["toxicity"] for loaded in (calibration, again)]
     assert curves[0].apply(grid).tobytes() == curves[1].apply(grid).tobytes()
-    content = json.loads((tmp_path / "sub" / "one.json").read_bytes())
-    assert content["version"] == found.version
+    content = json.loads((tmp_path / "sub" / "calibration.json").read_bytes())
+    assert content["version"] == calibration.version
     assert content["data"]["num_pairs"] == 140
-    assert read_calibration(f"file://{path}") == found
+    assert read_calibration(f"file://{path}") == calibration
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibration")
-    write_calibration(str(folder / "one.json"), calibrated({"en": pairs(80)}))
-    return (folder / "one.json").read_text()
+    write_calibration(str(folder / "calibration.json"), calibrate({"en": make_pairs(80)}))
+    return (folder / "calibration.json").read_text()
 
 
 def put(value, *place):
-    """A change of a file's contents."""
+    """Return a function that sets a value in a file's contents."""
 
     def change(contents):
         for key in place[:-1]:
@@ -252,7 +253,7 @@ CURVE = ("languages", "en", "toxicity")
         (put("2", "scorer_version"), r"version: \w{12} is that of other contents"),
     ],
 )
-def test_a_file_that_is_no_calibration_is_refused_by_name_and_field(tmp_path, content, change, message):
+def test_a_wrong_calibration_file_is_refused_with_its_name_and_field(tmp_path, content, change, message):
     value = json.loads(content)
     change(value)
     file = tmp_path / "bad.json"
@@ -268,7 +269,7 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, text):
         read_calibration(str(tmp_path / "bad.json"))
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_calibration_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: cannot read the calibration"):
         read_calibration(str(tmp_path / "none.json"))
     with pytest.raises(InputError, match="cannot read the calibration"):

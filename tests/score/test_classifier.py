@@ -14,7 +14,7 @@ from xgray.score.build import build_scorer
 from xgray.score.classifier import FLOAT32_TOLERANCE, batches, label_columns
 from xgray.score.scorer import score_texts
 
-TEXTS = [one.text for one in read_labelled("embedded")[::16]]
+TEXTS = [row.text for row in read_labelled("embedded")[::16]]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def scorer(folder):
 
 
 def scores(scorer, texts, attribute="toxicity"):
-    return [one.scores[attribute] for one in asyncio.run(score_texts(scorer, texts, "en", "corrected"))]
+    return [result.scores[attribute] for result in asyncio.run(score_texts(scorer, texts, "en", "corrected"))]
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,16 @@ def scores(scorer, texts, attribute="toxicity"):
         ("llama", {}),
     ],
 )
-def test_scores_are_those_of_transformers_pipeline(tmp_path, kind, changes):
+def test_scores_equal_those_of_transformers_pipeline(tmp_path, kind, changes):
     from transformers import pipeline
 
     path = tiny_classifier(tmp_path, kind, **changes)
     plain = pipeline("text-classification", path, top_k=None, truncation=True)
     answers = plain(TEXTS, batch_size=1)
-    expected = [next(one["score"] for one in answer if one["label"] == "toxic") for answer in answers]
-    found = scores(build_scorer(classifier_section(path)), TEXTS)
-    assert found == pytest.approx(expected, abs=FLOAT32_TOLERANCE)
-    assert max(found) - min(found) > 0.05
+    expected = [next(label["score"] for label in answer if label["label"] == "toxic") for answer in answers]
+    toxicity = scores(build_scorer(classifier_section(path)), TEXTS)
+    assert toxicity == pytest.approx(expected, abs=FLOAT32_TOLERANCE)
+    assert max(toxicity) - min(toxicity) > 0.05
 
 
 def test_batches_and_order_change_a_score_by_rounding_alone(folder, scorer):
@@ -63,18 +63,18 @@ def test_batches_and_order_change_a_score_by_rounding_alone(folder, scorer):
     async def at_once():
         return await asyncio.gather(*(scorer.score([text], "en") for text in TEXTS))
 
-    alone = [one.scores["toxicity"] for (one,) in asyncio.run(at_once())]
+    alone = [result.scores["toxicity"] for (result,) in asyncio.run(at_once())]
     assert alone == pytest.approx(together, abs=FLOAT32_TOLERANCE)
 
 
-def test_a_batch_holds_like_lengths_within_its_tokens():
+def test_batches_hold_similar_lengths_and_at_most_their_tokens():
     lengths = [3, 9, 1, 4, 20, 2, 8, 1]
-    found = list(batches(lengths, 12))
-    assert [[lengths[index] for index in batch] for batch in found] == [[20], [9], [8], [4, 3, 2], [1, 1]]
-    assert sorted(index for batch in found for index in batch) == list(range(8))
+    by_length = list(batches(lengths, 12))
+    assert [[lengths[index] for index in batch] for batch in by_length] == [[20], [9], [8], [4, 3, 2], [1, 1]]
+    assert sorted(index for batch in by_length for index in batch) == list(range(8))
 
 
-def test_any_text_gets_a_probability_and_cut_ones_are_counted(folder):
+def test_any_text_gets_a_probability_and_truncated_texts_are_counted(folder):
     scorer = build_scorer(classifier_section(folder))
     odd = [
         "half \ud83d pair",
@@ -87,8 +87,8 @@ def test_any_text_gets_a_probability_and_cut_ones_are_counted(folder):
         "y" * 30_000,
     ]
     results = asyncio.run(score_texts(scorer, [*odd, "", " \n"], "en", "corrected"))
-    assert all(0 < one.scores["toxicity"] < 1 for one in results[:-2])
-    assert [one.error for one in results[-2:]] == [EMPTY_TEXT, EMPTY_TEXT]
+    assert all(0 < result.scores["toxicity"] < 1 for result in results[:-2])
+    assert [result.error for result in results[-2:]] == [EMPTY_TEXT, EMPTY_TEXT]
     facts = scorer.provenance()
     assert facts["max_length"] == 64
     assert facts["num_texts"] == len(odd)
@@ -105,7 +105,7 @@ def test_a_model_takes_as_many_tokens_as_it_has_positions(tmp_path):
     assert scores(scorer, ["word " * 500])
 
 
-def test_what_stands_beside_the_scores(folder, scorer):
+def test_provenance_and_version(folder, scorer):
     facts = scorer.provenance()
     assert facts["scorer"] == "classifier"
     assert facts["labels"] == {"toxicity": "toxic"}
@@ -116,7 +116,7 @@ def test_what_stands_beside_the_scores(folder, scorer):
         classifier_section(folder, labels={"toxicity": "insulting"}),
         classifier_section(folder, dtype="bfloat16"),
     ]
-    assert len({scorer.version, *(build_scorer(one).version for one in others)}) == 3
+    assert len({scorer.version, *(build_scorer(other).version for other in others)}) == 3
 
 
 def test_several_attributes_are_columns_of_one_output(folder):
@@ -124,10 +124,10 @@ def test_several_attributes_are_columns_of_one_output(folder):
     scorer = build_scorer(classifier_section(folder, labels=labels, attributes=["toxicity", "insult"]))
     both = [sum(pair) for pair in zip(scores(scorer, TEXTS), scores(scorer, TEXTS, "insult"), strict=True)]
     harmless = build_scorer(classifier_section(folder, labels={"toxicity": "harmless"}))
-    assert both == pytest.approx([1 - one for one in scores(harmless, TEXTS)], abs=FLOAT32_TOLERANCE)
+    assert both == pytest.approx([1 - score for score in scores(harmless, TEXTS)], abs=FLOAT32_TOLERANCE)
 
 
-def test_an_output_that_is_no_number_is_no_score(tmp_path):
+def test_an_output_that_is_not_finite_becomes_a_missing_score(tmp_path):
     import torch
 
     path = tiny_classifier(tmp_path)
@@ -140,7 +140,7 @@ def test_an_output_that_is_no_number_is_no_score(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "attributes", "said"),
+    ("labels", "attributes", "message"),
     [
         ({"toxicity": "Toxic"}, ["toxicity"], r"labels.toxicity: .*no label 'Toxic'; did you mean 'toxic'\?"),
         ({"toxicity": "LABEL_1"}, ["toxicity"], "It has: harmless, toxic, insulting"),
@@ -149,8 +149,8 @@ def test_an_output_that_is_no_number_is_no_score(tmp_path):
         ({}, ["toxicity"], "no label for toxicity"),
     ],
 )
-def test_a_mapping_that_does_not_fit_is_refused(labels, attributes, said):
-    with pytest.raises(InputError, match=said):
+def test_labels_that_do_not_match_the_model_or_the_attributes_are_refused(labels, attributes, message):
+    with pytest.raises(InputError, match=message):
         label_columns(labels, attributes, {0: "harmless", 1: "toxic", 2: "insulting"})
 
 
@@ -174,31 +174,31 @@ def without_head(folder):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
-    kept = {name: one for name, one in weights.items() if not name.startswith("classifier")}
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier")}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
-def torn(folder):
+def truncated(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (with_config(architectures=["XLMRobertaForMaskedLM"]), "no sequence classifier: .* XLMRobertaForMaskedLM"),
         (with_config(problem_type="regression"), "is a regression"),
         (with_config(model_type="nonsense"), "score.classifier.model: cannot read .*nonsense"),
         (without_head, "no weights classifier.dense.bias, "),
         (as_pickle, "cannot load the model .*safetensors"),
-        (torn, "cannot load the model"),
+        (truncated, "cannot load the model"),
         (shutil.rmtree, r"score\.classifier\.model\.id: no such folder"),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused(folder, tmp_path, change, said):
+def test_a_model_that_is_no_usable_classifier_is_refused(folder, tmp_path, change, message):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     change(copy)
-    with pytest.raises(InputError, match=said):  # by its configuration, or with the first text by its weights
+    with pytest.raises(InputError, match=message):  # for its configuration at once, for its weights with the first text
         asyncio.run(build_scorer(classifier_section(str(copy))).score(["hello"], "en"))
 
 

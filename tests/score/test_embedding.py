@@ -37,7 +37,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def scorer():
-    """The scorer of the embedded texts, whose head comes with the package."""
+    """The scorer of the embedded texts, whose head is part of the package."""
     return build_scorer(Score())
 
 
@@ -53,58 +53,60 @@ def score(scorer, texts, language="en", empty_text="corrected"):
 
 
 def toxicity(scorer, texts, empty_text="corrected"):
-    return [one.scores["toxicity"] for one in score(scorer, texts, empty_text=empty_text)]
+    return [result.scores["toxicity"] for result in score(scorer, texts, empty_text=empty_text)]
 
 
 def small_folder(folder):
-    """A few embedded texts of two languages, quick to fit on."""
+    """Write a few embedded texts of two languages, on which a fit is quick."""
     folder.mkdir(exist_ok=True)
     for code in ("en", "de"):
-        rows = [one for one in read_labelled("embedded") if one.language == code]
+        rows = [row for row in read_labelled("embedded") if row.language == code]
         with (folder / f"{code}.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["text", "label", "split"])
             for split, toxic in (("fit", True), ("fit", False), ("validate", True), ("validate", False)):
-                chosen = [one for one in rows if one.split == split and one.toxic == toxic][:6]
-                writer.writerows([one.text, int(one.toxic), one.split] for one in chosen)
+                chosen = [row for row in rows if row.split == split and row.toxic == toxic][:6]
+                writer.writerows([row.text, int(row.toxic), row.split] for row in chosen)
     return folder
 
 
-def test_the_packages_head_is_that_of_the_embedded_texts_and_says_its_worth(scorer, tmp_path, monkeypatch):
+def test_the_packages_head_was_fitted_on_the_embedded_texts_and_reports_its_auc(scorer, tmp_path, monkeypatch):
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
     facts = build_scorer(Score()).provenance()
-    assert not list(tmp_path.iterdir()), "embedded/scorers holds no head for the present texts: fit and copy a new one"
+    assert not list(tmp_path.iterdir()), (
+        "embedded/scorers has no head for the embedded texts: fit one and copy it there"
+    )
     assert facts["scorer"] == "embedding"
     assert facts["version"] == scorer.version
     assert facts["fit"]["fingerprint"] == labelled_fingerprint("embedded")
-    assert facts["fit"]["num_texts"] == sum(one.split == "fit" for one in read_labelled("embedded"))
+    assert facts["fit"]["num_texts"] == sum(row.split == "fit" for row in read_labelled("embedded"))
     assert list(facts["auc"]) == list(LANGUAGES)
-    for code, worth in facts["auc"].items():
-        assert worth["low"] < worth["auc"] <= worth["high"] <= 1, code
-        assert worth["auc"] > 0.8, code
-        assert worth["accuracy"] > 0.7, code
+    for code, measured in facts["auc"].items():
+        assert measured["low"] < measured["auc"] <= measured["high"] <= 1, code
+        assert measured["auc"] > 0.8, code
+        assert measured["accuracy"] > 0.7, code
     json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.slow
-def test_the_packages_head_is_what_a_fit_gives(scorer, embedder):
+def test_the_packages_head_equals_a_new_fit(scorer, embedder):
     fitted = fit_and_validate(read_labelled("embedded"), embedder, installed_embedding())
     again = fitted.head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
-    # Another kind of processor may round embeddings otherwise.
+    # Another kind of processor may round embeddings differently.
     assert toxicity(scorer, TEXTS) == pytest.approx(list(again), abs=0.02)
-    for code, worth in scorer.provenance()["auc"].items():
-        assert fitted.facts["auc"][code]["auc"] == pytest.approx(worth["auc"], abs=0.02), code
+    for code, measured in scorer.provenance()["auc"].items():
+        assert fitted.facts["auc"][code]["auc"] == pytest.approx(measured["auc"], abs=0.02), code
 
 
-def test_the_stated_worth_is_that_of_the_scores(scorer):
-    held_out = [one for one in read_labelled("embedded") if one.language == "en" and one.split == "validate"]
-    scores = np.array(toxicity(scorer, [one.text for one in held_out]))
-    toxic = np.array([one.toxic for one in held_out])
+def test_the_reported_auc_is_that_of_the_scores(scorer):
+    held_out = [row for row in read_labelled("embedded") if row.language == "en" and row.split == "validate"]
+    scores = np.array(toxicity(scorer, [row.text for row in held_out]))
+    toxic = np.array([row.toxic for row in held_out])
     pairs = scores[toxic][:, None] - scores[~toxic][None, :]
     auc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
-    told = scorer.provenance()["auc"]["en"]
-    assert told["auc"] == pytest.approx(auc, abs=2 / pairs.size)
-    assert told["accuracy"] == pytest.approx(np.mean((scores >= 0.5) == toxic), abs=1 / len(held_out))
+    reported = scorer.provenance()["auc"]["en"]
+    assert reported["auc"] == pytest.approx(auc, abs=2 / pairs.size)
+    assert reported["accuracy"] == pytest.approx(np.mean((scores >= 0.5) == toxic), abs=1 / len(held_out))
 
 
 def test_order_batches_and_repetitions_do_not_change_a_score(scorer):
@@ -117,7 +119,7 @@ def test_order_batches_and_repetitions_do_not_change_a_score(scorer):
     async def at_once():
         return await asyncio.gather(*(scorer.score([text], "en") for text in texts))
 
-    assert [one.scores["toxicity"] for (one,) in asyncio.run(at_once())] == together
+    assert [result.scores["toxicity"] for (result,) in asyncio.run(at_once())] == together
 
 
 def test_the_event_loop_stays_free_while_texts_are_embedded(scorer):
@@ -134,8 +136,8 @@ def test_the_event_loop_stays_free_while_texts_are_embedded(scorer):
 
 def test_a_text_without_content_has_no_score(scorer):
     results = score(scorer, ["", "  \n\t", "\x00\x07", "word"])
-    assert [one.error for one in results] == [EMPTY_TEXT] * 3 + [None]
-    assert [one.scores is None for one in results] == [True] * 3 + [False]
+    assert [result.error for result in results] == [EMPTY_TEXT] * 3 + [None]
+    assert [result.scores is None for result in results] == [True] * 3 + [False]
     assert score(scorer, []) == []
 
 
@@ -144,7 +146,7 @@ def test_the_released_protocol_scores_a_space_for_an_empty_text(scorer):
     assert empty == space
 
 
-def test_control_characters_do_not_cut_a_text_off(scorer):
+def test_control_characters_do_not_truncate_a_text(scorer):
     plain, cut, controls = toxicity(scorer, ["hello, you idiot", "hello,\x00 you idiot", "hello,\x07 you\x1f idiot"])
     assert cut == controls == plain
     assert plain != toxicity(scorer, ["hello,"])[0]
@@ -156,8 +158,8 @@ def test_any_text_gets_a_probability(scorer):
         assert 0 < value < 1, text[:10]
 
 
-def test_a_ligature_that_becomes_many_characters_is_normalised_before_the_engine():
-    """The engine alone writes past its buffer on a text of some dozens of U+FDFA, and the process dies."""
+def test_a_ligature_of_many_characters_is_normalised_before_the_engine_reads_it():
+    """On dozens of U+FDFA the engine itself would write past its buffer and end the process."""
     assert engine_text("\ufdfa") == "صلى الله عليه وسلم"
     program = (
         "from xgray.score.embedding import Embedder, engine_text\n"
@@ -194,7 +196,7 @@ def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp
         "from xgray.score.scorer import score_texts\n"
         f"scorer = build_scorer(Score(labelled={str(folder)!r}))\n"
         f"results = asyncio.run(score_texts(scorer, {TEXTS!r}, 'en', 'corrected'))\n"
-        "print(json.dumps([scorer.version, [one.scores for one in results], scorer.provenance()]))\n"
+        "print(json.dumps([scorer.version, [result.scores for result in results], scorer.provenance()]))\n"
     )
 
     def run(cache, threads):
@@ -214,7 +216,7 @@ def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp
     assert list(json.loads(first)[2]["auc"]) == ["de", "en"]
 
 
-def test_other_texts_make_another_version(tmp_path, monkeypatch, scorer):
+def test_a_head_of_other_texts_has_another_version(tmp_path, monkeypatch, scorer):
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
     folder = small_folder(tmp_path / "labelled")
     fitted = build_scorer(Score(labelled=str(folder)))
@@ -224,16 +226,16 @@ def test_other_texts_make_another_version(tmp_path, monkeypatch, scorer):
 
 @pytest.fixture(scope="module")
 def head_file(tmp_path_factory):
-    """A fitted head's file, and the labelled texts that it was fitted on."""
+    """The file of a fitted head, and the labelled texts that it was fitted on."""
     folder = tmp_path_factory.mktemp("head")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XGRAY_CACHE", str(folder / "cache"))
         labelled = small_folder(folder / "labelled")
-        fit_to_file(str(labelled), str(folder / "made" / "head.json"))
-    return folder / "made" / "head.json", labelled
+        fit_to_file(str(labelled), str(folder / "new" / "head.json"))
+    return folder / "new" / "head.json", labelled
 
 
-def test_a_head_from_a_file_is_the_one_that_was_fitted(head_file, tmp_path, monkeypatch):
+def test_a_head_from_a_file_scores_like_the_fitted_one(head_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
     path, labelled = head_file
     from_file = build_scorer(Score(head=str(path)))
@@ -250,50 +252,50 @@ def test_a_head_from_a_file_is_the_one_that_was_fitted(head_file, tmp_path, monk
         check_languages(from_file, ["en", "cs", "sv"], False)
 
 
-def changed(**fields):
+def with_fields(**fields):
     return lambda head: {**head, **fields}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda head: [head], "holds no JSON object"),
         (lambda head: {key: head[key] for key in head if key != "intercept"}, "intercept: Field required"),
-        (changed(pickle="x"), "unknown key 'pickle'"),
-        (changed(weights=["much"] * 384), "weights.0"),
-        (changed(intercept=float("nan")), "intercept"),
+        (with_fields(pickle="x"), "unknown key 'pickle'"),
+        (with_fields(weights=["much"] * 384), "weights.0"),
+        (with_fields(intercept=float("nan")), "intercept"),
         (
-            changed(embedding={"engine": "0.1", "model": "f" * 64}),
+            with_fields(embedding={"engine": "0.1", "model": "f" * 64}),
             r"another embedding \(engine 0.1, model ffffffffffff\)",
         ),
         (lambda head: {**head, "weights": head["weights"][:-1]}, "383 weights for 384 dimensions"),
         (lambda head: {**head, "weights": [0.5, *head["weights"][1:]]}, "was changed since it was written"),
-        (changed(facts={}), r"facts\.auc"),
-        (changed(facts={"auc": {"tlh": {}}}), r"facts\.auc"),
+        (with_fields(facts={}), r"facts\.auc"),
+        (with_fields(facts={"auc": {"tlh": {}}}), r"facts\.auc"),
     ],
 )
-def test_a_file_that_holds_no_head_for_this_embedding_is_refused(head_file, tmp_path, change, said):
+def test_a_file_without_a_head_for_the_installed_embedding_is_refused(head_file, tmp_path, change, message):
     head = json.loads(head_file[0].read_text())
     (tmp_path / "head.json").write_text(json.dumps(change(head)))
-    with pytest.raises(InputError, match=said) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         build_scorer(Score(head=str(tmp_path / "head.json")))
     assert "score.head: " in str(raised.value)
     assert str(tmp_path / "head.json") in str(raised.value)
 
 
-def test_a_head_that_is_no_json_or_not_there_is_refused(tmp_path):
+def test_a_head_file_that_is_missing_or_not_json_is_refused(tmp_path):
     (tmp_path / "head.json").write_bytes(b"\x80\x04pickle")
-    for path, said in (
+    for path, message in (
         (tmp_path / "head.json", r"not JSON.*xgray scorer fit DATA --output FILE"),
         (tmp_path / "other.json", "no such file: .*other.json.*xgray scorer fit"),
         (tmp_path, r"score\.head: cannot read"),
         ("nothing://there/head.json", "Unrecognized filesystem type"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             build_scorer(Score(head=str(path)))
 
 
-def test_attributes_that_it_does_not_measure_are_refused():
+def test_attributes_other_than_toxicity_are_refused():
     with pytest.raises(InputError, match=r"score\.attributes"):
         build_scorer(Score(attributes=["toxicity", "threat"]))
 
@@ -313,7 +315,7 @@ def test_rows_of_completions_become_rows_of_scores(scorer):
     assert (first.prompt_id, first.language, first.model) == ("de/3", "de", "base")
     assert (first.scorer, first.scorer_version) == ("embedding", scorer.version)
     assert first.errors == [None, EMPTY_TEXT, None]
-    assert [one["toxicity"] for one in third.scores] == [one["toxicity"] for one in first.scores]
+    assert [scores["toxicity"] for scores in third.scores] == [scores["toxicity"] for scores in first.scores]
     assert second.scores[0]["toxicity"] == toxicity(scorer, ["thank you"])[0]
     stored = to_table([first, second], Scores).to_pylist()
     assert stored[0]["scores"][1]["toxicity"] is None

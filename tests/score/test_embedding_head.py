@@ -4,8 +4,8 @@ import pytest
 from xgray.score.embedding_head import Head, fit_head
 
 
-def made(num, seed=0):
-    """Embeddings whose first direction tells the labels apart."""
+def make_embeddings(num, seed=0):
+    """Return embeddings whose first direction separates the labels, and the labels."""
     random = np.random.default_rng(seed)
     toxic = np.arange(num) % 3 == 0
     vectors = random.normal(size=(num, 8)) + 5
@@ -13,13 +13,13 @@ def made(num, seed=0):
     return vectors.astype(np.float32), toxic
 
 
-def test_probabilities_are_the_logistic_function_of_the_weighted_sum():
+def test_a_probability_is_the_logistic_function_of_the_weighted_sum():
     head = Head(np.array([1.0, -2.0]), 0.5)
-    found = head.probabilities(np.array([[0.25, 0.5], [3.0, 0.0]], np.float32))
-    assert found == pytest.approx([1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-3.5))], abs=1e-15)
+    probabilities = head.probabilities(np.array([[0.25, 0.5], [3.0, 0.0]], np.float32))
+    assert probabilities == pytest.approx([1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-3.5))], abs=1e-15)
 
 
-def test_a_probability_does_not_depend_on_its_neighbours():
+def test_a_probability_does_not_depend_on_the_other_embeddings():
     random = np.random.default_rng(0)
     head = Head(random.normal(size=384), 0.1)
     vectors = random.normal(size=(37, 384)).astype(np.float32)
@@ -29,7 +29,7 @@ def test_a_probability_does_not_depend_on_its_neighbours():
 
 
 def test_the_fit_finds_the_direction_and_repeats_to_the_bit():
-    vectors, toxic = made(300)
+    vectors, toxic = make_embeddings(300)
     head = fit_head(vectors, toxic)
     assert np.argmax(np.abs(head.weights)) == 0
     assert np.mean((head.probabilities(vectors) >= 0.5) == toxic) > 0.8
@@ -38,9 +38,8 @@ def test_the_fit_finds_the_direction_and_repeats_to_the_bit():
     assert again.intercept == head.intercept
 
 
-def test_the_head_is_that_of_standardised_embeddings():
-    """Scale and offset of a direction change the weights, not the probabilities."""
-    vectors, toxic = made(200)
+def test_scale_and_offset_of_the_embeddings_do_not_change_probabilities():
+    vectors, toxic = make_embeddings(200)
     head = fit_head(vectors, toxic)
-    moved = fit_head(vectors * 10 + 3, toxic)
-    assert moved.probabilities(vectors * 10 + 3) == pytest.approx(head.probabilities(vectors), abs=1e-4)
+    rescaled = fit_head(vectors * 10 + 3, toxic)
+    assert rescaled.probabilities(vectors * 10 + 3) == pytest.approx(head.probabilities(vectors), abs=1e-4)

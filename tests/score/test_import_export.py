@@ -29,15 +29,15 @@ ENTRIES = [
 ]
 
 
-def keyed_alone(entry: ScoreEntry) -> ScoreEntry:
+def without_text(entry: ScoreEntry) -> ScoreEntry:
     return ScoreEntry(**{**vars(entry), "text": None})
 
 
-def test_parquet_with_texts_and_without_come_back_exactly(tmp_path: Path) -> None:
+def test_entries_survive_a_parquet_file_with_and_without_texts(tmp_path: Path) -> None:
     assert write_parquet(ENTRIES, str(tmp_path / "all.parquet"), with_text=True) == len(ENTRIES)
     assert list(read_scores(str(tmp_path / "all.parquet"))) == ENTRIES
     write_parquet(ENTRIES, str(tmp_path / "safe.parquet"), with_text=False)
-    assert list(read_scores(str(tmp_path / "safe.parquet"))) == [keyed_alone(one) for one in ENTRIES]
+    assert list(read_scores(str(tmp_path / "safe.parquet"))) == [without_text(entry) for entry in ENTRIES]
     table = pq.read_table(tmp_path / "safe.parquet")
     assert "text" not in table.column_names
     assert table["key"][0].as_py() == score_keys(["guten Tag"], "de", PERSPECTIVE)[0].hex()
@@ -45,27 +45,27 @@ def test_parquet_with_texts_and_without_come_back_exactly(tmp_path: Path) -> Non
     assert b"guten Tag" not in (tmp_path / "safe.parquet").read_bytes()
 
 
-def test_a_file_may_be_given_by_its_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_can_be_named_by_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_parquet(ENTRIES, f"file://{tmp_path}/shared/all.parquet", with_text=True)
     assert list(read_scores("shared/all.parquet")) == ENTRIES
     assert [file.name for file in tmp_path.iterdir()] == ["shared"]
 
 
-def test_a_folder_is_read_whole_whatever_kinds_of_files_it_holds(tmp_path: Path) -> None:
+def test_a_folder_may_hold_files_of_several_kinds(tmp_path: Path) -> None:
     write_parquet(ENTRIES, str(tmp_path / "all.parquet"), with_text=True)
     line = {"query": "x", "response": body(toxicity=0.5), "prompt": "a"}
     (tmp_path / "perspective_api_eval-output-rtp_lx_en.json").write_text(json.dumps(line))
     (tmp_path / "jigsaw.csv").write_text(
         "comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\ny,0,0,0,0,0,0\n"
     )
-    assert [one.text for one in read_scores(str(tmp_path))] == [*(one.text for one in ENTRIES), "y", "x"]
+    assert [entry.text for entry in read_scores(str(tmp_path))] == [*(entry.text for entry in ENTRIES), "y", "x"]
 
 
-def test_a_text_that_no_file_can_carry_goes_by_its_key(tmp_path: Path) -> None:
+def test_a_text_that_utf8_cannot_encode_is_exported_as_its_key(tmp_path: Path) -> None:
     half = ScoreEntry.of_text("half \ud83d pair", "en", PERSPECTIVE, ["toxicity"], Scored({"toxicity": 0.5}))
     write_parquet([half], str(tmp_path / "a.parquet"), with_text=True)
-    assert list(read_scores(str(tmp_path / "a.parquet"))) == [keyed_alone(half)]
+    assert list(read_scores(str(tmp_path / "a.parquet"))) == [without_text(half)]
 
 
 def changed(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
@@ -73,7 +73,7 @@ def changed(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "message"),
     [
         ("key", ["0f" * 16] * 4, "row 1: the key is not that of the text"),
         ("key", ["0f" * 15] * 4, "row 1: the key is not 32 hexadecimal digits"),
@@ -82,16 +82,16 @@ def changed(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
         ("scorer", [None] * 4, "no readable Parquet file of scores"),
     ],
 )
-def test_a_changed_parquet_file_is_refused(tmp_path: Path, name: str, values: list[Any], said: str) -> None:
+def test_a_changed_parquet_file_is_refused(tmp_path: Path, name: str, values: list[Any], message: str) -> None:
     file = tmp_path / "a.parquet"
     write_parquet(ENTRIES, str(file), with_text=True)
     pq.write_table(changed(pq.read_table(file), name, values), file)
     with pytest.raises(InputError, match=r"a\.parquet") as caught:
         list(read_scores(str(file)))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_no_file_of_scores_is_refused(tmp_path: Path) -> None:
+def test_files_without_scores_are_refused(tmp_path: Path) -> None:
     (tmp_path / "scores.txt").write_text("x")
     for path in (tmp_path, tmp_path / "scores.txt"):
         with pytest.raises(InputError, match="no file of scores in a known form"):
@@ -126,7 +126,7 @@ def test_the_papers_files_become_entries(tmp_path: Path, caplog: pytest.LogCaptu
     assert "1 lines hold no score" in caplog.text
 
 
-def test_the_papers_form_comes_back_exactly(tmp_path: Path) -> None:
+def test_scores_survive_a_file_in_the_papers_format(tmp_path: Path) -> None:
     nothing = dict.fromkeys(ATTRIBUTES)
     completions, scores = [], []
     for language in ("en", "zh-hans"):
@@ -155,7 +155,7 @@ def test_the_papers_form_comes_back_exactly(tmp_path: Path) -> None:
     }
 
 
-def test_jigsaws_labels_become_scores_of_its_annotators(tmp_path: Path) -> None:
+def test_jigsaws_labels_become_scores_of_the_annotators(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "id,comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\n"
         '1,"you idiot,\nyou ""expert""",1,0,0,0,1,0\n'
@@ -179,7 +179,7 @@ def test_jigsaws_labels_become_scores_of_its_annotators(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("id,text\n1,x\n", ":1: no column comment_text"),
         ("id,comment_text,toxic\n1,x,1\n", ":1: Jigsaw's files have the columns toxic, severe_toxic"),
@@ -190,8 +190,8 @@ def test_jigsaws_labels_become_scores_of_its_annotators(tmp_path: Path) -> None:
         ("comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\nx,1\n", ":2: 2 values for 7 columns"),
     ],
 )
-def test_a_csv_of_another_kind_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_a_csv_file_of_another_kind_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(InputError) as caught:
         list(read_scores(str(tmp_path / "a.csv")))
-    assert said in str(caught.value)
+    assert message in str(caught.value)

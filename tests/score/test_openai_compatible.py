@@ -105,8 +105,8 @@ OF_THE_SERVER = ("no template", "a proxy's 400", "echo")
 def test_only_what_lies_in_the_text_is_kept():
     service = FaultyOpenAI({fault: [fault] for fault in OF_THE_TEXT + OF_THE_SERVER})
     results, _ = score_all(service, [*OF_THE_TEXT, *OF_THE_SERVER])
-    assert all(one.error.startswith("status 4") for one in results)
-    assert [one.is_permanent for one in results] == [True] * len(OF_THE_TEXT) + [False] * len(OF_THE_SERVER)
+    assert all(result.error.startswith("status 4") for result in results)
+    assert [result.is_permanent for result in results] == [True] * len(OF_THE_TEXT) + [False] * len(OF_THE_SERVER)
 
 
 @pytest.mark.parametrize("endpoint", ["judge", "moderation"])
@@ -144,14 +144,14 @@ def test_every_text_gets_its_score_or_its_reason(endpoint, caplog):
     assert provenance["num_retries"] == sum(map(len, PASSING.values())) + 3
 
     assert by_text["echo"].error == "status 400: what is ***?"
-    told = [one.getMessage() for one in caplog.records if one.name == "xgray.score.openai_compatible"]
+    told = [record.getMessage() for record in caplog.records if record.name == "xgray.score.openai_compatible"]
     assert len(told) == (1 if endpoint == "judge" else 0)
     assert KEY not in everything_said(caplog.records)
     assert KEY not in repr(results) + json.dumps(provenance)
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("wrong key", r"status 401: Incorrect API key provided: \*\*\*; check OPENAI_API_KEY"),
         ("403", "check OPENAI_API_KEY"),
@@ -162,9 +162,9 @@ def test_every_text_gets_its_score_or_its_reason(endpoint, caplog):
         ("429 wait a day", "asks to wait 86400 s"),
     ],
 )
-def test_what_would_fail_for_every_text_stops_the_stage(fault, said):
+def test_what_would_fail_for_every_text_stops_the_stage(fault, message):
     service = FaultyOpenAI({"one": [fault] * 9})
-    with pytest.raises(StageError, match=said) as raised:
+    with pytest.raises(StageError, match=message) as raised:
         score_all(service, ["one"])
     assert KEY not in str(raised.value)
     assert raised.value.__suppress_context__
@@ -185,15 +185,15 @@ def test_texts_arrive_as_they_are():
     for endpoint in ("judge", "moderation"):
         service = FaultyOpenAI({})
         results, _ = score_all(service, [*kept, *mended], endpoint)
-        assert {one.text for one in service.received} == {*kept, *mended.values()}
-        assert all(one.scores for one in results)
+        assert {request.text for request in service.received} == {*kept, *mended.values()}
+        assert all(result.scores for result in results)
 
 
 def test_no_more_requests_are_under_way_than_allowed():
     service = FaultyOpenAI({}, seconds=0.02)
     results, _ = score_all(service, [f"text {index}" for index in range(30)], execution={"concurrency": 5})
     assert service.most_under_way == 5
-    assert all(one.scores for one in results)
+    assert all(result.scores for result in results)
 
 
 def test_a_local_server_needs_no_key(monkeypatch):
@@ -202,7 +202,7 @@ def test_a_local_server_needs_no_key(monkeypatch):
     results, _ = score_all(service, ["one", "echo"])
     assert results[0].scores
     assert results[1].error == f"status 400: what is {KEY}?"
-    assert all(KEY not in one.headers["Authorization"] for one in service.received)
+    assert all(KEY not in request.headers["Authorization"] for request in service.received)
 
 
 def test_the_version_is_that_of_model_rubric_and_service():
@@ -215,7 +215,7 @@ def test_the_version_is_that_of_model_rubric_and_service():
 
 
 @pytest.mark.parametrize(
-    ("settings", "variable", "said"),
+    ("settings", "variable", "message"),
     [
         ({"openai": {"model": "m"}}, None, "OPENAI_API_KEY"),
         ({"openai": {"model": "m"}}, "two\nlines", "OPENAI_API_KEY"),
@@ -229,11 +229,11 @@ def test_the_version_is_that_of_model_rubric_and_service():
         ),
     ],
 )
-def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, said):
+def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, message):
     if variable is None:
         monkeypatch.delenv("OPENAI_API_KEY")
     else:
         monkeypatch.setenv("OPENAI_API_KEY", variable)
-    with pytest.raises(InputError, match=said) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         build_scorer(Score.model_validate({"scorer": "openai", **settings}))
     assert "lines" not in str(raised.value)

@@ -110,7 +110,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 
-    assert not any(KEY in one.query for one in service.received)
+    assert not any(KEY in request.query for request in service.received)
     assert by_text["echo"].error == "status 400: what is ***?"
     assert KEY not in everything_said(caplog.records)
     assert KEY not in repr(results) + repr(provenance)
@@ -119,8 +119,8 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
 def test_only_googles_own_refusal_of_a_text_is_kept():
     faults = ["empty", "too long", "undetected", "413", "a proxy's 400"]
     results, _ = score_all(FaultyService({fault: [fault] for fault in faults}), faults)
-    assert all(one.error.startswith("status 4") for one in results)
-    assert [one.is_permanent for one in results] == [True] * 4 + [False]
+    assert all(result.error.startswith("status 4") for result in results)
+    assert [result.is_permanent for result in results] == [True] * 4 + [False]
 
 
 def test_an_attribute_is_asked_for_only_where_it_exists():
@@ -135,7 +135,7 @@ def test_an_attribute_is_asked_for_only_where_it_exists():
     assert ahoj.scores == {"toxicity": true_score("ahoj")}
     assert nazdar.scores == {"toxicity": true_score("nazdar")}
     assert hello.scores == {"toxicity": true_score("hello"), "threat": true_score("hello")}
-    assert [list(one.body["requestedAttributes"]) for one in service.received] == [
+    assert [list(request.body["requestedAttributes"]) for request in service.received] == [
         ["TOXICITY", "THREAT"], ["TOXICITY"], ["TOXICITY"], ["TOXICITY", "THREAT"],
     ]  # fmt: skip
     assert provenance["not_measured"] == ["threat in cs"]
@@ -148,12 +148,12 @@ def test_a_language_without_any_of_the_attributes_costs_one_request():
         async with running(service, attributes=["threat"], execution={"concurrency": 1}) as scorer:
             return await scorer.score(["ahoj", "nazdar"], "cs")
 
-    assert [one.scores for one in asyncio.run(main())] == [None, None]
+    assert [result.scores for result in asyncio.run(main())] == [None, None]
     assert len(service.received) == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("403", "check PERSPECTIVE_API_KEY"),
         ("401", "check PERSPECTIVE_API_KEY"),
@@ -163,9 +163,9 @@ def test_a_language_without_any_of_the_attributes_costs_one_request():
         ("429 wait a day", "asks to wait 86400 s"),
     ],
 )
-def test_what_would_fail_for_every_text_stops_the_stage(fault, said):
+def test_what_would_fail_for_every_text_stops_the_stage(fault, message):
     service = FaultyService({"one": [fault]})
-    with pytest.raises(StageError, match=said) as raised:
+    with pytest.raises(StageError, match=message) as raised:
         score_all(service, ["one"])
     assert len(service.received) == 1
     assert KEY not in str(raised.value)
@@ -177,15 +177,15 @@ def test_texts_arrive_as_they_are():
     mended = {"half \ud83d pair": "half \ufffd pair", "a pair in halves \ud83d\ude42": "a pair in halves 🙂"}
     service = FaultyService({})
     results, _ = score_all(service, [*kept, *mended])
-    assert {one.text for one in service.received} == {*kept, *mended.values()}
-    assert [one.scores["toxicity"] for one in results] == [true_score(text) for text in [*kept, *mended.values()]]
+    assert {request.text for request in service.received} == {*kept, *mended.values()}
+    assert [result.scores["toxicity"] for result in results] == [true_score(text) for text in [*kept, *mended.values()]]
 
 
 def test_what_the_service_would_refuse_for_its_length_is_not_sent():
     longest = "x" * 20480
     service = FaultyService({})
     results, _ = score_all(service, [longest, "x" * 20481, "é" * 10241, "x" * 30000])
-    assert [one.text for one in service.received] == [longest]
+    assert [request.text for request in service.received] == [longest]
     assert results[0].scores
     for result in results[1:]:
         assert result.scores is None
@@ -195,10 +195,10 @@ def test_what_the_service_would_refuse_for_its_length_is_not_sent():
 def test_the_released_protocol_scores_one_space_for_an_empty_text():
     service = FaultyService({})
     results, _ = score_all(service, ["", "  \n", "word"], empty_text="released")
-    assert {one.text for one in service.received} == {" ", "  \n", "word"}
+    assert {request.text for request in service.received} == {" ", "  \n", "word"}
     assert results[0].scores == {"toxicity": true_score(" ")}
     corrected, _ = score_all(FaultyService({}), ["", "  \n", "word"])
-    assert [one.error for one in corrected] == [EMPTY_TEXT, EMPTY_TEXT, None]
+    assert [result.error for result in corrected] == [EMPTY_TEXT, EMPTY_TEXT, None]
 
 
 def test_the_quota_holds_in_every_second_with_faults_and_retries():
@@ -267,7 +267,7 @@ def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
 
 
 @pytest.mark.parametrize(
-    ("settings", "variable", "said"),
+    ("settings", "variable", "message"),
     [
         ({}, None, "PERSPECTIVE_API_KEY"),
         ({}, "  ", "PERSPECTIVE_API_KEY"),
@@ -276,12 +276,12 @@ def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
         ({"attributes": []}, KEY, "score.attributes"),
     ],
 )
-def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, said):
+def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, message):
     if variable is None:
         monkeypatch.delenv("PERSPECTIVE_API_KEY")
     else:
         monkeypatch.setenv("PERSPECTIVE_API_KEY", variable)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         build_scorer(Score.model_validate({"scorer": "perspective", **settings}))
 
 

@@ -45,19 +45,19 @@ def files(store):
 
 
 def damage(file, change):
-    """Write a file anew: stores map the old one, whose bytes must not change under them."""
+    """Replace a file by a changed copy; open stores keep the old file mapped, whose bytes must not change."""
     content = bytearray(file.read_bytes())
     file.unlink()
     file.write_bytes(change(content) or content)
 
 
-def test_every_text_is_found_by_what_was_asked(tmp_path):
+def test_a_text_is_found_by_text_language_scorer_and_version(tmp_path):
     texts = [*ODD_TEXTS, *(f"text {index}" for index in range(500))]
     store = ScoreStore(str(tmp_path / "scores"))
     assert known(store, texts) == [None] * len(texts)
-    assert not (tmp_path / "scores").exists(), "looking makes no store"
-    store.put(entry(text, {"toxicity": at / len(texts)}, seconds=0.25) for at, text in enumerate(texts))
-    expected = [Scored({"toxicity": at / len(texts)}, seconds=0.25) for at in range(len(texts))]
+    assert not (tmp_path / "scores").exists(), "reading must not create a store"
+    store.put(entry(text, {"toxicity": index / len(texts)}, seconds=0.25) for index, text in enumerate(texts))
+    expected = [Scored({"toxicity": index / len(texts)}, seconds=0.25) for index in range(len(texts))]
     for reader in (store, ScoreStore(str(tmp_path / "scores"))):
         assert known(reader, texts) == expected
         assert known(reader, texts[::-3]) == expected[::-3]
@@ -66,7 +66,7 @@ def test_every_text_is_found_by_what_was_asked(tmp_path):
         assert known(reader, []) == []
 
 
-def test_a_key_is_the_hash_of_the_question():
+def test_a_key_is_the_hash_of_text_language_scorer_and_version():
     text = 'a "text" – of ours'
     (key,) = score_keys([text], "en", SCORER)
     assert len(key) == 16
@@ -74,7 +74,7 @@ def test_a_key_is_the_hash_of_the_question():
     assert len(set(score_keys(ODD_TEXTS, "en", SCORER))) == len(ODD_TEXTS)
 
 
-def test_attributes_are_part_of_the_answer(tmp_path):
+def test_an_answer_is_for_the_attributes_that_were_requested(tmp_path):
     store = ScoreStore(str(tmp_path))
     everything = dict.fromkeys(ATTRIBUTES, 0.25)
     store.put([entry("all", everything), entry("two", {"toxicity": 0.5}), entry("two", {"insult": 0.75})])
@@ -91,21 +91,21 @@ def test_attributes_are_part_of_the_answer(tmp_path):
         None,
         Scored({"toxicity": 0.5, "threat": None}),
     ]
-    assert known(store, ["unsupported"], ["threat"]) == [None], "an answer holds a number"
+    assert known(store, ["unsupported"], ["threat"]) == [None], "an answer without any number is no answer"
 
 
-def test_a_lasting_failure_answers(tmp_path):
+def test_a_permanent_failure_answers_unless_there_is_a_score(tmp_path):
     store = ScoreStore(str(tmp_path))
     store.put([entry("too long", attributes=["toxicity", "insult"], error="status 400: COMMENT_TOO_LONG")])
     refused = Scored(None, "status 400: COMMENT_TOO_LONG")
     assert known(store, ["too long"], ["toxicity"]) == [refused]
     assert known(store, ["too long"], ATTRIBUTES) == [refused]
-    assert known(store, ["too long"], ["toxicity", "threat"]) == [None], "it may be that insult was at fault"
+    assert known(store, ["too long"], ["toxicity", "threat"]) == [None], "the failure may concern insult alone"
     store.put([entry("too long", {"toxicity": 0.5})])
-    assert known(store, ["too long"], ["toxicity"]) == [Scored({"toxicity": 0.5})], "a score is worth more"
+    assert known(store, ["too long"], ["toxicity"]) == [Scored({"toxicity": 0.5})], "a score takes precedence"
 
 
-def test_of_two_answers_the_earliest_counts_whatever_the_order(tmp_path):
+def test_the_earliest_of_several_answers_counts_whatever_their_order(tmp_path):
     rows = [
         entry("x", {"toxicity": 0.9}, date=None),
         entry("x", {"toxicity": 0.7}, date="2026-11-05T12:00:01Z"),
@@ -124,24 +124,24 @@ def test_two_stores_merge_as_sets_of_rows(tmp_path):
     first = [entry(f"text {at}", {"toxicity": at / 100}) for at in range(60)]
     second = [entry(f"text {at}", {"toxicity": at / 100}) for at in range(40, 100)]
     second += [entry("text 0", {"toxicity": 0.5}, date="2026-11-06T12:00:00Z")]
-    found = []
+    merged = []
     for name, order in (("forth", (first, second)), ("back", (second, first))):
         store, other = ScoreStore(str(tmp_path / name)), ScoreStore(str(tmp_path / f"other {name}"))
         store.put(order[0])
         other.put(order[1])
         store.merge(other)
         store.merge(other)
-        found.append(list(store.entries()))
-        assert {one.row() for one in found[-1]} == {one.row() for one in first + second}
-        assert len(found[-1]) == 101
+        merged.append(list(store.entries()))
+        assert {entry.row() for entry in merged[-1]} == {entry.row() for entry in first + second}
+        assert len(merged[-1]) == 101
         store.compact()
         assert len(files(store)) == 1
-        assert list(store.entries()) == found[-1]
+        assert list(store.entries()) == merged[-1]
         assert store.num_rows == 101
-    assert found[0] == found[1]
+    assert merged[0] == merged[1]
 
 
-def test_a_writer_merges_its_own_segments(tmp_path):
+def test_a_writer_merges_the_segments_that_it_wrote(tmp_path):
     store = ScoreStore(str(tmp_path))
     reader = ScoreStore(str(tmp_path))
     texts = [f"text {at}" for at in range(MERGE_AT * 8 + 5)]
@@ -150,23 +150,23 @@ def test_a_writer_merges_its_own_segments(tmp_path):
     assert len(files(store)) < 2 * MERGE_AT
     assert None not in known(store, texts)
     reader.refresh()
-    assert None not in known(reader, texts), "also by one that knew of segments that are gone"
+    assert None not in known(reader, texts), "the reader had opened segments that were merged since"
 
 
-def test_a_reader_learns_of_what_others_write(tmp_path, monkeypatch):
+def test_a_reader_sees_what_others_write(tmp_path, monkeypatch):
     monkeypatch.setattr("xgray.score.store.store.RELIST_SECONDS", 0.2)
     store, reader = ScoreStore(str(tmp_path)), ScoreStore(str(tmp_path))
-    store.put([entry("one", {"toxicity": 0.5})])
-    assert known(reader, ["one"]) == [None]
+    store.put([entry("first", {"toxicity": 0.5})])
+    assert known(reader, ["first"]) == [None]
     time.sleep(0.25)
-    assert known(reader, ["one", "two"]) == [Scored({"toxicity": 0.5}), None]
-    store.put([entry("two", {"toxicity": 0.75})])
+    assert known(reader, ["first", "second"]) == [Scored({"toxicity": 0.5}), None]
+    store.put([entry("second", {"toxicity": 0.75})])
     assert reader.refresh()
-    assert known(reader, ["two"]) == [Scored({"toxicity": 0.75})]
+    assert known(reader, ["second"]) == [Scored({"toxicity": 0.75})]
     assert not reader.refresh()
 
 
-def test_a_newer_store_and_what_is_no_store_are_refused(tmp_path):
+def test_a_store_of_a_newer_or_unknown_format_is_refused(tmp_path):
     ScoreStore(str(tmp_path)).put([entry("x", {"toxicity": 0.5})])
     assert json.loads((tmp_path / "format.json").read_text()) == {"version": 1}
     (tmp_path / "format.json").write_text('{"version": 2}')
@@ -179,82 +179,85 @@ def test_a_newer_store_and_what_is_no_store_are_refused(tmp_path):
 
 
 def two_segments(tmp_path, num=50):
-    """A store with ``sound`` texts in one segment and ``struck`` ones in another, and the latter's file."""
+    """Write a store of two segments; return the texts in the first, those in the second, and the second's file."""
     store = ScoreStore(str(tmp_path))
-    sound, struck = ([f"{kind} {at}" for at in range(num)] for kind in ("sound", "struck"))
-    store.put(entry(text, {"toxicity": 0.5}) for text in sound)
+    intact, damaged = ([f"{kind} {at}" for at in range(num)] for kind in ("intact", "damaged"))
+    store.put(entry(text, {"toxicity": 0.5}) for text in intact)
     (before,) = files(store)
-    store.put(entry(text, {"toxicity": 0.25}) for text in struck)
+    store.put(entry(text, {"toxicity": 0.25}) for text in damaged)
     (file,) = set(files(store)) - {before}
     assert store.check() == []
-    return sound, struck, file
+    return intact, damaged, file
 
 
-def test_a_truncated_segment_is_named_once_and_only_it_is_lost(tmp_path, caplog):
-    sound, struck, file = two_segments(tmp_path)
+def test_a_truncated_segment_is_reported_once_and_the_others_stay_readable(tmp_path, caplog):
+    intact, damaged, file = two_segments(tmp_path)
     damage(file, lambda content: content[: len(content) // 2])
     store = ScoreStore(str(tmp_path))
     for _ in range(2):
-        assert None not in known(store, sound)
-        assert known(store, struck) == [None] * len(struck)
+        assert None not in known(store, intact)
+        assert known(store, damaged) == [None] * len(damaged)
         store.refresh()
     assert [file.name in message for message in caplog.messages] == [True]
     assert store.check() == [file.name]
-    store.put(entry(text, {"toxicity": 0.75}) for text in struck)
+    store.put(entry(text, {"toxicity": 0.75}) for text in damaged)
     store.compact()
-    assert known(ScoreStore(str(tmp_path)), struck) == [Scored({"toxicity": 0.75})] * len(struck)
+    assert known(ScoreStore(str(tmp_path)), damaged) == [Scored({"toxicity": 0.75})] * len(damaged)
     store.salvage([file.name])
     assert ScoreStore(str(tmp_path)).check() == []
 
 
-def test_a_flipped_byte_in_a_value_costs_one_row(tmp_path, caplog):
-    sound, struck, file = two_segments(tmp_path)
+def test_a_flipped_byte_in_a_value_loses_one_row(tmp_path, caplog):
+    intact, damaged, file = two_segments(tmp_path)
 
     def flip(content):
-        content[content.index(b'"text":"struck 7"') + len(b'"text":"str')] ^= 1
+        content[content.index(b'"text":"damaged 7"') + len(b'"text":"dam')] ^= 1
 
     damage(file, flip)
     store = ScoreStore(str(tmp_path))
     for _ in range(2):
-        assert None not in known(store, sound)
-        assert [text for text, found in zip(struck, known(store, struck), strict=True) if not found] == ["struck 7"]
+        assert None not in known(store, intact)
+        assert [text for text, scored in zip(damaged, known(store, damaged), strict=True) if not scored] == [
+            "damaged 7"
+        ]
     assert [file.name in message for message in caplog.messages] == [True]
     assert store.check() == [file.name]
-    assert len(list(store.entries())) == len(sound + struck) - 1
+    assert len(list(store.entries())) == len(intact + damaged) - 1
     store.salvage(store.check())
     assert store.check() == ScoreStore(str(tmp_path)).check() == []
-    assert [text for text, found in zip(struck, known(store, struck), strict=True) if not found] == ["struck 7"]
+    assert [text for text, scored in zip(damaged, known(store, damaged), strict=True) if not scored] == ["damaged 7"]
 
 
 def test_a_flipped_byte_in_a_key_is_found_by_a_check(tmp_path):
-    """The key in the middle is the first that a search looks at: the flip misleads it for up to half of the keys."""
-    sound, struck, file = two_segments(tmp_path)
-    middle = sorted(score_keys(struck, "en", SCORER))[len(struck) // 2]
+    """A search looks at the key in the middle first, so the flip misleads it for up to half of the keys."""
+    intact, damaged, file = two_segments(tmp_path)
+    middle = sorted(score_keys(damaged, "en", SCORER))[len(damaged) // 2]
 
     def flip(content):
-        at = content.index(middle[:8][::-1])
-        content[at + 7] ^= 0xFF
+        offset = content.index(middle[:8][::-1])
+        content[offset + 7] ^= 0xFF
 
     damage(file, flip)
     store = ScoreStore(str(tmp_path))
-    assert None not in known(store, sound)
-    assert None in known(store, struck)
-    assert all(found in (None, Scored({"toxicity": 0.25})) for found in known(store, struck))
+    assert None not in known(store, intact)
+    assert None in known(store, damaged)
+    assert all(scored in (None, Scored({"toxicity": 0.25})) for scored in known(store, damaged))
     assert store.check() == [file.name]
     store.salvage(store.check())
     assert store.check() == []
-    assert sum(found is None for found in known(store, struck)) == 1
+    assert sum(scored is None for scored in known(store, damaged)) == 1
 
 
-def test_no_flipped_byte_gives_a_wrong_answer(tmp_path):
-    sound, struck, file = two_segments(tmp_path, num=3)
+def test_no_flipped_byte_gives_a_wrong_score(tmp_path):
+    intact, damaged, file = two_segments(tmp_path, num=3)
     content = file.read_bytes()
-    for at in range(len(content)):
-        damage(file, lambda _, at=at: content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+    for offset in range(len(content)):
+        flipped = content[:offset] + bytes([content[offset] ^ 0xFF]) + content[offset + 1 :]
+        damage(file, lambda _, flipped=flipped: flipped)
         store = ScoreStore(str(tmp_path))
-        assert None not in known(store, sound)
-        assert all(found in (None, Scored({"toxicity": 0.25})) for found in known(store, struck)), at
-        assert store.check() == [file.name], at
+        assert None not in known(store, intact)
+        assert all(scored in (None, Scored({"toxicity": 0.25})) for scored in known(store, damaged)), offset
+        assert store.check() == [file.name], offset
 
 
 WRITER = """
@@ -293,26 +296,26 @@ def test_a_killed_writer_loses_nothing_that_it_committed(tmp_path, caplog):
     assert caplog.messages == []
 
 
-def test_processes_that_write_and_compact_at_once_lose_nothing(tmp_path):
+def test_processes_that_write_and_compact_concurrently_lose_nothing(tmp_path):
     processes = [writer(tmp_path, f"writer {number}", 150, compact_every=3 + number) for number in range(3)]
     store = ScoreStore(str(tmp_path))
     while any(process.poll() is None for process in processes):
         store.compact()
-        assert known(store, ["nobody's"]) == [None]
+        assert known(store, ["unknown"]) == [None]
     assert [process.wait() for process in processes] == [0, 0, 0]
     expected = {f"writer {number} {at} {part}" for number in range(3) for at in range(150) for part in range(5)}
     store.refresh()
-    for one in (store, ScoreStore(str(tmp_path))):
-        assert None not in known(one, sorted(expected))
-        assert sorted(entry.text for entry in one.entries()) == sorted(expected)
-        assert one.check() == []
+    for reader in (store, ScoreStore(str(tmp_path))):
+        assert None not in known(reader, sorted(expected))
+        assert sorted(entry.text for entry in reader.entries()) == sorted(expected)
+        assert reader.check() == []
     store.compact()
     assert len(files(store)) == 1
     assert store.num_rows == len(expected)
 
 
 def test_a_remote_store_is_copied_once_into_the_cache(tmp_path, monkeypatch):
-    """fsspec's memory, a file system of this process behind pyarrow.fs, stands for an object store."""
+    """The object store is fsspec's memory, a file system of this process that pyarrow.fs can use."""
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
     uri = "fsspec+memory://bucket/scores"
     texts = [f"text {at}" for at in range(MERGE_AT * 5)]
@@ -321,7 +324,7 @@ def test_a_remote_store_is_copied_once_into_the_cache(tmp_path, monkeypatch):
         for at in range(0, len(texts), 5):
             store.put(entry(text, {"toxicity": 0.5}) for text in texts[at : at + 5])
         cache = tmp_path / "scores-cache"
-        assert len(os.listdir(cache)) == 1, "copies of merged segments are gone"
+        assert len(os.listdir(cache)) == 1, "copies of merged segments are deleted"
         for file in cache.iterdir():
             file.unlink()
         for _ in range(2):

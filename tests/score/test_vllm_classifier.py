@@ -1,4 +1,4 @@
-"""vLLM gives the classifier's scores: the same tokens, the same activation, other kernels."""
+"""vLLM gives the same scores as transformers, from the same tokens and activation with other kernels."""
 
 import asyncio
 
@@ -14,28 +14,28 @@ from xgray.score.scorer import score_texts
 
 pytestmark = pytest.mark.slow
 
-TEXTS = [one.text for one in read_labelled("embedded")[::32]] + ["x", "y" * 30_000, "half \ud83d pair", "a\u2028b", ""]
+TEXTS = [row.text for row in read_labelled("embedded")[::32]] + ["x", "y" * 30_000, "half \ud83d pair", "a\u2028b", ""]
 
 
 def scores(scorer, texts):
     results = asyncio.run(score_texts(scorer, texts, "en", "corrected"))
-    return [one.scores["toxicity"] if one.scores else one.error for one in results]
+    return [result.scores["toxicity"] if result.scores else result.error for result in results]
 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [("xlm-roberta", {}), ("bert", {"problem_type": "multi_label_classification"}), ("llama", {})],
 )
-def test_scores_are_those_of_transformers_whatever_the_batch(tmp_path, kind, changes):
+def test_scores_equal_those_of_transformers_whatever_the_batch(tmp_path, kind, changes):
     path = tiny_classifier(tmp_path, kind, **changes)
     expected = scores(build_scorer(classifier_section(path)), TEXTS)
     scorer = build_scorer(classifier_section(path, "vllm"))
-    found = scores(scorer, TEXTS)
+    served = scores(scorer, TEXTS)
     facts = scorer.provenance()
     assert (facts["scorer"], facts["max_length"], facts["num_cut"]) == ("vllm", 64, 2)
-    assert found[-1] == EMPTY_TEXT
-    assert found[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
-    assert [scores(scorer, [text])[0] for text in TEXTS[:-1]] == pytest.approx(found[:-1], abs=FLOAT32_TOLERANCE)
+    assert served[-1] == EMPTY_TEXT
+    assert served[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
+    assert [scores(scorer, [text])[0] for text in TEXTS[:-1]] == pytest.approx(served[:-1], abs=FLOAT32_TOLERANCE)
 
 
 def test_a_model_that_vllm_does_not_serve_is_refused(tmp_path):

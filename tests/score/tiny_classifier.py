@@ -1,4 +1,4 @@
-"""Tiny sequence classifiers with random weights and a tokenizer of their own, as folders that from_pretrained takes."""
+"""Tiny sequence classifiers with random weights and a small tokenizer, as folders that from_pretrained reads."""
 
 from xgray.config import Score
 from xgray.data.labelled import read_labelled
@@ -7,13 +7,13 @@ LABELS = ["harmless", "toxic", "insulting"]
 
 
 def tokenizer(max_length, kind):
-    """Byte-level pairs learnt from the embedded texts; encoders have their special tokens around a text."""
+    """Return a byte-level BPE tokenizer trained on the embedded texts; that of an encoder adds special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel()
-    made.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+    bpe.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
@@ -21,18 +21,18 @@ def tokenizer(max_length, kind):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator((one.text for one in read_labelled("embedded")), trainer)
+    bpe.train_from_iterator((row.text for row in read_labelled("embedded")), trainer)
     if kind != "llama":
-        made.post_processor = processors.TemplateProcessing(
+        bpe.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=max_length
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=max_length
     )
 
 
 def tiny_classifier(folder, kind="xlm-roberta", max_length=64, labels=LABELS, **changes):
-    """Write one; ``changes`` are fields of its configuration. Returns the folder as text."""
+    """Write a classifier and return the folder's path; ``changes`` are fields of its configuration."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -55,7 +55,7 @@ def tiny_classifier(folder, kind="xlm-roberta", max_length=64, labels=LABELS, **
     )
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
-    for parameter in model.parameters():  # larger weights: texts get scores far from one another
+    for parameter in model.parameters():  # With larger weights the texts' scores differ more.
         parameter.data.mul_(4)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
@@ -63,7 +63,7 @@ def tiny_classifier(folder, kind="xlm-roberta", max_length=64, labels=LABELS, **
 
 
 def classifier_section(folder, scorer="classifier", labels=None, execution=None, **settings):
-    """The ``score`` section for a tiny classifier."""
+    """Return the ``score`` section of a tiny classifier."""
     model = {"id": folder, "dtype": settings.pop("dtype", "float32")}
-    declared = {"model": model, "labels": labels or {"toxicity": "toxic"}, "languages": ["en", "zh"]}
-    return Score.model_validate({"scorer": scorer, "classifier": declared, "execution": execution or {}, **settings})
+    options = {"model": model, "labels": labels or {"toxicity": "toxic"}, "languages": ["en", "zh"]}
+    return Score.model_validate({"scorer": scorer, "classifier": options, "execution": execution or {}, **settings})
