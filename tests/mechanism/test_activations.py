@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.mechanism.routes import one_by_one
-from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from benchmarks.reference.measurements import greedy_activations
+from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError
 from xgray.mechanism.activations import measure_activations
 
@@ -16,7 +16,7 @@ NEW_TOKENS = 12
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_equals_reading_each_whole_text_alone(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
-    expected = [one_by_one(model, tokenizer, text, NEURONS, NEW_TOKENS)[0] for text in TEXTS]
+    expected = [greedy_activations(model, tokenizer, text, NEURONS, NEW_TOKENS)[0] for text in TEXTS]
     assert np.ptp([one.mean() for one in expected]) > 1e-3
     for batch_size in (1, 2, 8):
         means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, batch_size)
@@ -27,7 +27,7 @@ def test_equals_reading_each_whole_text_alone(kind):
 
 def test_a_text_counts_up_to_its_end_of_text_token():
     model, tokenizer = make_model("llama"), make_tokenizer()
-    _, tokens = one_by_one(model, tokenizer, TEXTS[0], NEURONS, NEW_TOKENS)
+    _, tokens = greedy_activations(model, tokenizer, TEXTS[0], NEURONS, NEW_TOKENS)
     assert len(tokens) == NEW_TOKENS
     end = tokens[4]
     length = tokens.index(end) + 1
@@ -35,7 +35,7 @@ def test_a_text_counts_up_to_its_end_of_text_token():
     means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 8)
     assert counts[0] == length
     for text, row, count in zip(TEXTS, means, counts, strict=True):
-        rows, _ = one_by_one(model, tokenizer, text, NEURONS, NEW_TOKENS)
+        rows, _ = greedy_activations(model, tokenizer, text, NEURONS, NEW_TOKENS)
         assert count == len(rows)
         np.testing.assert_allclose(row, rows.mean(0), atol=1e-5)
 

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import OPTConfig, OPTForCausalLM
 
-from tests.mechanism.routes import captured, differences_by_layer, everything
-from tests.mechanism.tiny_models import CONFIGS, make_model
+from benchmarks.reference.measurements import all_neurons, captured, layer_differences
+from benchmarks.reference.tiny_models import CONFIGS, make_model
 from xgray.errors import InputError
 from xgray.mechanism.neurons import Edit, capturing, check_neurons, down_projections, edited, value_vectors
 
@@ -47,7 +47,7 @@ def test_a_network_small_enough_to_compute_by_hand():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_activations_times_value_vectors_is_what_a_block_adds_to_the_stream(kind):
-    activations, stream = differences_by_layer(kind, make_model(kind), IDS)
+    activations, stream = layer_differences(kind, make_model(kind), IDS)
     assert activations < 1e-5
     assert stream < 1e-5
 
@@ -55,9 +55,9 @@ def test_activations_times_value_vectors_is_what_a_block_adds_to_the_stream(kind
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_an_offset_of_0_changes_no_bit_and_ablation_equals_a_value_vector_of_zeros(kind):
     model = make_model(kind)
-    plain, logits = captured(model, everything(model), input_ids=IDS)
+    plain, logits = captured(model, all_neurons(model), input_ids=IDS)
     with edited(model, Edit(tuple(OTHERS), offset=0.0)):
-        same, unchanged = captured(model, everything(model), input_ids=IDS)
+        same, unchanged = captured(model, all_neurons(model), input_ids=IDS)
     # As whole numbers, so that 0 and -0 differ.
     assert torch.equal(same.view(torch.int32), plain.view(torch.int32))
     assert torch.equal(unchanged.view(torch.int32), logits.view(torch.int32))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.mechanism.routes import hidden_states, residual_without_norm
-from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from benchmarks.reference.measurements import mean_hidden_states, residual_without_norm
+from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.config import Probe
 from xgray.errors import InputError
 from xgray.mechanism.probe import calibration, epochs, text_features, train_probe, validation_metrics
@@ -32,7 +32,7 @@ def test_released_features_are_taken_after_the_final_norm(kind):
     before, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
     assert np.abs(found - before).max() > 0.1
     for text, one in zip(TEXTS, found, strict=True):
-        assert one == pytest.approx(hidden_states(model, tokenizer, text)[-1], abs=1e-5)
+        assert one == pytest.approx(mean_hidden_states(model, tokenizer, text)[-1], abs=1e-5)
 
 
 def test_long_texts_lose_their_end_and_are_counted():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError
 from xgray.mechanism.neurons import down_projections, transformer_layers
 from xgray.mechanism.vectors import activation_intervals, overlap, potential_sources, top_tokens

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.mechanism.routes import hidden_states
-from tests.mechanism.tiny_models import CONFIGS, make_model, make_tokenizer
+from benchmarks.reference.measurements import mean_hidden_states
+from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError, StageError
 from xgray.mechanism.retrieval.files import distinct, read_states, states_file, write_states
 from xgray.mechanism.retrieval.states import encode
@@ -26,7 +26,7 @@ TEXTS = [
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_states_are_those_of_single_texts_whatever_the_batch(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
-    expected = np.stack([hidden_states(model, tokenizer, text) for text in TEXTS], axis=1)
+    expected = np.stack([mean_hidden_states(model, tokenizer, text) for text in TEXTS], axis=1)
     assert expected.shape == (4, len(TEXTS), 32)
     for batch_size in (1, 4, 32):
         encoded = encode(model, tokenizer, TEXTS, max_tokens=64, batch_size=batch_size)

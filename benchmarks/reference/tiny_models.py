@@ -1,14 +1,26 @@
-"""A tiny random model of each supported architecture, and a tokenizer of single bytes for all of them."""
+"""A tiny random model of each supported architecture, and a tokenizer of single bytes that fits all of them."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 SMALL = {
-    "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
-CONFIGS = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, dict[str, int]] = {
     "gpt2": {"vocab_size": 257, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "llama": SMALL,
@@ -20,8 +32,8 @@ CONFIGS = {
 """By Hugging Face model type: GPT-2 and mGPT, BLOOM, Llama 2 and 3, Aya-23, Gemma, Gemma 3, Qwen 2."""
 
 
-def make_model(kind, seed=0):
-    """The model, with random weights, biases and gains large enough for clear greedy choices."""
+def make_model(kind: str, seed: int = 0) -> Any:
+    """Make a model whose random weights, biases and gains are large enough for clear greedy choices."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{"bos_token_id": 0, "eos_token_id": 0, **CONFIGS[kind]})
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -30,12 +42,13 @@ def make_model(kind, seed=0):
             parameter.data.normal_(0, 0.25)
         elif name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
-        elif "post_feedforward" in name:  # a norm whose gain turns what the MLP writes
+        elif "post_feedforward" in name:  # the norm's gain changes the direction of what the MLP writes
             parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 
-def make_tokenizer():
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer with a token for each byte, which pads on the left."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
