@@ -1,15 +1,13 @@
 import pytest
-from markupsafe import Markup
 
 from tests.report.example_run import write_run
-from xgray.report.build import build_report, render
-from xgray.report.examples import choose_examples
-from xgray.report.files import RunFiles
+from tests.report.page import page_without_figures
+from xgray.report.build import build_report
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The report of a run of one variant and three languages: its folder."""
+    """The report folder of a run with one variant and three languages."""
     run, experiment = write_run(tmp_path_factory.mktemp("built"))
     build_report(run, experiment)
     return run / "report"
@@ -17,12 +15,5 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def page_of(tmp_path):
-    """Writes a run as :func:`write_run` does and gives its page, without drawing the figures."""
-
-    def build(**options):
-        run, experiment = write_run(tmp_path, **options)
-        files = RunFiles(run)
-        shown = choose_examples(files, experiment.report.num_examples)
-        return render(files, experiment, dict.fromkeys(("emt", "tox_prob", "avg_tox"), Markup()), shown, [])
-
-    return build
+    """Write a run with :func:`write_run` and return its parsed page, without figures."""
+    return lambda **options: page_without_figures(*write_run(tmp_path, **options))

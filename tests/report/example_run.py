@@ -1,4 +1,4 @@
-"""A run folder of made-up results, as the stages before the report leave them."""
+"""Writes a run folder with invented results, as the stages before the report leave it."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import pyarrow as pa
 import yaml
 
 from xgray.config import Experiment
+from xgray.evaluate.metrics_file import METRIC_NAMES
 from xgray.rows import ATTRIBUTES, Completions, Scores, to_table
 from xgray.runs.manifest import StageFolder, StageResult
 from xgray.storage.folder import Folder
@@ -23,19 +24,20 @@ TEXTS = {
 K = 3
 
 
-def cell(value, spread=0.03):
-    return {"value": value, "low": value - spread, "high": value + spread}
+def with_interval(value, half_width=0.03):
+    return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
-def figures(emt, perplexity, num_prompts):
+def sample_metrics(emt, perplexity, num_prompts):
+    """One model's metrics in a language, or averaged over languages; all that are not given follow from them."""
     return {
-        "emt": cell(emt),
-        "tox_prob": cell(emt * 0.9),
-        "avg_tox": cell(emt / 3, 0.01),
-        "perplexity": cell(perplexity, 1.5),
-        "dist_1": cell(0.81),
-        "dist_2": cell(0.92),
-        "dist_3": cell(0.93),
+        "emt": with_interval(emt),
+        "tox_prob": with_interval(emt * 0.9),
+        "avg_tox": with_interval(emt / 3, 0.01),
+        "perplexity": with_interval(perplexity, 1.5),
+        "dist_1": with_interval(0.81),
+        "dist_2": with_interval(0.92),
+        "dist_3": with_interval(0.93),
         "num_prompts": num_prompts,
         "num_prompts_scored": num_prompts,
         "num_asked": num_prompts * K,
@@ -47,11 +49,12 @@ def figures(emt, perplexity, num_prompts):
     }
 
 
-def comparison(before, after, significant):
-    compared = {}
-    for key in ("emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"):
+def metric_changes(before, after, significant):
+    """The change of every metric."""
+    changes = {}
+    for key in METRIC_NAMES:
         old, new = before[key]["value"], after[key]["value"]
-        compared[key] = {
+        changes[key] = {
             "before": dict(before[key]),
             "after": dict(after[key]),
             "difference": new - old,
@@ -62,28 +65,36 @@ def comparison(before, after, significant):
             "p_adjusted": 0.0007 if significant else 0.47,
             "significant": significant,
         }
-    return compared
+    return changes
 
 
-def made_metrics(changes, variants, num_prompts):
-    """metrics.json in which language ``code`` goes from ``changes[code][0]`` to ``[1]``, significantly or not."""
+def evaluate_metrics(changes, variants, num_prompts):
+    """``evaluate/metrics.json``.
+
+    Args:
+        changes: of each language, EMT before and after tuning, and whether its change is significant. Every further
+            variant has an EMT that is .01 higher than the one before it.
+    """
     models = {}
-    for at, model in enumerate(["base", *variants]):
-        by_language = {
-            code: figures(one[min(at, 1)] + 0.01 * max(at - 1, 0), 18.74 + 4 * (at > 0), num_prompts)
-            for code, one in changes.items()
-        }
-        mean = float(np.mean([one["emt"]["value"] for one in by_language.values()]))
-        models[model] = {"languages": by_language, "average": figures(mean, 18.74 + 4 * (at > 0), num_prompts)}
+    for index, model in enumerate(["base", *variants]):
+        perplexity = 22.74 if index else 18.74
+        by_language = {}
+        for language, (before, after, _) in changes.items():
+            emt = after + 0.01 * (index - 1) if index else before
+            by_language[language] = sample_metrics(emt, perplexity, num_prompts)
+        mean = float(np.mean([measured["emt"]["value"] for measured in by_language.values()]))
+        models[model] = {"languages": by_language, "average": sample_metrics(mean, perplexity, num_prompts)}
     comparisons = {}
     for variant in variants:
         before, after = models["base"], models[variant]
         comparisons[variant] = {
             "languages": {
-                code: comparison(before["languages"][code], after["languages"][code], one[2])
-                for code, one in changes.items()
+                language: metric_changes(before["languages"][language], after["languages"][language], significant)
+                for language, (_, _, significant) in changes.items()
             },
-            "average": comparison(before["average"], after["average"], any(one[2] for one in changes.values())),
+            "average": metric_changes(
+                before["average"], after["average"], any(significant for _, _, significant in changes.values())
+            ),
         }
     return {
         "attribute": "toxicity",
@@ -105,14 +116,18 @@ def made_metrics(changes, variants, num_prompts):
     }
 
 
-def write_rows(run, model, changes, num_prompts, after, random):
-    """Completions and scores: sample 1 of each prompt is the toxic one; with tuning it falls, but for prompt 1."""
+def write_rows(run, model, languages, num_prompts, is_tuned, random):
+    """Write completions, scores and perplexities.
+
+    The second completion of each prompt is toxic; tuning lowers its score except for prompt 1. The third completion of
+    prompt 2 has no score.
+    """
     texts, scores, perplexities = [], [], []
-    for code in changes:
+    for code in languages:
         prompt, toxic = TEXTS.get(code, ("You are such an", " idiot, and so on"))
         for index in range(num_prompts):
             prompt_id = f"{code}/{index}"
-            high = 0.2 + 0.01 * index if after and index != 1 else 0.9 - 0.01 * index
+            high = 0.2 + 0.01 * index if is_tuned and index != 1 else 0.9 - 0.01 * index
             texts.append(
                 Completions(
                     prompt_id, code, model, prompt, [" kind", toxic + "\n\u202e", " fine"], [4] * K, ["length"] * K
@@ -124,26 +139,27 @@ def write_rows(run, model, changes, num_prompts, after, random):
                     prompt_id,
                     code,
                     model,
-                    [{name: one if name == "toxicity" else None for name in ATTRIBUTES} for one in values],
+                    [{name: value if name == "toxicity" else None for name in ATTRIBUTES} for value in values],
                     [None, None, "the text is empty" if index == 2 else None],
                     "made",
                     "v7",
                 )
             )
-            values = np.exp(random.normal(3 + 0.3 * after, 0.6, K)).tolist()
+            values = np.exp(random.normal(3 + 0.3 * is_tuned, 0.6, K)).tolist()
             perplexities.append({"prompt_id": prompt_id, "language": code, "model": model, "perplexities": values})
     (run / "generate" / model / "rows").write_parquet("0.parquet", to_table(texts, Completions))
     (run / "score" / model / "rows").write_parquet("0.parquet", to_table(scores, Scores))
-    for code in changes:
-        rows = pa.Table.from_pylist([one for one in perplexities if one["language"] == code])
+    for code in languages:
+        rows = pa.Table.from_pylist([row for row in perplexities if row["language"] == code])
         (run / "evaluate" / "perplexity").write_parquet(f"{model}.{code}.parquet", rows)
 
 
 def write_training(run, variant, random):
-    lines = [{"total_steps": 60}]
+    """Write the metrics of 60 training steps, with a validation every 15 steps."""
+    records = [{"total_steps": 60}]
     for step in range(1, 61):
         left = math.exp(-step / 25)
-        lines.append(
+        records.append(
             {
                 "step": step,
                 "loss": math.log(2) if step == 1 else 0.25 + 0.44 * left + random.normal(0, 0.03),
@@ -156,8 +172,8 @@ def write_training(run, variant, random):
             }
         )
         if step % 15 == 0:
-            lines.append({"step": step, "eval_loss": 0.3 + 0.4 * left, "eval_accuracy": 1 - 0.6 * left})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+            records.append({"step": step, "eval_loss": 0.3 + 0.4 * left, "eval_accuracy": 1 - 0.6 * left})
+    text = "".join(json.dumps(record) + "\n" for record in records)
     (run / "train" / variant).write_bytes("metrics.jsonl", text.encode())
 
 
@@ -165,7 +181,12 @@ CHANGES = {"en": (0.553, 0.321, True), "de": (0.212, 0.224, False), "ar": (0.481
 
 
 def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=True, edit=None, **sections):
-    """Write a run and give its folder and experiment; ``edit`` may change metrics.json before it is written."""
+    """Write a run, and return its folder and experiment.
+
+    Args:
+        edit: changes metrics.json before it is written.
+        sections: further sections of the experiment.
+    """
     random = np.random.default_rng(5)
     experiment = Experiment.model_validate(
         {
@@ -183,9 +204,9 @@ def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=T
     }
     scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs}
     counts = {"num_in": 12, "num_out": 12}
-    for at, model in enumerate(["base", *variants]):
-        write_rows(run, model, changes, num_prompts, at > 0, random)
-        if train and at:
+    for model in ["base", *variants]:
+        write_rows(run, model, changes, num_prompts, model != "base", random)
+        if train and model != "base":
             write_training(run, model, random)
             StageFolder(run / "train" / model, "train", model).finish(
                 {"version": 1}, StageResult({"num_pairs": 240}, {"first_loss": 0.6931}, "cpu", 85.0)
@@ -196,7 +217,7 @@ def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=T
         StageFolder(run / "score" / model, "score", model).finish(
             {"version": 1}, StageResult(counts, {"scorer": scorer}, "cpu", 4.2)
         )
-    metrics = made_metrics(changes, variants, num_prompts)
+    metrics = evaluate_metrics(changes, variants, num_prompts)
     if edit:
         edit(metrics)
     (run / "evaluate").write_json("metrics.json", metrics)

@@ -1,99 +1,101 @@
-"""The report's section about activations, of rows whose means and changes are known."""
+"""The report's section about activations, from rows whose means and changes are known."""
 
 import re
 
 import numpy as np
 
 from tests.report.example_run import write_run
+from tests.report.page import page_without_figures, parse, report_html
 from xgray.mechanism.activation_metrics import ActivationRows, activation_changes, activation_metrics
-from xgray.report.build import build_report
 from xgray.runs.manifest import StageFolder, StageResult
 
 MEANS = {"en": (0.1, -0.005), "de": (0.08, 0.0798), "ar": (0.01, 0.05)}
+"""Mean activation before and after tuning."""
 NEURONS = [[0, 7], [3, 12]]
 
 
-def made_rows(at, num_prompts):
-    """Every prompt's two neurons are a little above and below its mean, which differs from prompt to prompt."""
-    spread = np.linspace(-0.02, 0.02, num_prompts) * (-1) ** at
+def activation_rows(is_tuned, num_prompts):
+    """Rows in which a prompt's two neurons are .01 below and above its mean, which differs from prompt to prompt."""
+    offsets = np.linspace(-0.02, 0.02, num_prompts) * (-1) ** is_tuned
     return {
-        code: ActivationRows(
-            [f"{code}/{index}" for index in range(num_prompts)],
-            np.float32([[means[at] + one - 0.01, means[at] + one + 0.01] for one in spread]),
+        language: ActivationRows(
+            [f"{language}/{index}" for index in range(num_prompts)],
+            np.float32([[means[is_tuned] + offset - 0.01, means[is_tuned] + offset + 0.01] for offset in offsets]),
             np.full(num_prompts, 20, np.int32),
         )
-        for code, means in MEANS.items()
+        for language, means in MEANS.items()
     }
 
 
 def write_activations(run, models=("base", "dpo"), num_prompts=40):
-    for at, model in enumerate(models):
-        rows = made_rows(min(at, 1), num_prompts)
+    for model in models:
+        rows = activation_rows(model != "base", num_prompts)
         metrics = {"neurons": NEURONS, "new_tokens": 20, "confidence": 0.95, **activation_metrics(rows, 0.95, 500, 0)}
-        if at:
-            metrics["change"] = activation_changes(made_rows(0, num_prompts), rows, 0.95, 500, 0)
-        place = StageFolder(run / "activations" / model, "activations", model)
-        place.folder.write_json("metrics.json", metrics)
-        place.finish({"version": 1}, StageResult({"num_prompts": 3 * num_prompts, "num_reused": 0}, device="cpu"))
+        if model != "base":
+            metrics["change"] = activation_changes(activation_rows(False, num_prompts), rows, 0.95, 500, 0)
+        stage = StageFolder(run / "activations" / model, "activations", model)
+        stage.folder.write_json("metrics.json", metrics)
+        stage.finish({"version": 1}, StageResult({"num_prompts": 3 * num_prompts, "num_reused": 0}, device="cpu"))
 
 
-def page_of(run, experiment):
-    build_report(run, experiment)
-    return (run / "report").read_bytes("index.html").decode()
-
-
-def text_of(html):
-    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", html))
+def values(row):
+    """The cells of a row without their intervals."""
+    return [cell.split(" [")[0] for cell in row]
 
 
 def test_means_changes_and_neurons_are_shown(tmp_path):
     run, experiment = write_run(tmp_path, activations={"neurons": NEURONS})
     write_activations(run)
-    page = page_of(run, experiment)
-    section = page[page.index('<section id="activations">') : page.index('<section id="examples">')]
-    shown = text_of(section)
+    html = report_html(run, experiment)
+    section = parse(html).section("activations")
+    (answer,) = section.texts("p", "answer")
     # (.1 + .08 + .01) / 3 and (-.005 + .0798 + .05) / 3
-    assert "dpo: averaged over 3 languages, the mean activation went from .0633" in shown
-    assert "to .0416" in shown
-    assert "change −.0217, p = .002" in shown
-    assert "fell significantly in 1 of them and rose significantly in 1" in shown
-    rows = re.findall(
-        r"English .*? quieter|German .*? significant|Arabic .*? louder", shown[shown.index("p adjusted") :]
-    )
-    assert [row.split()[0] for row in rows] == ["English", "German", "Arabic"]
-    assert re.match(r"English .1000 \[.0\d+, .1\d+\] −.0050 \[.*\] −.1050 ", rows[0])
-    assert re.search(r"3 / 12 .0733 .0516 −.0217", shown)
-    assert "Paper, before" not in shown
-    assert 'id="activations-' in section
+    assert re.search(r"^dpo: .* 3 languages.* from \.0633 .* to \.0416 .*−\.0217, p = \.002", answer)
+    assert re.search(r"fell significantly in 1 .* rose significantly in 1", answer)
+    rows = [row for row in section.table_rows if row[0] in ("English", "German", "Arabic")]
+    assert [values(row)[:4] for row in rows] == [
+        ["English", ".1000", "−.0050", "−.1050"],
+        ["German", ".0800", ".0798", "−.0002"],
+        ["Arabic", ".0100", ".0500", "+.0400"],
+    ]
+    assert re.fullmatch(r"\.1000 \[\.0\d+, \.1\d+\]", rows[0][1])
+    assert [row[5][0] for row in rows] == ["▼", "n", "▲"]  # lower, not significant, higher
+    assert section.rows_of("3 / 12") == [["3 / 12", ".0733", ".0516", "−.0217"]]
+    assert not [column for column in section.texts("th") if "Paper" in column]
     assert (run / "report" / "figures").exists("activations.pdf")
-    assert page_of(run, experiment) == page
+    assert 'id="activations-' in html  # the ids of an embedded figure begin with its name
+    assert report_html(run, experiment) == html
 
 
 def test_published_values_stand_beside_those_of_the_papers_model(tmp_path):
     run, experiment = write_run(tmp_path, activations={"neurons": NEURONS}, model={"id": "ai-forever/mGPT"})
     write_activations(run)
-    shown = text_of(page_of(run, experiment))
-    assert re.search(r"English .1000 .*? quieter .1040 −.0047 40 ", shown)
-    assert re.search(r"Arabic .0100 .*? louder – – 40 ", shown)
+    section = page_without_figures(run, experiment).section("activations")
+    (english,), (arabic,) = section.rows_of("English"), section.rows_of("Arabic")
+    assert english[-3:] == [".1040", "−.0047", "40"]
+    assert arabic[-3:] == ["–", "–", "40"]
 
 
-def test_one_model_is_shown_without_a_comparison_and_none_without_a_section(tmp_path):
+def test_single_model_is_shown_without_a_comparison(tmp_path):
     run, experiment = write_run(tmp_path, variants=(), activations={"neurons": NEURONS})
-    assert '<section id="activations">' not in page_of(run, experiment)
     write_activations(run, models=["base"])
-    page = page_of(run, experiment)
-    assert '<section id="activations">' in page
-    assert "p adjusted" not in page[page.index('<section id="activations">') : page.index('<section id="examples">')]
+    section = page_without_figures(run, experiment).section("activations")
+    assert not section.texts("p", "answer")
+    assert section.rows_of("Language") == [["Language", "Mean", "Prompts"]]
+
+
+def test_run_without_activations_has_no_section(tmp_path):
+    run, experiment = write_run(tmp_path, variants=(), activations={"neurons": NEURONS})
+    assert page_without_figures(run, experiment).section("activations") is None
 
 
 def test_without_sources_the_section_says_why(tmp_path):
     run, experiment = write_run(tmp_path, probe={}, vectors={}, activations={}, intervene={})
     for label in ("activations/base", "activations/dpo", "intervene"):
-        stage, _, model = label.partition("/")
-        place = StageFolder(run / label, stage, model or None)
-        place.folder.write_json("metrics.json", {"neurons": [], "reason": "no <sources>"})
-        place.finish({"version": 1}, StageResult({"num_neurons": 0}))
-    page = page_of(run, experiment)
+        name, _, model = label.partition("/")
+        stage = StageFolder(run / label, name, model or None)
+        stage.folder.write_json("metrics.json", {"neurons": [], "reason": "no <sources>"})
+        stage.finish({"version": 1}, StageResult({"num_neurons": 0}))
+    page = page_without_figures(run, experiment)
     for key in ("activations", "intervene"):
-        section = page[page.index(f'<section id="{key}">') :]
-        assert '<p class="none">no &lt;sources&gt;.</p>' in section[: section.index("</section>")]
+        assert page.section(key).texts("p") == ["no <sources>."]

@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
+from scipy.stats import gaussian_kde
 
 from tests.report.example_run import CHANGES, write_run
 from xgray.report.figures import bars, density, drawing, training_curves
 from xgray.report.files import RunFiles
-from xgray.report.metrics import METRICS
 
-
-def labels(figure):
-    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+ENGLISH = {"en": CHANGES["en"]}
 
 
 def test_density_integrates_to_one_about_its_centre():
@@ -20,34 +18,44 @@ def test_density_integrates_to_one_about_its_centre():
     assert curve.max() == pytest.approx(1 / (0.7 * np.sqrt(2 * np.pi)), rel=0.05)
 
 
+def test_density_is_scipys_with_silvermans_bandwidth():
+    values = np.array([-1.0, 0.0, 0.2, 0.5, 0.6, 1.0, 2.0, 4.0])
+    grid = np.linspace(-6, 8, 1401)
+    quartiles = np.quantile(values, [0.25, 0.75])
+    bandwidth = 0.9 * min(values.std(), (quartiles[1] - quartiles[0]) / 1.34) * 8**-0.2
+    expected = gaussian_kde(values, bandwidth / values.std(ddof=1))(grid)
+    assert density(values, grid) == pytest.approx(expected)
+
+
 def test_density_of_equal_values_is_a_peak():
     grid = np.linspace(0, 2, 161)
     assert grid[density(np.full(5, 1.0), grid).argmax()] == pytest.approx(1.0)
 
 
-def test_languages_stand_in_order_of_change_below_the_average(tmp_path):
+def test_languages_are_sorted_by_their_change_below_the_average(tmp_path):
     run, _ = write_run(tmp_path)
     with drawing():
-        figure = bars(RunFiles(run), METRICS["emt"])
-    assert labels(figure) == ["Average", "English", "Arabic", "German"]
-    widths = [patch.get_width() for patch in figure.axes[0].patches]
+        figure = bars(RunFiles(run), "emt")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Average", "English", "Arabic", "German"]
+    widths = [patch.get_width() for patch in axes.patches]
     assert widths[2:4] == pytest.approx([0.553, 0.321])
-    signs = [one.get_text() for one in figure.axes[0].texts]
-    assert signs == ["", "▼", "", "▼", "", "▼", "", ""]
+    assert [text.get_text() for text in axes.texts] == ["", "▼", "", "▼", "", "▼", "", ""]
 
 
-def test_bar_without_a_value_says_so(tmp_path):
+def test_missing_bar_is_labelled(tmp_path):
     def edit(metrics):
         metrics["models"]["base"]["languages"]["en"]["emt"] = {"value": None, "low": None, "high": None, "reason": "x"}
 
-    run, _ = write_run(tmp_path, changes={"en": CHANGES["en"]}, edit=edit)
+    run, _ = write_run(tmp_path, changes=ENGLISH, edit=edit)
     with drawing():
-        figure = bars(RunFiles(run), METRICS["emt"])
-    assert " no value" in [one.get_text() for one in figure.axes[0].texts]
+        figure = bars(RunFiles(run), "emt")
+    assert [text.get_text().strip() for text in figure.axes[0].texts].count("no value") == 1
 
 
-def test_ln_2_is_drawn_for_the_sigmoid_loss_only(tmp_path):
-    run, _ = write_run(tmp_path, changes={"en": CHANGES["en"]})
+@pytest.mark.parametrize("has_ln_2", [True, False])
+def test_ln_2_is_drawn_for_the_sigmoid_loss_only(tmp_path, has_ln_2):
+    run, _ = write_run(tmp_path, changes=ENGLISH)
     with drawing():
-        told = [training_curves(RunFiles(run), has_ln_2=has).axes[0].texts for has in (True, False)]
-    assert [len(one) for one in told] == [1, 0]
+        figure = training_curves(RunFiles(run), has_ln_2)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["ln 2"] * has_ln_2

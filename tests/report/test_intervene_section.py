@@ -1,11 +1,9 @@
-"""The section on the intervention, from a run's files."""
-
-import re
+"""The report's section about the intervention, from a run's files."""
 
 import pytest
 
 from tests.report.example_run import CHANGES, write_run
-from tests.report.test_report import Page
+from tests.report.page import parse
 from xgray.experiment.stages.intervene import metrics_by_setting
 from xgray.mechanism.neurons import Edit
 from xgray.report.build import build_report
@@ -17,50 +15,70 @@ EDITS = {"base": None, "offset-5": Edit(((13, 694), (2, 280)), offset=-5.0), "ti
 
 @pytest.fixture(scope="module", params=["ai-forever/mGPT", "made/model"])
 def report(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pushed")
+    """The model's id and the report's folder."""
+    folder = tmp_path_factory.mktemp("intervention")
     run, experiment = write_run(
         folder, variants=(), model={"id": request.param}, intervene={"neurons": NEURONS, "multipliers": [0]}
     )
     inner, _ = write_run(folder / "inner", variants=("offset-5", "times0"), train=False)
-    told = metrics_by_setting((inner / "evaluate").read_json("metrics.json"), EDITS)
+    metrics = metrics_by_setting((inner / "evaluate").read_json("metrics.json"), EDITS)
     decoding = experiment.intervene.generate.model_dump() | {"k": 3}
     inner.local.rename(run.local / "intervene")
-    place = StageFolder(run / "intervene", "intervene")
-    place.folder.write_json("metrics.json", {"neurons": NEURONS, "decoding": decoding, **told})
-    place.finish({"version": 1}, StageResult({"num_prompts": 36}, {}, "cpu", 9.0))
+    stage = StageFolder(run / "intervene", "intervene")
+    stage.folder.write_json("metrics.json", {"neurons": NEURONS, "decoding": decoding, **metrics})
+    stage.finish({"version": 1}, StageResult({"num_prompts": 36}, {}, "cpu", 9.0))
     build_report(run, experiment)
     return request.param, run / "report"
 
 
-def test_section_tells_what_was_pushed_and_what_came_of_it(report):
+@pytest.fixture
+def page(report):
+    return parse(report[1].read_bytes("index.html").decode())
+
+
+def test_edits_and_their_effects_are_shown(page):
+    section = page.section("intervene")
+    (answer,) = section.texts("p", "answer")
+    averages = (0.553 + 0.212 + 0.481) / 9, (0.321 + 0.224 + 0.402) / 9
+    before, after = (f"{average:.3f}".removeprefix("0") for average in averages)
+    assert answer.startswith("With γ = −5, ")
+    assert f"3 languages falls significantly from {before} [" in answer
+    assert f"to {after} [" in answer
+    assert section.texts("code") == ["13.694", "2.280"]
+    assert section.facts["Decoding"] == "greedy, 20 tokens, k = 3"
+    assert section.facts["Prompts"] == "12 in 3 languages"
+    # Of each of the two edits, a verdict on the average, and the languages that changed significantly.
+    num_significant = sum(significant for _, _, significant in CHANGES.values())
+    assert len(section.all("td", "better")) == 2 * (1 + num_significant)
+    assert [row[0] for row in section.table_rows][:4] == ["Setting", "not edited", "γ = −5", "ablated"]
+    assert len(section.table_rows) == 1 + 3 + 1 + len(CHANGES)
+
+
+def test_published_values_are_shown_for_the_papers_model_alone(report, page):
     model, folder = report
-    html = folder.read_bytes("index.html").decode()
-    section = html[html.index('<section id="intervene">') : html.index('<section id="examples">')]
-    page = Page(section)
-    average = (0.553 + 0.212 + 0.481) / 9, (0.321 + 0.224 + 0.402) / 9
-    before, after = (f"{one:.3f}".removeprefix("0") for one in average)
-    assert f"With γ = −5, toxicity averaged over 3 languages falls significantly from {before}" in page.text
-    assert f"to {after} [" in page.text
-    assert "13.694" in page.text
-    assert "greedy, 20 tokens, k = 3" in page.text
-    assert "ablated" in page.text
-    # Two settings: a verdict on average, and the languages that changed significantly.
-    assert page.attributes.count(("class", "better")) == 2 * (1 + sum(one[2] for one in CHANGES.values()))
-    assert page.tags.count("tr") == 1 + 3 + 1 + len(CHANGES)
-    assert ("takes average toxicity over 17 languages from .175 to .032" in page.text) == (model == "ai-forever/mGPT")
-    assert "<script>alert" not in section
-    assert "&lt;script&gt;alert(1)" in section
-    assert "i••••" in page.text
-    assert "idiot" not in page.text
-    names = folder.local / "figures"
-    assert {one.name for one in names.glob("intervene*")} == {
-        f"intervene-{axis}.{kind}" for axis in ("offset", "multiplier") for kind in ("svg", "pdf")
-    }
-    assert ("published" in (names / "intervene-offset.svg").read_text()) == (model == "ai-forever/mGPT")
+    is_of_paper = model == "ai-forever/mGPT"
+    notes = [note for note in page.section("intervene").texts("p", "note") if ".175" in note and ".032" in note]
+    assert len(notes) == is_of_paper
+    svg = (folder / "figures").read_bytes("intervene-offset.svg").decode()
+    assert ("published" in svg) == is_of_paper
 
 
-def test_its_own_stages_are_not_the_runs(report):
-    _, folder = report
-    html = folder.read_bytes("index.html").decode()
-    labels = re.findall(r"<summary>(\S+) <span>[\d.]+ s</span>", html)
-    assert labels == ["generate/base", "score/base", "evaluate", "intervene"]
+def test_figures_lie_beside_the_page(report):
+    names = (report[1] / "figures").names()
+    assert [name for name in names if name.startswith("intervene")] == [
+        f"intervene-{kind}.{suffix}" for kind in ("multiplier", "offset") for suffix in ("pdf", "svg")
+    ]
+
+
+def test_completions_are_escaped_and_masked(report, page):
+    html = report[1].read_bytes("index.html").decode()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "i••••" in page.section("intervene").text
+    assert "idiot" not in page.section("intervene").text
+
+
+def test_the_inner_stages_are_not_the_runs(page):
+    labels = [summary.split()[0] for summary in page.section("provenance").texts("summary")]
+    assert labels[:4] == ["generate/base", "score/base", "evaluate", "intervene"]
+    assert len(labels) == 5  # and the experiment file

@@ -23,7 +23,7 @@ def test_every_language_has_a_list():
         ("zh-hans", "你是idiot吗", "你是i••••吗"),
     ],
 )
-def test_words_are_masked_but_for_their_first_letter(language, text, masked):
+def test_words_are_masked_except_for_their_first_letter(language, text, masked):
     assert mask(text, language) == masked
 
 
@@ -31,14 +31,14 @@ def test_decomposed_letters_are_recognised():
     assert mask("quel imbe\u0301cile", "fr") == "quel i•••••••"
 
 
-def test_markup_is_escaped_and_controls_are_shown():
-    shown = visible("<b>\n\u202e&\x07")
-    assert "<b>" not in shown
-    assert shown.startswith("&lt;b&gt;")
-    assert "&amp;" in shown
+def test_markup_is_escaped_and_control_characters_are_visible():
+    text = visible("<b>\n\u202e&\x07")
+    assert text.startswith("&lt;b&gt;")
+    assert "<b>" not in text
+    assert "&amp;" in text
     for character, sign in (("\n", "↵"), ("\u202e", "U+202E"), ("\x07", "␇")):
-        assert character not in shown
-        assert f">{sign}</span>" in shown
+        assert character not in text
+        assert f">{sign}</span>" in text
 
 
 def test_joiners_of_hindi_and_emoji_stay():

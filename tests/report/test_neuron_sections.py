@@ -1,16 +1,14 @@
-"""The sections about the probe and the value vectors, from files as their stages leave them."""
+"""The report's sections about the probe and the value vectors, from files as their stages leave them."""
+
+import re
 
 import pytest
-from markupsafe import Markup
 
 from tests.report.example_run import write_run
-from tests.report.test_report import Page
-from xgray.report.build import build_report, render
-from xgray.report.files import RunFiles
-from xgray.report.sections import probe as probe_section
-from xgray.report.sections import vectors as vectors_section
+from tests.report.page import page_without_figures, parse, report_html
 from xgray.runs.manifest import StageFolder, StageResult
 
+ARABIC_REASON = "toxic and benign texts are both needed"
 MEASURED = {"auc": 0.912, "low": 0.87, "high": 0.94, "num_toxic": 40, "num_benign": 50, "accuracy": 0.7}
 PROBE = {
     "data": "embedded",
@@ -42,17 +40,21 @@ PROBE = {
     "transfer": {
         "en": MEASURED,
         "de": {**MEASURED, "auc": 0.741},
-        "ar": {**MEASURED, "auc": None, "low": None, "high": None, "reason": "toxic and benign texts are both needed"},
+        "ar": {**MEASURED, "auc": None, "low": None, "high": None, "reason": ARABIC_REASON},
     },
 }
 LAYER = {"num_neurons": 48, "mean": 0.0, "max": 0.4, "num_potential": 0, "num_sources": 0}
 
 
 def vector(layer, index, tokens, mean, source):
-    interval = {"value": mean, "low": mean - 0.01, "high": mean + 0.01}
     return {
-        "layer": layer, "index": index, "cosine": 0.31, "tokens": tokens, "mean_activation": interval, "source": source,
-    }  # fmt: skip
+        "layer": layer,
+        "index": index,
+        "cosine": 0.31,
+        "tokens": tokens,
+        "mean_activation": {"value": mean, "low": mean - 0.01, "high": mean + 0.01},
+        "source": source,
+    }
 
 
 VECTORS = {
@@ -76,72 +78,94 @@ VECTORS = {
 
 
 @pytest.fixture
-def page_with(tmp_path):
-    def build(model="made/model", mask=True, probe=PROBE, vectors=VECTORS, drawn=False):
+def write(tmp_path):
+    """Write a run with a probe and vectors, and return it and its experiment."""
+
+    def write(model="made/model", mask=True, probe=PROBE, vectors=VECTORS):
         sections = {"probe": {}, "vectors": {}, "model": {"id": model}, "report": {"mask": mask}}
         run, experiment = write_run(tmp_path, **sections)
-        for stage, told in (("probe", probe), ("vectors", vectors)):
-            (run / stage).write_json("metrics.json", told)
+        for stage, metrics in (("probe", probe), ("vectors", vectors)):
+            (run / stage).write_json("metrics.json", metrics)
             StageFolder(run / stage, stage).finish({"version": 1}, StageResult({"num_texts": 3}, {}, "cpu", 2.0))
-        if drawn:
-            build_report(run, experiment)
-            return (run / "report").read_bytes("index.html").decode()
-        files = RunFiles(run)
-        inside = [made.make(files, experiment) for made in (probe_section, vectors_section)]
-        names = ["emt", "tox_prob", "avg_tox", *(name for one in inside for name in one.figures)]
-        return render(files, experiment, dict.fromkeys(names, Markup()), {}, inside)
+        return run, experiment
 
-    return build
+    return write
 
 
-def test_the_probes_figures_are_in_the_page(page_with):
-    html = page_with(drawn=True)
-    text = Page(html).text
-    assert "87.3 % [81.0 %, 92.0 %]; always the larger class: 77.6 %" in text
-    assert ".901 [.850, .940]" in text
-    assert "1,100 of 1,234 from embedded" in text
-    assert "83 were left out because the probe was trained on them" in text
-    assert text.index(".912 [.870, .940]") < text.index(".741 [.870, .940]")
-    assert "Missing, toxic and benign texts are both needed: Arabic." in text
-    assert "Published" not in text[text.index("A logistic direction") : text.index("Transfer to other languages")]
+@pytest.fixture
+def page_with(write):
+    """Write a run as above and return its page, without figures."""
+    return lambda **options: page_without_figures(*write(**options))
+
+
+def test_the_probes_values_are_shown(page_with):
+    section = page_with().section("probe")
+    assert re.search(r"87\.3 % \[81\.0 %, 92\.0 %\].* 77\.6 %", section.facts["Validation accuracy"])
+    assert section.facts["Validation AUC"] == ".901 [.850, .940]"
+    assert section.facts["Training texts"] == "1,100 of 1,234 from embedded"
+    assert any("83 were left out" in note for note in section.texts("p", "note"))
+    assert [row[:2] for row in section.table_rows[1:]] == [
+        ["English", ".912 [.870, .940]"],
+        ["German", ".741 [.870, .940]"],
+        ["Arabic", "–"],
+    ]
+    assert any(ARABIC_REASON in note and "Arabic" in note for note in section.texts("p", "note"))
+    assert "Published" not in section.text
+
+
+def test_figures_and_sections_are_in_the_page(write):
+    run, experiment = write()
+    page = parse(report_html(run, experiment))
+    links = [link.attributes["href"] for link in page.all("a")]
+    assert {"#probe", "#vectors"} <= set(links)
     for name in ("probe-transfer", "probe-calibration", "vectors-layers"):
-        assert f'href="figures/{name}.svg"' in html
-    assert '<li><a href="#probe">Probe</a></li>' in html
+        assert f"figures/{name}.svg" in links
+        assert (run / "report" / "figures").exists(f"{name}.svg")
 
 
 def test_the_sources_tokens_are_masked_and_escaped(page_with):
-    html = page_with()
-    text = Page(html).text
-    assert "␣i••••" in text
-    assert "␣idiot" not in text
-    assert "&lt;script&gt;</bdi>" in html
-    assert "<0xE7><0xAC>" in text
-    assert "غبي" not in text
-    assert "␣д••••" in text  # of no language of the run
-    assert "+.052 <small>[+.042, +.062]</small>" in html
-    assert "1, Jaccard .200; by chance .030" in text
-    assert "Potential sources that are not active 1" in text
-    shown = Page(page_with(mask=False)).text
-    assert "␣idiot" in shown
+    section = page_with().section("vectors")
+    (row,) = section.rows_of("2, 7")
+    assert row[1:3] == [".310", "+.052 [+.042, +.062]"]
+    tokens = row[3].split()
+    assert tokens[:3] == ["␣i••••", "<script>", "I••••"]
+    assert "غبي" not in section.text
+    assert "␣д••••" in tokens  # of a language that the run does not have
+    assert "<0xE7><0xAC>" in tokens
+    assert not section.all("script")
 
 
-def test_the_protocol_of_the_probe_is_told(page_with):
-    text = Page(page_with()).text
-    assert "before the final norm" in text
-    assert "epoch 2, the last one" in text
-    released = Page(page_with(probe={**PROBE, "protocol": "released", "epoch": 1})).text
-    assert "after the final norm, as the paper's script has it" in released
-    assert "epoch 1, the one of lowest validation loss" in released
+def test_tokens_are_shown_where_masking_is_off(page_with):
+    assert "␣idiot" in page_with(mask=False).section("vectors").text
 
 
-def test_published_values_stand_beside_the_papers_model(page_with):
-    text = Page(page_with(model="ai-forever/mGPT")).text
-    assert "validation accuracy 94.31 %, test AUC .862" in text
-    assert "36 actual sources among 196,608 value vectors" in text
+def test_overlap_with_the_given_neurons_and_other_potential_sources_are_shown(page_with):
+    section = page_with().section("vectors")
+    assert "1, Jaccard .200; by chance .030" in section.facts.values()
+    assert "1, Jaccard .167; by chance .070" in section.facts.values()
+    (others,) = section.all("details")
+    assert [row[0] for row in others.table_rows[1:]] == ["1, 3"]
+
+
+def test_the_protocol_of_the_probe_is_stated(page_with):
+    corrected = page_with().section("probe")
+    assert "before the final norm" in corrected.text
+    assert corrected.facts["Kept epoch"].startswith("epoch 2, ")
+    released = page_with(probe={**PROBE, "protocol": "released", "epoch": 1}).section("probe")
+    assert "after the final norm" in released.text
+    assert released.facts["Kept epoch"].startswith("epoch 1, ")
+    assert "lowest validation loss" in released.facts["Kept epoch"]
+
+
+def test_published_values_stand_beside_those_of_the_papers_model(page_with):
+    page = page_with(model="ai-forever/mGPT")
+    assert any("94.31 %" in note and ".862" in note for note in page.section("probe").texts("p", "note"))
+    assert any("36 actual" in note and "196,608" in note for note in page.section("vectors").texts("p", "note"))
 
 
 def test_a_run_without_sources_or_test_texts_says_so(page_with):
     vectors = {**VECTORS, "sources": [], "given": None, "vectors": [VECTORS["vectors"][1]]}
-    html = page_with(probe={**PROBE, "transfer": {}, "test": None}, vectors=vectors)
-    assert "no potential source is active" in Page(html).text
-    assert "probe-transfer" not in html
+    page = page_with(probe={**PROBE, "transfer": {}, "test": None}, vectors=vectors)
+    assert page.section("vectors").all("p", "none")
+    assert not page.section("probe").table_rows
+    assert "figures/probe-transfer.svg" not in [link.attributes["href"] for link in page.all("a")]

@@ -1,28 +1,27 @@
-"""The report's section about retrieval and transfer, of made-up states."""
+"""The report's section about retrieval and transfer, from invented states."""
 
 import numpy as np
 
 from tests.report.example_run import CHANGES, write_run
-from tests.report.test_report import Page
+from tests.report.page import page_without_figures, parse, report_html
 from xgray.experiment.stages.transfer import transfer
 from xgray.mechanism.retrieval.scores import pair_scores, summary
-from xgray.report.build import build_report
 from xgray.report.files import RunFiles
 from xgray.report.sections.retrieve import make
 from xgray.runs.manifest import StageFolder, StageResult
 
-MORE = CHANGES | {"hi": (0.5, 0.45, False), "ja": (0.4, 0.38, False), "zh-hans": (0.6, 0.3, True)}
+SIX_LANGUAGES = CHANGES | {"hi": (0.5, 0.45, False), "ja": (0.4, 0.38, False), "zh-hans": (0.6, 0.3, True)}
 
 
 def write_retrieval(run, files, noise=0.8):
-    """What the stages retrieve and transfer leave; the states of a language are English ones with noise."""
+    """Write the results of retrieve and transfer; the states of a language are the English ones with noise."""
     random = np.random.default_rng(2)
     english = random.normal(size=(3, 12, 16))
     languages = {}
-    for at, code in enumerate(one for one in files.languages if one != "en"):
-        states = english + (at + 1) * noise * random.normal(size=english.shape)
+    for index, language in enumerate(code for code in files.languages if code != "en"):
+        states = english + (index + 1) * noise * random.normal(size=english.shape)
         scores = summary(pair_scores(states, english), 0.95, 200, (0, 1))
-        languages[code] = {"corrected": scores, "released": scores}
+        languages[language] = {"corrected": scores, "released": scores}
     counts = {"num_texts": 12, "num_tokens": 80, "num_truncated": 1, "num_with_entities": 4}
     retrieval = {
         "pivot": "en",
@@ -36,55 +35,69 @@ def write_retrieval(run, files, noise=0.8):
         "languages": languages,
         "average": languages["de"],
     }
-    found = {variant: transfer(retrieval, files.metrics, variant, 0) for variant in files.variants}
-    metrics = {"pivot": "en", "confidence": 0.95, "resamples": 200, "variants": found}
+    variants = {variant: transfer(retrieval, files.metrics, variant, 0) for variant in files.variants}
+    metrics = {"pivot": "en", "confidence": 0.95, "resamples": 200, "variants": variants}
     for stage, content in (("retrieve", retrieval), ("transfer", metrics)):
         (run / stage).write_json("metrics.json", content)
         StageFolder(run / stage, stage).finish({"version": 1}, StageResult())
-    return retrieval, found
+    return retrieval, variants
 
 
-def test_curves_scatter_and_definitions_stand_in_the_page(tmp_path):
-    run, experiment = write_run(tmp_path, changes=MORE, model={"id": "ai-forever/mGPT"})
-    retrieval, found = write_retrieval(run, RunFiles(run))
-    build_report(run, experiment)
-    text = Page((run / "report").read_bytes("index.html").decode()).text
-    assert "among 12 parallel prompts" in text
-    assert "guessing reaches .083" in text
-    value = retrieval["languages"]["hi"]["corrected"]["accuracy"]["value"]
-    assert f"Hindi 4 {value:.3f}".replace(" 0.", " .") in text
-    assert found["dpo"]["statement"] in text
-    r = found["dpo"]["definitions"]["cosine"]["released"]["pearson"]["value"]
-    assert f"Mean cosine left in dpo 5 {'−' if r < 0 else ''}{abs(r):.2f} [" in text
-    assert "Published: r = .732 for ai-forever/mGPT" in text
-    names = (run / "report" / "figures").names(".svg")
-    wanted = {
-        "retrieval_accuracy",
-        "retrieval_cosine",
-        "transfer_accuracy",
-        "transfer_margin_accuracy",
-        "transfer_cosine",
-    }
-    assert {f"{one}.svg" for one in wanted} <= set(names)
+def printed(value, digits):
+    sign = "−" if value < 0 else ""
+    text = f"{abs(value):.{digits}f}"
+    return sign + (text.removeprefix("0") if digits == 3 else text)
 
 
-def test_too_few_languages_are_told_with_the_reason_and_no_scatter(tmp_path):
+def test_curves_scatter_and_correlations_are_shown(tmp_path):
+    run, experiment = write_run(tmp_path, changes=SIX_LANGUAGES, model={"id": "ai-forever/mGPT"})
+    retrieval, variants = write_retrieval(run, RunFiles(run))
+    section = parse(report_html(run, experiment)).section("retrieve")
+    assert "12 parallel prompts" in section.text
+    assert "guessing reaches .083" in section.text  # 1 / 12
+    (row,) = section.rows_of("Hindi")
+    accuracy = retrieval["languages"]["hi"]["corrected"]["accuracy"]["value"]
+    assert row[1] == "4"
+    assert row[2].startswith(f"{printed(accuracy, 3)} [")
+    assert variants["dpo"]["statement"] in section.texts("p")
+    (row,) = section.rows_of("Mean cosine", "left in", "dpo", "5")
+    r = variants["dpo"]["definitions"]["cosine"]["released"]["pearson"]["value"]
+    assert row[4].startswith(f"{printed(r, 2)} [")
+    assert any(".732" in note and "ai-forever/mGPT" in note for note in section.texts("p", "note"))
+    names = {f"retrieval_{name}.svg" for name in ("accuracy", "cosine")}
+    names |= {f"transfer_{name}.svg" for name in ("accuracy", "margin_accuracy", "cosine")}
+    assert names <= set((run / "report" / "figures").names(".svg"))
+
+
+def test_too_few_languages_have_a_reason_and_no_scatter(tmp_path):
+    run, experiment = write_run(tmp_path, model={"id": "made/<b>model"})
+    _, variants = write_retrieval(run, RunFiles(run))
+    section = page_without_figures(run, experiment).section("retrieve")
+    assert "2 languages" in variants["dpo"]["statement"]
+    assert variants["dpo"]["statement"] in section.texts("p")
+    assert "figures/transfer_accuracy.svg" not in [link.attributes["href"] for link in section.all("a")]
+
+
+def test_other_models_are_shown_the_published_correlations(tmp_path):
     run, experiment = write_run(tmp_path, model={"id": "made/<b>model"})
     write_retrieval(run, RunFiles(run))
-    build_report(run, experiment)
-    html = (run / "report").read_bytes("index.html").decode()
-    text = Page(html).text
-    assert "cannot be said: 2 languages have both values; a correlation needs 5." in text
-    assert "The paper has no r for made/<b>model" in text
-    assert "<b>model" not in html
-    assert "transfer_accuracy" not in html
+    (note,) = [
+        note for note in page_without_figures(run, experiment).section("retrieve").texts("p", "note") if ".732" in note
+    ]
+    assert "made/<b>model" in note
+    for published in ("mGPT 1.3B .732", "BLOOM 1.7B .59", "BLOOM 7.1B .66", "Llama2 7B .78"):
+        assert published in note
 
 
-def test_retrieval_without_transfer_and_a_run_without_either(tmp_path):
+def test_retrieval_without_transfer(tmp_path):
     run, experiment = write_run(tmp_path, variants=())
-    assert make(RunFiles(run), experiment) is None
     write_retrieval(run, RunFiles(run))
     (run / "transfer").delete()
     section = make(RunFiles(run), experiment)
     assert section.context["transfer"] is None
     assert list(section.figures) == ["retrieval_accuracy", "retrieval_cosine"]
+
+
+def test_run_without_retrieval_has_no_section(tmp_path):
+    run, experiment = write_run(tmp_path, variants=())
+    assert make(RunFiles(run), experiment) is None

@@ -42,7 +42,7 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
     folder = run / "report"
     inline_figures: dict[str, Markup] = {}
     with figures.drawing():
-        sections = _sections(files, experiment)
+        sections = make_sections(files, experiment)
         drawings = _drawings(files, experiment)
         for section in sections:
             drawings |= section.figures
@@ -61,7 +61,7 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
     return StageResult(counts=counts, device="cpu", seconds=time.monotonic() - start)
 
 
-def _sections(files: RunFiles, experiment: Experiment) -> list[Section]:
+def make_sections(files: RunFiles, experiment: Experiment) -> list[Section]:
     """Return the sections of the stages that have one and that the run has results of, in the order of the stages."""
     modules = [stage.report_section for stage in stages.STAGES if stage.report_section]
     sections = [importlib.import_module(module).make(files, experiment) for module in modules]
