@@ -1,4 +1,4 @@
-"""Mean activations with a cache and padding, against the whole text read anew for each token, alone."""
+"""Mean activations in padded batches with a cache, against running each prefix through the model by itself."""
 
 import numpy as np
 import pytest
@@ -14,18 +14,18 @@ NEW_TOKENS = 12
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_equals_reading_each_whole_text_alone(kind):
+def test_means_equal_those_of_single_texts_without_cache(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     expected = [greedy_activations(model, tokenizer, text, NEURONS, NEW_TOKENS)[0] for text in TEXTS]
-    assert np.ptp([one.mean() for one in expected]) > 1e-3
+    assert np.ptp([activations.mean() for activations in expected]) > 1e-3
     for batch_size in (1, 2, 8):
         means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, batch_size)
         assert means.dtype == np.float32
-        assert counts.tolist() == [len(one) for one in expected]
-        np.testing.assert_allclose(means, [one.mean(0) for one in expected], atol=1e-5)
+        assert counts.tolist() == [len(activations) for activations in expected]
+        np.testing.assert_allclose(means, [activations.mean(0) for activations in expected], atol=1e-5)
 
 
-def test_a_text_counts_up_to_its_end_of_text_token():
+def test_a_continuation_counts_up_to_its_end_of_text_token():
     model, tokenizer = make_model("llama"), make_tokenizer()
     _, tokens = greedy_activations(model, tokenizer, TEXTS[0], NEURONS, NEW_TOKENS)
     assert len(tokens) == NEW_TOKENS
@@ -40,7 +40,7 @@ def test_a_text_counts_up_to_its_end_of_text_token():
         np.testing.assert_allclose(row, rows.mean(0), atol=1e-5)
 
 
-def test_no_texts_no_rows():
+def test_no_texts_give_no_rows():
     assert measure_activations(make_model("gpt2"), make_tokenizer(), [], NEURONS, 3, 8)[0].shape == (0, 4)
 
 
@@ -49,14 +49,14 @@ def test_an_empty_text_is_refused():
         measure_activations(make_model("gpt2"), make_tokenizer(), ["a", ""], NEURONS, 3, 8)
 
 
-def test_an_activation_that_is_no_number_names_its_layer_and_neuron():
+def test_an_activation_that_is_not_finite_is_refused_with_its_neuron():
     model = make_model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[30] = float("nan")
     with pytest.raises(InputError, match=r"neuron \[1, 30\] \(layer, index\) after text 2 of 2 is nan"):
         measure_activations(model, make_tokenizer(), ["long", "a"], [(0, 1), (1, 30)], 3, 8)
 
 
-def test_logits_that_are_no_numbers_choose_no_tokens():
+def test_logits_that_are_not_finite_are_refused():
     model = make_model("llama")
     model.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match="the logits after text 1 of 1 are not finite"):

@@ -1,4 +1,4 @@
-"""Neurons and value vectors, against a network computed by hand and against each architecture's own arithmetic."""
+"""Neurons, value vectors and edits, against a network computed by hand and each architecture's own arithmetic."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from xgray.errors import InputError
 from xgray.mechanism.neurons import Edit, capturing, check_neurons, down_projections, edited, value_vectors
 
 IDS = torch.tensor([[5, 17, 200, 33, 9], [1, 2, 3, 4, 5]])
-OTHERS = [(layer, index) for layer in range(3) for index in (40, 3, 11)]
+CHOSEN = [(layer, index) for layer in range(3) for index in (40, 3, 11)]
 
 
 class Layer(torch.nn.Module):
@@ -23,7 +23,7 @@ class Layer(torch.nn.Module):
         return self.mlp["down_proj"](activations)
 
 
-def test_a_network_small_enough_to_compute_by_hand():
+def test_captured_and_edited_activations_of_a_network_computed_by_hand():
     model = torch.nn.Sequential(torch.nn.ModuleDict({"layers": torch.nn.ModuleList([Layer()])}))
     layer = model[0]["layers"][0]
     projection = layer.mlp["down_proj"]
@@ -31,22 +31,22 @@ def test_a_network_small_enough_to_compute_by_hand():
     projection.bias.data = torch.tensor([0.5, -0.5])
     assert down_projections(model) == [projection]
     assert value_vectors(projection).tolist() == [[1, 10], [2, 20], [3, 30]]
-    seen = {}
+    captured_values = {}
     activations = torch.tensor([[1.0, -1.0, 2.0]])
     with (
         torch.no_grad(),
-        capturing(model, [(0, 2), (0, 0)], lambda columns, values: seen.update({tuple(columns): values})),
+        capturing(model, [(0, 2), (0, 0)], lambda columns, values: captured_values.update({tuple(columns): values})),
     ):
         assert layer(activations).tolist() == [[1 - 2 + 6 + 0.5, 10 - 20 + 60 - 0.5]]
         with edited(model, Edit(((0, 2),), offset=-1, multiplier=0.5)):  # 2 becomes 0
             assert layer(activations).tolist() == [[1 - 2 + 0.5, 10 - 20 - 0.5]]
-    assert seen[0, 1].tolist() == [[2, 1]]
+    assert captured_values[0, 1].tolist() == [[2, 1]]
     assert activations.tolist() == [[1, -1, 2]]
     assert not projection._forward_pre_hooks
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_activations_times_value_vectors_is_what_a_block_adds_to_the_stream(kind):
+def test_activations_times_value_vectors_are_what_a_layer_adds_to_the_residual_stream(kind):
     activations, stream = layer_differences(kind, make_model(kind), IDS)
     assert activations < 1e-5
     assert stream < 1e-5
@@ -56,15 +56,15 @@ def test_activations_times_value_vectors_is_what_a_block_adds_to_the_stream(kind
 def test_an_offset_of_0_changes_no_bit_and_ablation_equals_a_value_vector_of_zeros(kind):
     model = make_model(kind)
     plain, logits = captured(model, all_neurons(model), input_ids=IDS)
-    with edited(model, Edit(tuple(OTHERS), offset=0.0)):
+    with edited(model, Edit(tuple(CHOSEN), offset=0.0)):
         same, unchanged = captured(model, all_neurons(model), input_ids=IDS)
-    # As whole numbers, so that 0 and -0 differ.
+    # Compared as integers, because 0 and -0 are equal as floats.
     assert torch.equal(same.view(torch.int32), plain.view(torch.int32))
     assert torch.equal(unchanged.view(torch.int32), logits.view(torch.int32))
     with torch.no_grad():
-        with edited(model, Edit(tuple(OTHERS), multiplier=0.0)):
+        with edited(model, Edit(tuple(CHOSEN), multiplier=0.0)):
             ablated = model(input_ids=IDS).logits
-        for layer, index in OTHERS:
+        for layer, index in CHOSEN:
             value_vectors(down_projections(model)[layer])[index] = 0
         torch.testing.assert_close(model(input_ids=IDS).logits, ablated, atol=1e-5, rtol=1e-4)
     assert (ablated - logits).abs().max() > 1e-3
@@ -74,49 +74,49 @@ def test_an_offset_of_0_changes_no_bit_and_ablation_equals_a_value_vector_of_zer
 def test_batching_padding_side_and_precision_change_activations_within_tolerance(kind):
     model = make_model(kind)
     short = IDS[1:, :3]
-    alone, _ = captured(model, OTHERS, input_ids=short)
+    alone, _ = captured(model, CHOSEN, input_ids=short)
     for side in ("left", "right"):
-        where = slice(2, 5) if side == "left" else slice(0, 3)
+        tokens = slice(2, 5) if side == "left" else slice(0, 3)
         ids, mask = IDS.clone(), torch.ones_like(IDS)
         ids[1], mask[1] = 0, 0
-        ids[1, where], mask[1, where] = short[0], 1
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        found, _ = captured(model, OTHERS, input_ids=ids, attention_mask=mask, position_ids=places)
-        torch.testing.assert_close(found[1:, where], alone, atol=1e-5, rtol=1e-4)
-    half, _ = captured(model.to(torch.bfloat16), OTHERS, input_ids=short)
+        ids[1, tokens], mask[1, tokens] = short[0], 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        found, _ = captured(model, CHOSEN, input_ids=ids, attention_mask=mask, position_ids=positions)
+        torch.testing.assert_close(found[1:, tokens], alone, atol=1e-5, rtol=1e-4)
+    half, _ = captured(model.to(torch.bfloat16), CHOSEN, input_ids=short)
     assert (half.float() - alone).abs().max() < 0.1 * alone.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_model_with_an_adapter(kind):
+def test_a_model_with_an_adapter_has_the_neurons_and_value_vectors_of_the_merged_model(kind):
     model = get_peft_model(
         make_model(kind),
         LoraConfig(r=4, lora_alpha=8, target_modules=["c_proj", "down_proj"], init_lora_weights=False),
     ).eval()
-    adapted, logits = captured(model, OTHERS, input_ids=IDS)
-    vectors = [value_vectors(one).detach().clone() for one in down_projections(model)]
+    adapted, logits = captured(model, CHOSEN, input_ids=IDS)
+    with_adapter = [value_vectors(projection).detach().clone() for projection in down_projections(model)]
     with model.disable_adapter():
-        plain = [value_vectors(one).detach().clone() for one in down_projections(model)]
-    with torch.no_grad(), edited(model, Edit(tuple(OTHERS), offset=2.0)):
-        pushed = model(input_ids=IDS).logits
+        without_adapter = [value_vectors(projection).detach().clone() for projection in down_projections(model)]
+    with torch.no_grad(), edited(model, Edit(tuple(CHOSEN), offset=2.0)):
+        edited_logits = model(input_ids=IDS).logits
     merged = model.merge_and_unload()
-    found, expected = captured(merged, OTHERS, input_ids=IDS)
+    found, expected = captured(merged, CHOSEN, input_ids=IDS)
     torch.testing.assert_close(adapted, found, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-    for one, own, without in zip(down_projections(merged), vectors, plain, strict=True):
-        torch.testing.assert_close(value_vectors(one), own)
-        assert not torch.equal(own, without)
-    with torch.no_grad(), edited(merged, Edit(tuple(OTHERS), offset=2.0)):
-        torch.testing.assert_close(merged(input_ids=IDS).logits, pushed, atol=1e-4, rtol=1e-4)
+    for projection, vectors, base_vectors in zip(down_projections(merged), with_adapter, without_adapter, strict=True):
+        torch.testing.assert_close(value_vectors(projection), vectors)
+        assert not torch.equal(vectors, base_vectors)
+    with torch.no_grad(), edited(merged, Edit(tuple(CHOSEN), offset=2.0)):
+        torch.testing.assert_close(merged(input_ids=IDS).logits, edited_logits, atol=1e-4, rtol=1e-4)
 
 
-def test_an_mlp_of_an_unknown_kind_is_refused():
+def test_an_unknown_mlp_is_refused():
     config = OPTConfig(hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16)
     with pytest.raises(InputError, match=r"MLPs of a OPTForCausalLM are not known: .*mlp\.down_proj.*DOWN_PROJECTIONS"):
         down_projections(OPTForCausalLM(config))
 
 
-def test_two_stacks_of_blocks_are_refused():
+def test_two_stacks_of_layers_are_refused():
     stack = torch.nn.ModuleDict({"text": torch.nn.ModuleList([Layer()]), "images": torch.nn.ModuleList([Layer()])})
     with pytest.raises(InputError, match="in layers 0, 0"):
         down_projections(stack)
@@ -125,14 +125,14 @@ def test_two_stacks_of_blocks_are_refused():
 @pytest.mark.parametrize(
     ("neurons", "message"),
     [
-        ([(0, 1), (3, 0)], r"there: no neuron \[3, 0\]: the model has 3 layers of 48 neurons"),
-        ([(0, 48)], r"there: no neuron \[0, 48\]"),
-        ([(0, -1)], r"there: no neuron \[0, -1\]"),
-        ([(0, 1), (1, 1), (0, 1)], r"there: neuron \[0, 1\] is listed twice"),
+        ([(0, 1), (3, 0)], r"section: no neuron \[3, 0\]: the model has 3 layers of 48 neurons"),
+        ([(0, 48)], r"section: no neuron \[0, 48\]"),
+        ([(0, -1)], r"section: no neuron \[0, -1\]"),
+        ([(0, 1), (1, 1), (0, 1)], r"section: neuron \[0, 1\] is listed twice"),
     ],
 )
-def test_neurons_that_the_model_does_not_have(neurons, message):
+def test_neurons_outside_the_model_and_repeated_ones_are_refused(neurons, message):
     model = make_model("llama")
-    check_neurons([(0, 0), (2, 47)], model, "there")
+    check_neurons([(0, 0), (2, 47)], model, "section")
     with pytest.raises(InputError, match=message):
-        check_neurons(neurons, model, "there")
+        check_neurons(neurons, model, "section")

@@ -1,4 +1,4 @@
-"""The probe's features against an independent route, and its training against training through the frozen model."""
+"""The probe's features against an independent computation, and its training against training through the model."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TEXTS = ["good morning", "you idiot", "a", "what a kind word, and what a long on
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_features_are_the_mean_of_the_residual_stream_without_norm_and_padding(kind):
+def test_features_are_the_mean_residual_stream_before_the_norm_and_without_padding(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     features, truncated = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
     for text, found in zip(TEXTS, features, strict=True):
@@ -31,11 +31,11 @@ def test_released_features_are_taken_after_the_final_norm(kind):
     found, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4, protocol="released")
     before, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
     assert np.abs(found - before).max() > 0.1
-    for text, one in zip(TEXTS, found, strict=True):
-        assert one == pytest.approx(mean_hidden_states(model, tokenizer, text)[-1], abs=1e-5)
+    for text, feature in zip(TEXTS, found, strict=True):
+        assert feature == pytest.approx(mean_hidden_states(model, tokenizer, text)[-1], abs=1e-5)
 
 
-def test_long_texts_lose_their_end_and_are_counted():
+def test_long_texts_are_cut_and_reported():
     model, tokenizer = make_model("llama"), make_tokenizer()
     features, truncated = text_features(model, tokenizer, ["abcdefgh", "abcd", "abcdx"], 4, batch_size=3)
     assert truncated.tolist() == [True, False, True]
@@ -44,7 +44,7 @@ def test_long_texts_lose_their_end_and_are_counted():
     assert text_features(model, tokenizer, ["a" * (context + 1), "a" * context], 10**6, 2)[1].tolist() == [True, False]
 
 
-def test_a_text_without_tokens_and_a_stream_that_overflows_are_refused():
+def test_a_text_without_tokens_and_an_overflow_are_refused():
     model, tokenizer = make_model("llama"), make_tokenizer()
     with pytest.raises(InputError, match="no tokens"):
         text_features(model, tokenizer, ["fine", ""], 8, 2)
@@ -80,19 +80,19 @@ def test_training_on_stored_features_is_training_through_the_frozen_model():
     assert trained.losses[-1] < trained.losses[0]
 
 
-def test_the_first_step_of_adam_goes_against_the_gradient_by_the_protocols_learning_rate():
+def test_the_first_adam_step_has_the_length_of_the_protocols_learning_rate():
     """The gradient at w = 0 is the mean of (1/2 - toxic) x: here (-1/4, 1/2) and 0."""
     features = np.array([[0, 0, 1], [1, -2, 1]], np.float32)
     toxic = np.array([False, True])
     for protocol, rate in (("corrected", 1e-4), ("released", 1e-6)):
-        own = features, toxic
-        trained = train_probe(own, own, Probe(epochs=1, protocol=protocol), seed=0)
+        texts = features, toxic
+        trained = train_probe(texts, texts, Probe(epochs=1, protocol=protocol), seed=0)
         assert trained.w == pytest.approx([rate, -rate, 0], rel=1e-4, abs=1e-12)
         assert trained.losses == [pytest.approx(np.log(2))]
 
 
 def test_released_keeps_the_epoch_of_lowest_validation_loss():
-    """One number a text. The held-out texts' loss is lowest at w = log 3, on the way to where the training ends."""
+    """Features have one dimension. The held-out loss is lowest at w = log 3, which training passes on its way."""
     fit = np.array([[1.0], [-1.0]], np.float32), np.array([True, False])
     held_out = np.array([[1.0], [1.0], [1.0], [1.0]], np.float32), np.array([True, True, True, False])
     for protocol in ("corrected", "released"):
@@ -106,14 +106,14 @@ def test_released_keeps_the_epoch_of_lowest_validation_loss():
         assert (abs(trained.w[0] - np.log(3)) < 0.1) == (protocol == "released")
 
 
-def test_the_order_is_the_seeds_and_every_epoch_has_every_text_once():
+def test_the_order_depends_on_the_seed_and_every_epoch_has_every_text_once():
     section = Probe(batch_size=4, epochs=3)
-    first, again, other = ([np.concatenate(one) for one in epochs(10, section, seed)] for seed in (0, 0, 1))
-    assert all(sorted(one.tolist()) == list(range(10)) for one in first)
+    first, again, other = ([np.concatenate(batches) for batches in epochs(10, section, seed)] for seed in (0, 0, 1))
+    assert all(sorted(order.tolist()) == list(range(10)) for order in first)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[0], first[1])
-    assert [len(one) for one in next(epochs(10, section, 0))] == [4, 4, 2]
+    assert [len(batch) for batch in next(epochs(10, section, 0))] == [4, 4, 2]
 
 
 def test_calibration_by_hand():
@@ -121,9 +121,9 @@ def test_calibration_by_hand():
     error, bins = calibration(probabilities, np.array([False, False, False, True, True]))
     # Bin 0: two texts at .05, none toxic. Bin 3: two at a mean of .35, half of them toxic. Bin 9: one at 1, toxic.
     assert error == pytest.approx((2 * 0.05 + 2 * 0.15 + 0) / 5)
-    assert [one["low"] for one in bins] == [0.0, 0.3, 0.9]
-    assert [one["num_texts"] for one in bins] == [2, 2, 1]
-    assert [one["share_toxic"] for one in bins] == [0.0, 0.5, 1.0]
+    assert [entry["low"] for entry in bins] == [0.0, 0.3, 0.9]
+    assert [entry["num_texts"] for entry in bins] == [2, 2, 1]
+    assert [entry["share_toxic"] for entry in bins] == [0.0, 0.5, 1.0]
 
 
 def test_validation_metrics_by_hand():
@@ -132,5 +132,5 @@ def test_validation_metrics_by_hand():
     assert found["accuracy"]["low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's, of 2 in 4
     assert found["auc"]["value"] == 0.75
     assert found["majority"] == 0.5
-    right = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0])))
-    assert found["loss"] == pytest.approx(-np.log(right).mean())
+    probability_of_label = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0])))
+    assert found["loss"] == pytest.approx(-np.log(probability_of_label).mean())

@@ -9,15 +9,15 @@ from xgray.stats.bootstrap import draw_seed
 LANGUAGES = ["ar", "cs", "de", "es", "fr", "hi", "id", "it", "ja", "ko"]
 
 
-def given(values):
+def by_language(values):
     return dict(zip(LANGUAGES, values, strict=False))
 
 
-def test_correlations_are_scipys():
+def test_correlations_intervals_and_p_values_agree_with_scipy():
     rng = np.random.default_rng(4)
     x = rng.uniform(size=10)
     y = 0.6 * x + rng.normal(scale=0.2, size=10)
-    found = correlate(given(x), given(y), 0.95, 500, 0)
+    found = correlate(by_language(x), by_language(y), 0.95, 500, 0)
     assert found["pearson"]["value"] == pytest.approx(stats.pearsonr(x, y).statistic)
     assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic)
     method = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(1))
@@ -38,23 +38,23 @@ def test_pearson_by_hand_and_its_sign():
 
 
 def test_five_languages_in_a_line_by_hand():
-    found = correlate(given([0.1, 0.2, 0.3, 0.4, 0.5]), given([0.2, 0.4, 0.6, 0.8, 1.0]), 0.95, 500, 0)
+    found = correlate(by_language([0.1, 0.2, 0.3, 0.4, 0.5]), by_language([0.2, 0.4, 0.6, 0.8, 1.0]), 0.95, 500, 0)
     assert found["pearson"]["value"] == found["spearman"]["value"] == pytest.approx(1)
-    # All 120 pairings are tried: one is as good as this one, and one as bad as it is good.
+    # Of all 120 pairings one has r = 1 and one has r = -1.
     assert found["pearson"]["p_value"] == pytest.approx(2 / 120)
     assert found["verdict"] == "survives"
     assert (found["slope"], found["intercept"]) == pytest.approx((2, 0))
     assert found["prediction_error"] == pytest.approx(0)
 
 
-def test_leaving_one_out_by_hand():
+def test_leave_one_out_errors_by_hand():
     x, y = np.array([0.0, 1, 2]), np.array([0.0, 1, 1])
-    # Lines of two points: through (1,1) (2,1) at 0: 1; through (0,0) (2,1) at 1: .5; through (0,0) (1,1) at 2: 2.
+    # The line through (1,1) and (2,1) is 1 at x = 0; through (0,0) and (2,1) .5 at 1; through (0,0) and (1,1) 2 at 2.
     assert prediction_errors(x, y)[0] == pytest.approx((1 + 0.5 + 1) / 3)
     assert prediction_errors(x, y)[1] == pytest.approx((1 + 0.5 + 0.5) / 3)
 
 
-def test_a_line_where_the_others_have_one_score_is_their_mean():
+def test_the_line_is_the_mean_where_all_other_scores_are_equal():
     by_line, by_mean = prediction_errors(np.array([0.0, 0, 0, 1]), np.array([1.0, 2, 3, 6]))
     assert np.isfinite(by_line)
     assert by_mean == pytest.approx((8 / 3 + 4 / 3 + 0 + 4) / 4)
@@ -68,23 +68,21 @@ def test_a_line_where_the_others_have_one_score_is_their_mean():
         ([0.1, 0.2, 0.3, 0.4, 0.5], [0.3] * 5, "the fall of EMT is the same in all languages"),
     ],
 )
-def test_where_there_is_no_correlation_there_is_a_reason_and_no_number(scores, falls, reason):
-    found = correlate(given(scores), given(falls), 0.95, 500, 0)
+def test_without_a_correlation_there_is_a_reason_and_no_number(scores, falls, reason):
+    found = correlate(by_language(scores), by_language(falls), 0.95, 500, 0)
     assert found["reason"] == reason
     assert (found["pearson"], found["spearman"], found["prediction_error"]) == (None, None, None)
-    assert statement([("accuracy", found)]) == (
-        f"Whether languages that retrieve better change more cannot be said: {reason}."
-    )
+    assert reason in statement([("accuracy", found)])
 
 
-def test_a_p_value_is_never_told_as_zero():
+def test_a_small_p_value_is_not_printed_as_zero():
     errors = {"prediction_error": 0.1, "prediction_error_of_mean": 0.2}
     found = {"pearson": {"value": 0.91, "p_value": 0.0002}, "verdict": "survives", **errors}
     assert "(r +0.91, p < 0.001)" in statement([("accuracy", found)])
 
 
 def evaluated(falls):
-    """evaluate's metrics in which each language's EMT fell by the share given; None for one without EMT before."""
+    """Return metrics of evaluate with these relative falls of EMT; None for a language whose EMT was 0 before."""
     languages = {code: {"emt": {"relative_change": None if fall is None else -fall}} for code, fall in falls.items()}
     return {
         "confidence": 0.95,
@@ -94,26 +92,31 @@ def evaluated(falls):
 
 
 def retrieval(scores):
+    """Return metrics of retrieve in which the definitions are functions of these scores."""
     return {
         "pivot": "en",
         "entities": "corrected",
         "languages": {
             code: {
-                "corrected": {"accuracy": {"value": one}, "margin_accuracy": {"value": one}, "cosine": {"value": 0.9}},
+                "corrected": {
+                    "accuracy": {"value": score},
+                    "margin_accuracy": {"value": score},
+                    "cosine": {"value": 0.9},
+                },
                 "released": {
-                    "accuracy": {"value": -one},
-                    "margin_accuracy": {"value": one**2},
-                    "cosine": {"value": one},
+                    "accuracy": {"value": -score},
+                    "margin_accuracy": {"value": score**2},
+                    "cosine": {"value": score},
                 },
             }
-            for code, one in scores.items()
+            for code, score in scores.items()
         },
     }
 
 
 def test_better_retrieval_and_larger_fall_is_a_positive_r_without_english():
-    scores = given(np.linspace(0.1, 0.9, 10))
-    falls = {code: 0.5 * one for code, one in scores.items()} | {"en": 0.0}
+    scores = by_language(np.linspace(0.1, 0.9, 10))
+    falls = {code: 0.5 * score for code, score in scores.items()} | {"en": 0.0}
     found = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
     assert "en" not in found["languages"]
     assert found["missing"] == {}
@@ -127,9 +130,9 @@ def test_better_retrieval_and_larger_fall_is_a_positive_r_without_english():
     assert "Nothing can be said under 1 of 6 definitions: mean cosine, HTML entities repaired." in found["statement"]
 
 
-def test_languages_of_one_side_only_are_named_with_what_they_lack():
-    scores = given(np.linspace(0.1, 0.9, 7))
-    falls = {code: 0.1 * at for at, code in enumerate(LANGUAGES[2:9])} | {"de": None, "en": 0.3}
+def test_languages_without_a_pair_of_values_are_listed_with_the_reason():
+    scores = by_language(np.linspace(0.1, 0.9, 7))
+    falls = {code: 0.1 * index for index, code in enumerate(LANGUAGES[2:9])} | {"de": None, "en": 0.3}
     found = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
     assert sorted(found["languages"]) == ["es", "fr", "hi", "id"]
     assert found["missing"] == {

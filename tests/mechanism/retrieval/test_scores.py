@@ -9,14 +9,14 @@ def test_cosines_by_hand():
     np.testing.assert_allclose(found, [[0.6, 0.0], [0.0, 0.6], [0.0, 0.0]], atol=1e-12)
 
 
-def test_a_hit_is_nearer_than_every_other_and_a_tie_is_a_miss():
+def test_a_hit_exceeds_all_others_and_a_tie_is_a_miss():
     similarity = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.8, 0.3, 0.7]])
     assert hits(similarity).tolist() == [1, 0, 0]
     assert hits(similarity.T).tolist() == [1, 1, 1]
 
 
 def test_ratio_margin_by_hand():
-    # With two sentences every one is among the nearest: the mean of both cosines on either side.
+    # There are only two sentences, so both are nearest neighbours: the mean is over both cosines.
     similarity = np.array([[0.8, 0.4], [0.6, 0.2]])
     rows, columns = np.array([0.6, 0.4]), np.array([0.7, 0.3])
     expected = similarity / ((rows[:, None] + columns[None, :]) / 2)
@@ -33,7 +33,7 @@ def test_ratio_margin_takes_the_four_nearest_of_five():
     np.testing.assert_allclose(ratio_margin(similarity), expected)
 
 
-def test_the_margin_sees_through_a_sentence_that_is_everybodys_neighbour():
+def test_the_margin_corrects_for_a_sentence_that_is_near_to_all_others():
     similarity = np.full((6, 6), 0.1)
     np.fill_diagonal(similarity, 0.5)
     similarity[:, 0] = 0.6
@@ -41,13 +41,13 @@ def test_the_margin_sees_through_a_sentence_that_is_everybodys_neighbour():
     assert hits(ratio_margin(similarity)).tolist() == [1, 1, 1, 1, 1, 1]
 
 
-def test_pairs_without_a_ratio_are_not_retrieved():
+def test_pairs_without_a_margin_are_not_retrieved():
     assert hits(ratio_margin(-np.eye(3))).tolist() == [0, 0, 0]
 
 
 def test_scores_of_two_layers_by_hand():
     english = np.array([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [-1, 0]]], np.float32)
-    # In the first layer the language has the first two sentences exchanged; in the second it is English, scaled.
+    # In the first layer the first two sentences are exchanged; in the second the states are those of English, scaled.
     other = np.stack([english[0][[1, 0, 2]], 3 * english[1]])
     scores = pair_scores(other, english)
     assert set(scores) == set(METRICS)
@@ -56,7 +56,7 @@ def test_scores_of_two_layers_by_hand():
     np.testing.assert_allclose(scores["cosine"], [[0, 0, 1], [1, 1, 1]], atol=1e-7)
 
 
-def test_directions_differ_and_accuracy_is_their_mean():
+def test_the_two_directions_can_differ_and_accuracy_is_their_mean():
     english = np.array([[[1, 0], [1, 0.2], [0, 1]]], np.float32)
     other = np.array([[[1, 0.15], [1, 0.2], [0.1, 1]]], np.float32)
     scores = pair_scores(other, english)

@@ -1,4 +1,4 @@
-"""States of tiny random models of each architecture, against one text at a time without any padding."""
+"""Sentence states of tiny random models of each architecture, against single texts without padding."""
 
 import weakref
 
@@ -24,7 +24,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_states_are_those_of_single_texts_whatever_the_batch(kind):
+def test_states_equal_those_of_single_texts_for_every_batch_size(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     expected = np.stack([mean_hidden_states(model, tokenizer, text) for text in TEXTS], axis=1)
     assert expected.shape == (4, len(TEXTS), 32)
@@ -35,22 +35,22 @@ def test_states_are_those_of_single_texts_whatever_the_batch(kind):
     assert not encoded.truncated.any()
 
 
-def test_states_of_all_tokens_are_held_of_one_block_at_a_time():
-    """Memory grows with layers x tokens as soon as somebody keeps what a block gives out."""
-    model, alive = make_model("llama"), []
-    made = []
+def test_states_of_all_tokens_are_held_of_one_layer_at_a_time():
+    """Memory would grow with layers times tokens if the layers' outputs were kept."""
+    model, num_alive = make_model("llama"), []
+    outputs = []
 
-    def count(module, given, output):
-        alive.append(sum(one() is not None for one in made))
-        made.append(weakref.ref(output if torch.is_tensor(output) else output[0]))
+    def count(module, inputs, output):
+        num_alive.append(sum(reference() is not None for reference in outputs))
+        outputs.append(weakref.ref(output if torch.is_tensor(output) else output[0]))
 
-    for block in model.model.layers:
-        block.register_forward_hook(count)
+    for layer in model.model.layers:
+        layer.register_forward_hook(count)
     encode(model, make_tokenizer(), TEXTS, 64, 8)
-    assert alive == [0, 1, 1]  # the block's own input
+    assert num_alive == [0, 1, 1]  # only the layer's own input
 
 
-def test_layers_that_are_not_in_one_list_are_named():
+def test_a_model_without_one_list_of_layers_is_refused():
     model = make_model("llama")
     model.config.num_hidden_layers = 7
     with pytest.raises(InputError, match="a LlamaForCausalLM has no list of 7 layers"):
@@ -59,14 +59,14 @@ def test_layers_that_are_not_in_one_list_are_named():
 
 def test_the_tokenizers_padding_side_changes_nothing():
     model, tokenizer = make_model("gpt2"), make_tokenizer()
-    made = []
+    states = []
     for side in ("left", "right"):
         tokenizer.padding_side = side
-        made.append(encode(model, tokenizer, TEXTS, 64, 3).states)
-    assert np.array_equal(*made)
+        states.append(encode(model, tokenizer, TEXTS, 64, 3).states)
+    assert np.array_equal(*states)
 
 
-def test_longer_texts_lose_their_end_and_are_counted():
+def test_long_texts_are_cut_and_reported():
     model, tokenizer = make_model("llama"), make_tokenizer()
     cut = encode(model, tokenizer, [TEXTS[4], "a"], max_tokens=5, batch_size=2)
     whole = encode(model, tokenizer, [TEXTS[4][:5], "a"], max_tokens=64, batch_size=2)
@@ -75,20 +75,20 @@ def test_longer_texts_lose_their_end_and_are_counted():
     assert cut.truncated.tolist() == [True, False]
 
 
-def test_a_text_is_cut_at_the_models_context_too():
+def test_a_text_is_cut_at_the_models_context():
     encoded = encode(make_model("gpt2"), make_tokenizer(), ["idiot " * 200], max_tokens=256, batch_size=2)
     assert encoded.num_tokens.tolist() == [64]
     assert encoded.truncated.tolist() == [True]
 
 
-def test_states_that_are_not_finite_name_their_layer():
+def test_states_that_are_not_finite_are_refused_with_their_layer():
     model, tokenizer = make_model("llama"), make_tokenizer()
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"not finite in torch\.float32 from layer 2 on"):
         encode(model, tokenizer, TEXTS, 64, 8)
 
 
-def test_states_come_back_from_their_file_and_a_damaged_one_is_named(tmp_path):
+def test_states_are_read_as_written_and_a_damaged_file_is_refused(tmp_path):
     folder = Folder(str(tmp_path))
     encoded = encode(make_model("llama"), make_tokenizer(), TEXTS, 4, 8)
     write_states(folder, "de", encoded)
