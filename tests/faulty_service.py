@@ -1,4 +1,4 @@
-"""A service that speaks Perspective's protocol, fails as it is told, and keeps an account of every request."""
+"""A service with the Perspective API that fails on demand and records every request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Received:
 
 
 def true_score(text: str) -> float:
-    """The score that the service has for a text."""
+    """Return the score that the service gives a text."""
     return hashlib.sha256(text.encode()).digest()[0] / 255
 
 
@@ -43,13 +43,13 @@ def refusal(code: int, message: str, **detail: str) -> web.Response:
 
 
 class FaultyService:
-    """``faults[text]`` are the answers to the tries of that text, in order; after them it is scored."""
+    """Answers the first requests for a text with its ``faults`` in order, and later requests with a score."""
 
     def __init__(self, faults: dict[str, list[str]]) -> None:
         self.faults = {text: list(listed) for text, listed in faults.items()}
         self.received: list[Received] = []
         self.port = 0
-        """Of the first time that it ran, and kept: by its address it is told from other services."""
+        """The port of the first run, used again by later ones: scorers distinguish services by their addresses."""
 
     async def analyze(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -67,14 +67,14 @@ class FaultyService:
         if fault == "timeout":
             await asyncio.sleep(30)
         if fault == "" and body["languages"] == ["cs"] and "THREAT" in body["requestedAttributes"]:
-            fault = "language"  # the service's own limit, for every text
+            fault = "language"  # The service measures no threats in Czech, whatever the text.
         return answers(text, body).get(fault) or web.Response(status=int(fault))
 
     def tries(self, text: str) -> list[Received]:
-        return [one for one in self.received if one.text == text]
+        return [request for request in self.received if request.text == text]
 
-    async def account(self, request: web.Request) -> web.Response:
-        return web.json_response([one.time for one in self.received])
+    async def times(self, request: web.Request) -> web.Response:
+        return web.json_response([request.time for request in self.received])
 
 
 def answers(text: str, body: dict[str, Any]) -> dict[str, web.Response]:
@@ -115,10 +115,10 @@ def most_in_a_second(times: list[float]) -> int:
 
 
 async def start(service: FaultyService) -> int:
-    """Serve in this event loop, and return the port."""
+    """Start the service in this event loop and return its port."""
     app = web.Application()
     app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
-    app.router.add_get("/account", service.account)
+    app.router.add_get("/times", service.times)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -127,18 +127,18 @@ async def start(service: FaultyService) -> int:
 
 @contextmanager
 def serving(service: FaultyService):
-    """The service's address; it runs in a thread for the time of the block."""
+    """Run the service in a thread for the duration of the block and yield its address."""
     loop, started, ports = asyncio.new_event_loop(), threading.Event(), []
 
     async def announce():
         ports.append(await start(service))
         started.set()
 
-    def forever():
+    def run_loop():
         loop.create_task(announce())
         loop.run_forever()
 
-    thread = threading.Thread(target=forever, daemon=True)
+    thread = threading.Thread(target=run_loop, daemon=True)
     thread.start()
     started.wait()
     yield f"http://127.0.0.1:{ports[0]}"
@@ -147,18 +147,18 @@ def serving(service: FaultyService):
 
 
 @contextmanager
-def serving_apart(faults: dict[str, list[str]]):
-    """The address of a service in a process of its own, and a call for the times of the requests that it has seen.
+def serving_in_process(faults: dict[str, list[str]]):
+    """Run a service in another process; yield its address and a function that returns the times of its requests.
 
-    Its clock is not stopped by what this process does: a collection of garbage among the modules of all tests takes
-    half a second, and what arrives meanwhile is all read at its end.
+    In this process the times would be wrong: a garbage collection can take half a second, and all requests that arrive
+    in the meantime would be read at its end.
     """
     command = [sys.executable, __file__, json.dumps(faults)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
 
         def times() -> list[float]:
-            with urllib.request.urlopen(f"{url}/account") as answer:
+            with urllib.request.urlopen(f"{url}/times") as answer:
                 return sorted(json.load(answer))
 
         yield url, times
@@ -167,7 +167,7 @@ def serving_apart(faults: dict[str, list[str]]):
 
 @asynccontextmanager
 async def running(service: FaultyService, **settings: Any):
-    """The scorer of a service that runs for the time of the block."""
+    """Run the service for the duration of the block and yield its scorer."""
     app = web.Application()
     app.router.add_post("/v1alpha1/comments:analyze", service.analyze)
     execution = {"requests_per_second": 200, "timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
@@ -182,8 +182,8 @@ async def running(service: FaultyService, **settings: Any):
             await scorer.close()
 
 
-def everything_said(records: list[Any]) -> str:
-    """Log records with all that hooks put beside their message."""
+def dump_records(records: list[Any]) -> str:
+    """Return log records as text, with everything that hooks attached to them."""
     return json.dumps([{key: repr(value) for key, value in vars(record).items()} for record in records])
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import ray
 
-from tests.faulty_service import KEY, most_in_a_second, serving_apart
+from tests.faulty_service import KEY, most_in_a_second, serving_in_process
 from xgray.config import Score
 from xgray.distributed.cluster import connect
 from xgray.distributed.rate_limit import NAMESPACE, shared_rate_limit
@@ -30,7 +30,7 @@ def cluster():
 @pytest.fixture
 def service():
     """A function that returns the times of the requests the service has received, and the section that names it."""
-    with serving_apart(FAULTS) as (url, times):
+    with serving_in_process(FAULTS) as (url, times):
         yield times, section(url)
 
 

@@ -1,4 +1,4 @@
-"""A service that speaks OpenAI's protocol, fails as it is told, and keeps an account of every request."""
+"""A service with OpenAI's API that fails on demand and records every request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CATEGORIES = ("harassment", "harassment/threatening", "hate", "hate/threatening"
 
 
 def true_grade(text: str) -> int:
-    """The grade that the service's judge has for a text."""
+    """Return the grade that the service's judge gives a text."""
     return len(text) % 5
 
 
@@ -35,26 +35,26 @@ def refusal(
 
 
 class FaultyOpenAI:
-    """``faults[text]`` are the answers to the tries of that text, in order; after them it is scored."""
+    """Answers the first requests for a text with its ``faults`` in order, and later requests with a score."""
 
     def __init__(self, faults: dict[str, list[str]], seconds: float = 0.0) -> None:
         self.faults = {text: list(listed) for text, listed in faults.items()}
         self.seconds = seconds
         self.received: list[Received] = []
-        self.under_way = self.most_under_way = 0
+        self.num_open = self.most_open = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        return await self._answer(request, body, json.loads(body["messages"][1]["content"]), _judged)
+        return await self._answer(request, body, json.loads(body["messages"][1]["content"]), _grade_response)
 
     async def moderations(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        return await self._answer(request, body, body["input"], _moderated)
+        return await self._answer(request, body, body["input"], _moderation_response)
 
     async def _answer(self, request: web.Request, body: dict[str, Any], text: str, scored: Any) -> web.StreamResponse:
         self.received.append(Received(time.monotonic(), text, body, request.query_string, dict(request.headers)))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
         try:
             await asyncio.sleep(self.seconds)
             fault = self.faults[text].pop(0) if self.faults.get(text) else ""
@@ -70,7 +70,7 @@ class FaultyOpenAI:
                 await asyncio.sleep(30)
             return scored(text) if not fault else answers().get(fault) or web.Response(status=int(fault))
         finally:
-            self.under_way -= 1
+            self.num_open -= 1
 
     def tries(self, text: str) -> list[Received]:
         return [request for request in self.received if request.text == text]
@@ -81,11 +81,11 @@ def says(content: Any, finish_reason: str = "stop", **message: Any) -> web.Respo
     return web.json_response({"id": "1", "choices": [{**choice, "finish_reason": finish_reason}]})
 
 
-def _judged(text: str) -> web.Response:
+def _grade_response(text: str) -> web.Response:
     return says(f" {true_grade(text)}\n")
 
 
-def _moderated(text: str) -> web.Response:
+def _moderation_response(text: str) -> web.Response:
     scores = {name: true_category(text, name) for name in CATEGORIES}
     return web.json_response({"id": "1", "model": "m", "results": [{"flagged": True, "category_scores": scores}]})
 
@@ -131,7 +131,7 @@ def answers() -> dict[str, web.Response]:
 
 @asynccontextmanager
 async def running(service: FaultyOpenAI, endpoint: str = "judge", **settings: Any):
-    """The scorer of a service that runs for the time of the block."""
+    """Run the service for the duration of the block and yield its scorer."""
     app = web.Application()
     app.router.add_post("/v1/chat/completions", service.chat)
     app.router.add_post("/v1/moderations", service.moderations)

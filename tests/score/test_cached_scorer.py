@@ -58,7 +58,7 @@ def test_a_stored_text_is_not_sent_again(tmp_path):
 
 
 def test_scores_of_one_service_are_not_used_for_another(tmp_path):
-    texts, services = ["one", "two"], [FaultyService({}), FaultyService({})]
+    texts, services = ["first", "second"], [FaultyService({}), FaultyService({})]
     for service in services * 2:
         score_all(service, tmp_path, texts)
     assert [len(service.received) for service in services] == [2, 2]

@@ -206,13 +206,13 @@ def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp
         )
         return done.stdout, "fitting" in done.stderr
 
-    first, first_fitted = run("one", "1")
-    second, second_fitted = run("two", "2")
-    third, third_fitted = run("one", "1")
+    first, first_fitted = run("first", "1")
+    second, second_fitted = run("second", "2")
+    third, third_fitted = run("first", "1")
     assert (first_fitted, second_fitted, third_fitted) == (True, True, False)
     assert first == second == third
-    (cached,) = (tmp_path / "one" / "scorers").iterdir()
-    assert cached.read_bytes() == (tmp_path / "two" / "scorers" / cached.name).read_bytes()
+    (cached,) = (tmp_path / "first" / "scorers").iterdir()
+    assert cached.read_bytes() == (tmp_path / "second" / "scorers" / cached.name).read_bytes()
     assert list(json.loads(first)[2]["auc"]) == ["de", "en"]
 
 

@@ -7,10 +7,10 @@ import pytest
 from tests.faulty_service import (
     KEY,
     FaultyService,
-    everything_said,
+    dump_records,
     most_in_a_second,
     running,
-    serving_apart,
+    serving_in_process,
     true_score,
 )
 from xgray.config import Score
@@ -38,7 +38,7 @@ def score_all(service, texts, language="en", **settings):
     return asyncio.run(main())
 
 
-def test_the_request_is_what_the_protocol_asks_for():
+def test_a_request_follows_the_protocol():
     service = FaultyService({})
     results, _ = score_all(service, ["guten Tag"], "zh-hans", attributes=["toxicity", "severe_toxicity"])
     (received,) = service.received
@@ -53,7 +53,7 @@ def test_the_request_is_what_the_protocol_asks_for():
     assert results[0].scores == {"toxicity": true_score("guten Tag"), "severe_toxicity": true_score("guten Tag")}
 
 
-PASSING = {
+TEMPORARY = {
     "429 once": ["429 wait"],
     "500 then 503": ["500", "503"],
     "times out": ["timeout"],
@@ -76,15 +76,15 @@ REFUSED = {
 }
 
 
-def test_every_text_gets_its_score_or_its_reason(caplog):
+def test_every_text_gets_a_score_or_a_reason(caplog):
     caplog.set_level(logging.DEBUG)
-    faults = PASSING | {f"refused: {fault}": [fault] for fault in REFUSED} | {"never": ["500"] * 9, "echo": ["echo"]}
+    faults = TEMPORARY | {f"refused: {fault}": [fault] for fault in REFUSED} | {"never": ["500"] * 9, "echo": ["echo"]}
     texts = [*faults, "plain", "plain", ""]
     service = FaultyService(faults)
     results, provenance = score_all(service, texts)
     by_text = dict(zip(texts, results, strict=True))
 
-    for text in [*PASSING, "plain"]:
+    for text in [*TEMPORARY, "plain"]:
         assert by_text[text].scores == {"toxicity": true_score(text)}, text
         assert by_text[text].error is None
         assert len(service.tries(text)) == len(faults.get(text, [])) + 1, text
@@ -92,7 +92,7 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
         refused = by_text[f"refused: {fault}"]
         assert refused.scores is None
         assert reason in refused.error
-        assert len(service.tries(f"refused: {fault}")) == 1, "what lies in the text is not tried again"
+        assert len(service.tries(f"refused: {fault}")) == 1, "a refusal of the text is not tried again"
     assert by_text["never"].scores is None
     assert "500" in by_text["never"].error
     assert "4 times" in by_text["never"].error
@@ -105,25 +105,25 @@ def test_every_text_gets_its_score_or_its_reason(caplog):
     assert second.time - first.time >= 2, "Retry-After is honoured"
     assert provenance["num_texts"] == len(set(texts)) - 1
     assert provenance["num_requests"] == len(service.received)
-    assert provenance["num_failed_requests"] == sum(map(len, PASSING.values())) + 4
+    assert provenance["num_failed_requests"] == sum(map(len, TEMPORARY.values())) + 4
     assert provenance["num_retries"] == provenance["num_failed_requests"] - 1, "the last try of one text"
     assert provenance["num_missing"] == len(REFUSED) + 2
     json.dumps(provenance)
 
     assert not any(KEY in request.query for request in service.received)
     assert by_text["echo"].error == "status 400: what is ***?"
-    assert KEY not in everything_said(caplog.records)
+    assert KEY not in dump_records(caplog.records)
     assert KEY not in repr(results) + repr(provenance)
 
 
-def test_only_googles_own_refusal_of_a_text_is_kept():
+def test_only_googles_refusal_of_a_text_is_permanent():
     faults = ["empty", "too long", "undetected", "413", "a proxy's 400"]
     results, _ = score_all(FaultyService({fault: [fault] for fault in faults}), faults)
     assert all(result.error.startswith("status 4") for result in results)
     assert [result.is_permanent for result in results] == [True] * 4 + [False]
 
 
-def test_an_attribute_is_asked_for_only_where_it_exists():
+def test_an_attribute_is_not_requested_again_in_a_language_without_it():
     service = FaultyService({})
 
     async def main():
@@ -163,25 +163,27 @@ def test_a_language_without_any_of_the_attributes_costs_one_request():
         ("429 wait a day", "asks to wait 86400 s"),
     ],
 )
-def test_what_would_fail_for_every_text_stops_the_stage(fault, message):
-    service = FaultyService({"one": [fault]})
+def test_a_failure_that_every_text_would_meet_stops_the_stage(fault, message):
+    service = FaultyService({"text": [fault]})
     with pytest.raises(StageError, match=message) as raised:
-        score_all(service, ["one"])
+        score_all(service, ["text"])
     assert len(service.received) == 1
     assert KEY not in str(raised.value)
     assert raised.value.__suppress_context__
 
 
-def test_texts_arrive_as_they_are():
+def test_texts_arrive_unchanged_except_for_surrogates():
     kept = ["line\u2028separator", "bell\x07 tab\t nul\x00 end", "emoji 🙂 café 你好", '{"quoted": "\\"}', " \u200b"]
-    mended = {"half \ud83d pair": "half \ufffd pair", "a pair in halves \ud83d\ude42": "a pair in halves 🙂"}
+    repaired = {"half \ud83d pair": "half \ufffd pair", "a pair in halves \ud83d\ude42": "a pair in halves 🙂"}
     service = FaultyService({})
-    results, _ = score_all(service, [*kept, *mended])
-    assert {request.text for request in service.received} == {*kept, *mended.values()}
-    assert [result.scores["toxicity"] for result in results] == [true_score(text) for text in [*kept, *mended.values()]]
+    results, _ = score_all(service, [*kept, *repaired])
+    assert {request.text for request in service.received} == {*kept, *repaired.values()}
+    assert [result.scores["toxicity"] for result in results] == [
+        true_score(text) for text in [*kept, *repaired.values()]
+    ]
 
 
-def test_what_the_service_would_refuse_for_its_length_is_not_sent():
+def test_texts_that_are_too_long_for_the_service_are_not_sent():
     longest = "x" * 20480
     service = FaultyService({})
     results, _ = score_all(service, [longest, "x" * 20481, "é" * 10241, "x" * 30000])
@@ -201,7 +203,7 @@ def test_the_released_protocol_scores_one_space_for_an_empty_text():
     assert [result.error for result in corrected] == [EMPTY_TEXT, EMPTY_TEXT, None]
 
 
-def test_the_quota_holds_in_every_second_with_faults_and_retries():
+def test_the_rate_limit_holds_in_every_second_with_failures_and_retries():
     texts = [f"text {index}" for index in range(70)]
     faults = {text: [["429"], ["500"], ["reset"]][index % 3] for index, text in enumerate(texts) if index % 7 == 0}
 
@@ -209,18 +211,18 @@ def test_the_quota_holds_in_every_second_with_faults_and_retries():
         execution = {"requests_per_second": 20}
         given = {"scorer": "perspective", "perspective_url": url, "execution": execution}
         scorer = build_scorer(Score.model_validate(given))
-        # Several calls at once share one quota.
+        # Concurrent calls share the rate limit.
         await asyncio.gather(*(scorer.score(texts[start::4], "en") for start in range(4)))
         await scorer.close()
         return scorer.provenance()
 
-    with serving_apart(faults) as (url, times):
+    with serving_in_process(faults) as (url, times):
         provenance = asyncio.run(main(url))
         seen = times()
     assert len(seen) == 80
     assert most_in_a_second(seen) <= 20
     assert provenance["num_retries"] == 10
-    # All ask at once, and the request of place n waits for about n / 20 seconds.
+    # All texts are ready at once, so the n-th request waits for about n / 20 seconds.
     assert 70 <= provenance["quota_wait_seconds"] <= 300
 
 
@@ -254,7 +256,7 @@ def test_slots_hold_what_slow_connections_bunch_together():
         ("https://scores.example", "perspective/v1alpha1@scores.example"),
     ],
 )
-def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
+def test_the_version_of_other_services_ends_with_their_address(tmp_path, url, version):
     section = Score.model_validate({"scorer": "perspective", "perspective_url": url})
     assert build_scorer(section).version == version
     execution = section.execution.model_copy(update={"store": str(tmp_path)})
@@ -276,7 +278,7 @@ def test_only_googles_answers_have_the_plain_version(tmp_path, url, version):
         ({"attributes": []}, KEY, "score.attributes"),
     ],
 )
-def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings, variable, message):
+def test_wrong_settings_are_refused_before_a_request_is_sent(monkeypatch, settings, variable, message):
     if variable is None:
         monkeypatch.delenv("PERSPECTIVE_API_KEY")
     else:
@@ -285,7 +287,7 @@ def test_a_wrong_set_up_is_refused_before_anything_is_sent(monkeypatch, settings
         build_scorer(Score.model_validate({"scorer": "perspective", **settings}))
 
 
-def test_retry_after_is_read_in_all_its_forms():
+def test_retry_after_is_read_as_seconds_or_as_a_date():
     assert retry_after_seconds("7") == 7
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retry_after_seconds("soon") is None

@@ -1,4 +1,4 @@
-"""The HTTP side of the service with the local scorer in the same process; test_serve.py has it behind Ray Serve."""
+"""The HTTP service with a local scorer in the same process; tests/distributed/test_serve.py runs it behind Ray Serve."""
 
 import asyncio
 import gzip
@@ -15,7 +15,7 @@ from xgray.score.scorer import score_texts
 from xgray.serve.http import ScorerInfo, Service, Unavailable
 
 KEY = "serve-key-17"
-OFFER = ScorerInfo("embedding", ("toxicity",), ("en", "de"))
+SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"))
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def scorer():
 
 @asynccontextmanager
 async def running(score_batch, key=None, num_concurrent=2, **settings):
-    """A session for a service that runs for the time of the block."""
+    """Run a service for the duration of the block and yield a session with it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        service = Service(Serve.model_validate(settings), OFFER, score_batch, num_concurrent, key)
+        service = Service(Serve.model_validate(settings), SCORER_INFO, score_batch, num_concurrent, key)
         async with service.listening(bound):
             address = f"http://127.0.0.1:{bound.getsockname()[1]}"
             async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -57,7 +57,7 @@ def value(answer):
     return answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"]
 
 
-def test_each_request_gets_the_score_of_its_own_text_in_batches_that_grow_with_the_load(scorer):
+def test_each_request_gets_the_score_of_its_text_and_batches_grow_with_the_load(scorer):
     texts = [f"you are number {index} of them" for index in range(60)]
     sizes = []
 
@@ -70,13 +70,13 @@ def test_each_request_gets_the_score_of_its_own_text_in_batches_that_grow_with_t
 
     alone, together, expected = asyncio.run(main())
     assert alone[0] == 200
-    assert [value(one) for _, one, _ in together] == [one.scores["toxicity"] for one in expected]
+    assert [value(result) for _, result, _ in together] == [result.scores["toxicity"] for result in expected]
     assert sizes[0] == 1
     assert max(sizes) == 16
     assert sum(sizes) == 61
 
 
-def test_bad_requests_are_refused_each_in_its_way(scorer):
+def test_bad_requests_are_refused_with_their_status(scorer):
     path = "/v1alpha1/comments:analyze"
     whole = json.dumps(request("x" * 30_000)).encode()
 
@@ -115,28 +115,31 @@ def test_bad_requests_are_refused_each_in_its_way(scorer):
     assert seen["get"][2] == "POST"
 
 
-def test_slow_clients_are_let_go_and_cost_the_others_nothing(scorer):
+def test_slow_clients_are_disconnected_and_do_not_delay_others(scorer):
     async def drip(session, at_once, slowly):
-        """What the service says, and after how many seconds."""
+        """Send bytes slowly; return the response and the seconds that it took."""
         began = asyncio.get_running_loop().time()
         reader, writer = await asyncio.open_connection(session._base_url.host, session._base_url.port)
-        told = asyncio.create_task(reader.read(1000))
+        response = asyncio.create_task(reader.read(1000))
         writer.write(at_once)
         for byte in slowly:
-            if told.done():
+            if response.done():
                 break
             writer.write(bytes([byte]))
             await asyncio.sleep(0.05)
-        said = await told
+        try:
+            received = await response
+        except ConnectionResetError:  # The service closed the connection while a byte was on its way.
+            received = b""
         writer.close()
-        return said, asyncio.get_running_loop().time() - began
+        return received, asyncio.get_running_loop().time() - began
 
     head = b"POST /v1alpha1/comments:analyze HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n"
 
     async def main():
         async with running(in_process(scorer), read_timeout_seconds=1.0) as session:
             parts = ((b"", b""), (b"", head), (head, b"{" * 900))
-            slow = [asyncio.create_task(drip(session, *one)) for one in parts]
+            slow = [asyncio.create_task(drip(session, *part)) for part in parts]
             quick = [await analyze(session, f"quick {index}") for index in range(20)]
             return quick, await asyncio.gather(*slow)
 
@@ -148,14 +151,12 @@ def test_slow_clients_are_let_go_and_cost_the_others_nothing(scorer):
     assert max(silent[1], slow_head[1], slow_body[1]) < 3
 
 
-def test_what_is_too_much_or_cannot_be_scored_is_said_and_nothing_else_suffers():
-    gone = asyncio.Event
-
+def test_overload_and_unavailable_scorers_are_answered_with_429_and_503():
     async def main():
-        let_go = gone()
+        is_released = asyncio.Event()
 
         async def stuck(items):
-            await let_go.wait()
+            await is_released.wait()
             raise Unavailable("The scorer died.")
 
         async with running(stuck, max_requests=3, batch_size=1, timeout_seconds=1.0) as session:
@@ -165,22 +166,22 @@ def test_what_is_too_much_or_cannot_be_scored_is_said_and_nothing_else_suffers()
             assert (await session.get("/healthz")).status == 200
             not_ready = await session.get("/readyz")
             late = await asyncio.gather(*first)
-            let_go.set()
+            is_released.set()
             return refused, not_ready.status, late, await analyze(session, "again")
 
     refused, not_ready, late, again = asyncio.run(main())
     assert refused[0] == not_ready == 429
     assert refused[1]["error"]["status"] == "RESOURCE_EXHAUSTED"
     assert float(refused[2]["Retry-After"]) > 0
-    for status, told, headers in (*late, again):
+    for status, body, headers in (*late, again):
         assert status == 503
-        assert told["error"]["status"] == "UNAVAILABLE"
+        assert body["error"]["status"] == "UNAVAILABLE"
         assert float(headers["Retry-After"]) > 0
     assert "within 1 s" in late[0][1]["error"]["message"]
     assert again[1]["error"]["message"] == "The scorer died."
 
 
-def test_the_key_is_asked_for_and_never_told(scorer, caplog, capfd):
+def test_the_key_is_required_and_never_repeated(scorer, caplog, capfd):
     caplog.set_level(0)
 
     async def main():
@@ -201,12 +202,12 @@ def test_the_key_is_asked_for_and_never_told(scorer, caplog, capfd):
     assert [status for status, _, _ in seen] == [200, 200, 403, 400, 400]
     assert seen[2][1]["error"]["status"] == "PERMISSION_DENIED"
     assert seen[3][1]["error"]["details"][0]["reason"] == "API_KEY_INVALID"
-    told = json.dumps([one for _, one, _ in seen]) + metrics + caplog.text + "".join(capfd.readouterr())
-    assert KEY not in told
-    assert "wrong-key" not in told
+    written = json.dumps([body for _, body, _ in seen]) + metrics + caplog.text + "".join(capfd.readouterr())
+    assert KEY not in written
+    assert "wrong-key" not in written
 
 
-def test_what_happened_is_counted(scorer):
+def test_requests_texts_and_refusals_are_counted(scorer):
     async def main():
         async with running(in_process(scorer)) as session:
             for text, language in (("hello", "en"), ("hallo", "de"), ("hallo", "de"), ("", "en"), ("hei", "fi")):

@@ -15,7 +15,7 @@ def body(**changes):
 
 
 def refused(content):
-    """The error that a body gets."""
+    """Return the error that parsing a body raises."""
     with pytest.raises(ApiError) as raised:
         parse(content, ATTRIBUTES, LANGUAGES)
     error = json.loads(raised.value.body())["error"]
@@ -24,11 +24,11 @@ def refused(content):
     return error
 
 
-def test_all_that_perspective_takes_is_taken():
+def test_every_field_of_perspectives_requests_is_accepted():
     request = body(
         comment={"text": "guten Tag", "type": "PLAIN_TEXT"},
         languages=["zh"],
-        requestedAttributes={"TOXICITY": {"scoreType": "PROBABILITY", "scoreThreshold": 0.4}, "INSULT": None or {}},
+        requestedAttributes={"TOXICITY": {"scoreType": "PROBABILITY", "scoreThreshold": 0.4}, "INSULT": {}},
         context={"entries": [{"text": "before", "type": "PLAIN_TEXT"}]},
         spanAnnotations=True,
         doNotStore=True,
@@ -39,18 +39,18 @@ def test_all_that_perspective_takes_is_taken():
     analysis = parse(request, ATTRIBUTES, LANGUAGES)
     assert (analysis.text, analysis.language, analysis.languages) == ("guten Tag", "zh-hans", ["zh"])
     assert analysis.thresholds == {"toxicity": 0.4, "insult": 0.0}
-    told = json.loads(answer(analysis, Scored({"toxicity": 0.1 + 0.2, "insult": 0.0})))
-    assert told == {
+    response = json.loads(answer(analysis, Scored({"toxicity": 0.1 + 0.2, "insult": 0.0})))
+    assert response == {
         "attributeScores": {"INSULT": {"summaryScore": {"value": 0.0, "type": "PROBABILITY"}}},
         "languages": ["zh"],
         "clientToken": "token",
     }
-    told = json.loads(answer(analysis, Scored({"toxicity": 0.4, "insult": 0.1 + 0.2})))
-    assert told["attributeScores"]["TOXICITY"]["summaryScore"]["value"] == 0.4
-    assert told["attributeScores"]["INSULT"]["summaryScore"]["value"] == 0.1 + 0.2
+    response = json.loads(answer(analysis, Scored({"toxicity": 0.4, "insult": 0.1 + 0.2})))
+    assert response["attributeScores"]["TOXICITY"]["summaryScore"]["value"] == 0.4
+    assert response["attributeScores"]["INSULT"]["summaryScore"]["value"] == 0.1 + 0.2
 
 
-def test_names_in_protos_spelling_and_nulls_are_read_as_google_reads_them():
+def test_snake_case_names_and_nulls_are_read_as_google_reads_them():
     content = b'{"comment": {"text": "hi", "type": null}, "requested_attributes": {"TOXICITY": {"score_threshold": 1}},'
     analysis = parse(content + b'"languages": ["de"], "client_token": null}', ATTRIBUTES, LANGUAGES)
     assert (analysis.language, analysis.thresholds) == ("de", {"toxicity": 1.0})
@@ -86,7 +86,7 @@ def test_names_in_protos_spelling_and_nulls_are_read_as_google_reads_them():
         ),
     ],
 )
-def test_what_the_analyzer_refuses_has_its_own_kind_of_error(changes, kind, message):
+def test_the_analyzers_refusals_have_their_kinds_of_error(changes, kind, message):
     error = refused(body(**changes))
     assert message in error["message"]
     (detail,) = error["details"]
@@ -94,7 +94,7 @@ def test_what_the_analyzer_refuses_has_its_own_kind_of_error(changes, kind, mess
     assert detail["errorType"] == kind
 
 
-def test_an_unsupported_attribute_is_named_so_that_clients_can_leave_it_out():
+def test_an_unsupported_attribute_is_named():
     (detail,) = refused(body(requestedAttributes={"TOXICITY": {}, "THREAT": {}}))["details"]
     assert detail["languageNotSupportedByAttributeError"] == {"requestedLanguages": ["en"], "attribute": "THREAT"}
 
@@ -125,7 +125,7 @@ def test_malformed_bodies_are_refused_in_googles_words(content, message):
     assert message in refused(content)["message"]
 
 
-def test_texts_of_all_kinds_pass_as_they_are():
+def test_texts_of_all_kinds_are_read_unchanged():
     for text in (
         "a",
         "x" * 20480,
@@ -147,7 +147,7 @@ def test_texts_of_all_kinds_pass_as_they_are():
         (Scored({"toxicity": None}), 503, "UNAVAILABLE"),
     ],
 )
-def test_a_missing_score_is_a_refusal_and_no_number(scored, code, kind):
+def test_a_missing_score_is_answered_with_an_error(scored, code, kind):
     with pytest.raises(ApiError) as raised:
         answer(parse(body(), ATTRIBUTES, LANGUAGES), scored)
     assert (raised.value.code, raised.value.kind) == (code, kind)
@@ -165,11 +165,11 @@ def test_keys_are_checked_as_google_does():
             check_key("right", given)
         error = json.loads(raised.value.body())["error"]
         assert error["code"] == code
-        assert [one["reason"] for one in error.get("details", [])] == ([reason] if reason else [])
-        assert not any(one in json.dumps(error) for one in ("right", "wrong"))
+        assert [detail["reason"] for detail in error.get("details", [])] == ([reason] if reason else [])
+        assert not any(key in json.dumps(error) for key in ("right", "wrong"))
 
 
-def test_the_discovery_document_refers_to_nothing_that_it_lacks():
+def test_the_discovery_document_holds_every_schema_that_it_refers_to():
     document = discovery("http://127.0.0.1:1/")
     text = json.dumps(document)
-    assert {one.split('"')[0] for one in text.split('"$ref": "')[1:]} == document["schemas"].keys()
+    assert {part.split('"')[0] for part in text.split('"$ref": "')[1:]} == document["schemas"].keys()
