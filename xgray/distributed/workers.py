@@ -52,8 +52,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class MadeFiles:
-    """What :func:`make_missing` found and made."""
+class ComputedFiles:
+    """Counts of :func:`compute_missing`, and where it computed."""
 
     total: int
     """Sizes of all units together."""
@@ -62,7 +62,7 @@ class MadeFiles:
     device: str
 
 
-def make_missing(
+def compute_missing(
     worker: type[Worker[Any, str]],
     arguments: Sequence[Any],
     units: Sequence[Work],
@@ -70,8 +70,8 @@ def make_missing(
     stage: str,
     num_workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> MadeFiles:
-    """Have workers make the files that ``folder`` lacks, each by ``worker(*arguments).work(unit)``. Ray must be up.
+) -> ComputedFiles:
+    """Have workers compute the files that ``folder`` lacks, each by ``worker(*arguments).work(unit)``. Ray must be up.
 
     Args:
         worker: commits the unit's file, and returns the device.
@@ -92,7 +92,7 @@ def make_missing(
             done += missing[index].size
             devices.add(device)
             on_progress(done, total)
-    return MadeFiles(total, reused, ", ".join(sorted(devices)))
+    return ComputedFiles(total, reused, ", ".join(sorted(devices)))
 
 
 def run_on_workers(

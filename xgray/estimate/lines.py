@@ -203,7 +203,7 @@ def metrics_line(work: Work, rates: Rates) -> Line:
     if work.is_evaluated:
         return Line("evaluate: metrics", "prompts", total, 0, 0.0)
     measured = _required(
-        rates.metrics, "metrics.prompts_per_second", f"metrics of {len(work.models)} models are to be drawn"
+        rates.metrics, "metrics.prompts_per_second", f"metrics of {len(work.models)} models are to be computed"
     )
     seconds = measured.start_seconds + total / measured.prompts_per_second
     return Line("evaluate: metrics", "prompts", 0, total, seconds, source=measured.source)

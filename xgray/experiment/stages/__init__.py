@@ -1,1 +1,1 @@
-"""One file for each stage of the mechanism: ``run(plan, one, on_progress)`` reads, spreads the work, and writes."""
+"""One file for each stage: what its results depend on (``payload``), what it refuses early (``check``), and ``run``."""

@@ -93,8 +93,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         lambda done, total: on_progress(planned.label, done, total),
     )
     rows = read_activations(planned.rows, list(prompts))
-    drawn = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
-    means = activation_metrics(rows, *drawn)
+    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
+    means = activation_metrics(rows, *resampling)
     metrics: ActivationsMetrics = {
         "neurons": [list(neuron) for neuron in neurons],
         "new_tokens": section.new_tokens,
@@ -104,7 +104,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     }
     if model != BASE:
         before = read_activations(plan.finished("activations", BASE).rows, list(prompts))
-        metrics["change"] = activation_changes(before, rows, *drawn)
+        metrics["change"] = activation_changes(before, rows, *resampling)
     planned.folder.write_json("metrics.json", metrics)
     result.counts["num_tokens"] = metrics["average"]["num_tokens"]
     result.measured["mean"] = metrics["average"]["mean"]["value"]
@@ -131,14 +131,14 @@ def collect_activations(
         InputError: the model cannot be loaded or does not have a neuron, or its activations are not finite.
         StageError: workers died repeatedly. The same call continues.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     # Languages with many prompts come first, so that no worker ends with a long unit.
     languages = sorted(prompts, key=lambda language: -len(prompts[language]))
     units = [Work(rows_file(language), len(prompts[language]), (language, prompts[language])) for language in languages]
     arguments, num_workers = (weights, neurons, section, rows), section.execution.num_workers
-    made = make_missing(ActivationWorker, arguments, units, rows, "activations", num_workers, on_progress)
-    return StageResult({"num_prompts": made.total, "num_reused": made.reused}, device=made.device)
+    computed = compute_missing(ActivationWorker, arguments, units, rows, "activations", num_workers, on_progress)
+    return StageResult({"num_prompts": computed.total, "num_reused": computed.reused}, device=computed.device)
 
 
 class ActivationWorker:

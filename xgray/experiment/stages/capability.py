@@ -85,15 +85,15 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     )
     rows = _rows(folder, tasks)
     versions = ", ".join(sorted({row["harness"] for row in rows}))
-    drawn = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
+    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
     metrics: CapabilityMetrics = {
         "harness": versions,
         "confidence": experiment.evaluate.confidence,
-        "tasks": summary(rows, *drawn),
+        "tasks": summary(rows, *resampling),
     }
     if model != BASE:
         before = plan.finished("capability", BASE).folder
-        metrics["comparison"] = comparison(_rows(before, tasks), rows, *drawn)
+        metrics["comparison"] = comparison(_rows(before, tasks), rows, *resampling)
     folder.write_json("metrics.json", metrics)
     result.counts["num_questions"] = sum(row["num_questions"] for row in rows if row["questions"])
     result.measured["harness"] = versions
@@ -127,15 +127,15 @@ def measure_tasks(
         InputError: a task's questions cannot be read, or the model cannot be loaded.
         StageError: questions cannot be downloaded now, or workers died repeatedly. The same call continues.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     began = time.perf_counter()
     units = [Work(result_file(task), 1, (task, spec)) for task, spec in tasks.items()]
     arguments, num_workers = (weights, section, output), section.execution.num_workers
-    made = make_missing(CapabilityWorker, arguments, units, output, "capability", num_workers, on_progress)
+    computed = compute_missing(CapabilityWorker, arguments, units, output, "capability", num_workers, on_progress)
     return StageResult(
-        counts={"num_tasks": made.total, "num_reused": made.reused},
-        device=made.device,
+        counts={"num_tasks": computed.total, "num_reused": computed.reused},
+        device=computed.device,
         seconds=time.perf_counter() - began,
     )
 

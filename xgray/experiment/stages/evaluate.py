@@ -96,7 +96,7 @@ def measure_fluency(
         InputError: there are no completions, or the measuring model cannot be loaded or does not fit them.
         StageError: workers died again and again; the same call goes on where it stopped.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     if section.fluency.kind == "none":
         return StageResult()
@@ -107,18 +107,18 @@ def measure_fluency(
         for model in models
         for language, rows in read_completions(run, model).items()
     ]
-    made = make_missing(
+    computed = compute_missing(
         FluencyWorker, (section, base, output), units, output, "evaluate", section.execution.num_workers, on_progress
     )
     return StageResult(
-        counts={"num_completions": made.total, "num_reused": made.reused},
-        device=made.device,
+        counts={"num_completions": computed.total, "num_reused": computed.reused},
+        device=computed.device,
         seconds=time.perf_counter() - began,
     )
 
 
 class FluencyWorker:
-    """One copy of the measuring model."""
+    """Measures perplexities with one copy of the measuring model."""
 
     def __init__(self, section: Evaluate, base: Model, output: Folder) -> None:
         from xgray.evaluate.fluency import load_measuring_model
@@ -128,7 +128,7 @@ class FluencyWorker:
         self.model, self.tokenizer = load_measuring_model(section.fluency.model or base, section.fluency.kind)
 
     def work(self, unit: tuple[str, str, LanguageRows]) -> str:
-        """Measure and write one model's completions in one language; the device."""
+        """Measure and write one model's completions in one language, and return the name of the device."""
         from xgray.evaluate.fluency import perplexities
 
         model, language, rows = unit

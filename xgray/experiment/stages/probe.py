@@ -183,7 +183,7 @@ def compute_features(
         InputError: the model cannot be loaded, or a text does not fit it.
         StageError: workers died repeatedly, or a file is damaged. The same call continues.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     distinct = sorted(set(texts), key=lambda text: (len(text.encode()), text))
     units = []
@@ -192,14 +192,14 @@ def compute_features(
         units.append(Work(file, len(unit_texts), (file, unit_texts)))
     # The longest texts come first: if they do not fit, this shows at once, and no worker ends with a long unit.
     arguments, num_workers = (model, section, folder), section.execution.num_workers
-    made = make_missing(ProbeWorker, arguments, units[::-1], folder, "probe", num_workers, on_progress)
+    computed = compute_missing(ProbeWorker, arguments, units[::-1], folder, "probe", num_workers, on_progress)
     files = [read_tensors(folder, unit.file, "features", "truncated") for unit in units]
     return Features(
         {text: row for row, text in enumerate(distinct)},
         np.concatenate([tensors["features"] for tensors in files]),
         np.concatenate([tensors["truncated"] for tensors in files]),
-        made.reused,
-        made.device,
+        computed.reused,
+        computed.device,
     )
 
 

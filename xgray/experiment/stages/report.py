@@ -11,13 +11,13 @@ from xgray.runs.progress import OnProgress
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     """Return what the page depends on: the metrics and all stages that have a part of the page."""
-    shown = [
+    sources = [
         stage
         for stage in plan.stages
         if stage.name == "evaluate" or stage.stage.inside or stage.stage.report_section is not None
     ]
     return {
-        "inputs": {stage.label: stage.fingerprint for stage in shown},
+        "inputs": {stage.label: stage.fingerprint for stage in sources},
         "section": section_payload(plan.experiment.report),
     }
 

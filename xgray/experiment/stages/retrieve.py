@@ -52,7 +52,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         InputError: the parallel prompts cannot be read or are too few, or the model cannot be loaded.
         StageError: workers died repeatedly. Results so far are kept: the same call continues.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     began = time.perf_counter()
     experiment, section = plan.experiment, plan.experiment.retrieve
@@ -62,7 +62,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     units = [
         Work(states_file(language), 1, (language, distinct(*versions.values()))) for language, versions in texts.items()
     ]
-    made = make_missing(
+    computed = compute_missing(
         RetrieveWorker,
         (experiment.model, section, output),
         units,
@@ -76,14 +76,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     texts_by_language = metrics["texts"].values()
     return StageResult(
         counts={
-            "num_languages": made.total,
-            "num_reused": made.reused,
+            "num_languages": computed.total,
+            "num_reused": computed.reused,
             "num_texts": sum(counts["num_texts"] for counts in texts_by_language),
             "num_tokens": sum(counts["num_tokens"] for counts in texts_by_language),
             "num_truncated": sum(counts["num_truncated"] for counts in texts_by_language),
         },
         measured={"accuracy": metrics["average"][section.entities]["accuracy"]["value"]},
-        device=made.device,
+        device=computed.device,
         seconds=time.perf_counter() - began,
     )
 

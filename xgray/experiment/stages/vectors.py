@@ -225,7 +225,7 @@ def measure_sources(
         InputError: the model cannot be loaded, or activations or logits are not finite.
         StageError: workers died repeatedly, or a file is damaged. The same call continues.
     """
-    from xgray.distributed.workers import Work, make_missing
+    from xgray.distributed.workers import Work, compute_missing
 
     size = BATCHES * section.execution.batch_size
     units = []
@@ -234,9 +234,9 @@ def measure_sources(
         file = f"{start:06}-{start + len(texts):06}.safetensors"
         units.append(Work(file, len(texts), (file, texts)))
     arguments, num_workers = (model, section, list(neurons), folder), section.execution.num_workers
-    made = make_missing(SourcesWorker, arguments, units, folder, "vectors", num_workers, on_progress)
+    computed = compute_missing(SourcesWorker, arguments, units, folder, "vectors", num_workers, on_progress)
     activations = [read_tensors(folder, unit.file, "activations")["activations"] for unit in units]
-    return SourceActivations(np.concatenate(activations), made.reused, made.device)
+    return SourceActivations(np.concatenate(activations), computed.reused, computed.device)
 
 
 class PotentialWorker:
