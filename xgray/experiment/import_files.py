@@ -121,8 +121,8 @@ def _check_k(models: dict[str, ImportedModel]) -> None:
     if len(counts) > 1:
         (k, model), (other_k, other_model), *_ = counts.items()
         raise InputError(
-            f"model {model!r} has {k} completions of each prompt, model {other_model!r} has {other_k}: EMT, ToxProb and "
-            f"Dist-n depend on that number; keep {min(k, other_k)} of each prompt in every file"
+            f"model {model!r} has {k} completions of each prompt, model {other_model!r} has {other_k}: EMT, ToxProb "
+            f"and Dist-n depend on that number; keep {min(k, other_k)} of each prompt in every file"
         )
 
 
