@@ -79,7 +79,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(case, tmp_path):
         (["--languages", "en,xx"], "unknown language 'xx'"),
         (["--train.learning-rat", "1"], "did you mean 'learning_rate'"),
         (["--only", "trian"], "unknown stage 'trian'"),
-        (["--generate.k"], "needs a value"),
+        (["--generate.k"], "--generate.k requires an argument"),
         (["--variants", "[{name: base}]"], "model before tuning"),
         (["--variants", "[{name: a, train: {betta: 1}}]"], "did you mean 'beta'"),
     ],
@@ -292,7 +292,7 @@ def test_the_console_shows_no_secrets(tmp_path: Path) -> None:
     code = (
         "import logging, xgray.cli.main as cli\n"
         "from xgray.errors import InputError\n"
-        "def app():\n"
+        "def app(**options):\n"
         "    logging.getLogger('xgray.x').info('signed with AKIAFORTHETESTS0')\n"
         "    raise InputError('no https://name:hush@host/x with AKIAFORTHETESTS0')\n"
         "cli.app = app\n"

@@ -201,7 +201,7 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
 
     own = call(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json")
     assert own.returncode == 0, own.stderr
-    assert "kappa there" in own.stdout
+    assert "kappa at threshold" in own.stdout
     refused = call(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
     assert refused.returncode == 2, "another head's calibration"
     assert "score.calibration: made for scorer embedding" in refused.stderr
@@ -256,7 +256,7 @@ def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_pa
 WRONG = {
     "no run": (["scores", "archive", "absent"], "no run here"),
     "nothing to import": (["scores", "import"], "name the files"),
-    "an unknown form": (["scores", "import", "e.yaml"], "no scores are known in this form"),
+    "an unknown form": (["scores", "import", "e.yaml"], "no file of scores in a known form"),
     "another section's field": (
         ["scores", "archive", "runs/mine", "--train.beta", "1"],
         "only fields of the score section",

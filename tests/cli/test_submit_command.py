@@ -25,7 +25,7 @@ def refused(*arguments: str, cwd: Path) -> str:
         ((), "runs: 'runs' is a relative path"),
         (("--runs", "/shared", "--score.execution.store", "stores/mine"), "--score.execution.store s3://BUCKET/store"),
         (("--runs", "s3://bucket/runs", "--train.betta", "1"), "did you mean 'beta'"),
-        (("--runs", "s3://bucket/runs", "--address", "http://127.0.0.1:9"), "name the cluster's dashboard"),
+        (("--runs", "s3://bucket/runs", "--address", "http://127.0.0.1:9"), "--address http://HEAD:8265"),
     ],
 )
 def test_submit_refuses_what_would_be_lost_or_is_wrong(options, expected, tmp_path):

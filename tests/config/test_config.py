@@ -100,6 +100,14 @@ def test_text_that_looks_like_a_number_is_text_in_quotes(tmp_path: Path) -> None
     assert "name: Input should be a valid string (got 5e-06)" in refused(tmp_path, MINIMAL, "--name", "5e-6")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("no", False), ("off", False), ("yes", True), ("on", True), ("true", True)]
+)
+def test_words_that_older_yaml_reads_as_booleans_are_booleans(tmp_path: Path, text: str, expected: bool) -> None:
+    experiment = load(tmp_path, f"{MINIMAL}report: {{mask: {text}}}\n", "--generate.execution.use-gpu", text)
+    assert (experiment.report.mask, experiment.generate.execution.use_gpu) == (expected, expected)
+
+
 def test_variant_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
     text = (
         MINIMAL + "train: {beta: 0.2, epochs: 3, execution: {num_workers: 2}}\n"

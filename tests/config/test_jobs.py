@@ -91,7 +91,7 @@ def test_mgpt_is_tuned_with_five_seeds() -> None:
     assert [section.seed for section in job("mgpt")[1]] == [0, 1, 2, 3, 4]
 
 
-def test_mgpt_has_the_papers_way_inside() -> None:
+def test_mgpt_looks_inside_the_network_as_the_paper_does() -> None:
     experiment = job("mgpt")[0]
     probe, vectors, activations, intervene = (
         experiment.probe, experiment.vectors, experiment.activations, experiment.intervene
@@ -103,7 +103,7 @@ def test_mgpt_has_the_papers_way_inside() -> None:
     assert (probe.data, probe.protocol, learning_rate(probe), probe.batch_size, probe.epochs) == (
         "data/jigsaw/train.csv", "corrected", 1e-4, 10, 20
     )  # fmt: skip
-    assert learning_rate(probe.model_copy(update={"protocol": "released"})) == 1e-6  # the switch is the whole switch
+    assert learning_rate(probe.model_copy(update={"protocol": "released"})) == 1e-6  # nothing else differs
     assert (vectors.top_k, vectors.num_tokens, vectors.new_tokens, activations.new_tokens) == (100, 30, 20, 20)
     assert (min(intervene.offsets), intervene.generate.k, intervene.generate.temperature) == (-5, 1, 0)
 
@@ -118,13 +118,14 @@ def test_gemma_job_is_the_quickstart_with_another_model_and_its_learning_rate() 
 
 def test_every_option_that_is_named_anywhere_is_a_field() -> None:
     files = [ROOT / "README.md", ROOT / "cluster.yaml", *JOBS.glob("*.*"), *(ROOT / "xgray").rglob("*.py")]
+    files += (ROOT / "docs").rglob("*.md")
     named = {
         (file.name, option)
         for file in files
         for option in re.findall(r"--([a-z_]+(?:\.[a-z][a-z0-9_-]*)+)", file.read_text())
         if not option.startswith("section.")
     }
-    assert {file for file, _ in named} >= {"README.md", "mgpt.yaml", "rayjob.yaml", "cli.py"}
+    assert {file for file, _ in named} >= {"README.md", "mgpt.yaml", "rayjob.yaml", "stages.py"}
     for file, option in named:
         path = tuple(option.replace("-", "_").split("."))
         section, path = (Serve, path[1:]) if path[0] == "serve" else (Experiment, path)
