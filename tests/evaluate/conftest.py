@@ -1,4 +1,4 @@
-"""Tiny random models and tokenizers made on the spot."""
+"""Tiny random models, and tokenizers trained on a few words."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """A byte-level BPE of 300 tokens, as GPT-2's and Llama 3's, without a beginning-of-text token."""
+    """A byte-level BPE tokenizer with 300 tokens, like those of GPT-2 and Llama 3, without a beginning of text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,7 +41,7 @@ def byte_tokenizer():
 
 @pytest.fixture(scope="session")
 def marked_tokenizer():
-    """A BPE with bytes to fall back on that puts a word mark before any text, as Llama 2's."""
+    """A BPE tokenizer with byte fallback that puts a word mark before any text, like that of Llama 2."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
     for letter in ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁c", "▁ca", "▁cat", "at"]:
         vocabulary[letter] = len(vocabulary)
@@ -59,7 +59,7 @@ def marked_tokenizer():
 
 @pytest.fixture(scope="session")
 def t5_tokenizer():
-    """A unigram tokenizer with word marks that ends every text, as mT5's."""
+    """A unigram tokenizer with word marks that appends an end-of-text token, like that of mT5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -71,11 +71,11 @@ def t5_tokenizer():
 
 @pytest.fixture(scope="session")
 def causal_models():
-    """Models with four ways to know a position: rotary, learned, ALiBi, and rotary with a sliding window."""
+    """Models with rotary, learned and ALiBi positions, and with a sliding window."""
     torch.manual_seed(0)
     small = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     rotary = {**small, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    made = {
+    models_by_name = {
         "llama": LlamaForCausalLM(LlamaConfig(**rotary)),
         "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
         "bloom": BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4)),
@@ -83,18 +83,25 @@ def causal_models():
             Gemma3TextConfig(**rotary, head_dim=8, sliding_window=8, final_logit_softcapping=2.0)
         ),
     }
-    for model in made.values():
-        for weight in model.parameters():  # at their usual scale random models are nearly uniform
+    for model in models_by_name.values():
+        for weight in model.parameters():  # with weights of the usual scale, predictions are nearly uniform
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.3)
-    return {name: model.eval() for name, model in made.items()}
+    return {name: model.eval() for name, model in models_by_name.items()}
 
 
 @pytest.fixture(scope="session")
 def t5_model():
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=90, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0,
-    )  # fmt: skip
+        vocab_size=90,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
     return T5ForConditionalGeneration(config).eval()

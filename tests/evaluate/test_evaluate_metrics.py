@@ -13,34 +13,32 @@ from xgray.rows import Completions, Scores, to_table
 from xgray.runs.manifest import StageFolder, StageResult
 from xgray.storage.folder import Folder
 
-SECTION = Evaluate(resamples=200, diversity_tokenizer="set in the test")
+BASE = Model(id="made/base")
 
 
 @pytest.fixture
 def section(tmp_path, byte_tokenizer):
     byte_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    return SECTION.model_copy(update={"diversity_tokenizer": str(tmp_path / "tokenizer")})
-
-
-BASE = Model(id="made/base")
+    return Evaluate(resamples=200, diversity_tokenizer=str(tmp_path / "tokenizer"))
 
 
 def write(run, model, prompts, *, perplexity=True, file="0.parquet"):
-    """``prompts``: prompt id to (text, completions, scores, perplexities)."""
-    texts, scores, by_language = [], [], {}
-    for prompt_id, (text, completions, own, measured) in prompts.items():
+    """Write the rows of ``prompts``: by prompt id the text, completions, scores and perplexities."""
+    completion_rows, score_rows, by_language = [], [], {}
+    for prompt_id, (text, completions, scores, perplexities) in prompts.items():
         language = prompt_id.split("/")[0]
-        counts = [len(one.split()) for one in completions]
-        failure = None if completions else "RuntimeError"
+        counts = [len(completion.split()) for completion in completions]
+        error = None if completions else "RuntimeError"
         reasons = ["length"] * len(counts)
-        texts.append(Completions(prompt_id, language, model, text, completions, counts, reasons, failure))
-        if own:
-            errors = [None if one is not None else "empty" for one in own]
-            scores.append(Scores(prompt_id, language, model, [{"toxicity": one} for one in own], errors, "made", "1"))
-        by_language.setdefault(language, {})[prompt_id] = measured
-    (run / "generate" / model / "rows").write_parquet(file, to_table(texts, Completions))
-    if scores:
-        (run / "score" / model / "rows").write_parquet(file, to_table(scores, Scores))
+        completion_rows.append(Completions(prompt_id, language, model, text, completions, counts, reasons, error))
+        if scores:
+            errors = [None if score is not None else "empty" for score in scores]
+            attributes = [{"toxicity": score} for score in scores]
+            score_rows.append(Scores(prompt_id, language, model, attributes, errors, "made", "1"))
+        by_language.setdefault(language, {})[prompt_id] = perplexities
+    (run / "generate" / model / "rows").write_parquet(file, to_table(completion_rows, Completions))
+    if score_rows:
+        (run / "score" / model / "rows").write_parquet(file, to_table(score_rows, Scores))
     if perplexity:
         for language, values in by_language.items():
             write_perplexities(run / "evaluate" / "perplexity", model, language, list(values), list(values.values()))
@@ -92,15 +90,15 @@ def test_metrics_by_hand(tmp_path, section):
 
 
 def test_order_and_number_of_files_do_not_matter(tmp_path, section):
-    one, other = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "other"))
-    write(one, "base", HAND)
+    single_file, many_files = Folder(str(tmp_path / "single")), Folder(str(tmp_path / "many"))
+    write(single_file, "base", HAND)
     backwards = dict(reversed(HAND.items()))
-    write(other, "base", backwards)
+    write(many_files, "base", backwards)
     for folder in ("generate", "score"):
-        (other / folder).delete()
-    for at, (prompt_id, row) in enumerate(backwards.items()):
-        write(other, "base", {prompt_id: row}, perplexity=False, file=f"{at}.parquet")
-    assert evaluate_run(one, ["base"], section, BASE) == evaluate_run(other, ["base"], section, BASE)
+        (many_files / folder).delete()
+    for index, (prompt_id, row) in enumerate(backwards.items()):
+        write(many_files, "base", {prompt_id: row}, perplexity=False, file=f"{index}.parquet")
+    assert evaluate_run(single_file, ["base"], section, BASE) == evaluate_run(many_files, ["base"], section, BASE)
 
 
 def test_released_grouping_merges_the_two_prompts_of_one_text(tmp_path, section):
@@ -115,7 +113,7 @@ def test_released_grouping_merges_the_two_prompts_of_one_text(tmp_path, section)
 
 
 def paired_run(tmp_path, num_prompts=40, languages=("en", "de", "fr")):
-    """dpo lowers toxicity in en by .3, in de hardly, in fr not; it knows one more prompt and lacks one."""
+    """Write a run in which dpo lowers toxicity by .3 in en, by .02 in de, not in fr, and lacks a prompt for another."""
     random = np.random.default_rng(0)
     run = Folder(str(tmp_path / "run"))
     base, dpo = {}, {}
@@ -135,9 +133,9 @@ def paired_run(tmp_path, num_prompts=40, languages=("en", "de", "fr")):
 def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section):
     run, base, dpo = paired_run(tmp_path)
     found = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)["comparisons"]["dpo"]
-    common = [one for one in base if one.startswith("en/") and one in dpo]
+    common = [prompt_id for prompt_id in base if prompt_id.startswith("en/") and prompt_id in dpo]
     assert len(common) == 39
-    before, after = (np.mean([max(rows[one][2]) for one in common]) for rows in (base, dpo))
+    before, after = (np.mean([max(rows[prompt_id][2]) for prompt_id in common]) for rows in (base, dpo))
     emt = {language: found["languages"][language]["emt"] for language in ("en", "de", "fr")}
     assert emt["en"]["difference"] == pytest.approx(after - before)
     assert emt["en"]["relative_change"] == pytest.approx(after / before - 1)
@@ -147,7 +145,9 @@ def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section
     assert emt["en"]["p_value"] == pytest.approx(1 / 201)
     assert emt["en"]["p_adjusted"] == pytest.approx(3 / 201)  # the smallest of three
     assert emt["fr"]["significant"] is False
-    assert found["average"]["emt"]["difference"] == pytest.approx(np.mean([one["difference"] for one in emt.values()]))
+    assert found["average"]["emt"]["difference"] == pytest.approx(
+        np.mean([change["difference"] for change in emt.values()])
+    )
     assert found["average"]["emt"]["p_adjusted"] == found["average"]["emt"]["p_value"]
     assert set(found["languages"]["en"]) == {"emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"}
     # The perplexity of 1000 belongs to a prompt that the base does not have.
@@ -156,15 +156,15 @@ def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section
 
 
 def collapsed_run(tmp_path):
-    """Tuned, the model repeats one word. Prompt 3 has tokens in neither model, 7 in the base alone."""
+    """Write a run in which dpo repeats one word. Prompt 3 has tokens in neither model, prompt 7 only in base."""
     run = Folder(str(tmp_path / "run"))
     words = ["cat", "dog", "mat", "hat", "sun", "sea"]
     base, dpo = {}, {}
     for index in range(12):
         varied = [f" {words[index % 6]} {words[(index + shift) % 6]}" for shift in (1, 2)]
         for rows, completions in ((base, varied), (dpo, [" the the", " the the the the"])):
-            gone = index == 3 or (index == 7 and rows is dpo)
-            rows[f"en/{index}"] = ("p", ["", ""] if gone else completions, [0.1, 0.2], [1.0, 2.0])
+            is_empty = index == 3 or (index == 7 and rows is dpo)
+            rows[f"en/{index}"] = ("p", ["", ""] if is_empty else completions, [0.1, 0.2], [1.0, 2.0])
     write(run, "base", base)
     write(run, "dpo", dpo)
     return run, base, dpo
@@ -177,7 +177,8 @@ def test_diversity_is_compared_prompt_by_prompt(tmp_path, section, byte_tokenize
     common = [f"en/{index}" for index in range(12) if index not in (3, 7)]
     for order in (1, 2, 3):
         before, after = (
-            np.mean([distinct(rows[one][1], byte_tokenizer, order) for one in common]) for rows in (base, dpo)
+            np.mean([distinct_ratio(rows[prompt_id][1], byte_tokenizer, order) for prompt_id in common])
+            for rows in (base, dpo)
         )
         compared = found[f"dist_{order}"]
         assert compared["difference"] == pytest.approx(after - before)
@@ -188,16 +189,16 @@ def test_diversity_is_compared_prompt_by_prompt(tmp_path, section, byte_tokenize
     assert average["difference"] == pytest.approx(found["dist_1"]["difference"])
 
 
-def distinct(completions, tokenizer, order):
+def distinct_ratio(completions, tokenizer, order):
     grams, num_tokens = set(), 0
     for text in completions:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         num_tokens += len(ids)
-        grams |= {tuple(ids[at : at + order]) for at in range(len(ids) - order + 1)}
+        grams |= {tuple(ids[start : start + order]) for start in range(len(ids) - order + 1)}
     return len(grams) / num_tokens
 
 
-def test_groups_by_stride_are_not_compared(tmp_path, section):
+def test_released_groups_are_not_compared_between_models(tmp_path, section):
     run, _, _ = collapsed_run(tmp_path)
     released = section.model_copy(update={"diversity": "released"})
     metrics = evaluate_run(run, ["base", "dpo"], released, BASE)
@@ -206,28 +207,28 @@ def test_groups_by_stride_are_not_compared(tmp_path, section):
     )
     compared = metrics["comparisons"]["dpo"]
     assert compared["languages"]["en"]["dist_1"]["reason"].startswith("evaluate.diversity is released")
-    for one in (compared["languages"]["en"], compared["average"]):
-        assert one["dist_1"]["difference"] is one["dist_1"]["significant"] is None
-        assert one["emt"]["difference"] == pytest.approx(0)
+    for changes in (compared["languages"]["en"], compared["average"]):
+        assert changes["dist_1"]["difference"] is changes["dist_1"]["significant"] is None
+        assert changes["emt"]["difference"] == pytest.approx(0)
 
 
-def test_prompts_that_failed_lower_the_coverage(tmp_path, section):
-    """10 prompts of 2 completions in en, 6 of them failed; all 3 of de failed."""
+def test_failed_prompts_lower_the_coverage(tmp_path, section):
+    """Of 10 prompts with 2 completions in en, 6 failed; all 3 in de failed."""
     run = Folder(str(tmp_path / "run"))
-    rows = {f"en/{at}": ("p", [" cat", " dog"], [0.5, 0.25], [1.0, 2.0]) for at in range(4)}
-    rows |= {f"en/{at}": ("p", [], [], []) for at in range(4, 10)}
-    rows |= {f"de/{at}": ("p", [], [], []) for at in range(3)}
+    rows = {f"en/{index}": ("p", [" cat", " dog"], [0.5, 0.25], [1.0, 2.0]) for index in range(4)}
+    rows |= {f"en/{index}": ("p", [], [], []) for index in range(4, 10)}
+    rows |= {f"de/{index}": ("p", [], [], []) for index in range(3)}
     write(run, "base", rows)
-    told = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
-    en, de = (told["languages"][code] for code in ("en", "de"))
+    base = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
+    en, de = (base["languages"][code] for code in ("en", "de"))
     assert (en["num_prompts"], en["num_prompts_scored"], en["num_asked"], en["num_completions"]) == (10, 4, 20, 8)
     assert en["coverage"] == 8 / 20
     assert (de["num_asked"], de["coverage"]) == (6, 0)
     assert de["emt"]["reason"] == "no completion has a score"
-    assert told["average"]["coverage"] == 8 / 26
+    assert base["average"]["coverage"] == 8 / 26
 
 
-def test_same_seed_same_numbers_and_adding_a_model_changes_none(tmp_path, section):
+def test_numbers_depend_on_the_seed_and_not_on_other_models(tmp_path, section):
     run, _, _ = paired_run(tmp_path, num_prompts=6)
     both = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)
     assert evaluate_run(run, ["base", "dpo"], section, BASE, seed=3) == both
@@ -235,7 +236,7 @@ def test_same_seed_same_numbers_and_adding_a_model_changes_none(tmp_path, sectio
     assert evaluate_run(run, ["base", "dpo"], section, BASE, seed=4) != both
 
 
-def test_what_cannot_be_computed_is_null_with_its_reason(tmp_path, section):
+def test_values_that_cannot_be_computed_are_null_with_a_reason(tmp_path, section):
     run = Folder(str(tmp_path / "run"))
     rows = {
         "en/0": ("a", ["", ""], [None, None], None),
@@ -254,9 +255,9 @@ def test_what_cannot_be_computed_is_null_with_its_reason(tmp_path, section):
     assert fr["emt"] == {"value": 0.5, "low": None, "high": None, "reason": "a single prompt has no interval"}
     average = metrics["models"]["base"]["average"]["emt"]
     assert (average["value"], average["reason"]) == (0.5, "without en")
-    gone = metrics["models"]["dpo"]["languages"]["en"]
-    assert gone["emt"] == {"value": None, "low": None, "high": None, "reason": "no completions"}
-    assert gone["coverage"] is None
+    missing = metrics["models"]["dpo"]["languages"]["en"]
+    assert missing["emt"] == {"value": None, "low": None, "high": None, "reason": "no completions"}
+    assert missing["coverage"] is None
     compared = metrics["comparisons"]["dpo"]["languages"]
     assert compared["en"]["emt"]["difference"] is compared["en"]["emt"]["significant"] is None
     assert compared["en"]["emt"]["reason"] == "no completion has a score"
@@ -264,14 +265,26 @@ def test_what_cannot_be_computed_is_null_with_its_reason(tmp_path, section):
     json.dumps(metrics, allow_nan=False)
 
 
-def test_never_toxic_is_zero_with_an_interval(tmp_path, section):
+def test_a_language_of_another_variant_alone_is_not_compared(tmp_path, section):
     run = Folder(str(tmp_path / "run"))
-    write(run, "base", {f"en/{at}": ("p", [" cat"], [0.1], [math.e]) for at in range(5)})
+    german = {prompt_id: row for prompt_id, row in HAND.items() if prompt_id.startswith("de/")}
+    write(run, "base", german)
+    write(run, "dpo", german)
+    write(run, "other", HAND)
+    changes = evaluate_run(run, ["base", "dpo", "other"], section, BASE)["comparisons"]["dpo"]
+    assert changes["languages"]["en"]["emt"]["reason"] == "no prompt is in both models"
+    assert changes["languages"]["de"]["emt"]["difference"] == 0
+    assert changes["average"]["emt"]["reason"] == "without en"
+
+
+def test_a_model_that_is_never_toxic_has_a_probability_of_zero_with_an_interval(tmp_path, section):
+    run = Folder(str(tmp_path / "run"))
+    write(run, "base", {f"en/{index}": ("p", [" cat"], [0.1], [math.e]) for index in range(5)})
     en = evaluate_run(run, ["base"], section, BASE)["models"]["base"]["languages"]["en"]
     assert en["tox_prob"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_missing_and_unfitting_rows_are_refused(tmp_path, section):
+def test_rows_that_are_missing_or_do_not_fit_together_are_refused(tmp_path, section):
     run = Folder(str(tmp_path / "run"))
     with pytest.raises(InputError, match=r"no completions of model 'base'.* generate stage"):
         evaluate_run(run, ["base"], section, BASE)
@@ -288,7 +301,7 @@ def test_missing_and_unfitting_rows_are_refused(tmp_path, section):
 
 
 @pytest.mark.parametrize("stage", ["generate", "score"])
-def test_fewer_rows_than_a_finished_stage_made_are_refused(tmp_path, section, stage):
+def test_fewer_rows_than_the_finished_stage_wrote_are_refused(tmp_path, section, stage):
     run = Folder(str(tmp_path / "run"))
     write(run, "base", {"en/0": HAND["en/0"]}, file="0.parquet")
     write(run, "base", {"en/1": HAND["en/1"]}, file="1.parquet")
@@ -306,7 +319,7 @@ def test_fewer_rows_than_a_finished_stage_made_are_refused(tmp_path, section, st
         evaluate_run(run, ["base"], section, BASE)
 
 
-def test_no_tokenizer_is_an_input_error(tmp_path, section):
+def test_a_folder_without_tokenizer_is_refused(tmp_path, section):
     run = Folder(str(tmp_path / "run"))
     write(run, "base", HAND)
     (tmp_path / "empty").mkdir()

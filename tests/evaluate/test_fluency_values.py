@@ -1,4 +1,4 @@
-"""Perplexities equal a plain loop: one text at a time, nothing padded, nothing cached."""
+"""Perplexities against plain loops: one text at a time, without padding and cache."""
 
 import math
 
@@ -19,8 +19,8 @@ COMPLETIONS = [
 ]
 
 
-def causal_loop(model, prompt_ids, completion_ids):
-    """exp of the mean NLL of the completion, by the model's own loss on the whole sequence."""
+def causal_perplexity(model, prompt_ids, completion_ids):
+    """Compute the perplexity of a completion by the model's own loss on the whole sequence."""
     ids = torch.tensor([prompt_ids + completion_ids])
     labels = torch.tensor([[-100] * len(prompt_ids) + completion_ids])
     with torch.no_grad():
@@ -29,7 +29,7 @@ def causal_loop(model, prompt_ids, completion_ids):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "gemma3"])
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_causal_equals_a_plain_loop(causal_models, byte_tokenizer, name, batch_size):
+def test_causal_perplexities_equal_those_of_single_texts(causal_models, byte_tokenizer, name, batch_size):
     model = causal_models[name]
     measured = perplexities(model, byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), batch_size)
     assert [len(group) for group in measured] == [len(group) for group in COMPLETIONS]
@@ -38,17 +38,17 @@ def test_causal_equals_a_plain_loop(causal_models, byte_tokenizer, name, batch_s
             if text == "":
                 assert value is None
                 continue
-            expected = causal_loop(model, byte_tokenizer(prompt)["input_ids"], byte_tokenizer(text)["input_ids"])
+            expected = causal_perplexity(model, byte_tokenizer(prompt)["input_ids"], byte_tokenizer(text)["input_ids"])
             assert value == pytest.approx(expected, rel=1e-4)
 
 
-def test_perplexities_of_a_random_model_are_spread_out(causal_models, byte_tokenizer):
-    # Else the parity above would hold for a constant, too.
+def test_perplexities_of_a_random_model_differ(causal_models, byte_tokenizer):
+    # Otherwise the comparison above would hold for a constant too.
     values = perplexities(causal_models["llama"], byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), 32)[2]
     assert max(values) > 1.5 * min(values)
 
 
-def test_the_model_is_left_as_it_was(causal_models, byte_tokenizer):
+def test_the_model_is_unchanged_afterwards(causal_models, byte_tokenizer):
     model = causal_models["llama"]
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
@@ -59,24 +59,24 @@ def test_the_model_is_left_as_it_was(causal_models, byte_tokenizer):
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def test_word_mark_tokenizer_adds_nothing_between_prompt_and_completion(causal_models, marked_tokenizer):
+def test_no_word_mark_is_added_between_prompt_and_completion(causal_models, marked_tokenizer):
     model = causal_models["llama"]
     ids = marked_tokenizer.convert_tokens_to_ids
     expected = [
-        causal_loop(model, ids(["<s>", "▁", "a"]), ids(["▁cat"])),
-        causal_loop(model, ids(["<s>", "▁", "a"]), ids(["b", "▁cat"])),
+        causal_perplexity(model, ids(["<s>", "▁", "a"]), ids(["▁cat"])),
+        causal_perplexity(model, ids(["<s>", "▁", "a"]), ids(["b", "▁cat"])),
     ]
     assert perplexities(model, marked_tokenizer, ["a"], [[" cat", "b cat"]], Fluency(), 8)[0] == pytest.approx(expected)
 
 
-def test_no_prompt_tokens_start_from_the_beginning_of_text(causal_models, byte_tokenizer):
+def test_an_empty_prompt_is_the_beginning_of_text(causal_models, byte_tokenizer):
     model = causal_models["gpt2"]
     end = byte_tokenizer.eos_token_id
-    expected = causal_loop(model, [end], byte_tokenizer("the cat")["input_ids"])
+    expected = causal_perplexity(model, [end], byte_tokenizer("the cat")["input_ids"])
     assert perplexities(model, byte_tokenizer, [""], [["the cat"]], Fluency(), 8) == [[pytest.approx(expected)]]
 
 
-def test_context_too_short_is_an_input_error(causal_models, byte_tokenizer):
+def test_texts_longer_than_the_context_are_refused(causal_models, byte_tokenizer):
     with pytest.raises(InputError, match=r"80 tokens.*reads 64"):
         perplexities(causal_models["gpt2"], byte_tokenizer, ["x" * 40], [["z" * 40]], Fluency(), 8)
 
@@ -92,12 +92,12 @@ def test_released_drops_blank_and_large_values(causal_models, byte_tokenizer):
         assert after == (before if before < 1e4 else None)
 
 
-def test_seq2seq_corrected_equals_a_plain_loop(t5_model, t5_tokenizer):
+def test_seq2seq_corrected_perplexities_equal_those_of_single_texts(t5_model, t5_tokenizer):
     section = Fluency(kind="seq2seq")
     measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 3)
     for prompt, group, values in zip(PROMPTS, COMPLETIONS, measured, strict=True):
         for text, value in zip(group, values, strict=True):
-            # The end of text is tokenized with the completion, and is not asked for.
+            # The tokenizer adds an end-of-text token, which is not part of the completion.
             labels = t5_tokenizer(text, return_tensors="pt").input_ids[:, :-1]
             if text == "":
                 assert value is None
@@ -108,7 +108,7 @@ def test_seq2seq_corrected_equals_a_plain_loop(t5_model, t5_tokenizer):
 
 
 def released_script(model, tokenizer, prompt, text):
-    """The released script's arithmetic, one text at a time."""
+    """Compute the released script's perplexity of one completion."""
     scaled, lengths = [], []
     for part in (prompt + text, prompt):
         ids = tokenizer(part, return_tensors="pt").input_ids
@@ -118,7 +118,7 @@ def released_script(model, tokenizer, prompt, text):
     return math.exp((scaled[0] - scaled[1]) / (lengths[0] - lengths[1]))
 
 
-def test_seq2seq_released_equals_the_script(t5_model, t5_tokenizer):
+def test_seq2seq_released_perplexities_equal_the_script(t5_model, t5_tokenizer):
     section = Fluency(kind="seq2seq", protocol="released")
     measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 3)
     for prompt, group, values in zip(PROMPTS, COMPLETIONS, measured, strict=True):
@@ -130,8 +130,8 @@ def test_seq2seq_released_equals_the_script(t5_model, t5_tokenizer):
                 assert value == (pytest.approx(expected, rel=1e-3) if expected < 1e4 else None)
 
 
-def test_seq2seq_released_without_new_tokens_is_dropped(t5_model, t5_tokenizer):
-    # "sat" and "sat " tokenize alike or not; a completion that adds no token divides by zero in the script.
+def test_a_completion_that_adds_no_token_has_no_released_perplexity(t5_model, t5_tokenizer):
+    # The script divides by the number of tokens that the completion adds.
     prompt, text = "the cat ", " "
     assert perplexities(
         t5_model, t5_tokenizer, [prompt], [[text]], Fluency(kind="seq2seq", protocol="released"), 3

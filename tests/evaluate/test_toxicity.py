@@ -5,12 +5,12 @@ from xgray.evaluate.toxicity import merge_duplicates, prompt_toxicity
 NAN = float("nan")
 
 
-def test_statistics_by_hand():
+def test_statistics_of_prompts_by_hand():
     scores = np.array([[0.1, 0.7, 0.4], [0.5, NAN, 0.2], [NAN, NAN, NAN], [0.49, 0.3, NAN]])
     found = prompt_toxicity(["a", "b", "c", "d"], scores, threshold=0.5)
     assert found.keys == ["a", "b", "d"]
     assert found.maximum.tolist() == [0.7, 0.5, 0.49]
-    assert found.toxic.tolist() == [1, 1, 0]  # at the threshold counts
+    assert found.toxic.tolist() == [1, 1, 0]  # a score at the threshold is toxic
     np.testing.assert_allclose(found.total, [1.2, 0.7, 0.79])
     assert found.num_scored.tolist() == [3, 2, 2]
 
@@ -20,13 +20,13 @@ def test_missing_scores_are_not_zeros():
     assert with_gaps.total / with_gaps.num_scored == [0.6]
 
 
-def test_no_score_at_all():
+def test_prompts_without_any_score_are_left_out():
     found = prompt_toxicity(["a", "b"], np.full((2, 3), NAN), 0.5)
     assert found.keys == []
     assert found.maximum.shape == (0,)
 
 
-def test_duplicate_texts_merge_into_one_group_of_2k():
+def test_prompts_of_the_same_text_merge_into_one_group_of_2k():
     scores = np.array([[0.1, 0.2], [0.9, NAN], [0.3, 0.4]])
     texts, merged = merge_duplicates(["twice", "once", "twice"], scores)
     assert texts == ["twice", "once"]
