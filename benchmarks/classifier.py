@@ -1,16 +1,17 @@
-"""A sequence classifier on real texts: batches of like length against batches in order of arrival.
+"""A sequence classifier on real texts, with batches of similar length and with batches in order of arrival.
 
     python benchmarks/classifier.py [--texts FOLDER] [--limit 160] [--tokenizer FOLDER] [--layers 12] [--rounds 3]
 
-The model has the shape of XLM-RoBERTa base (12 layers of 768, 512 tokens) and random weights: the values do not change
-the time, and the vocabulary, which is the tokenizer's, only where an embedding is looked up. The texts are the ``text``
-column of CSV files, the same number of each file, in the order of a shuffle: continuations of several models and
-languages as they arrive; without a folder they are the embedded labelled texts, which are shorter and more alike. The
-tokenizer is SmolLM2's, which cuts most languages finer than XLM-RoBERTa's own does; another may be given.
+The model has the shape of XLM-RoBERTa base (12 layers of 768, 512 tokens) and random weights, whose values do not
+change the time; neither does the vocabulary, except in the look-up of embeddings. The texts are the ``text`` column of
+CSV files, the same number from each file, shuffled: completions of several models and languages as they arrive. By
+default they are the embedded labelled texts, which are shorter and more similar in length. The tokenizer is SmolLM2's,
+which needs more tokens than XLM-RoBERTa's in most languages; ``--tokenizer`` names another.
 
-Plainly: texts in their order, ``--batch-size`` at a time, padded to the longest of the batch, as the pipeline of
-transformers has it. Ours: the scorer ``classifier`` with its default of tokens in a batch. Both tokenize within the
-time measured. Rounds alternate; the table shows the medians, and the ratio is the median of the rounds' ratios.
+The plain version takes texts in their order, ``--batch-size`` at a time, padded to the longest of the batch, like the
+pipeline of transformers. It is compared with the scorer ``classifier`` and its default number of tokens in a batch.
+Tokenization is part of the measured time. Rounds alternate; the table shows medians, and the ratio is the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ MAX_LENGTH = 512
 
 
 def read_texts(folder: Path, limit: int) -> list[str]:
-    """Distinct texts of all CSV files of the folder, ``limit`` in all, shuffled."""
-    draw = random.Random(0)
+    """Return distinct texts from all CSV files of a folder, ``limit`` in total, shuffled."""
+    rng = random.Random(0)
     files = sorted(folder.glob("*.csv"))
     texts: list[str] = []
     for file in files:
         with file.open(encoding="utf-8", newline="") as stream:
-            own = list(dict.fromkeys(row["text"] for row in csv.DictReader(stream)))
-        texts += draw.sample(own, min(len(own), -(-limit // len(files))))
-    draw.shuffle(texts)
+            in_file = list(dict.fromkeys(row["text"] for row in csv.DictReader(stream)))
+        texts += rng.sample(in_file, min(len(in_file), -(-limit // len(files))))
+    rng.shuffle(texts)
     return texts[:limit]
 
 
@@ -69,14 +70,16 @@ def write_model(folder: str, tokenizer: Any, num_layers: int) -> None:
     )
     model = XLMRobertaForSequenceClassification(config)
     for name, parameter in model.named_parameters():
-        if name.startswith("classifier"):  # otherwise every text scores nearly the same, and parity would mean little
+        if name.startswith(
+            "classifier"
+        ):  # Otherwise all texts would have nearly the same score, and equal scores would prove little.
             parameter.data.mul_(8)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 class Plain:
-    """What somebody would write with transformers."""
+    """The plain version, with transformers alone."""
 
     def __init__(self, folder: str, batch_size: int) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -85,21 +88,21 @@ class Plain:
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         self.batch_size = batch_size
         self.num_tokens = 0
-        """Of the last call, padding included."""
+        """Tokens of the last call, padding included."""
 
     def score(self, texts: list[str]) -> list[float]:
         import torch
 
-        found: list[float] = []
+        scores: list[float] = []
         self.num_tokens = 0
         for start in range(0, len(texts), self.batch_size):
             batch = texts[start : start + self.batch_size]
-            given = self.tokenizer(batch, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
-            self.num_tokens += given["input_ids"].numel()
+            inputs = self.tokenizer(batch, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+            self.num_tokens += inputs["input_ids"].numel()
             with torch.inference_mode():
-                logits = self.model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
-            found += logits.softmax(-1)[:, 1].tolist()
-        return found
+                logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            scores += logits.softmax(-1)[:, 1].tolist()
+        return scores
 
 
 def main() -> None:
@@ -120,9 +123,11 @@ def main() -> None:
         values = {"scorer": "classifier", "classifier": {"model": {"id": folder}, "labels": {"toxicity": "toxic"}}}
         section = Score.model_validate(values)
         scorer = ClassifierScorer(section)
-        asyncio.run(scorer.score(texts[:1], "en"))  # which loads the model
-    lengths = np.array([len(one) for one in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]])
-    quantiles = ", ".join(f"{one:.0f}" for one in np.quantile(lengths, (0.1, 0.5, 0.9)))
+        asyncio.run(scorer.score(texts[:1], "en"))  # This loads the model.
+    lengths = np.array(
+        [len(tokens) for tokens in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+    )
+    quantiles = ", ".join(f"{length:.0f}" for length in np.quantile(lengths, (0.1, 0.5, 0.9)))
     print(f"{len(texts)} texts of {lengths.mean():.0f} tokens (10 %, half, 90 % below {quantiles})")
     rounds = []
     for _ in range(options.rounds):
@@ -132,16 +137,16 @@ def main() -> None:
         results = asyncio.run(scorer.score(texts, "en"))
         seconds = middle - start, time.perf_counter() - middle
         rounds.append((*seconds, seconds[0] / seconds[1]))
-    found = np.array([one.scores["toxicity"] for one in results if one.scores], np.float64)
+    scores = np.array([result.scores["toxicity"] for result in results if result.scores], np.float64)
     slow, fast, ratio = map(statistics.median, zip(*rounds, strict=True))
     print(f"{'':22}{'texts/s':>10}{'ratio':>8}")
     print(f"{f'in order, by {options.batch_size}':22}{len(texts) / slow:>10.2f}")
     print(f"{f'by length, by {section.execution.batch_tokens}':22}{len(texts) / fast:>10.2f}{ratio:>8.2f}")
-    print("ratios of the rounds:", ", ".join(f"{one[2]:.2f}" for one in rounds))
+    print("ratios of the rounds:", ", ".join(f"{ratio:.2f}" for _, _, ratio in rounds))
     print(f"padding of the plain batches: {1 - lengths.sum() / plain.num_tokens:.0%} of their tokens")
-    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
-    difference = np.abs(found - np.array(expected)).max()
-    print(f"scores from {found.min():.3f} to {found.max():.3f}, the same within {difference:.1e}")
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+    difference = np.abs(scores - np.array(expected)).max()
+    print(f"scores from {scores.min():.3f} to {scores.max():.3f}, the same within {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The Perspective client at its quota: how much of it is used, and whether it is ever passed.
+"""How much of its rate limit the Perspective client uses, and whether it ever exceeds it.
 
     python benchmarks/quota.py [--requests 600] [--per-second 50] [--repeats 1]
 
-A server in a process of its own answers after a fixed time, fails 5 % of the requests (429 and 503 in turn) and keeps
-the time of each that it sees. Clients are one or four Ray actors with the same key; beside them a client that sends one
-request after the other, and Ray Data's own HTTP stage at the same rate. ``used`` is the requests that the server saw a
-second, over the quota, and ``goodput`` those that it answered with a score: at 5 % failures, at most .95 of what is
-used. Both are taken while there are new texts to send. ``most`` is the largest number of requests in any second, by the
-server's clock when it reads them; a pause of the server, whose longest stands beside it, bunches what it then reads.
+A server in another process answers after a fixed latency, fails 5 % of the requests (429 and 503 in turn) and records
+the time of each request. The clients are one or four Ray actors with the same key; for comparison, a client that sends
+one request after the other, and Ray Data's HTTP stage at the same rate. ``used`` is the rate of the requests that the
+server received, divided by the rate limit, and ``goodput`` the rate of those that it answered with a score: with 5 %
+failures at most .95 of ``used``. Both are measured while there are new texts to send. ``most in 1 s`` is the largest
+number of requests in any second, by the server's clock when it reads them. The server reads requests that arrive while
+it pauses all at once; ``pause`` is its longest pause.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from typing import Any
 
 from xgray.config import Score
 
-FAULTS = 20
-"""One request of so many fails."""
+FAILURE_INTERVAL = 20
+"""Every so many requests, the server fails one."""
+
+ONE_BY_ONE = "one by one"
+RAY_DATA = "Ray Data's HTTP stage"
 
 
 def serve(pipe: Connection, latency: float) -> None:
-    """The service; says its port, then after any message what it saw: time, text and status of each request."""
+    """Run the service. It sends its port and, after any message, the time, text and status of each request."""
     from aiohttp import web
 
-    seen: list[tuple[float, str, int]] = []
+    requests: list[tuple[float, str, int]] = []
     pauses = [0.0]
 
-    async def watch() -> None:
+    async def record_pauses() -> None:
         while True:
             began = time.monotonic()
             await asyncio.sleep(0.005)
@@ -43,9 +47,10 @@ def serve(pipe: Connection, latency: float) -> None:
 
     async def analyze(request: web.Request) -> web.Response:
         body = await request.json()
-        number = len(seen)
-        status = (429, 503)[number // FAULTS % 2] if number % FAULTS == FAULTS - 1 else 200
-        seen.append((time.monotonic(), body["comment"]["text"], status))
+        index = len(requests)
+        is_failure = index % FAILURE_INTERVAL == FAILURE_INTERVAL - 1
+        status = (429, 503)[index // FAILURE_INTERVAL % 2] if is_failure else 200
+        requests.append((time.monotonic(), body["comment"]["text"], status))
         await asyncio.sleep(latency)
         scores = {name: {"summaryScore": {"value": 0.5}} for name in body["requestedAttributes"]}
         return web.json_response({"attributeScores": scores} if status == 200 else {}, status=status)
@@ -57,19 +62,20 @@ def serve(pipe: Connection, latency: float) -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         pipe.send(runner.addresses[0][1])
-        watching = asyncio.create_task(watch())
+        watching = asyncio.create_task(record_pauses())
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
         watching.cancel()
-        pipe.send((seen, max(pauses)))
+        pipe.send((requests, max(pauses)))
 
     asyncio.run(run())
 
 
-def texts(number: int) -> list[str]:
-    return [f"text {index}" for index in range(number)]
+def make_texts(num_texts: int) -> list[str]:
+    return [f"text {index}" for index in range(num_texts)]
 
 
-def through_actors(url: str, number: int, per_second: float, num_workers: int) -> None:
+def send_with_actors(url: str, num_texts: int, per_second: float, num_workers: int) -> None:
+    """Score the texts with Ray actors that share a rate limit."""
     import ray
 
     from xgray.distributed.rate_limit import shared_rate_limit
@@ -83,24 +89,25 @@ def through_actors(url: str, number: int, per_second: float, num_workers: int) -
         def __init__(self) -> None:
             self._scorer = build_scorer(section, shared_rate_limit(section))
 
-        async def run(self, own: list[str]) -> int:
-            scored = await self._scorer.score(own, "en") if own else []
-            return sum(one.scores is not None for one in scored)
+        async def score(self, texts: list[str]) -> int:
+            results = await self._scorer.score(texts, "en") if texts else []
+            return sum(result.scores is not None for result in results)
 
-    make = ray.remote(num_cpus=0)(Worker)
-    workers = [make.remote() for _ in range(num_workers)]
-    ray.get([worker.run.remote([]) for worker in workers])  # what starts takes the cores from what is measured
-    given = texts(number)
-    counts = ray.get([worker.run.remote(given[start::num_workers]) for start, worker in enumerate(workers)])
-    assert sum(counts) == number
+    actor = ray.remote(num_cpus=0)(Worker)
+    workers = [actor.remote() for _ in range(num_workers)]
+    ray.get([worker.score.remote([]) for worker in workers])  # The start of actors would slow the measurement.
+    texts = make_texts(num_texts)
+    counts = ray.get([worker.score.remote(texts[start::num_workers]) for start, worker in enumerate(workers)])
+    assert sum(counts) == num_texts
 
 
-def one_by_one(url: str, number: int) -> None:
+def send_one_by_one(url: str, num_texts: int) -> None:
+    """Send one request after the other, up to eight times per text."""
     import aiohttp
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
-            for text in texts(number):
+            for text in make_texts(num_texts):
                 body = {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}}
                 for _ in range(8):
                     async with session.post(f"{url}/v1alpha1/comments:analyze", json=body) as response:
@@ -110,7 +117,8 @@ def one_by_one(url: str, number: int) -> None:
     asyncio.run(run())
 
 
-def ray_data(url: str, number: int, per_second: float) -> None:
+def send_with_ray_data(url: str, num_texts: int, per_second: float) -> None:
+    """Send the requests with Ray Data's HTTP stage."""
     import ray
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
@@ -119,43 +127,48 @@ def ray_data(url: str, number: int, per_second: float) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     config = HttpRequestProcessorConfig(
-        url=f"{url}/v1alpha1/comments:analyze", qps=per_second, max_retries=8, base_retry_wait_time_in_s=0.5,
-        batch_size=64, concurrency=1,
-    )  # fmt: skip
+        url=f"{url}/v1alpha1/comments:analyze",
+        qps=per_second,
+        max_retries=8,
+        base_retry_wait_time_in_s=0.5,
+        batch_size=64,
+        concurrency=1,
+    )
     stage = build_processor(
         config,
         preprocess=lambda row: {"payload": {"comment": {"text": row["item"]}, "requestedAttributes": {"TOXICITY": {}}}},
         postprocess=lambda row: {"answer": str(row["http_response"])},
     )
-    stage(ray.data.from_items(texts(number))).take_all()
+    stage(ray.data.from_items(make_texts(num_texts))).take_all()
 
 
-def measure(kind: str, latency: float, number: int, per_second: float) -> dict[str, float]:
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, latency), daemon=True)
+def measure(client: str, latency: float, num_texts: int, per_second: float) -> dict[str, float]:
+    """Run a client against a new server and return what the server saw."""
+    pipe, servers_pipe = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(servers_pipe, latency), daemon=True)
     server.start()
-    url = f"http://127.0.0.1:{here.recv()}"
-    if kind == "one by one":
-        one_by_one(url, number)
-    elif kind == "Ray Data's HTTP stage":
-        ray_data(url, number, per_second)
+    url = f"http://127.0.0.1:{pipe.recv()}"
+    if client == ONE_BY_ONE:
+        send_one_by_one(url, num_texts)
+    elif client == RAY_DATA:
+        send_with_ray_data(url, num_texts, per_second)
     else:
-        through_actors(url, number, per_second, int(kind.split()[0]))
-    here.send("done")
-    seen: list[tuple[float, str, int]]
-    seen, pause = here.recv()
+        send_with_actors(url, num_texts, per_second, int(client.split()[0]))
+    pipe.send("done")
+    requests: list[tuple[float, str, int]]
+    requests, pause = pipe.recv()
     server.join()
-    first: dict[str, float] = {}
-    for at, text, _ in seen:
-        first.setdefault(text, at)
-    begin, end = min(first.values()), max(first.values())
-    within = [status for at, _, status in seen if begin <= at < end]
-    times = sorted(at for at, _, _ in seen)
+    first_times: dict[str, float] = {}
+    for seconds, text, _ in requests:
+        first_times.setdefault(text, seconds)
+    begin, end = min(first_times.values()), max(first_times.values())
+    within = [status for seconds, _, status in requests if begin <= seconds < end]
+    times = sorted(seconds for seconds, _, _ in requests)
     return {
         "used": len(within) / (end - begin) / per_second,
         "goodput": within.count(200) / (end - begin) / per_second,
-        "most": max(sum(1 for other in times[index:] if other < at + 1) for index, at in enumerate(times)),
-        "requests": len(seen),
+        "most": max(sum(1 for other in times[index:] if other < first + 1) for index, first in enumerate(times)),
+        "requests": len(requests),
         "pause": pause,
     }
 
@@ -165,35 +178,38 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--per-second", type=float, default=50.0)
     parser.add_argument("--repeats", type=int, default=1)
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ["PERSPECTIVE_API_KEY"] = "benchmark"
     os.environ["NO_PROXY"] = "127.0.0.1"
     from xgray.distributed.cluster import connect
 
     runs: list[tuple[str, float, int]] = []
     for milliseconds in (10, 100, 500):
-        runs += [(f"{number} worker{'s' * (number > 1)}", milliseconds / 1000, given.requests) for number in (1, 4)]
-        # These take the latency of every request: fewer will do.
-        runs += [(kind, milliseconds / 1000, given.requests // 10) for kind in ("one by one", "Ray Data's HTTP stage")]
+        latency = milliseconds / 1000
+        runs += [(f"{number} worker{'s' * (number > 1)}", latency, options.requests) for number in (1, 4)]
+        # These wait for every request, so they get fewer texts.
+        runs += [(client, latency, options.requests // 10) for client in (ONE_BY_ONE, RAY_DATA)]
     print(
         f"{'latency':>8}  {'client':<22}{'used':>8}{'goodput':>9}{'most in 1 s':>13}{'pause':>9}{'requests':>10}",
         flush=True,
     )
-    over = 0
+    num_exceeded = 0
     with connect():
-        for kind, latency, number in runs:
+        for client, latency, num_texts in runs:
             results: list[dict[str, Any]] = [
-                measure(kind, latency, number, given.per_second) for _ in range(given.repeats)
+                measure(client, latency, num_texts, options.per_second) for _ in range(options.repeats)
             ]
-            used, goodput = (statistics.median(one[name] for one in results) for name in ("used", "goodput"))
-            most = max(one["most"] for one in results)
-            over += "worker" in kind and most > given.per_second
+            used, goodput = (statistics.median(result[name] for result in results) for name in ("used", "goodput"))
+            most = max(result["most"] for result in results)
+            num_exceeded += "worker" in client and most > options.per_second
             print(
-                f"{latency * 1000:>5.0f} ms  {kind:<22}{used:>8.3f}{goodput:>9.3f}{most:>13.0f}"
-                f"{max(one['pause'] for one in results) * 1000:>6.0f} ms{results[0]['requests']:>10.0f}",
+                f"{latency * 1000:>5.0f} ms  {client:<22}{used:>8.3f}{goodput:>9.3f}{most:>13.0f}"
+                f"{max(result['pause'] for result in results) * 1000:>6.0f} ms{results[0]['requests']:>10.0f}",
                 flush=True,
             )
-    print(f"runs of ours that passed the quota of {given.per_second:g} a second: {over:.0f}")
+    print(
+        f"runs with workers that exceeded the limit of {options.per_second:g} requests per second: {num_exceeded:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The local scorer behind HTTP against the same scorer in a plain batched loop: texts a second; then latencies.
+"""Throughput of the local scorer behind HTTP and in a plain batched loop, and the latency of the service.
 
     python benchmarks/serve.py [--texts 680] [--rounds 3] [--connections 64] [--seconds 20] [--port 8780]
 
-The embedded labelled texts of all languages. The loop runs alone, on all cores, in whole batches; then the service
-starts, and a load generator in a process of its own, on the same cores, keeps that many connections busy with one text
-each. Rounds alternate; the table shows the medians, and beside the rates the time of a core that a text costs, which
-other work on the machine changes less: of the loop, and of all processes of the service and the load generator. Then
-requests arrive at random at half of the capacity that was measured, and their latency counts from when they were due.
+The texts are the embedded labelled texts of all languages. First the loop runs alone, on all cores, in full batches.
+Then the service starts, and a load generator in another process, on the same cores, keeps ``--connections`` busy with
+one text each. Rounds alternate, and the table shows medians. Besides rates it shows the time of a core per text, which
+other work on the machine changes less: that of the loop, and that of the service and the load generator together. Last,
+requests arrive at random times at half of the measured capacity, and their latency counts from when they were due.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ import psutil
 from xgray.config import Score, Serve
 
 Text = tuple[str, str]
-"""Its language and itself."""
+"""A language and a text."""
 
 
-def sample(num_texts: int) -> list[Text]:
+def sample_texts(num_texts: int) -> list[Text]:
     from xgray.data.labelled import read_labelled
 
-    texts = sorted({(one.language, one.text) for one in read_labelled("embedded")})
+    texts = sorted({(row.language, row.text) for row in read_labelled("embedded")})
     return random.Random(0).sample(texts, min(num_texts, len(texts)))
 
 
 async def loop(texts: list[Text], batch_size: int) -> tuple[float, float, dict[Text, float]]:
-    """Seconds, those of a core, and the scores."""
+    """Score in a loop; return the seconds, the seconds of a core, and the scores."""
     from xgray.score.build import build_scorer
     from xgray.score.scorer import score_texts
 
@@ -51,12 +51,12 @@ async def loop(texts: list[Text], batch_size: int) -> tuple[float, float, dict[T
     began, busy = time.perf_counter(), time.process_time()
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        # The scorer is one for all languages, so that batches need not be cut short by them.
-        results = await score_texts(scorer, [text for _, text in batch], "en", "corrected")
-        for one, result in zip(batch, results, strict=True):
+        # The scorer is the same for all languages, so a batch may mix them.
+        results = await score_texts(scorer, [content for _, content in batch], "en", "corrected")
+        for text, result in zip(batch, results, strict=True):
             assert result.scores
             assert result.scores["toxicity"] is not None
-            scores[one] = result.scores["toxicity"]
+            scores[text] = result.scores["toxicity"]
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
     await scorer.close()
     return seconds, busy, scores
@@ -66,9 +66,9 @@ def run_loop(texts: list[Text], batch_size: int) -> tuple[float, float, dict[Tex
     return asyncio.run(loop(texts, batch_size))
 
 
-async def ask(session: Any, one: Text) -> float:
-    language, text = one
-    body = {"comment": {"text": text}, "languages": [language], "requestedAttributes": {"TOXICITY": {}}}
+async def request_score(session: Any, text: Text) -> float:
+    language, content = text
+    body = {"comment": {"text": content}, "languages": [language], "requestedAttributes": {"TOXICITY": {}}}
     async with session.post("/v1alpha1/comments:analyze", json=body) as response:
         answer = await response.json()
         assert response.status == 200, answer
@@ -76,16 +76,16 @@ async def ask(session: Any, one: Text) -> float:
     return value
 
 
-async def closed(url: str, texts: list[Text], connections: int) -> tuple[float, float, dict[Text, float]]:
-    """Each connection sends its next text when it has the last one's score."""
+async def keep_busy(url: str, texts: list[Text], connections: int) -> tuple[float, float, dict[Text, float]]:
+    """Send texts on all connections, the next when the last is scored; return what :func:`loop` does."""
     import aiohttp
 
     rest = iter(texts)
     scores: dict[Text, float] = {}
 
     async def connection() -> None:
-        for one in rest:
-            scores[one] = await ask(session, one)
+        for text in rest:
+            scores[text] = await request_score(session, text)
 
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
         began, busy = time.perf_counter(), time.process_time()
@@ -93,51 +93,51 @@ async def closed(url: str, texts: list[Text], connections: int) -> tuple[float, 
         return time.perf_counter() - began, time.process_time() - busy, scores
 
 
-def run_closed(url: str, texts: list[Text], connections: int) -> tuple[float, float, dict[Text, float]]:
-    return asyncio.run(closed(url, texts, connections))
+def run_keep_busy(url: str, texts: list[Text], connections: int) -> tuple[float, float, dict[Text, float]]:
+    return asyncio.run(keep_busy(url, texts, connections))
 
 
-async def opened(url: str, texts: list[Text], per_second: float, seconds: float) -> list[float]:
-    """Latencies of requests that arrive whether or not others are answered (Poisson)."""
+async def send_at_random(url: str, texts: list[Text], per_second: float, seconds: float) -> list[float]:
+    """Send requests at the times of a Poisson process, answered or not, and return their latencies."""
     import aiohttp
 
-    draw = random.Random(1)
+    rng = random.Random(1)
     latencies: list[float] = []
 
-    async def request(due: float, one: Text) -> None:
+    async def send(due: float, text: Text) -> None:
         await asyncio.sleep(due - time.perf_counter())
-        await ask(session, one)
+        await request_score(session, text)
         latencies.append(time.perf_counter() - due)
 
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
         due = time.perf_counter()
         end = due + seconds
         tasks = []
-        while (due := due + draw.expovariate(per_second)) < end:
-            tasks.append(asyncio.create_task(request(due, draw.choice(texts))))
+        while (due := due + rng.expovariate(per_second)) < end:
+            tasks.append(asyncio.create_task(send(due, rng.choice(texts))))
         await asyncio.gather(*tasks)
     return latencies
 
 
-def run_opened(url: str, texts: list[Text], per_second: float, seconds: float) -> list[float]:
-    return asyncio.run(opened(url, texts, per_second, seconds))
+def run_send_at_random(url: str, texts: list[Text], per_second: float, seconds: float) -> list[float]:
+    return asyncio.run(send_at_random(url, texts, per_second, seconds))
 
 
-def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, from a new process."""
+def run_in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function, run in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def core_seconds(process: psutil.Process) -> float:
-    """Spent so far by the process and all below it."""
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    """Return the time that a process and its descendants have used so far."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(time_used.user + time_used.system for time_used in times)
 
 
 @contextmanager
 def service(section: Serve) -> Iterator[tuple[str, psutil.Process]]:
-    """The address and the process of a service that runs for the length of the block."""
+    """Run a service for the duration of the block and yield its address and process."""
     from xgray.distributed.serve import run_service
 
     process = multiprocessing.get_context("spawn").Process(target=run_service, args=(Score(), section))
@@ -164,19 +164,19 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8780)
     options = parser.parse_args()
     section = Serve(port=options.port)
-    texts = sample(options.texts)
+    texts = sample_texts(options.texts)
     rows, latencies = [], []
     for _ in range(options.rounds):
-        seconds, busy, expected = elsewhere(run_loop, texts, section.batch_size)
+        seconds, busy, expected = run_in_process(run_loop, texts, section.batch_size)
         row = [len(texts) / seconds, busy / len(texts) * 1000]
         with service(section) as (url, process):
-            elsewhere(run_closed, url, texts[: options.connections], options.connections)
+            run_in_process(run_keep_busy, url, texts[: options.connections], options.connections)
             before = core_seconds(process)
-            seconds, busy, scores = elsewhere(run_closed, url, texts, options.connections)
+            seconds, busy, scores = run_in_process(run_keep_busy, url, texts, options.connections)
             busy += core_seconds(process) - before
             assert scores == expected, "the service has other scores"
             row += [len(texts) / seconds, busy / len(texts) * 1000]
-            latencies += elsewhere(run_opened, url, texts, row[2] / 2, options.seconds / options.rounds)
+            latencies += run_in_process(run_send_at_random, url, texts, row[2] / 2, options.seconds / options.rounds)
         rows.append([*row, row[2] / row[0], row[1] / row[3]])
         print("loop {:.1f}/s {:.1f} ms, served {:.1f}/s {:.1f} ms, {:.2f} {:.2f}".format(*rows[-1]), flush=True)
     rate, cost, served_rate, served_cost, ratio, cost_ratio = map(statistics.median, zip(*rows, strict=True))

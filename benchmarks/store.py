@@ -1,11 +1,11 @@
-"""The score store against a plain SQLite table: inserts, look-ups that hit and that miss, start-up.
+"""The score store compared with a plain SQLite table: inserts, look-ups of known and unknown texts, and start-up.
 
     python benchmarks/store.py [--entries 1000000] [--large 10000000] [--commit 1000] [--texts 1000] [--rounds 5]
 
-Both keep the same rows under the same keys, commit after as many rows, and do the whole of the work: a text is hashed,
-its row found, checked or read, and turned into a score. SQLite writes ahead (WAL) with a sync at each commit, as
-the store does. Look-ups are of random texts; rounds alternate, and the table shows medians. Start-up is that of a store
-of ``--large`` made-up rows: opening it, and then the first look-up of a thousand texts.
+Both keep the same rows under the same keys, commit equally often and do the whole work: hash a text, find its row,
+check or read it, and turn it into a score. SQLite uses a write-ahead log with a sync at each commit, as the store syncs
+its commits. Look-ups are of random texts. Rounds alternate, and the table shows medians. Start-up is measured with
+``--large`` artificial rows: opening the store, and then the first look-up of a thousand texts.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ WORDS = ["the", "of", "a", "in", "to", "it", "was", "that", "for", "on", "you", 
 
 
 def text(number: int) -> str:
-    """Some twenty words, as a completion has; no two numbers have the same."""
-    draw = random.Random(number)
-    return f"{' '.join(draw.choices(WORDS, k=20))} {number}"
+    """Return about twenty words, like a completion; every number has another text."""
+    rng = random.Random(number)
+    return f"{' '.join(rng.choices(WORDS, k=20))} {number}"
 
 
-def entry(of: str) -> ScoreEntry:
+def make_entry(content: str) -> ScoreEntry:
     scored = Scored({"toxicity": 0.1234567}, seconds=0.1234)
-    return ScoreEntry.of_text(of, *QUESTION, ATTRIBUTES, scored, "2026-11-05T12:00:00Z")
+    return ScoreEntry.of_text(content, *QUESTION, ATTRIBUTES, scored, "2026-11-05T12:00:00Z")
 
 
 class PlainTable:
-    """What one would write without a store: a table in one file."""
+    """A table in one file, as a simple alternative to the store."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path)
@@ -53,7 +53,7 @@ class PlainTable:
         self._connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
     def put(self, entries: Sequence[ScoreEntry]) -> None:
-        self.put_rows(one.row() for one in entries)
+        self.put_rows(entry.row() for entry in entries)
 
     def put_rows(self, rows: Iterable[bytes]) -> None:
         with self._connection:
@@ -62,12 +62,12 @@ class PlainTable:
             )
 
     def get(self, texts: Sequence[str]) -> list[Scored | None]:
-        found: list[Scored | None] = []
+        results: list[Scored | None] = []
         for key in score_keys(texts, *QUESTION):
             row = self._connection.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
             fields = json.loads(row[0]) if row else {}
-            found.append(Scored(fields["scores"], seconds=fields["seconds"]) if row else None)
-        return found
+            results.append(Scored(fields["scores"], seconds=fields["seconds"]) if row else None)
+        return results
 
 
 def per_second(num: int, work: Callable[[], object]) -> float:
@@ -77,7 +77,7 @@ def per_second(num: int, work: Callable[[], object]) -> float:
 
 
 def inserts(folder: Path, num: int, commit: int) -> tuple[ScoreStore, PlainTable]:
-    """Fill both, in turns of a twentieth of all; making up the texts is not measured, making entries of them is."""
+    """Fill both in turns of a twentieth; the time to make entries counts, the time to make texts does not."""
     store, table = ScoreStore(str(folder / "scores")), PlainTable(folder / "scores.sqlite")
     step = max(commit, num // 20)
     seconds = [0.0, 0.0]
@@ -85,41 +85,41 @@ def inserts(folder: Path, num: int, commit: int) -> tuple[ScoreStore, PlainTable
         texts = [text(number) for number in range(first, min(first + step, num))]
         for side, put in enumerate((store.put, table.put)):
             start = time.perf_counter()
-            for at in range(0, len(texts), commit):
-                put([entry(one) for one in texts[at : at + commit]])
+            for offset in range(0, len(texts), commit):
+                put([make_entry(content) for content in texts[offset : offset + commit]])
             seconds[side] += time.perf_counter() - start
-    row("inserts", num / seconds[0], num / seconds[1])
+    print_row("inserts", num / seconds[0], num / seconds[1])
     return store, table
 
 
 def look_ups(store: ScoreStore, table: PlainTable, num: int, num_texts: int, rounds: int) -> None:
-    draw = random.Random(0)
+    rng = random.Random(0)
     for kind, offset in (("hits", 0), ("misses", num)):
         rates = []
         for _ in range(rounds):
             batches = [
-                [text(offset + draw.randrange(num)) for _ in range(num_texts)] for _ in range(50_000 // num_texts)
+                [text(offset + rng.randrange(num)) for _ in range(num_texts)] for _ in range(50_000 // num_texts)
             ]
             count = num_texts * len(batches)
-            ours = per_second(count, lambda: [store.get(one, *QUESTION, ATTRIBUTES) for one in batches])  # noqa: B023
-            plain = per_second(count, lambda: [table.get(one) for one in batches])  # noqa: B023
+            ours = per_second(count, lambda: [store.get(batch, *QUESTION, ATTRIBUTES) for batch in batches])  # noqa: B023
+            plain = per_second(count, lambda: [table.get(batch) for batch in batches])  # noqa: B023
             rates.append((ours, plain))
-            found = store.get(batches[0], *QUESTION, ATTRIBUTES)
-            assert found == table.get(batches[0])
-            assert (None in found) == (kind == "misses")
-        row(f"look-ups, {kind}", *map(statistics.median, zip(*rates, strict=True)))
+            results = store.get(batches[0], *QUESTION, ATTRIBUTES)
+            assert results == table.get(batches[0])
+            assert (None in results) == (kind == "misses")
+        print_row(f"look-ups, {kind}", *map(statistics.median, zip(*rates, strict=True)))
 
 
-def row(name: str, ours: float, plain: float) -> None:
+def print_row(name: str, ours: float, plain: float) -> None:
     print(f"{name:20}{ours:>12,.0f}{plain:>12,.0f}{ours / plain:>8.2f}", flush=True)
 
 
 def start_up(folder: Path, num: int, rounds: int) -> None:
-    """Both with ``num`` rows under random keys; SQLite gets them in order, which it takes in quicker."""
+    """Measure both with ``num`` rows under random keys; SQLite receives them sorted, which is faster for it."""
     uri, path = str(folder / "large"), folder / "large.sqlite"
-    value = entry(text(0)).row()[KEY_BYTES:]
-    drawn = os.urandom(KEY_BYTES * num)
-    keys = [drawn[at : at + KEY_BYTES] for at in range(0, len(drawn), KEY_BYTES)]
+    value = make_entry(text(0)).row()[KEY_BYTES:]
+    random_bytes = os.urandom(KEY_BYTES * num)
+    keys = [random_bytes[offset : offset + KEY_BYTES] for offset in range(0, len(random_bytes), KEY_BYTES)]
     for first in range(0, num, SEGMENT_ROWS):
         write_segment(ScoreStore(uri).folder / "segments", [key + value for key in keys[first : first + SEGMENT_ROWS]])
     keys.sort()
@@ -135,7 +135,7 @@ def start_up(folder: Path, num: int, rounds: int) -> None:
         looked = time.perf_counter()
         PlainTable(path).get(texts)
         times.append((opened - began, looked - began, time.perf_counter() - looked))
-    alone, ours, plain = (statistics.median(one) * 1000 for one in zip(*times, strict=True))
+    alone, ours, plain = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
     print(f"start-up with {store.num_rows:,} entries: {alone:.1f} ms;")
     print(f"with a first look-up of {len(texts)} texts {ours:.1f} ms, SQLite {plain:.1f} ms")
 

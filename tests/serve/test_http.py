@@ -1,4 +1,4 @@
-"""The HTTP service with a local scorer in the same process; tests/distributed/test_serve.py runs it behind Ray Serve."""
+"""The HTTP service with a local scorer in this process; tests/distributed/test_serve.py runs it behind Ray Serve."""
 
 import asyncio
 import gzip
