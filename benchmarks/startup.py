@@ -1,6 +1,8 @@
-"""Start-up: ``xgray --help``, and running a finished run again. Medians of several runs, as whole processes.
+"""Measure how long the command line takes to start: the median of several calls, as whole processes.
 
 python benchmarks/startup.py [FINISHED_EXPERIMENT.yaml]
+
+With an experiment whose stages are all finished, running it again is measured too.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ RUNS = 7
 
 
 def seconds(command: list[str]) -> float:
+    """Return the wall-clock time of a command."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -21,8 +24,10 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     python = [sys.executable, "-c", "pass"]
-    xgray = [sys.executable, "-m", "xgray.cli.main"]
-    cases = {"python itself": python, "xgray --help": [*xgray, "--help"]}
+    xgray = [sys.executable, "-m", "xgray.cli"]
+    cases = {"python itself": python}
+    for arguments in (["--help"], ["run", "--help"], ["train", "--help"], ["fields"]):
+        cases[f"xgray {' '.join(arguments)}"] = [*xgray, *arguments]
     if len(sys.argv) > 1:
         cases["xgray run, finished"] = [*xgray, "run", sys.argv[1]]
     print(f"{'command':<24}{'median s':>10}{'min':>8}{'max':>8}   of {RUNS}")

