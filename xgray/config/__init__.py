@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from xgray.config.evaluate import Evaluate, Fluency, Report
     from xgray.config.experiment import STORE, Experiment
     from xgray.config.mechanism import (
-        MECHANISM,
         Activations,
         Capability,
         Greedy,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from xgray.config.train import Train, TrainExecution, Variant
 
 __all__ = [
-    "BASE", "LOADS_CLASSIFIER", "MECHANISM", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
+    "BASE", "LOADS_CLASSIFIER", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
     "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MeasuringExecution", "Model",
     "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
     "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",

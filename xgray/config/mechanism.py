@@ -9,10 +9,6 @@ from pydantic import Field, FiniteFloat, model_validator
 from xgray.config.sampling import Sampling
 from xgray.config.section import MeasuringExecution, Section, Switch
 
-MECHANISM = ("probe", "vectors", "activations", "intervene", "retrieve", "transfer", "capability")
-"""The stages of these sections in the order in which they run; ``transfer`` follows from ``retrieve`` and
-``evaluate``."""
-
 Neuron = tuple[int, int]
 """A neuron of the MLPs: its layer and its index in the layer, both counted from 0."""
 
