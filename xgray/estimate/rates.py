@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 from pydantic import Field
+from ruamel.yaml.error import YAMLError
 
 from xgray.config import Section, validate
+from xgray.config.file import read_yaml
 from xgray.errors import InputError
 from xgray.storage.folder import Folder
 
@@ -125,10 +127,10 @@ def read_rates(path: Path) -> Rates:
         InputError: the file is missing or no YAML, or a rate is unknown or out of range.
     """
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--rates: {path}: cannot read it: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, YAMLError) as error:
         raise InputError(f"--rates: {path}: no valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise InputError(f"--rates: {path}: a rates file is a mapping, such as generate: {{tokens_per_second: 3000}}")
