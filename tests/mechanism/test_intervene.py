@@ -1,4 +1,4 @@
-"""The stage ``intervene``: pushed texts are the engine's, killed and resumed, and what it refuses before it samples."""
+"""Stage ``intervene``: its texts are the edited engine's, it resumes after a kill, and refuses before it samples."""
 
 import json
 import re
@@ -48,34 +48,34 @@ def test_a_neuron_outside_the_model_is_refused_before_anything_is_sampled(tiny_m
         plan = make_plan(experiment(tiny_model, tmp_path, intervene={"neurons": neurons}))
         with pytest.raises(InputError, match=f"intervene.neurons: {message}|intervene.neurons: neuron.*{message}"):
             run(plan, plan.stage("intervene"), lambda label, done, total, errors=0: None)
-        with pytest.raises(InputError, match=r"intervene\.neurons"):  # nor is anything before it
+        with pytest.raises(InputError, match=r"intervene\.neurons"):  # before any other stage runs, too
             run_experiment(plan)
     assert not (tmp_path / "e").exists()
 
 
-def test_neurons_of_vectors_must_be_there(tiny_model, tmp_path):
+def test_neurons_come_from_a_finished_stage_vectors(tiny_model, tmp_path):
     plan = make_plan(experiment(tiny_model, tmp_path, probe={}, vectors={}, intervene={}))
-    vectors, own = plan.stage("vectors"), plan.stage("intervene")
+    vectors, intervene = plan.stage("vectors"), plan.stage("intervene")
     with pytest.raises(InputError, match="stage vectors is not finished"):
-        run(plan, own, lambda label, done, total, errors=0: None)
+        run(plan, intervene, lambda label, done, total, errors=0: None)
     vectors.folder.write_json("metrics.json", {"sources": []})
     vectors.finish(StageResult())
-    # That there are none is a finding: nothing is sampled, and the run can go on to its report.
-    assert run(plan, own, lambda label, done, total, errors=0: None).counts == {"num_neurons": 0}
-    told = own.folder.read_json("metrics.json")
-    assert told["neurons"] == []
-    assert "vectors found no actual sources" in told["reason"]
+    # An empty list of sources is a finding, not an error: nothing is sampled, and the run continues to its report.
+    assert run(plan, intervene, lambda label, done, total, errors=0: None).counts == {"num_neurons": 0}
+    metrics = intervene.folder.read_json("metrics.json")
+    assert metrics["neurons"] == []
+    assert "vectors found no actual sources" in metrics["reason"]
 
 
-def test_what_it_depends_on_is_in_its_fingerprint(tiny_model, tmp_path):
+def test_everything_that_changes_results_is_in_the_fingerprint(tiny_model, tmp_path):
     def fingerprint(**changes):
         sections = {"intervene": {"neurons": NEURONS}} | changes
         return make_plan(experiment(tiny_model, tmp_path, **sections)).stage("intervene").fingerprint
 
     assert fingerprint() == fingerprint(report={"mask": False}) == fingerprint(variants=[{"name": "dpo"}])
-    same_way = {"engine": "transformers", "num_actors": 2}
-    assert fingerprint() == fingerprint(generate={"k": 7, "execution": same_way})  # its own decoding counts
-    others = [
+    execution = {"engine": "transformers", "num_actors": 2}
+    assert fingerprint() == fingerprint(generate={"k": 7, "execution": execution})  # intervene.generate has its own k
+    changes = [
         {"intervene": {"neurons": NEURONS, "offsets": [-5]}},
         {"intervene": {"neurons": NEURONS[:2]}},
         {"intervene": {"neurons": NEURONS, "generate": {"temperature": 0.9}}},
@@ -86,10 +86,10 @@ def test_what_it_depends_on_is_in_its_fingerprint(tiny_model, tmp_path):
         {"languages": ["de"]},
         {"generate": {"execution": {"engine": "dummy"}}},
     ]
-    assert len({fingerprint(), *(fingerprint(**one) for one in others)}) == len(others) + 1
+    assert len({fingerprint(), *(fingerprint(**change) for change in changes)}) == len(changes) + 1
 
 
-def test_settings_are_named_for_files_and_differ(tmp_path):
+def test_settings_have_distinct_names(tmp_path):
     file = tmp_path / "e.yaml"
 
     def settings(text):
@@ -98,8 +98,10 @@ def test_settings_are_named_for_files_and_differ(tmp_path):
         return {name: (offset, multiplier) for name, offset, multiplier in section.settings()}
 
     assert settings("offsets: [0, -5, 2.5], multipliers: [0, 1]") == {
-        "offset-5": (-5, 1), "offset2.5": (2.5, 1), "times0": (0, 0)
-    }  # fmt: skip
+        "offset-5": (-5, 1),
+        "offset2.5": (2.5, 1),
+        "times0": (0, 0),
+    }
     for text, message in (
         ("offsets: [0]", "an offset other than 0 or a multiplier other than 1 is needed"),
         ("offsets: [1, 1.0]", "a value is listed twice: offset1 offset1"),
@@ -110,9 +112,9 @@ def test_settings_are_named_for_files_and_differ(tmp_path):
 
 
 def files(folder):
-    """Files of rows, and when each was written."""
-    found = folder.glob("runs/e/intervene/*/*/rows/*.parquet")
-    return {path: path.stat().st_mtime_ns for path in found if not path.name.startswith(".")}
+    """Return the files of rows, and when each was written."""
+    paths = folder.glob("runs/e/intervene/*/*/rows/*.parquet")
+    return {path: path.stat().st_mtime_ns for path in paths if not path.name.startswith(".")}
 
 
 def state(folder):
@@ -127,7 +129,7 @@ def rows(folder, stage, setting, kind):
 
 
 @pytest.mark.slow
-def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
+def test_texts_are_those_of_the_edited_engine_after_a_kill(tiny_model, tmp_path):
     (tmp_path / "e.yaml").write_text(
         f"name: e\nmodel: {{id: '{tiny_model}', dtype: float32}}\nvariants: []\nlanguages: [en, de]\n"
         "generate: {execution: {engine: transformers, batch_size: 1}}\nscore: {scorer: dummy, "
@@ -156,15 +158,15 @@ def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
     )
     texts = {}
     for setting, edit in EDITS.items():
-        made = rows(tmp_path, "generate", setting, Completions)
-        assert Counter(row.language for row in made) == {"en": 6, "de": 6}
+        sampled = rows(tmp_path, "generate", setting, Completions)
+        assert Counter(row.language for row in sampled) == {"en": 6, "de": 6}
         assert Counter(row.prompt_id for row in rows(tmp_path, "score", setting, Scores)) == Counter(
-            row.prompt_id for row in made
+            row.prompt_id for row in sampled
         )
         engine.edit(edit)
-        expected = engine.sample([row.prompt for row in made], [0] * len(made), None)
-        texts[setting] = [row.completions for row in sorted(made, key=lambda row: row.prompt_id)]
-        assert [row.completions for row in made] == [[one.text for one in drawn] for drawn in expected]
+        expected = engine.sample([row.prompt for row in sampled], [0] * len(sampled), None)
+        texts[setting] = [row.completions for row in sorted(sampled, key=lambda row: row.prompt_id)]
+        assert [row.completions for row in sampled] == [[sample.text for sample in group] for group in expected]
     assert texts["offset-5"] != texts["base"]
 
     folder = tmp_path / "runs/e/intervene"
@@ -172,11 +174,11 @@ def test_pushed_texts_are_the_engines_and_survive_a_kill(tiny_model, tmp_path):
     evaluated = json.loads((folder / "evaluate/metrics.json").read_text())
     assert metrics["neurons"] == NEURONS
     assert list(metrics["settings"]) == list(EDITS)
-    for setting, told in metrics["settings"].items():
-        assert told["average"] == evaluated["models"][setting]["average"]
-        assert told["languages"]["de"]["num_scored"] == 6
-        assert told["comparison"] == evaluated["comparisons"].get(setting)
-    assert [one["offset"] for one in metrics["settings"].values()] == [0, -5, 0]
+    for name, setting in metrics["settings"].items():
+        assert setting["average"] == evaluated["models"][name]["average"]
+        assert setting["languages"]["de"]["num_scored"] == 6
+        assert setting["comparison"] == evaluated["comparisons"].get(name)
+    assert [setting["offset"] for setting in metrics["settings"].values()] == [0, -5, 0]
 
     written = (folder / "manifest.json").stat().st_mtime_ns
     assert xgray(*command, cwd=tmp_path).returncode == 0
