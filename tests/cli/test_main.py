@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a mistake is one line with the place and the remedy, and an exit code."""
+"""The command line as a user meets it: a mistake is a line that names the place and the remedy, and an exit code."""
 
 import json
 import os
@@ -206,17 +206,17 @@ def test_files_read_in_another_way_are_other_files(first, then, tmp_path):
     assert xgray(*then, cwd=tmp_path).returncode == 0
 
 
-def test_a_run_of_own_files_is_reported_again_without_them(tmp_path, local_ray):
+def test_a_run_of_imported_files_is_reported_again_without_them(tmp_path, local_ray):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, "".join(perspective_line(prompt, "a", 0.6) + "\n" for prompt in "pq"))
-    told = xgray("run", f"tuned={file}", f"base={file}", "--name", "mine", "--json", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
+    done = xgray("run", f"tuned={file}", f"base={file}", "--name", "mine", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     file.unlink()
     page = tmp_path / "runs" / "mine" / "report" / "index.html"
     before = page.read_text()
     again = xgray("report", "runs/mine", "--report.mask", "false", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["metrics"] == json.loads(told.stdout)["metrics"]
+    assert json.loads(again.stdout)["metrics"] == json.loads(done.stdout)["metrics"]
     assert page.read_text() != before
 
 
@@ -224,23 +224,23 @@ def test_a_run_of_own_files_is_reported_again_without_them(tmp_path, local_ray):
     ("command", "path"), [("report", "runs/typo"), ("run", "typo.json"), ("evaluate", "base=absent.json")]
 )
 def test_a_path_of_nothing_is_named(command, path, tmp_path):
-    told = xgray(command, path, cwd=tmp_path)
-    assert told.returncode == 2
-    assert told.stderr == f"xgray: {path.removeprefix('base=')}: no such run directory or file\n"
+    done = xgray(command, path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"xgray: {path.removeprefix('base=')}: no such run directory or file\n"
 
 
 def test_files_are_not_taken_into_a_run_that_has_a_driver(tmp_path):
     file = tmp_path / "perspective_api_eval-x_en.json"
     write(file, perspective_line("p", "a", 0.6) + "\n")
     with Lease(Folder(str(tmp_path / "runs" / "mine"))):
-        told = xgray("evaluate", str(file), "--name", "mine", cwd=tmp_path)
-        assert told.returncode == 1
-        assert f"has a driver already: host {os.uname().nodename}, process {os.getpid()}" in told.stderr
-        assert len(told.stderr.strip().splitlines()) == 1, told.stderr
+        done = xgray("evaluate", str(file), "--name", "mine", cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"has a driver already: host {os.uname().nodename}, process {os.getpid()}" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert os.listdir(tmp_path / "runs" / "mine") == ["driver.json"]
 
 
-def test_k_and_the_language_of_own_files_can_be_given(tmp_path):
+def test_k_and_the_language_of_imported_files_can_be_given(tmp_path):
     file = tmp_path / "perspective_api_eval-mine.json"
     lines = [perspective_line(*line) for line in [("p", "a", 0.6), ("p", "b", 0.2), ("q", "c", 0.4)]]
     write(file, "\n".join(lines) + "\n")
@@ -269,10 +269,10 @@ def test_damaged_files_of_a_run_are_one_line(tmp_path, local_ray):
     assert not (run / "driver.json").exists()
     assert [path.name for path in (run / "evaluate" / "logs").iterdir()] == ["attempt-0001.log"]
     (run / "evaluate" / "manifest.json").write_bytes(b'{"format": 1, "finger\xff')
-    told = xgray(*command, cwd=tmp_path)
-    assert told.returncode == 2
-    assert f"{run}/evaluate/manifest.json is damaged" in told.stderr
-    assert len(told.stderr.strip().splitlines()) == 1, told.stderr
+    done = xgray(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{run}/evaluate/manifest.json is damaged" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     status = xgray("status", str(run), cwd=tmp_path)
     assert status.returncode == 0, status.stderr
     assert f"{run}/evaluate/manifest.json is damaged" in status.stdout
@@ -298,10 +298,10 @@ def test_the_console_shows_no_secrets(tmp_path: Path) -> None:
         "cli.app = app\n"
         "cli.main()\n"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "AWS_ACCESS_KEY_ID": "AKIAFORTHETESTS0"},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
-    assert told.returncode == 2
-    assert " signed with ***\n" in told.stderr
-    assert told.stderr.endswith("xgray: no https://***@host/x with ***\n")
+    assert done.returncode == 2
+    assert " signed with ***\n" in done.stderr
+    assert done.stderr.endswith("xgray: no https://***@host/x with ***\n")

@@ -31,15 +31,15 @@ def rates(tmp_path):
 
 
 def test_stated_rates_need_no_model(tmp_path, rates):
-    embedded = [f"--{one}=embedded" for one in ("prompts.path", "train.pairs", "retrieve.parallel")]
+    embedded = [f"--{field}=embedded" for field in ("prompts.path", "train.pairs", "retrieve.parallel")]
     job = [str(JOBS / "llama3-8b.yaml"), *embedded]
-    told = xgray("plan", *job, "--rates", rates, "--json", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+    done = xgray("plan", *job, "--rates", rates, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = {line["stage"]: line for line in json.loads(done.stdout)["lines"]}
     assert lines["train/dpo"]["unit"] == "steps"
     assert lines["generate/base"]["source"] == "the vendor"
     assert lines["generate/base"]["new_tokens"] == lines["generate/base"]["num_left"] * 25 * 20
-    assert json.loads(told.stdout)["money"] > 0
+    assert json.loads(done.stdout)["money"] > 0
     shown = xgray("plan", *job, "--rates", rates, "--score.scorer", "perspective", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "the rate limit: 1 requests a second" in shown.stdout
@@ -48,7 +48,7 @@ def test_stated_rates_need_no_model(tmp_path, rates):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "fact"),
     [
         ("generate: {tokens_per_secnd: 10}", "unknown key 'generate.tokens_per_secnd'; did you mean"),
         ("generate: {tokens_per_second: -1}", "generate.tokens_per_second: Input should be greater than 0 (got -1)"),
@@ -58,17 +58,17 @@ def test_stated_rates_need_no_model(tmp_path, rates):
         ("a: [", "no valid YAML"),
     ],
 )
-def test_wrong_rates_are_said_in_one_line(tmp_path, text, said):
+def test_wrong_rates_are_named_in_one_line(tmp_path, text, fact):
     (tmp_path / "rates.yaml").write_text(text)
-    told = xgray("plan", str(JOBS / "quickstart.yaml"), "--rates", "rates.yaml", cwd=tmp_path)
-    assert told.returncode == 2
-    assert said in told.stderr
-    assert "Traceback" not in told.stderr
+    done = xgray("plan", str(JOBS / "quickstart.yaml"), "--rates", "rates.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert fact in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_wrong_calls_are_refused(tmp_path, rates):
     quickstart = str(JOBS / "quickstart.yaml")
-    for arguments, said in [
+    for arguments, fact in [
         ([quickstart], "--rates FILE, or have them measured, --measure"),
         ([quickstart, "--rates", "none.yaml"], "none.yaml: cannot read it"),
         ([quickstart, "--rates", rates, "--write-rates", "x.yaml"], "nothing to write without --measure"),
@@ -76,9 +76,9 @@ def test_wrong_calls_are_refused(tmp_path, rates):
         (["--rates", rates], "name one experiment file"),
         ([quickstart, "--measure", "--score.scorer", "openai"], "state score.texts_per_second"),
     ]:
-        told = xgray("plan", *arguments, cwd=tmp_path)
-        assert told.returncode == 2, arguments
-        assert said in told.stderr, told.stderr
+        done = xgray("plan", *arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert fact in done.stderr, done.stderr
 
 
 @pytest.fixture
@@ -98,15 +98,15 @@ def experiment(tmp_path, tiny_model):
 def test_the_experiment_is_measured(tmp_path, experiment, local_ray):
     measured = xgray("plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
-    told = json.loads(measured.stdout)
-    lines = {line["stage"]: line for line in told["lines"]}
+    estimate = json.loads(measured.stdout)
+    lines = {line["stage"]: line for line in estimate["lines"]}
     sampled = lines["generate/base"]
     assert (sampled["num_left"], sampled["num_completions"]) == (12, 36)
     assert 0 < sampled["new_tokens"] <= 36 * 8
     assert sampled["prompt_tokens"] > 12
     assert "by transformers on cpu" in sampled["source"]
     assert all(line["source"].startswith("measured: ") for line in lines.values())
-    assert told["gpu_hours"] == 0
+    assert estimate["gpu_hours"] == 0
     assert not list((tmp_path / "runs").glob("*")), "the measurement leaves nothing behind"
 
     again = xgray("plan", experiment, "--rates", "rates.yaml", "--json", cwd=tmp_path)
@@ -121,18 +121,18 @@ def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
     """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
     with object_store() as store:
         runs = store.uri("/runs")
-        told = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
-        assert told.returncode == 0, told.stderr
-        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        done = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
+        assert done.returncode == 0, done.stderr
+        lines = {line["stage"]: line for line in json.loads(done.stdout)["lines"]}
         assert lines["train/dpo"]["num_left"] == 6
         assert lines["train/dpo"]["seconds"] > 0
         assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
         assert not list((tmp_path).glob("s3*"))
         trained = xgray("train", experiment, "--runs", runs, cwd=tmp_path, **CREDENTIALS)
         assert trained.returncode == 0, trained.stderr
-        told = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
-        assert told.returncode == 0, told.stderr
-        lines = {line["stage"]: line for line in json.loads(told.stdout)["lines"]}
+        done = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
+        assert done.returncode == 0, done.stderr
+        lines = {line["stage"]: line for line in json.loads(done.stdout)["lines"]}
         assert lines["generate/dpo"]["source"].startswith("measured: ")
         with pytest.MonkeyPatch.context() as patch:
             for name, value in CREDENTIALS.items():

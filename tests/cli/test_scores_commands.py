@@ -25,15 +25,15 @@ def call(folder, *arguments):
     return xgray(*arguments, cwd=folder, **SERVICE)
 
 
-def made_run(tmp_path, name, rows):
+def write_run(tmp_path, name, rows):
     folder = Folder(str(tmp_path / "runs" / name))
     experiment = Experiment.model_validate(
         {"name": name, "model": {"id": "made"}, "languages": list(TEXTS), "evaluate": {"fluency": {"kind": "none"}}}
     )
     folder.write_bytes("experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json")).encode())
     for model in {row.model for row in rows}:
-        own = [row for row in rows if row.model == model]
-        (folder / "generate" / model / "rows").write_parquet("rows.parquet", to_table(own, Completions))
+        rows_of_model = [row for row in rows if row.model == model]
+        (folder / "generate" / model / "rows").write_parquet("rows.parquet", to_table(rows_of_model, Completions))
     return folder
 
 
@@ -51,7 +51,7 @@ def run(tmp_path):
         for code, texts in TEXTS.items()
         for index in range(NUM_PROMPTS)
     ]
-    return made_run(tmp_path, "mine", rows)
+    return write_run(tmp_path, "mine", rows)
 
 
 def write_generations(folder, code, prompts):
@@ -86,15 +86,15 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     refused = " hello 0 "
     service = FaultyService({refused: ["too long"], " danke 0 ": ["500"]})
     with serving(service) as url:
-        told = json.loads(archive(run, url, "--estimate", "--json").stdout)
+        estimate = json.loads(archive(run, url, "--estimate", "--json").stdout)
         assert not service.received
-        assert sum(told["num_texts"].values()) == len(wanted)
+        assert sum(estimate["num_texts"].values()) == len(wanted)
         done = archive(run, url)
         assert done.returncode == 0, done.stderr
         assert f"{len(wanted) - 1} of {len(wanted)} texts scored" in done.stdout
         assert "COMMENT_TOO_LONG" in done.stdout
         assert len(service.received) == len(wanted) + 1
-        assert all(len(one.body["requestedAttributes"]) == 6 for one in service.received)
+        assert all(len(request.body["requestedAttributes"]) == 6 for request in service.received)
         assert archive(run, url).returncode == 0
         assert len(service.received) == len(wanted) + 1, "nothing is asked for again, nor is the refused text"
     assert KEY not in done.stdout + done.stderr
@@ -130,7 +130,7 @@ def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
         kill_family(process)
         assert archive(run, url).returncode == 0
     wanted = distinct(run)
-    assert {(one.body["languages"][0], one.text) for one in service.received} == wanted
+    assert {(request.body["languages"][0], request.text) for request in service.received} == wanted
     # A commit follows after a second, which is 40 answers, or after 50 of them.
     assert len(service.received) < len(wanted) + 100, "most of what was paid for was kept"
 
@@ -160,7 +160,9 @@ def labelled(folder):
         with (folder / f"{code}.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["text", "label"])
-            writer.writerows([one.text, int(one.toxic)] for one in read_labelled("embedded") if one.language == code)
+            writer.writerows(
+                [text.text, int(text.toxic)] for text in read_labelled("embedded") if text.language == code
+            )
     return str(folder)
 
 
@@ -193,15 +195,17 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
     command = ["scorer", "calibrate", "runs/mine", "--output", "cal.json", "--score.head", "head.json", "--json"]
     calibrated = call(tmp_path, *command)
     assert calibrated.returncode == 0, calibrated.stderr
-    told = json.loads(calibrated.stdout)
-    assert told["calibration"]["scorer_version"] == version
-    assert told["calibration"]["target"] == "perspective"
-    assert set(told["swaps"]) == {"mine, raw", "mine, calibrated"}
+    result = json.loads(calibrated.stdout)
+    assert result["calibration"]["scorer_version"] == version
+    assert result["calibration"]["target"] == "perspective"
+    assert set(result["swaps"]) == {"mine, raw", "mine, calibrated"}
     assert call(tmp_path, *command[:-1]).returncode == 0
 
-    own = call(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json")
-    assert own.returncode == 0, own.stderr
-    assert "kappa at threshold" in own.stdout
+    measured = call(
+        tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json"
+    )
+    assert measured.returncode == 0, measured.stderr
+    assert "kappa at threshold" in measured.stdout
     refused = call(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
     assert refused.returncode == 2, "another head's calibration"
     assert "score.calibration: made for scorer embedding" in refused.stderr
@@ -225,14 +229,14 @@ def test_a_calibration_is_onto_one_of_several_services(tmp_path):
     done = call(tmp_path, *command)
     assert done.returncode == 2
     assert f"name one: {', '.join(f'perspective@{version}' for version in versions)}" in done.stderr
-    told = json.loads(call(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
-    assert told["calibration"]["target_version"] == versions[1]
+    result = json.loads(call(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
+    assert result["calibration"]["target_version"] == versions[1]
 
 
 def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
     put_english(tmp_path, {text for code, text in distinct(run) if code == "en"})
-    made_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])
-    made_run(tmp_path, "failed", [completed("en", 0, "base", [])])
+    write_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])
+    write_run(tmp_path, "failed", [completed("en", 0, "base", [])])
     runs = [f"runs/{name}" for name in ("mine", "german", "failed")]
     command = ["scorer", "calibrate", *runs, "--output", "cal.json", "--score.scorer", "dummy"]
     done = call(tmp_path, *command)
@@ -245,8 +249,8 @@ def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_pa
     assert "mine, raw" in lines
     assert "mine, calibrated; in-sample: the map was fitted on these texts" in lines
     assert "failed, calibrated" in lines
-    told = json.loads(call(tmp_path, *command, "--json").stdout)
-    assert (told["in_sample"], told["not_compared"]) == (["mine, calibrated"], ["german"])
+    result = json.loads(call(tmp_path, *command, "--json").stdout)
+    assert (result["in_sample"], result["not_compared"]) == (["mine, calibrated"], ["german"])
 
     absent = call(tmp_path, "scorer", "calibrate", "runs/absent", *command[5:])
     assert absent.returncode == 2
@@ -284,11 +288,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
-def test_a_mistake_is_one_line(run, tmp_path, arguments, said):
+@pytest.mark.parametrize(("arguments", "fact"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line(run, tmp_path, arguments, fact):
     (tmp_path / "e.yaml").write_text("name: e\n")
     Folder(str(tmp_path / "newer")).write_json("format.json", {"version": 99})
     done = call(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert fact in done.stderr
     assert "Traceback" not in done.stderr

