@@ -107,7 +107,7 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     merged = call(tmp_path, "scores", "merge", "other", "--store", "runs/scores")
     assert merged.returncode == 0, merged.stderr
     known = ScoreStore(str(tmp_path / "other")).get(
-        [" du Idiot 3 b"], "de", "perspective", f"perspective/v1alpha1@{url[7:]}", ["threat"]
+        [" du Idiot 3 b"], "de", ScorerId("perspective", f"perspective/v1alpha1@{url[7:]}"), ["threat"]
     )
     assert known[0].scores == {"threat": true_score(" du Idiot 3 b")}
 
