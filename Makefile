@@ -1,5 +1,5 @@
 # make quickstart   the whole experiment on a small real model, on a CPU, in minutes
-# make test         all tests; make check: format, lint, types, layers
+# make test         all tests; make check: format, lint, types, layers; make docs: the site
 # make install EXTRA=gpu   vLLM's CUDA build instead of the CPU one
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend c
 PINS := --constraints constraints.txt
 endif
 
-.PHONY: install quickstart test test-fast check format bench clean
+.PHONY: install quickstart test test-fast check format docs bench clean
 
 install: .venv/installed-$(EXTRA)
 
@@ -39,6 +39,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in docs/_build/html; a link within it that leads nowhere is an error.
+docs: install
+	$(BIN)/python docs/write_configuration.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -47,4 +52,4 @@ bench: install
 	for script in benchmarks/*.py; do name=$$(basename $$script .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build docs/_build *.egg-info

@@ -82,7 +82,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> EvaluateMetrics:
-        """``evaluate/metrics.json``: toxicity, fluency and diversity of every model, with intervals.
+        """The content of ``evaluate/metrics.json``, with toxicity, fluency and diversity of every model.
 
         Raises:
             InputError: the run has not been evaluated.
