@@ -58,6 +58,7 @@ def measure(method: str, num_layers: int, w: np.ndarray, connection: Any) -> Non
     """Send the seconds, the MB above the loaded model, and the neurons found."""
     model, tokenizer = load_model(SMOLLM2)
     model.model.layers = model.model.layers[:num_layers]
+    model.config.num_hidden_layers = num_layers
     torch.ones(64, 576) @ torch.ones(576, 64)  # allocates the library's buffers, which are not part of the measurement
     token_texts(tokenizer)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
