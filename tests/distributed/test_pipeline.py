@@ -2,14 +2,9 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.distributed.pipeline_driver import MODELS, PROMPTS, run, run_recorded
+from tests.processes import descendants, kill_family, start_python, wait_until
 from xgray.config import Score
 from xgray.distributed.cluster import connect
 from xgray.distributed.pipeline import ITERATION_THREAD
@@ -25,9 +21,10 @@ from xgray.rows import Prompt
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
 
-DRIVER = str(Path(__file__).with_name("pipeline_driver.py"))
 GENERATE = {"engine": "transformers", "batch_size": 4}
 SCORE = {"scorer": "embedding"}
+DUMMY = {"engine": "dummy", "batch_size": 8}
+DUMMY_SCORE = {"scorer": "dummy", "unvalidated_languages": True}
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +34,8 @@ def models(tiny_model, tiny_adapter):
 
 
 def start(root, models, **settings):
-    command = [sys.executable, DRIVER, json.dumps({"root": str(root), "models": models} | settings)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def finish(process):
-    out, err = process.communicate()
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+    arguments = json.dumps({"root": str(root), "models": models} | settings)
+    return start_python("-m", "tests.distributed.pipeline_driver", arguments)
 
 
 def files(root, stage):
@@ -64,12 +51,6 @@ def rows(root, stage):
             assert key not in found, key
             found[key] = row
     return found
-
-
-def wait_for_files(process, root, stage, number):
-    while len(files(root, stage)) < number:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -136,28 +117,27 @@ def test_scores_equal_those_of_the_scorer_alone(uninterrupted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "number", "batch_size"), [("generate", 3, 3), ("score", 2, 4)])
-def test_a_killed_run_resumes_to_the_same_rows(models, uninterrupted, tmp_path, stage, number, batch_size):
+def test_a_killed_run_is_resumed_to_the_same_rows(models, uninterrupted, tmp_path):
+    """It is killed while both stages are under way, and resumed with blocks of another size."""
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
-    wait_for_files(process, tmp_path, stage, number)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    wait_until(lambda: len(files(tmp_path, "generate")) >= 3 and files(tmp_path, "score"), process)
+    kill_family(process)
     kept = {path: path.stat().st_mtime_ns for path in files(tmp_path, "generate") + files(tmp_path, "score")}
     assert len(files(tmp_path, "generate")) < 15
-    result = finish(start(tmp_path, models, generate=GENERATE | {"batch_size": batch_size}, score=SCORE))
-    for one in ("generate", "score"):
-        assert rows(tmp_path, one) == rows(uninterrupted[1], one)
-        reused = sum(result["tallies"][f"{one}/{model}"]["num_reused"] for model in MODELS)
-        assert reused >= 4 * sum(path.parent.parent.parent.name == one for path in kept)
+    result = run_recorded(tmp_path, models, generate=GENERATE | {"batch_size": 3}, score=SCORE)
+    for stage in ("generate", "score"):
+        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
+        num_reused = sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in MODELS)
+        assert num_reused >= 4 * sum(path.parent.parent.parent.name == stage for path in kept) > 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.slow
 def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
     def kill():
-        while len(files(tmp_path, "generate")) < 2:
-            time.sleep(0.01)
-        actor("GenerateActor").kill()
+        wait_until(lambda: len(files(tmp_path, "generate")) >= 2)
+        (engine,) = descendants(name="GenerateActor")
+        engine.kill()
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -167,11 +147,6 @@ def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
     assert sum(tallies["generate", model].num_engine_starts for model in MODELS) in (2, 3)
     for stage in ("generate", "score"):
         assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
-
-
-def actor(name):
-    (found,) = (one for one in psutil.Process().children(recursive=True) if name in "".join(one.cmdline()))
-    return found
 
 
 @pytest.mark.slow
@@ -202,28 +177,33 @@ def test_missing_files_are_made_again_and_others_are_left_alone(models, uninterr
         assert sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in MODELS) == number
 
 
+@pytest.fixture(scope="module")
+def sound(cluster, models, tmp_path_factory):
+    """The rows that the dummy engine generates for the base model."""
+    root = tmp_path_factory.mktemp("sound")
+    run(str(root), models, DUMMY, None, names=["base"])
+    return rows(root, "generate")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises_on", "dies_on"])
-def test_a_poisoned_prompt_is_recorded_and_the_others_are_sampled(models, cluster, tmp_path, fault):
-    dummy = {"engine": "dummy", "batch_size": 8}
-    score = {"scorer": "dummy", "unvalidated_languages": True}
-    run(str(tmp_path / "sound"), models, dummy, score, names=["base"])
-    poisoned = dummy | {"dummy": {fault: "number 7"}}
-    tallies = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
-    expected, found = rows(tmp_path / "sound", "generate"), rows(tmp_path / "poisoned", "generate")
+def test_a_poisoned_prompt_is_recorded_and_the_others_are_sampled(models, sound, tmp_path, fault):
+    poisoned = DUMMY | {"dummy": {fault: "number 7"}}
+    tallies = run(str(tmp_path), models, poisoned, DUMMY_SCORE, prompts=PROMPTS, names=["base"])
+    found = rows(tmp_path, "generate")
     bad = {("base", "en/7"), ("base", "de/7")}
     assert {key for key, row in found.items() if row["error"]} == bad
     assert {key: row for key, row in found.items() if key not in bad} == {
-        key: row for key, row in expected.items() if key not in bad
+        key: row for key, row in sound.items() if key not in bad
     }
     assert all(found[key]["completions"] == [] for key in bad)
-    scored = rows(tmp_path / "poisoned", "score")
+    scored = rows(tmp_path, "score")
     assert scored.keys() == found.keys()
     assert all(scored[key]["scores"] == [] for key in bad)
     assert tallies["generate", "base"].num_errors == 2
     counts = {stage: tallies[stage, "base"].result(stage).counts for stage in ("generate", "score")}
     assert counts["generate"]["num_errors"] == 2
-    again = run(str(tmp_path / "poisoned"), models, poisoned, score, prompts=PROMPTS, names=["base"])
+    again = run(str(tmp_path), models, poisoned, DUMMY_SCORE, prompts=PROMPTS, names=["base"])
     for stage, expected in counts.items():
         resumed = again[stage, "base"].result(stage).counts
         assert resumed == expected | {"num_reused": expected["num_prompts"]}, "recorded errors stay"
@@ -238,7 +218,7 @@ def test_an_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_run_and_leaves_no_process(models, tmp_path):
     process = start(tmp_path, models, generate=GENERATE, score=SCORE)
-    wait_for_files(process, tmp_path, "generate", 2)
+    wait_until(lambda: len(files(tmp_path, "generate")) >= 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -258,27 +238,26 @@ def test_an_interrupt_between_two_blocks_leaves_no_thread_that_would_end_the_pro
         if done:
             raise KeyboardInterrupt
 
-    for _ in range(2):
+    for attempt in ("first", "second"):
         # The traceback keeps every frame of the run alive, as it does until Ray shuts down.
         with pytest.raises(KeyboardInterrupt) as kept:
-            run(str(tmp_path), models, generate={"engine": "dummy", "batch_size": 1}, on_progress=interrupted)
+            run(str(tmp_path / attempt), models, generate={"engine": "dummy", "batch_size": 1}, on_progress=interrupted)
         assert ITERATION_THREAD in names, names
         assert ITERATION_THREAD not in {thread.name for thread in threading.enumerate()}, kept
-        shutil.rmtree(tmp_path / "generate")
 
 
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written_fails_in_one_line_and_keeps_results(models, cluster, tmp_path):
     (tmp_path / "score").write_text("a file in the place of a folder")
     with pytest.raises(StageError, match=r"^Not a directory: "):
-        run(str(tmp_path), models, GENERATE, SCORE)
+        run(str(tmp_path), models, DUMMY, DUMMY_SCORE, names=["base"])
     assert rows(tmp_path, "generate")
 
 
 @pytest.mark.slow
 def test_an_input_error_in_a_worker_reaches_the_user_unchanged(models, cluster, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        run(str(tmp_path), models, GENERATE, {"labelled": str(tmp_path / "absent")})
+        run(str(tmp_path), models, DUMMY, {"labelled": str(tmp_path / "absent")}, names=["base"])
 
 
 def test_a_long_prompt_is_refused_before_anything_is_sampled(models, tmp_path):
