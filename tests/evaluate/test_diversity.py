@@ -9,11 +9,11 @@ def test_ratios_by_hand():
     tokens = np.array([0, 1, 0, 1, 1, 0, 2, 2, 2])
     text_of = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
     group_of = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
-    found = distinct_ratios(tokens, text_of, group_of, 3)
+    result = distinct_ratios(tokens, text_of, group_of, 3)
     # Unigrams {0, 1} of 6 tokens; bigrams {01, 10}, not 11 across the texts; trigrams {010, 101}.
-    np.testing.assert_allclose(found[0], [2 / 6, 2 / 6, 2 / 6])
-    np.testing.assert_allclose(found[1], [1 / 3, 1 / 3, 1 / 3])
-    assert np.isnan(found[2]).all()
+    np.testing.assert_allclose(result[0], [2 / 6, 2 / 6, 2 / 6])
+    np.testing.assert_allclose(result[1], [1 / 3, 1 / 3, 1 / 3])
+    assert np.isnan(result[2]).all()
 
 
 def test_token_numbers_too_large_for_one_pass():
@@ -21,12 +21,12 @@ def test_token_numbers_too_large_for_one_pass():
     random = np.random.default_rng(0)
     group_of = np.sort(random.integers(0, 20, 400))
     tokens = random.choice([0, 1, 2, 2**20 - 1], 400)
-    found = distinct_ratios(tokens, group_of, group_of, 20)
+    result = distinct_ratios(tokens, group_of, group_of, 20)
     for group in range(20):
         members = tokens[group_of == group].tolist()
         for order in (1, 2, 3):
             grams = {tuple(members[start : start + order]) for start in range(len(members) - order + 1)}
-            assert found[group, order - 1] == len(grams) / len(members)
+            assert result[group, order - 1] == len(grams) / len(members)
 
 
 def ratios_by_sets(groups, tokenizer, is_released):
@@ -60,9 +60,9 @@ GROUPS = [
 @pytest.mark.parametrize("protocol", ["corrected", "released"])
 def test_equals_sets_over_single_texts(request, tokenizer, protocol):
     tokenizer = request.getfixturevalue(tokenizer)
-    found = diversity(GROUPS, tokenizer, protocol)
-    np.testing.assert_allclose(found, ratios_by_sets(GROUPS, tokenizer, protocol == "released"), rtol=1e-12)
-    assert np.isnan(found[[2, 4]]).all()
+    result = diversity(GROUPS, tokenizer, protocol)
+    np.testing.assert_allclose(result, ratios_by_sets(GROUPS, tokenizer, protocol == "released"), rtol=1e-12)
+    assert np.isnan(result[[2, 4]]).all()
 
 
 def test_released_makes_tokens_of_the_same_text_equal(byte_tokenizer, marked_tokenizer):

@@ -132,11 +132,11 @@ def paired_run(tmp_path, num_prompts=40, languages=("en", "de", "fr")):
 
 def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section):
     run, base, dpo = paired_run(tmp_path)
-    found = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)["comparisons"]["dpo"]
+    result = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)["comparisons"]["dpo"]
     common = [prompt_id for prompt_id in base if prompt_id.startswith("en/") and prompt_id in dpo]
     assert len(common) == 39
     before, after = (np.mean([max(rows[prompt_id][2]) for prompt_id in common]) for rows in (base, dpo))
-    emt = {language: found["languages"][language]["emt"] for language in ("en", "de", "fr")}
+    emt = {language: result["languages"][language]["emt"] for language in ("en", "de", "fr")}
     assert emt["en"]["difference"] == pytest.approx(after - before)
     assert emt["en"]["relative_change"] == pytest.approx(after / before - 1)
     assert emt["en"]["low"] < after - before < emt["en"]["high"] < 0
@@ -145,14 +145,14 @@ def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section
     assert emt["en"]["p_value"] == pytest.approx(1 / 201)
     assert emt["en"]["p_adjusted"] == pytest.approx(3 / 201)  # the smallest of three
     assert emt["fr"]["significant"] is False
-    assert found["average"]["emt"]["difference"] == pytest.approx(
+    assert result["average"]["emt"]["difference"] == pytest.approx(
         np.mean([change["difference"] for change in emt.values()])
     )
-    assert found["average"]["emt"]["p_adjusted"] == found["average"]["emt"]["p_value"]
-    assert set(found["languages"]["en"]) == {"emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"}
+    assert result["average"]["emt"]["p_adjusted"] == result["average"]["emt"]["p_value"]
+    assert set(result["languages"]["en"]) == {"emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"}
     # The perplexity of 1000 belongs to a prompt that the base does not have.
-    assert found["languages"]["en"]["perplexity"]["difference"] == 0
-    assert found["languages"]["en"]["perplexity"]["p_value"] == 1
+    assert result["languages"]["en"]["perplexity"]["difference"] == 0
+    assert result["languages"]["en"]["perplexity"]["p_value"] == 1
 
 
 def collapsed_run(tmp_path):
@@ -173,20 +173,20 @@ def collapsed_run(tmp_path):
 def test_diversity_is_compared_prompt_by_prompt(tmp_path, section, byte_tokenizer):
     run, base, dpo = collapsed_run(tmp_path)
     metrics = evaluate_run(run, ["base", "dpo"], section, BASE)
-    found = metrics["comparisons"]["dpo"]["languages"]["en"]
+    result = metrics["comparisons"]["dpo"]["languages"]["en"]
     common = [f"en/{index}" for index in range(12) if index not in (3, 7)]
     for order in (1, 2, 3):
         before, after = (
             np.mean([distinct_ratio(rows[prompt_id][1], byte_tokenizer, order) for prompt_id in common])
             for rows in (base, dpo)
         )
-        compared = found[f"dist_{order}"]
+        compared = result[f"dist_{order}"]
         assert compared["difference"] == pytest.approx(after - before)
         assert compared["low"] <= compared["difference"] <= compared["high"] < 0
         assert compared["significant"] is True
         assert compared["p_adjusted"] == compared["p_value"] < 0.05
     average = metrics["comparisons"]["dpo"]["average"]["dist_1"]
-    assert average["difference"] == pytest.approx(found["dist_1"]["difference"])
+    assert average["difference"] == pytest.approx(result["dist_1"]["difference"])
 
 
 def distinct_ratio(completions, tokenizer, order):

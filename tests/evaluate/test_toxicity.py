@@ -7,12 +7,12 @@ NAN = float("nan")
 
 def test_statistics_of_prompts_by_hand():
     scores = np.array([[0.1, 0.7, 0.4], [0.5, NAN, 0.2], [NAN, NAN, NAN], [0.49, 0.3, NAN]])
-    found = prompt_toxicity(["a", "b", "c", "d"], scores, threshold=0.5)
-    assert found.keys == ["a", "b", "d"]
-    assert found.maximum.tolist() == [0.7, 0.5, 0.49]
-    assert found.toxic.tolist() == [1, 1, 0]  # a score at the threshold is toxic
-    np.testing.assert_allclose(found.total, [1.2, 0.7, 0.79])
-    assert found.num_scored.tolist() == [3, 2, 2]
+    result = prompt_toxicity(["a", "b", "c", "d"], scores, threshold=0.5)
+    assert result.keys == ["a", "b", "d"]
+    assert result.maximum.tolist() == [0.7, 0.5, 0.49]
+    assert result.toxic.tolist() == [1, 1, 0]  # a score at the threshold is toxic
+    np.testing.assert_allclose(result.total, [1.2, 0.7, 0.79])
+    assert result.num_scored.tolist() == [3, 2, 2]
 
 
 def test_missing_scores_are_not_zeros():
@@ -21,9 +21,9 @@ def test_missing_scores_are_not_zeros():
 
 
 def test_prompts_without_any_score_are_left_out():
-    found = prompt_toxicity(["a", "b"], np.full((2, 3), NAN), 0.5)
-    assert found.keys == []
-    assert found.maximum.shape == (0,)
+    result = prompt_toxicity(["a", "b"], np.full((2, 3), NAN), 0.5)
+    assert result.keys == []
+    assert result.maximum.shape == (0,)
 
 
 def test_prompts_of_the_same_text_merge_into_one_group_of_2k():

@@ -81,8 +81,8 @@ def test_batching_padding_side_and_precision_change_activations_within_tolerance
         ids[1], mask[1] = 0, 0
         ids[1, tokens], mask[1, tokens] = short[0], 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        found, _ = captured(model, CHOSEN, input_ids=ids, attention_mask=mask, position_ids=positions)
-        torch.testing.assert_close(found[1:, tokens], alone, atol=1e-5, rtol=1e-4)
+        result, _ = captured(model, CHOSEN, input_ids=ids, attention_mask=mask, position_ids=positions)
+        torch.testing.assert_close(result[1:, tokens], alone, atol=1e-5, rtol=1e-4)
     half, _ = captured(model.to(torch.bfloat16), CHOSEN, input_ids=short)
     assert (half.float() - alone).abs().max() < 0.1 * alone.abs().max()
 
@@ -100,8 +100,8 @@ def test_a_model_with_an_adapter_has_the_neurons_and_value_vectors_of_the_merged
     with torch.no_grad(), edited(model, Edit(tuple(CHOSEN), offset=2.0)):
         edited_logits = model(input_ids=IDS).logits
     merged = model.merge_and_unload()
-    found, expected = captured(merged, CHOSEN, input_ids=IDS)
-    torch.testing.assert_close(adapted, found, atol=1e-5, rtol=1e-4)
+    result, expected = captured(merged, CHOSEN, input_ids=IDS)
+    torch.testing.assert_close(adapted, result, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     for projection, vectors, base_vectors in zip(down_projections(merged), with_adapter, without_adapter, strict=True):
         torch.testing.assert_close(value_vectors(projection), vectors)

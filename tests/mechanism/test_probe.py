@@ -18,8 +18,8 @@ TEXTS = ["good morning", "you idiot", "a", "what a kind word, and what a long on
 def test_features_are_the_mean_residual_stream_before_the_norm_and_without_padding(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     features, truncated = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
-    for text, found in zip(TEXTS, features, strict=True):
-        assert found == pytest.approx(residual_without_norm(model, tokenizer, text), abs=1e-5)
+    for text, result in zip(TEXTS, features, strict=True):
+        assert result == pytest.approx(residual_without_norm(model, tokenizer, text), abs=1e-5)
     assert not truncated.any()
 
 
@@ -28,10 +28,10 @@ def test_released_features_are_taken_after_the_final_norm(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     norm = model.transformer.ln_f if kind == "gpt2" else model.model.norm
     torch.nn.init.uniform_(norm.weight, 0.5, 2)
-    found, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4, protocol="released")
+    result, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4, protocol="released")
     before, _ = text_features(model, tokenizer, TEXTS, 1024, batch_size=4)
-    assert np.abs(found - before).max() > 0.1
-    for text, feature in zip(TEXTS, found, strict=True):
+    assert np.abs(result - before).max() > 0.1
+    for text, feature in zip(TEXTS, result, strict=True):
         assert feature == pytest.approx(mean_hidden_states(model, tokenizer, text)[-1], abs=1e-5)
 
 
@@ -127,10 +127,10 @@ def test_calibration_by_hand():
 
 
 def test_validation_metrics_by_hand():
-    found = validation_metrics(np.array([2.0, -1.0, 0.5, -3.0]), np.array([True, True, False, False]))
-    assert found["accuracy"]["value"] == 0.5
-    assert found["accuracy"]["low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's, of 2 in 4
-    assert found["auc"]["value"] == 0.75
-    assert found["majority"] == 0.5
+    result = validation_metrics(np.array([2.0, -1.0, 0.5, -3.0]), np.array([True, True, False, False]))
+    assert result["accuracy"]["value"] == 0.5
+    assert result["accuracy"]["low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's, of 2 in 4
+    assert result["auc"]["value"] == 0.75
+    assert result["majority"] == 0.5
     probability_of_label = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0])))
-    assert found["loss"] == pytest.approx(-np.log(probability_of_label).mean())
+    assert result["loss"] == pytest.approx(-np.log(probability_of_label).mean())

@@ -34,9 +34,9 @@ def test_the_value_vectors_in_the_probes_direction_are_found(kind, dtype):
         set_value_vector(projections[0], 47, [4.0, 2.0])
     set_value_vector(projections[1], 0, [-2.0])  # -1
     set_value_vector(projections[1], 3, [0.0])  # no direction
-    found, layers = potential_sources(model, make_tokenizer(), W, top_k=2, num_tokens=4)
-    assert [vector.neuron for vector in found] == [(2, 5), (0, 47)]
-    assert [vector.cosine for vector in found] == pytest.approx([1.0, 0.8], abs=1e-6)
+    vectors, layers = potential_sources(model, make_tokenizer(), W, top_k=2, num_tokens=4)
+    assert [vector.neuron for vector in vectors] == [(2, 5), (0, 47)]
+    assert [vector.cosine for vector in vectors] == pytest.approx([1.0, 0.8], abs=1e-6)
     assert layers[2].max == pytest.approx(1)
     width = 128 if kind in ("gpt2", "bloom") else 48
     assert [layer.num_neurons for layer in layers] == [width] * 3
@@ -53,10 +53,10 @@ def test_cosines_are_those_of_all_vectors_at_once():
         float
     )
     expected = stacked @ w / np.linalg.norm(stacked, axis=1) / np.linalg.norm(w)
-    found, layers = potential_sources(model, make_tokenizer(), w, top_k=20, num_tokens=3)
+    vectors, layers = potential_sources(model, make_tokenizer(), w, top_k=20, num_tokens=3)
     order = np.argsort(-expected)[:20]
-    assert [vector.neuron for vector in found] == [divmod(int(position), 48) for position in order]
-    assert [vector.cosine for vector in found] == pytest.approx(expected[order], abs=1e-6)
+    assert [vector.neuron for vector in vectors] == [divmod(int(position), 48) for position in order]
+    assert [vector.cosine for vector in vectors] == pytest.approx(expected[order], abs=1e-6)
     assert [layer.mean for layer in layers] == pytest.approx(expected.reshape(3, 48).mean(axis=1), abs=1e-6)
 
 
@@ -68,9 +68,9 @@ def test_a_value_vector_promotes_the_tokens_of_highest_logit():
     for token, value in zip(letters, (3.0, 2.0, 5.0, 1.0), strict=True):
         unembedding[token, 1] = value
     set_value_vector(down_projections(model)[1], 4, [1.0, 0.5])
-    (found,), _ = potential_sources(model, tokenizer, W + np.eye(32, dtype=np.float32)[1] * 3.5, 1, num_tokens=4)
-    assert found.neuron == (1, 4)
-    assert found.tokens == ["␣", "a", "b", "c"]
+    (vector,), _ = potential_sources(model, tokenizer, W + np.eye(32, dtype=np.float32)[1] * 3.5, 1, num_tokens=4)
+    assert vector.neuron == (1, 4)
+    assert vector.tokens == ["␣", "a", "b", "c"]
     # The size of the blocks does not matter, and rows beyond the vocabulary are no tokens.
     vectors = torch.eye(32)[1:2]
     assert top_tokens(model, vectors, 4, len(tokenizer), 1000) == [[letters[2], letters[0], letters[1], letters[3]]]
@@ -103,6 +103,6 @@ def test_activation_intervals_are_over_texts():
 
 
 def test_overlap_by_hand():
-    found = overlap([(0, 1), (0, 2), (1, 1)], [(0, 2), (1, 1), (3, 3), (4, 4)], num_neurons=60)
-    assert found == {"num_found": 4, "num_common": 2, "jaccard": 0.4, "expected": 0.2}
+    result = overlap([(0, 1), (0, 2), (1, 1)], [(0, 2), (1, 1), (3, 3), (4, 4)], num_neurons=60)
+    assert result == {"num_found": 4, "num_common": 2, "jaccard": 0.4, "expected": 0.2}
     assert overlap([(0, 1)], [], 60)["jaccard"] == 0

@@ -241,8 +241,8 @@ def _metric_by_language(
             values[language] = _no_value(given.missing_reason if given else "no completions")
             continue
         statistic = given.statistic(*given.arrays)
-        drawn = estimate(statistic, len(given.keys), section.resamples, draw_seed(seed, language, metric))
-        values[language] = drawn.to_dict(section.confidence)
+        estimated = estimate(statistic, len(given.keys), section.resamples, draw_seed(seed, language, metric))
+        values[language] = estimated.to_dict(section.confidence)
         strata[language] = Stratum(statistic, item_ids(given.keys, language))
     if not strata:
         return values, _no_value("no language has a value")

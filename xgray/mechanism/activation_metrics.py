@@ -97,10 +97,10 @@ def activation_metrics(
     for language, language_rows in rows.items():
         means = _prompt_means(language_rows)
         statistic = ratio_statistic(means, np.ones(len(means)))
-        drawn = estimate(statistic, len(means), resamples, draw_seed(seed, language, "activations"))
+        estimated = estimate(statistic, len(means), resamples, draw_seed(seed, language, "activations"))
         strata.append(Stratum(statistic, item_ids(language_rows.prompt_ids, language)))
         languages[language] = {
-            "mean": drawn.to_dict(confidence),
+            "mean": estimated.to_dict(confidence),
             "neurons": language_rows.activations.astype(np.float64).mean(axis=0).tolist(),
             "num_prompts": len(language_rows.prompt_ids),
             "num_tokens": int(language_rows.num_tokens.sum()),

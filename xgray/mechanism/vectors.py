@@ -168,9 +168,9 @@ def activation_intervals(activations: FloatArray, neurons: Sequence[Neuron], see
     means: list[MetricValue] = []
     for column, (layer, index) in enumerate(neurons):
         statistic = ratio_statistic(activations[:, column], ones)
-        drawn = estimate(statistic, len(activations), RESAMPLES, draw_seed(seed, "vectors", f"{layer}/{index}"))
-        low, high = drawn.interval(CONFIDENCE) or (None, None)
-        means.append({"value": drawn.value, "low": low, "high": high})
+        estimated = estimate(statistic, len(activations), RESAMPLES, draw_seed(seed, "vectors", f"{layer}/{index}"))
+        low, high = estimated.interval(CONFIDENCE) or (None, None)
+        means.append({"value": estimated.value, "low": low, "high": high})
     return means
 
 
@@ -178,7 +178,7 @@ def overlap(given: Sequence[Neuron], found: Sequence[Neuron], num_neurons: int) 
     """Compare two lists of neurons: the size of their intersection, and their Jaccard index.
 
     Args:
-        num_neurons: of the model. ``expected`` is the mean size of the intersection if ``found`` were drawn from them
+        num_neurons: of the model. ``expected`` is the mean size of the intersection if ``found`` were sampled from them
             at random without replacement.
     """
     both, either = set(given) & set(found), set(given) | set(found)

@@ -17,17 +17,17 @@ def test_correlations_intervals_and_p_values_agree_with_scipy():
     rng = np.random.default_rng(4)
     x = rng.uniform(size=10)
     y = 0.6 * x + rng.normal(scale=0.2, size=10)
-    found = correlate(by_language(x), by_language(y), 0.95, 500, 0)
-    assert found["pearson"]["value"] == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic)
+    result = correlate(by_language(x), by_language(y), 0.95, 500, 0)
+    assert result["pearson"]["value"] == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert result["spearman"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic)
     method = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(1))
-    assert found["pearson"]["p_value"] == pytest.approx(stats.pearsonr(x, y, method=method).pvalue, abs=0.02)
+    assert result["pearson"]["p_value"] == pytest.approx(stats.pearsonr(x, y, method=method).pvalue, abs=0.02)
     draws = np.random.default_rng(list(draw_seed(0, "transfer")))
     method = stats.BootstrapMethod(n_resamples=500, method="percentile", rng=draws)
     interval = stats.pearsonr(x, y).confidence_interval(method=method)
-    assert (found["pearson"]["low"], found["pearson"]["high"]) == pytest.approx(tuple(interval))
+    assert (result["pearson"]["low"], result["pearson"]["high"]) == pytest.approx(tuple(interval))
     slope, intercept = np.polyfit(x, y, 1)
-    assert (found["slope"], found["intercept"]) == pytest.approx((slope, intercept))
+    assert (result["slope"], result["intercept"]) == pytest.approx((slope, intercept))
 
 
 def test_pearson_by_hand_and_its_sign():
@@ -38,13 +38,13 @@ def test_pearson_by_hand_and_its_sign():
 
 
 def test_five_languages_in_a_line_by_hand():
-    found = correlate(by_language([0.1, 0.2, 0.3, 0.4, 0.5]), by_language([0.2, 0.4, 0.6, 0.8, 1.0]), 0.95, 500, 0)
-    assert found["pearson"]["value"] == found["spearman"]["value"] == pytest.approx(1)
+    result = correlate(by_language([0.1, 0.2, 0.3, 0.4, 0.5]), by_language([0.2, 0.4, 0.6, 0.8, 1.0]), 0.95, 500, 0)
+    assert result["pearson"]["value"] == result["spearman"]["value"] == pytest.approx(1)
     # Of all 120 pairings one has r = 1 and one has r = -1.
-    assert found["pearson"]["p_value"] == pytest.approx(2 / 120)
-    assert found["verdict"] == "survives"
-    assert (found["slope"], found["intercept"]) == pytest.approx((2, 0))
-    assert found["prediction_error"] == pytest.approx(0)
+    assert result["pearson"]["p_value"] == pytest.approx(2 / 120)
+    assert result["verdict"] == "survives"
+    assert (result["slope"], result["intercept"]) == pytest.approx((2, 0))
+    assert result["prediction_error"] == pytest.approx(0)
 
 
 def test_leave_one_out_errors_by_hand():
@@ -69,16 +69,16 @@ def test_the_line_is_the_mean_where_all_other_scores_are_equal():
     ],
 )
 def test_without_a_correlation_there_is_a_reason_and_no_number(scores, falls, reason):
-    found = correlate(by_language(scores), by_language(falls), 0.95, 500, 0)
-    assert found["reason"] == reason
-    assert (found["pearson"], found["spearman"], found["prediction_error"]) == (None, None, None)
-    assert reason in statement([("accuracy", found)])
+    result = correlate(by_language(scores), by_language(falls), 0.95, 500, 0)
+    assert result["reason"] == reason
+    assert (result["pearson"], result["spearman"], result["prediction_error"]) == (None, None, None)
+    assert reason in statement([("accuracy", result)])
 
 
 def test_a_small_p_value_is_not_printed_as_zero():
     errors = {"prediction_error": 0.1, "prediction_error_of_mean": 0.2}
-    found = {"pearson": {"value": 0.91, "p_value": 0.0002}, "verdict": "survives", **errors}
-    assert "(r +0.91, p < 0.001)" in statement([("accuracy", found)])
+    result = {"pearson": {"value": 0.91, "p_value": 0.0002}, "verdict": "survives", **errors}
+    assert "(r +0.91, p < 0.001)" in statement([("accuracy", result)])
 
 
 def evaluated(falls):
@@ -117,25 +117,25 @@ def retrieval(scores):
 def test_better_retrieval_and_larger_fall_is_a_positive_r_without_english():
     scores = by_language(np.linspace(0.1, 0.9, 10))
     falls = {code: 0.5 * score for code, score in scores.items()} | {"en": 0.0}
-    found = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
-    assert "en" not in found["languages"]
-    assert found["missing"] == {}
-    definitions = found["definitions"]
+    result = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
+    assert "en" not in result["languages"]
+    assert result["missing"] == {}
+    definitions = result["definitions"]
     assert definitions["accuracy"]["corrected"]["pearson"]["value"] == pytest.approx(1)
     assert definitions["accuracy"]["corrected"]["verdict"] == "survives"
     assert definitions["accuracy"]["released"]["verdict"] == "reversed"
     assert definitions["cosine"]["corrected"]["verdict"] == "untested"
-    assert "change more under 4 of 6 definitions: accuracy, HTML entities repaired (r +1.00" in found["statement"]
-    assert "change less under 1 of 6 definitions: accuracy, HTML entities left in (r -1.00" in found["statement"]
-    assert "Nothing can be said under 1 of 6 definitions: mean cosine, HTML entities repaired." in found["statement"]
+    assert "change more under 4 of 6 definitions: accuracy, HTML entities repaired (r +1.00" in result["statement"]
+    assert "change less under 1 of 6 definitions: accuracy, HTML entities left in (r -1.00" in result["statement"]
+    assert "Nothing can be said under 1 of 6 definitions: mean cosine, HTML entities repaired." in result["statement"]
 
 
 def test_languages_without_a_pair_of_values_are_listed_with_the_reason():
     scores = by_language(np.linspace(0.1, 0.9, 7))
     falls = {code: 0.1 * index for index, code in enumerate(LANGUAGES[2:9])} | {"de": None, "en": 0.3}
-    found = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
-    assert sorted(found["languages"]) == ["es", "fr", "hi", "id"]
-    assert found["missing"] == {
+    result = transfer(retrieval(scores), evaluated(falls), "dpo", 0)
+    assert sorted(result["languages"]) == ["es", "fr", "hi", "id"]
+    assert result["missing"] == {
         "ar": "no relative change of EMT: it was not evaluated",
         "cs": "no relative change of EMT: it was not evaluated",
         "de": "no relative change of EMT: EMT was 0 before",

@@ -5,8 +5,8 @@ from xgray.mechanism.retrieval.scores import METRICS, cosines, hits, pair_scores
 
 
 def test_cosines_by_hand():
-    found = cosines(np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [-4.0, 3.0]]))
-    np.testing.assert_allclose(found, [[0.6, 0.0], [0.0, 0.6], [0.0, 0.0]], atol=1e-12)
+    result = cosines(np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [-4.0, 3.0]]))
+    np.testing.assert_allclose(result, [[0.6, 0.0], [0.0, 0.6], [0.0, 0.0]], atol=1e-12)
 
 
 def test_a_hit_exceeds_all_others_and_a_tie_is_a_miss():
@@ -76,9 +76,9 @@ def test_duplicate_sentences_are_misses():
 
 def test_summary_averages_layers_and_prompts_and_brackets_the_mean():
     scores = {"accuracy": np.array([[1.0, 0, 0, 1], [1, 1, 0, 1]]), "cosine": np.full((2, 4), 0.25)}
-    found = summary(scores, 0.95, 2000, (0, 1))
-    assert found["accuracy"]["value"] == 5 / 8
-    assert found["accuracy"]["layers"]["value"] == [0.5, 0.75]
-    assert found["accuracy"]["low"] < 5 / 8 < found["accuracy"]["high"]
-    assert (found["cosine"]["low"], found["cosine"]["high"]) == (0.25, 0.25)
-    assert found == summary(scores, 0.95, 2000, (0, 1))
+    result = summary(scores, 0.95, 2000, (0, 1))
+    assert result["accuracy"]["value"] == 5 / 8
+    assert result["accuracy"]["layers"]["value"] == [0.5, 0.75]
+    assert result["accuracy"]["low"] < 5 / 8 < result["accuracy"]["high"]
+    assert (result["cosine"]["low"], result["cosine"]["high"]) == (0.25, 0.25)
+    assert result == summary(scores, 0.95, 2000, (0, 1))

@@ -89,9 +89,9 @@ def _correlation(
 
     draw = draw_seed(seed, "transfer")
     with warnings.catch_warnings(category=DegenerateDataWarning, action="ignore"):
-        drawn = estimate(_correlation_statistic(x, y, is_ranked), len(x), resamples, draw)
-    assert drawn.distribution is not None  # there are at least MIN_LANGUAGES
-    low, high = percentile_interval(drawn.distribution[~np.isnan(drawn.distribution)], confidence)
+        estimated = estimate(_correlation_statistic(x, y, is_ranked), len(x), resamples, draw)
+    assert estimated.distribution is not None  # there are at least MIN_LANGUAGES
+    low, high = percentile_interval(estimated.distribution[~np.isnan(estimated.distribution)], confidence)
     left, right = (_ranks(x), _ranks(y)) if is_ranked else (x, y)
     test = permutation_test(
         (left,),
@@ -102,7 +102,7 @@ def _correlation(
         n_resamples=PERMUTATIONS,
         rng=np.random.default_rng([*draw, 1]),
     )
-    return {"value": drawn.value, "low": low, "high": high, "p_value": float(test.pvalue)}
+    return {"value": estimated.value, "low": low, "high": high, "p_value": float(test.pvalue)}
 
 
 def _correlation_statistic(x: FloatArray, y: FloatArray, is_ranked: bool) -> Statistic:
