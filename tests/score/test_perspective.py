@@ -136,8 +136,11 @@ def test_an_attribute_is_not_requested_again_in_a_language_without_it():
     assert nazdar.scores == {"toxicity": true_score("nazdar")}
     assert hello.scores == {"toxicity": true_score("hello"), "threat": true_score("hello")}
     assert [list(request.body["requestedAttributes"]) for request in service.received] == [
-        ["TOXICITY", "THREAT"], ["TOXICITY"], ["TOXICITY"], ["TOXICITY", "THREAT"],
-    ]  # fmt: skip
+        ["TOXICITY", "THREAT"],
+        ["TOXICITY"],
+        ["TOXICITY"],
+        ["TOXICITY", "THREAT"],
+    ]
     assert provenance["not_measured"] == ["threat in cs"]
 
 

@@ -107,9 +107,17 @@ def test_bad_requests_are_refused_with_their_status(scorer):
     seen = asyncio.run(main())
     assert seen.pop("gzip")[0] == 200
     assert {name: status for name, (status, _, _) in seen.items()} == {
-        "too long": 400, "empty": 400, "white": 400, "cut": 400, "oversized": 413, "oversized in chunks": 413,
-        "bomb": 413, "no gzip": 400, "get": 405, "elsewhere": 404,
-    }  # fmt: skip
+        "too long": 400,
+        "empty": 400,
+        "white": 400,
+        "cut": 400,
+        "oversized": 413,
+        "oversized in chunks": 413,
+        "bomb": 413,
+        "no gzip": 400,
+        "get": 405,
+        "elsewhere": 404,
+    }
     for name, kind in (("too long", "COMMENT_TOO_LONG"), ("empty", "COMMENT_EMPTY"), ("white", "COMMENT_EMPTY")):
         assert seen[name][1]["details"][0]["errorType"] == kind
     assert seen["get"][2] == "POST"

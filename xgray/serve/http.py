@@ -254,7 +254,7 @@ class Service:
         """
         if self._num_open >= self._section.max_requests:
             limit = self._section.max_requests
-            raise ApiError(429, f"{limit} requests are under way, which is the limit; try again later.", "OVERLOADED")
+            raise ApiError(429, f"{limit} requests are open, which is the limit; try again later.", "OVERLOADED")
         self._num_open += 1
         self._metrics.waiting.set(self._num_open)
         try:
