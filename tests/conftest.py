@@ -4,7 +4,10 @@ import os
 
 import pytest
 
-# By default Ray's workers yield to every other process; tests that run side by side would starve them.
+# Test processes run side by side, and their models are tiny. With a thread for each core, which waits busily for the
+# others, they took four times the processor time. Ray's workers, which by default yield to every other process, starved.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 

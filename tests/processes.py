@@ -103,6 +103,12 @@ def wait_until(
         time.sleep(0.02)
 
 
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line of the process's output, without its end."""
+    assert process.stdout
+    return process.stdout.readline().rstrip("\n")
+
+
 def kill_family(process: subprocess.Popen[str]) -> None:
     """Kill the process and all that it started at once, as when the machine goes down."""
     family = descendants(process.pid)

@@ -1,15 +1,12 @@
 """Starting a local Ray: interrupts, GPUs, and which environment variables count as secrets."""
 
 import signal
-import subprocess
-import sys
-import time
-from functools import partial
 
 import psutil
 import pytest
 import ray
 
+from tests.processes import descendants, start_python, wait_until
 from xgray.distributed import cluster
 from xgray.distributed.keys import is_secret
 
@@ -22,16 +19,9 @@ with connect():
 
 @pytest.mark.slow
 def test_interrupt_while_ray_starts_leaves_no_process():
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell has what it starts in the background ignore interrupts, and the children of that inherit it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    started = []
-    while not any("Agent" in one.name() for one in started):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-        started = psutil.Process(process.pid).children(recursive=True)
+    process = start_python("-c", CODE)
+    wait_until(lambda: descendants(process.pid, "Agent"), process)
+    started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in err

@@ -2,18 +2,16 @@
 
 import json
 import re
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.processes import free_ports, start_python
 from xgray.distributed.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
-DRIVER = str(Path(__file__).with_name("metrics_driver.py"))
 BOARD = Path(__file__).parents[2] / "jobs" / "grafana.json"
 SAMPLE = re.compile(r"^(ray_xgray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
@@ -35,12 +33,8 @@ def read(port):
 
 @pytest.mark.slow
 def test_prometheus_reads_the_counts_of_actors_and_driver():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, DRIVER, str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout
+    (port,) = free_ports(1)
+    with start_python("-m", "tests.distributed.metrics_driver", port, stdin=subprocess.PIPE) as driver:
         while "counted" not in (line := driver.stdout.readline()):
             assert line, "the driver has ended"
         found = {}

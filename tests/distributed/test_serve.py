@@ -6,18 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
+from contextlib import contextmanager
 
 import aiohttp
 import psutil
 import pytest
 
+from tests.processes import descendants, finish, free_ports, start_python, wait_until
 from xgray.config import Score, Serve, validate
 from xgray.distributed.serve import run_service, scorer_info
 from xgray.errors import InputError, StageError
@@ -25,24 +22,15 @@ from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
 
-DRIVER = str(Path(__file__).with_name("serve_driver.py"))
 KEY = "serve-key-17"
 TEXTS = [f"{text} number {index}" for index in range(3) for text in ("Good morning", "You idiot", "Nobody likes you,")]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def start(score=None, **serve):
-    settings = json.dumps({"score": score or {}, "serve": {"port": free_port()} | serve})
-    return subprocess.Popen(
-        [sys.executable, DRIVER, settings], env=os.environ | {"XGRAY_SERVE_KEY": KEY},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+def start(port, score=None, **serve):
+    settings = json.dumps({"score": score or {}, "serve": {"port": port} | serve})
+    environment = {**os.environ, "XGRAY_SERVE_KEY": KEY}
+    arguments = "-m", "tests.distributed.serve_driver", settings
+    return start_python(*arguments, environment=environment, stderr=subprocess.STDOUT)
 
 
 def ready(url):
@@ -56,13 +44,11 @@ def ready(url):
 @contextmanager
 def running(**serve):
     """Yield the process of a service that is ready, and its address."""
-    port = free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    process = start(port=port, **serve)
+    process = start(port, **serve)
     try:
-        while not ready(url):
-            assert process.poll() is None, process.stdout.read()[-3000:]
-            time.sleep(0.2)
+        wait_until(lambda: ready(url), process)
         yield process, url
     finally:
         process.send_signal(signal.SIGTERM)
@@ -76,6 +62,13 @@ def service():
 
 
 @pytest.fixture(scope="module")
+def growing_service():
+    """A service that may add a second replica; the last test interrupts it."""
+    with running(max_replicas=2, batch_size=8) as (process, url):
+        yield process, url
+
+
+@pytest.fixture(scope="module")
 def expected():
     """The scores that the scorer gives in this process, by text."""
     scorer = build_scorer(Score())
@@ -84,12 +77,7 @@ def expected():
 
 
 def replicas(process):
-    found = []
-    for one in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if one.name().startswith("ray::ServeRepli"):
-                found.append(one)
-    return found
+    return descendants(process.pid, "ray::ServeRepli")
 
 
 def request(text):
@@ -213,7 +201,7 @@ def test_a_replica_killed_under_load_costs_no_correct_answer(service, expected):
 
 
 @pytest.mark.slow
-def test_another_replica_starts_under_load(expected):
+def test_another_replica_starts_under_load(growing_service, expected):
     async def main():
         async def ask(session):
             answers = []
@@ -224,14 +212,14 @@ def test_another_replica_starts_under_load(expected):
         async with session_of(url) as session, asyncio.timeout(240):
             return [one for answers in await asyncio.gather(*(ask(session) for _ in range(32))) for one in answers]
 
-    with running(max_replicas=2, batch_size=8) as (process, url):
-        assert len(replicas(process)) == 1
-        answers = asyncio.run(main())
+    process, url = growing_service
+    assert len(replicas(process)) == 1
+    answers = asyncio.run(main())
     assert num_correct(answers, expected) == len(answers)
 
 
 @pytest.mark.slow
-def test_an_interrupt_answers_requests_in_progress_and_leaves_no_process(expected):
+def test_an_interrupt_answers_requests_in_progress_and_leaves_no_process(growing_service, expected):
     async def main():
         async with session_of(url) as session:
             asking = [asyncio.create_task(analyze(session, TEXTS[index % len(TEXTS)])) for index in range(40)]
@@ -239,22 +227,21 @@ def test_an_interrupt_answers_requests_in_progress_and_leaves_no_process(expecte
             process.send_signal(signal.SIGINT)
             return await asyncio.gather(*asking)
 
-    with running() as (process, url):
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert num_correct(asyncio.run(main()), expected) == 40
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output[-3000:]
-        assert not ready(url)
-        assert KEY not in output
-        assert "Traceback" not in output
-        _, alive = psutil.wait_procs(children, timeout=30)
-        assert alive == []
+    process, url = growing_service
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert num_correct(asyncio.run(main()), expected) == 40
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output[-3000:]
+    assert not ready(url)
+    assert KEY not in output
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
 
 
 @pytest.mark.slow
 def test_a_scorer_that_cannot_be_built_is_reported_in_one_line(tmp_path):
-    output, _ = (process := start({"labelled": str(tmp_path / "absent")})).communicate(timeout=120)
-    assert process.returncode == 1
+    output, _ = finish(start(*free_ports(1), {"labelled": str(tmp_path / "absent")}), 1)
     (line,) = [line for line in output.splitlines() if line.startswith("InputError")]
     assert "no such file or folder" in line
 

@@ -1,16 +1,15 @@
 """Whether all nodes see the run's folder. One node is a real one, with another disk mounted over the folder."""
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
+from tests.processes import kill_family, wait_until, xgray
 from xgray.distributed.cluster import check_shared, connect
 from xgray.errors import InputError
 from xgray.storage.folder import Folder
@@ -23,7 +22,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
 
@@ -33,7 +32,7 @@ def cluster():
 
 
 def test_nodes_that_share_the_folder_answer_at_once(cluster, tmp_path):
-    cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1)
     run = Folder(str(tmp_path / "run"))
     with connect(cluster.address):
         check_shared(run)
@@ -42,6 +41,7 @@ def test_nodes_that_share_the_folder_answer_at_once(cluster, tmp_path):
         assert time.monotonic() - began < 5, "no probe was repeated"
         check_shared(Folder("s3://bucket/run"))
     assert os.listdir(tmp_path / "run") == []
+    cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.mark.skipif(MOUNTS.returncode != 0, reason="may mount nothing: " + MOUNTS.stderr.decode().strip())
@@ -57,9 +57,7 @@ def test_a_node_with_another_folder_is_refused_before_the_first_stage(cluster, t
         with connect(cluster.address):
             import ray
 
-            while len([one for one in ray.nodes() if one["Alive"]]) < 2:
-                assert node.poll() is None
-                time.sleep(0.2)
+            wait_until(lambda: sum(member["Alive"] for member in ray.nodes()) == 2, node)
             check_shared(Folder(str(tmp_path / "elsewhere")))
             with pytest.raises(InputError, match="is not shared by all 2 nodes"):
                 check_shared(Folder(str(runs)))
@@ -72,17 +70,11 @@ def test_a_node_with_another_folder_is_refused_before_the_first_stage(cluster, t
         }  # fmt: skip
         (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
         command = ["run", "e.yaml", "--only", "generate", "--address", cluster.address]
-        done = subprocess.run(
-            [sys.executable, "-m", "xgray.cli.main", *command],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
+        done = xgray(*command, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert f"{runs}/e is not shared by all 2 nodes" in done.stderr
         assert os.uname().nodename in done.stderr
         assert "--runs s3://BUCKET/runs" in done.stderr
         assert not list(runs.glob("e/generate/base/rows/*"))
     finally:
-        for one in [*psutil.Process(node.pid).children(recursive=True), node]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        node.wait()
+        kill_family(node)

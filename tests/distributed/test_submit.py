@@ -6,13 +6,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,8 +20,8 @@ import pytest
 import requests
 
 from tests.faulty_service import KEY, FaultyService, serving
+from tests.processes import ROOT, finish, free_ports, kill_family, start_python, wait_until
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
 DRIVERS_KEY = "only-the-driver-has-this-key-42"
 
@@ -59,10 +57,7 @@ class Cluster:
             time.sleep(0.1)
 
     def stop(self):
-        for one in [*psutil.Process(self.head.pid).children(recursive=True), self.head]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        self.head.wait()
+        kill_family(self.head)
 
     def get(self, path):
         answer = requests.get(self.dashboard + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
@@ -70,22 +65,10 @@ class Cluster:
         return answer.text
 
     def start(self, folder, *command, **environment):
-        return subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=self.environment | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        return start_python("-m", *command, cwd=folder, environment=self.environment | environment)
 
     def submit(self, folder, *arguments, **environment):
         return self.start(folder, "xgray.cli.main", "submit", *arguments, "--address", self.dashboard, **environment)
-
-
-def free_ports(number):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +131,6 @@ def files(work, stage):
     return sorted((work / "shared" / "mine" / stage / "base" / "rows").glob("[!.]*.parquet"))
 
 
-def finish(process, code):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out[-3000:] + err[-3000:]
-    return out, err
-
-
 def drivers():
     """Return the jobs' driver processes, without the shells in which Ray starts them."""
     found = []
@@ -164,12 +141,9 @@ def drivers():
     return found
 
 
-@pytest.mark.timeout(400)
 def test_a_run_submitted_again_is_followed_resumed_and_passed_over(cluster, work, service):
     first = cluster.submit(work, "e.yaml")
-    while len(files(work, "score")) < 3:
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.05)
+    wait_until(lambda: len(files(work, "score")) >= 3, first)
 
     second = cluster.submit(work, "e.yaml", OPENAI_API_KEY="stays-here")
     assert "generate/base" in "".join(iter_until(second.stdout, "score/base"))
@@ -284,10 +258,8 @@ def test_the_drivers_keys_reach_its_workers_and_can_be_read_nowhere(cluster, ser
         "PERSPECTIVE_API_KEY": DRIVERS_KEY, "HF_TOKEN": DRIVERS_KEY, "HF_HUB_OFFLINE": "1", "XGRAY_CACHE": "/tmp/shown",
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
     }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-c", ACTOR, cluster.gcs, url], env=cluster.environment | environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    variables = cluster.environment | environment
+    process = start_python("-c", ACTOR, cluster.gcs, url, environment=variables, stdin=subprocess.PIPE)
     assert process.stdout.readline() == "None\n", process.communicate()[1][-3000:]
     answers = {
         path: cluster.get(path)

@@ -1,11 +1,10 @@
-"""The stage ``activations`` as an experiment runs it, on a real local Ray with a tiny model and an adapter of it."""
+"""The stage ``activations`` in an experiment, on a local Ray, with a tiny model and an adapter of it."""
 
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from xgray.config import Activations, Experiment
 from xgray.errors import InputError
@@ -19,7 +18,7 @@ from xgray.rows import Prompt
 from xgray.runs.manifest import StageResult
 from xgray.storage.folder import Folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 TEXTS = {
     "EN": ["The neighbour came home and said", "A kind", "Every morning the old man"],
     "DE": ["Der Nachbar kam nach Hause und sagte", "Guten"],
@@ -27,18 +26,11 @@ TEXTS = {
 NEURONS = [(0, 3), (1, 127), (0, 64)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def experiment(tmp_path, tiny_model, tiny_adapter):
-    """Makes the experiment with the given sections."""
+    """Return a function that makes the experiment with the given sections."""
     for code, texts in TEXTS.items():
-        lines = [json.dumps({"Index": at, "Prompt": text}) for at, text in enumerate(texts)]
+        lines = [json.dumps({"Index": index, "Prompt": text}) for index, text in enumerate(texts)]
         (tmp_path / f"RTP_LX_{code}.json").write_text("\n".join(lines) + "\n")
 
     def make(**sections):
@@ -63,32 +55,31 @@ def folder_of(plan, model):
 
 
 def test_base_and_tuned_models_are_measured_compared_and_resumed(experiment, tiny_model, tiny_adapter):
-    asked = experiment(activations={"neurons": NEURONS, "new_tokens": 6})
-    plan = make_plan(asked)
+    plan = make_plan(experiment(activations={"neurons": NEURONS, "new_tokens": 6}))
     run_experiment(plan, ("activations",))
     expected = {}
     for model, weights in (("base", tiny_model), ("tuned", tiny_adapter[1])):
         loaded, tokenizer = load_causal_lm(weights, "float32"), load_tokenizer(weights)
-        told = json.loads((folder_of(plan, model) / "metrics.json").read_text())
+        metrics = json.loads((folder_of(plan, model) / "metrics.json").read_text())
         for code, texts in TEXTS.items():
             values = measure_activations(loaded, tokenizer, texts, NEURONS, 6, 1)[0]
             expected[model, code] = values
             rows = pq.read_table(folder_of(plan, model) / "rows" / f"{code.lower()}.parquet").to_pylist()
-            assert [row["prompt_id"] for row in rows] == [f"{code.lower()}/{at}" for at in range(len(texts))]
+            assert [row["prompt_id"] for row in rows] == [f"{code.lower()}/{index}" for index in range(len(texts))]
             np.testing.assert_allclose([row["activations"] for row in rows], values, atol=1e-5)
-            language = told["languages"][code.lower()]
+            language = metrics["languages"][code.lower()]
             assert language["num_prompts"] == len(texts)
             assert language["mean"]["value"] == pytest.approx(values.mean(), abs=1e-5)
             assert language["mean"]["low"] <= language["mean"]["value"] <= language["mean"]["high"]
             assert language["neurons"] == pytest.approx(values.mean(axis=0), abs=1e-5)
         means = [expected[model, code].mean() for code in TEXTS]
-        assert told["average"]["mean"]["value"] == pytest.approx(np.mean(means), abs=1e-5)
+        assert metrics["average"]["mean"]["value"] == pytest.approx(np.mean(means), abs=1e-5)
         manifest = json.loads((folder_of(plan, model) / "manifest.json").read_text())
         assert manifest["counts"] == {"num_prompts": 5, "num_reused": 0, "num_tokens": 30}
-    change = told["change"]["languages"]["en"]["difference"]
+    change = metrics["change"]["languages"]["en"]["difference"]
     assert change == pytest.approx((expected["tuned", "EN"] - expected["base", "EN"]).mean(), abs=1e-5)
     assert abs(change) > 1e-4
-    assert not any(name.startswith("relative") for name in told["change"]["average"]), "a mean may pass through 0"
+    assert not any(name.startswith("relative") for name in metrics["change"]["average"]), "a mean may pass through 0"
 
     whole = (folder_of(plan, "tuned") / "metrics.json").read_bytes()
     for name in ("manifest.json", "metrics.json", "rows/en.parquet"):
@@ -99,19 +90,19 @@ def test_base_and_tuned_models_are_measured_compared_and_resumed(experiment, tin
     assert manifest["counts"] == {"num_prompts": 5, "num_reused": 2, "num_tokens": 30}
 
 
-def test_the_sources_that_the_vectors_found_are_measured(experiment):
-    asked = experiment(activations={"new_tokens": 2, "limit": 1}, probe={}, vectors={}, variants=[], languages=["en"])
-    plan = make_plan(asked)
+def test_the_sources_that_the_stage_vectors_found_are_measured(experiment):
+    sections = {"activations": {"new_tokens": 2, "limit": 1}, "probe": {}, "vectors": {}}
+    plan = make_plan(experiment(**sections, variants=[], languages=["en"]))
     with pytest.raises(InputError, match="stage vectors is not finished"):
         run_experiment(plan, ("activations",))
     vectors = plan.stage("vectors")
     vectors.folder.write_json("metrics.json", {"sources": [[1, 7], [0, 2]]})
     vectors.finish(StageResult())
     run_experiment(plan, ("activations",))
-    told = json.loads((folder_of(plan, "base") / "metrics.json").read_text())
-    assert told["neurons"] == [[1, 7], [0, 2]]
-    assert told["languages"]["en"]["num_prompts"] == 1
-    assert told["languages"]["en"]["mean"]["reason"] == "a single prompt has no interval"
+    metrics = json.loads((folder_of(plan, "base") / "metrics.json").read_text())
+    assert metrics["neurons"] == [[1, 7], [0, 2]]
+    assert metrics["languages"]["en"]["num_prompts"] == 1
+    assert metrics["languages"]["en"]["mean"]["reason"] == "a single prompt has no interval"
 
 
 def test_without_sources_the_stage_is_finished_and_says_why(experiment):
@@ -121,9 +112,9 @@ def test_without_sources_the_stage_is_finished_and_says_why(experiment):
     vectors.finish(StageResult())
     run_experiment(plan, ("activations",))
     for model in ("base", "tuned"):
-        told = json.loads((folder_of(plan, model) / "metrics.json").read_text())
-        assert told["neurons"] == []
-        assert "vectors found no actual sources" in told["reason"]
+        metrics = json.loads((folder_of(plan, model) / "metrics.json").read_text())
+        assert metrics["neurons"] == []
+        assert "vectors found no actual sources" in metrics["reason"]
         assert json.loads((folder_of(plan, model) / "manifest.json").read_text())["counts"] == {"num_neurons": 0}
 
 
@@ -139,7 +130,7 @@ def test_a_neuron_outside_the_model_is_refused(tiny_model, tmp_path):
         ActivationWorker(Weights(tiny_model, None, "float32"), section.neurons, section, Folder(str(tmp_path)))
 
 
-def test_activations_that_are_no_numbers_name_language_layer_and_neuron(tiny_model, tmp_path):
+def test_an_activation_that_is_not_a_number_is_an_error_with_its_language_layer_and_neuron(tiny_model, tmp_path):
     worker = ActivationWorker(
         Weights(tiny_model, None, "float32"), NEURONS, Activations(neurons=NEURONS), Folder(str(tmp_path))
     )

@@ -1,14 +1,13 @@
-"""The stage ``capability`` with the real harness, on a real local Ray, with a tiny model and an adapter of it."""
+"""The stage ``capability`` with the real harness, on a local Ray, with a tiny model and an adapter of it."""
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
-import ray
 import torch
 
+from tests.processes import finish, start_python
 from xgray.config import Experiment
 from xgray.errors import InputError
 from xgray.evaluate.capability import summary
@@ -33,7 +32,7 @@ def write_task(folder, name="facts", **fields):
         for (question, choices), gold in zip(QUESTIONS, GOLD, strict=True)
     ]
     (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
-    metrics = [{"metric": one, "aggregation": "mean", "higher_is_better": True} for one in ("acc", "acc_norm")]
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
     task = {
         "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "facts.jsonl"}},
         "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "question", "doc_to_choice": "choices",
@@ -52,10 +51,10 @@ def experiment(folder, model, variants, tasks, **section):
     )  # fmt: skip
 
 
-def correct(path):
-    """Whether the answer with the highest log-likelihood is the right one, each answer in a forward pass by itself."""
+def correct_answers(path):
+    """Return for both metrics whether the likeliest answer is right, with a forward pass for each answer."""
     model, tokenizer = load_causal_lm(path, "float32"), load_tokenizer(path)
-    found = []
+    correct = []
     for (question, choices), gold in zip(QUESTIONS, GOLD, strict=True):
         sums = []
         for choice in choices:
@@ -64,41 +63,38 @@ def correct(path):
             with torch.inference_mode():
                 log_probs = model(ids).logits[0, :-1].log_softmax(-1)
             sums.append(float(log_probs.gather(1, ids[0, 1:, None])[prefix - 1 :].sum()))
-        normed = [one / len(choice) for one, choice in zip(sums, choices, strict=True)]
-        found.append([float(max(range(3), key=scores.__getitem__) == gold) for scores in (sums, normed)])
-    return [list(one) for one in zip(*found, strict=True)]
+        normed = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]
+        correct.append([float(max(range(3), key=scores.__getitem__) == gold) for scores in (sums, normed)])
+    return [list(values) for values in zip(*correct, strict=True)]
 
 
 @pytest.mark.slow
-def test_models_are_measured_compared_and_resumed(tiny_model, tiny_adapter, tmp_path):
+def test_models_are_measured_compared_and_resumed(tiny_model, tiny_adapter, tmp_path, local_ray):
     variants = [{"name": "tuned", "checkpoint": tiny_adapter[0]}]
-    asked = experiment(tmp_path, tiny_model, variants, [write_task(tmp_path)])
-    plan = make_plan(asked)
-    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
-    try:
-        run_experiment(plan, ("capability",))
-        base, tuned = (stage.folder for stage in plan.stages if stage.name == "capability")
-        first = base.read_json("manifest.json")["counts"], base.read_bytes("metrics.json")
-        base.remove("manifest.json")
-        run_experiment(plan, ("capability",))
-    finally:
-        ray.shutdown()
+    plan = make_plan(experiment(tmp_path, tiny_model, variants, [write_task(tmp_path)]))
+    run_experiment(plan, ("capability",))
+    base, tuned = (stage.folder for stage in plan.stages if stage.name == "capability")
+    first = base.read_json("manifest.json")["counts"], base.read_bytes("metrics.json")
+    base.remove("manifest.json")
+    run_experiment(plan, ("capability",))
     assert first[0] == {"num_tasks": 1, "num_reused": 0, "num_questions": 5}
     again = base.read_json("manifest.json")["counts"]
     assert (again["num_reused"], again["num_questions"]) == (1, 5), "what is on disk is not measured again"
     assert base.read_bytes("metrics.json") == first[1]
     for folder, path in ((base, tiny_model), (tuned, tiny_adapter[1])):
         (row,) = (folder / "results").read_json("facts.json")["rows"]
-        expected = correct(path)
+        expected = correct_answers(path)
         assert [row["metrics"][name]["values"] for name in ("acc", "acc_norm")] == expected
-        told = folder.read_json("metrics.json")["tasks"]
-        assert (told["facts"]["version"], told["facts"]["num_fewshot"], told["facts"]["num_questions"]) == (3, 0, 5)
-        accuracy = told["facts"]["metrics"]["acc"]
+        tasks = folder.read_json("metrics.json")["tasks"]
+        assert (tasks["facts"]["version"], tasks["facts"]["num_fewshot"], tasks["facts"]["num_questions"]) == (3, 0, 5)
+        accuracy = tasks["facts"]["metrics"]["acc"]
         assert accuracy["value"] == pytest.approx(sum(expected[0]) / 5)
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     compared = tuned.read_json("metrics.json")["comparison"]["facts"]["acc"]
     assert compared["paired"]
-    assert compared["difference"] == pytest.approx((sum(correct(tiny_adapter[1])[0]) - sum(correct(tiny_model)[0])) / 5)
+    assert compared["difference"] == pytest.approx(
+        (sum(correct_answers(tiny_adapter[1])[0]) - sum(correct_answers(tiny_model)[0])) / 5
+    )
 
 
 def test_a_task_that_changed_is_another_experiment(tiny_model, tmp_path):
@@ -109,7 +105,7 @@ def test_a_task_that_changed_is_another_experiment(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_names_are_known_before_anything_is_spent(tmp_path):
+def test_names_of_tasks_are_checked_before_anything_runs(tmp_path):
     assert find_tasks(["hellaswag_multilingual"]).keys() > {"hellaswag_vi", "hellaswag_ru", "hellaswag_hi"}
     assert (
         find_tasks(Experiment(name="a", model={"id": "b"}, capability={}).capability.tasks)["m_mmlu_zh"] == "m_mmlu_zh"
@@ -130,7 +126,7 @@ def test_without_the_harness_the_extra_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_questions_that_cannot_be_had_are_one_line(tmp_path):
+def test_questions_that_cannot_be_read_are_an_error_of_one_line(tmp_path):
     elsewhere = write_task(tmp_path, "elsewhere", dataset_path="nobody/no-such-questions", dataset_kwargs=None)
     wrong = write_task(tmp_path, "wrong", test_split="gone")
     code = (
@@ -139,11 +135,12 @@ def test_questions_that_cannot_be_had_are_one_line(tmp_path):
         "    try:\n        load_task(name, spec)\n"
         "    except XgrayError as error:\n        print(type(error).__name__, error)\n"
     )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, elsewhere, wrong]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
-    first, second = said.splitlines()
-    assert first.startswith("StageError capability.tasks: elsewhere: its questions cannot be downloaded: ConnectionError")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    output, _ = finish(start_python("-c", code, elsewhere, wrong, environment=environment))
+    first, second = output.splitlines()
+    assert first.startswith(
+        "StageError capability.tasks: elsewhere: its questions cannot be downloaded: ConnectionError"
+    )
     assert second.startswith("InputError capability.tasks: wrong: its questions cannot be read: KeyError")
 
 
@@ -151,7 +148,7 @@ def rows_of_group(tiny_model, folder, aggregated):
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig, GroupConfig
 
-    metrics = [AggMetricConfig(metric=one) for one in aggregated]
+    metrics = [AggMetricConfig(metric=name) for name in aggregated]
     group = Group.from_config(GroupConfig(group="both", aggregate_metric_list=metrics or None))
     for name in ("first", "second"):
         group.add(load_task(name, write_task(folder, name, fewshot_split="test")))
@@ -160,7 +157,7 @@ def rows_of_group(tiny_model, folder, aggregated):
 
 
 @pytest.mark.slow
-def test_a_group_has_a_row_of_its_own_and_one_for_each_task(tiny_model, tmp_path):
+def test_a_group_has_a_row_beside_those_of_its_tasks(tiny_model, tmp_path):
     rows = rows_of_group(tiny_model, tmp_path, ["acc"])
     assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
         "first": ("both", 3), "second": ("both", 3), "both": (None, 6),

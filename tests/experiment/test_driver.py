@@ -1,37 +1,33 @@
-"""Drivers of one run as their users meet them: asked, doubled, stopped, killed, and finished in the end."""
+"""The drivers of one run as processes: watched, started twice, stopped, killed, and finished in the end."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from tests.processes import finish, kill_family, start_xgray, wait_until, xgray
+
+pytestmark = pytest.mark.slow
 
 SECRET = "mild-but-secret-value"
 NUM_PROMPTS = 240
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "HF_TOKEN": SECRET}
-    return subprocess.Popen(
-        [sys.executable, "-m", "xgray.cli.main", *arguments],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return start_xgray(*arguments, cwd=folder, HF_TOKEN=SECRET)
 
 
 def status(folder: Path) -> dict:
-    out, err = command(folder, "status", "runs/e", "--json").communicate(timeout=60)
-    told = json.loads(out) if out else pytest.fail(err)
-    return told | {"stages": {one["label"]: one for one in told["stages"]}}
+    """Return the run's state as ``xgray status`` prints it, its stages by their labels."""
+    answer = xgray("status", "runs/e", "--json", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    state = json.loads(answer.stdout)
+    return state | {"stages": {stage["label"]: stage for stage in state["stages"]}}
 
 
 def num_rows(folder: Path, stage: str) -> int:
@@ -39,54 +35,36 @@ def num_rows(folder: Path, stage: str) -> int:
     return sum(pq.read_metadata(path).num_rows for path in files)
 
 
-def wait_for_rows(folder: Path, process: subprocess.Popen[str], more_than: int) -> None:
-    deadline = time.monotonic() + 120
-    while num_rows(folder, "score") <= more_than:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the driver and everything it started, as when the machine goes down."""
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == process.pid:
-                os.kill(pid, signal.SIGKILL)
-    process.communicate()
-
-
-def test_a_run_is_asked_doubled_stopped_killed_and_finished(tiny_model, tmp_path):
+def test_a_run_is_watched_doubled_stopped_killed_and_finished(tiny_model, tmp_path):
     (tmp_path / "e.yaml").write_text(
         f"name: e\nmodel: {{id: '{tiny_model}', dtype: float32}}\nvariants: []\n"
         "languages: [ar, cs, de, en, es, fr, hi, id, it, ko, nl, pl]\nprompts: {limit: 20}\n"
         "generate: {k: 2, max_new_tokens: 8, execution: {engine: transformers, batch_size: 2}}\n"
     )
-    ours = "run", "e.yaml", "--only", "generate,score"
+    command = "run", "e.yaml", "--only", "generate,score"
     logs = tmp_path / "runs/e/score/base/logs"
 
-    first = command(tmp_path, *ours)
-    wait_for_rows(tmp_path, first, 4)
-    time.sleep(5)  # a heartbeat
-    second = command(tmp_path, *ours)
-    told = status(tmp_path)
-    _, err = second.communicate(timeout=60)
+    first = start(tmp_path, *command)
+    wait_until(lambda: num_rows(tmp_path, "score") > 4, first)
+    wait_until(lambda: status(tmp_path)["stages"]["generate/base"]["rate"], first)  # after a heartbeat
+    second = xgray(*command, cwd=tmp_path)
     assert second.returncode == 1
-    assert f"process {first.pid}" in err
-    assert len(err.strip().splitlines()) == 1, err
+    assert f"process {first.pid}" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1, second.stderr
+    state = status(tmp_path)
     assert first.poll() is None, "this test needs a longer run"
-    running = told["stages"]["generate/base"]
-    assert told["driver_alive"]
+    running = state["stages"]["generate/base"]
+    assert state["driver_alive"]
     assert running["state"] == "running"
     assert 0 < running["num_done"] <= NUM_PROMPTS == running["num_total"]
     assert running["rate"] > 0
     assert running["eta_seconds"] > 0
-    assert told["stages"]["evaluate"]["state"] == "missing"
+    assert state["stages"]["evaluate"]["state"] == "missing"
 
     first.send_signal(signal.SIGTERM)
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 1
-    assert "xgray: stopped by SIGTERM; what is done stays, and the same command goes on from there" in err
+    _, err = finish(first, 1)
+    assert "xgray: stopped by SIGTERM" in err
+    assert "same command" in err
     assert "Traceback" not in err
     assert "\x1b" not in err
     assert re.search(r"^\d\d:\d\d:\d\d score/base [1-9]\d*/240 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
@@ -98,18 +76,18 @@ def test_a_run_is_asked_doubled_stopped_killed_and_finished(tiny_model, tmp_path
     assert stopped["stages"]["score/base"]["num_total"] == NUM_PROMPTS
     assert stopped["stages"]["score/base"]["error"] == "stopped by SIGTERM"
 
-    third = command(tmp_path, *ours)
-    wait_for_rows(tmp_path, third, left)
-    kill_all(third)
+    third = start(tmp_path, *command)
+    wait_until(lambda: num_rows(tmp_path, "score") > left, third)
+    kill_family(third)
+    num_killed = num_rows(tmp_path, "score") - left
     killed = status(tmp_path)
     assert not killed["driver_alive"]
     assert f"process {third.pid}" in killed["driver"]
     assert killed["stages"]["score/base"]["num_attempts"] == 2
     assert "killed" in killed["stages"]["score/base"]["error"]
 
-    last = command(tmp_path, *ours)
-    _, err = last.communicate(timeout=300)
-    assert last.returncode == 0, err
+    last = start(tmp_path, *command)
+    _, err = finish(last, 0)
     assert f"taken over from a driver that is dead: host {os.uname().nodename}, process {third.pid}" in err
     assert num_rows(tmp_path, "generate") == num_rows(tmp_path, "score") == NUM_PROMPTS
     done = status(tmp_path)["stages"]["score/base"]
@@ -119,13 +97,6 @@ def test_a_run_is_asked_doubled_stopped_killed_and_finished(tiny_model, tmp_path
     assert "ended: stopped by SIGTERM" in texts[0].splitlines()[-1]
     assert "ended" not in texts[1]
     assert "ended: finished" in texts[2].splitlines()[-1]
-    assert f"240/240 done, {NUM_PROMPTS - num_done(texts[2])} of them in this attempt" in texts[2]
+    assert re.search(rf"240/240 done, {NUM_PROMPTS - left - num_killed} of them in this attempt", texts[2])
     for file in (tmp_path / "runs").rglob("*"):
         assert file.is_dir() or SECRET.encode() not in file.read_bytes(), file
-
-
-def num_done(log: str) -> int:
-    """What an attempt began with."""
-    new = re.search(r"240/240 done, (\d+) of them", log)
-    assert new
-    return NUM_PROMPTS - int(new[1])

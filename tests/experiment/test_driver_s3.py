@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.object_store import CREDENTIALS, object_store
+from tests.processes import read_line, start_python
 from xgray.config import Experiment
 from xgray.rows import Completions, to_table
 from xgray.runs.attempt_log import last_attempt, log_attempt
@@ -17,8 +16,6 @@ from xgray.runs.manifest import StageFolder
 from xgray.runs.progress import Meter
 from xgray.runs.status import run_state
 from xgray.storage.folder import Folder
-
-DRIVER = str(Path(__file__).parents[1] / "runs" / "lease_driver.py")
 
 
 @pytest.fixture
@@ -32,11 +29,7 @@ def run(monkeypatch):
 
 def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
     def start() -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, DRIVER, run.uri, "0.5", "8"], stdout=subprocess.PIPE, text=True)
-
-    def says(process: subprocess.Popen[str]) -> str:
-        assert process.stdout
-        return process.stdout.readline().strip()
+        return start_python("-m", "tests.runs.lease_driver", run.uri, "0.5", "8")
 
     values = {"name": "e", "model": {"id": "some/model"}, "languages": ["en"], "variants": []}
     experiment = Experiment.model_validate(values).model_dump(mode="json")
@@ -55,23 +48,23 @@ def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
     first = start()
     second = None
     try:
-        assert says(first) == "held"
+        assert read_line(first) == "held"
         second = start()
-        assert f"process {first.pid}" in says(second)
+        assert f"process {first.pid}" in read_line(second)
         assert second.wait(timeout=60) == 1
-        running = {one.label: one for one in run_state(run).stages}
+        running = {stage.label: stage for stage in run_state(run).stages}
         assert (running["generate/base"].state, running["generate/base"].num_done) == ("running", 3)
         first.kill()
         first.wait()
         run.write_json(LEASE, run.read_json(LEASE) | {"machine": "elsewhere"})
         second = start()
-        assert says(second) == "held", "after eight seconds without a beat"
+        assert read_line(second) == "held", "after eight seconds without a beat"
         assert json.loads(run.read_bytes(LEASE))["pid"] == second.pid
         second.terminate()
-        assert says(second) == "stopped by SIGTERM"
+        assert read_line(second) == "stopped by SIGTERM"
         second.wait(timeout=60)
         assert not run.exists(LEASE)
-        stopped = {one.label: one for one in run_state(run).stages}
+        stopped = {stage.label: stage for stage in run_state(run).stages}
         assert (stopped["generate/base"].state, stopped["generate/base"].num_done) == ("stopped", 3)
     finally:
         for process in (first, second):

@@ -14,8 +14,8 @@ from xgray.runs.manifest import StageResult
 @pytest.fixture
 def experiment(tmp_path, tiny_model):
     def make(**sections):
-        own = {"name": "e", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en"]}
-        return Experiment.model_validate({**own, **sections})
+        required = {"name": "e", "runs": str(tmp_path / "runs"), "model": {"id": tiny_model}, "languages": ["en"]}
+        return Experiment.model_validate({**required, **sections})
 
     return make
 
@@ -70,15 +70,15 @@ def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment
 
 def test_features_of_another_protocol_are_not_taken_for_these(experiment):
     """They are taken at another place of the network; the stage's fingerprint is theirs."""
-    stages = [make_plan(experiment(probe={"protocol": one})).stage("probe") for one in ("corrected", "released")]
+    stages = [make_plan(experiment(probe={"protocol": name})).stage("probe") for name in ("corrected", "released")]
     assert stages[0].fingerprint != stages[1].fingerprint
 
 
 def finished(plan):
     """Leave the run as if all of its stages were finished."""
-    for one in plan.stages:
-        one.begin()
-        one.finish(StageResult())
+    for stage in plan.stages:
+        stage.begin()
+        stage.finish(StageResult())
     plan.run.write_bytes("experiment.yaml", b"as it was")
 
 
@@ -88,7 +88,7 @@ def files(plan):
 
 @pytest.mark.parametrize("stage", ["report", "retrieve"])
 @pytest.mark.parametrize("force", [False, True])
-def test_a_change_of_a_stage_that_is_not_asked_for_leaves_the_run_as_it_is(experiment, stage, force):
+def test_a_change_of_a_stage_that_was_not_requested_leaves_the_run_as_it_is(experiment, stage, force):
     sections = {"variants": [], "retrieve": {}, "languages": ["en", "de"]}
     plan = make_plan(experiment(**sections))
     finished(plan)
@@ -116,7 +116,7 @@ def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, 
     finished(make_plan(experiment()))
     plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
     run_experiment(plan, ("train",))
-    assert [one.label for one in begun] == ["train/second"]
+    assert [stage.label for stage in begun] == ["train/second"]
     plan = make_plan(experiment(train={"beta": 0.3}))
     run_experiment(plan, ("train",), force=True)
-    assert [one.label for one in begun] == ["train/second", "train/dpo"]
+    assert [stage.label for stage in begun] == ["train/second", "train/dpo"]

@@ -1,10 +1,9 @@
-"""The stages ``probe`` and ``vectors`` on a real local Ray, with a tiny random model read from disk."""
+"""The stages ``probe`` and ``vectors`` on a local Ray, with a tiny random model read from disk."""
 
 import logging
 
 import numpy as np
 import pytest
-import ray
 from safetensors.numpy import load_file, save_file
 
 from xgray.config import Experiment, Probe
@@ -21,15 +20,8 @@ from xgray.mechanism.vectors import potential_sources
 from xgray.models.load import load_model
 from xgray.storage.folder import Folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 PROBE = {"epochs": 3, "learning_rate": 0.01}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -47,46 +39,46 @@ def experiment(tmp_path_factory, tiny_model):
 
 
 def run(experiment, *stages, force=False):
-    """Run the stages and give their folders and counts."""
+    """Run the stages, and return the run's folder and the counts of those that ran."""
     plan = make_plan(experiment)
-    found = {}
-    for one in plan.stages:
-        if one.name in stages and one.begin(force):
-            result = run_stage(plan, one, lambda *told: None)
-            one.finish(result)
-            found[one.name] = result.counts
-    return plan.run.local, found
+    counts = {}
+    for stage in plan.stages:
+        if stage.name in stages and stage.begin(force):
+            result = run_stage(plan, stage, lambda *report: None)
+            stage.finish(result)
+            counts[stage.name] = result.counts
+    return plan.run.local, counts
 
 
 @pytest.fixture(scope="module")
-def done(experiment):
+def finished(experiment):
     return run(experiment, "probe", "vectors")
 
 
-def test_the_probe_is_that_of_the_plain_functions(experiment, done):
-    folder, counts = done
+def test_the_probe_is_that_of_the_plain_functions(experiment, finished):
+    folder, counts = finished
     model, tokenizer = load_model(experiment.model)
     comments = read_comments("embedded", 0.1, 0)
-    fit = [one for one in comments if one.split == "fit"]
-    features, _ = text_features(model, tokenizer, [one.text for one in fit], 1024, 8)
-    own = features, np.array([one.toxic for one in fit])
-    trained = train_probe(own, own, Probe(**PROBE), 0)
+    fit = [comment for comment in comments if comment.split == "fit"]
+    features, _ = text_features(model, tokenizer, [comment.text for comment in fit], 1024, 8)
+    labelled = features, np.array([comment.toxic for comment in fit])
+    trained = train_probe(labelled, labelled, Probe(**PROBE), 0)
     assert load_file(folder / "probe" / "probe.safetensors")["w"] == pytest.approx(trained.w, abs=1e-4)
-    told = Folder(str(folder / "probe")).read_json("metrics.json")
-    assert told["train_loss"] == pytest.approx(trained.losses, abs=1e-4)
-    assert (told["epoch"], len(told["validation_loss"])) == (3, 3)
-    known = {one.text for one in fit}
-    test = [one for one in read_labelled("embedded") if one.text not in known]
-    assert {code: one["num_toxic"] + one["num_benign"] for code, one in told["transfer"].items()} == {
-        code: sum(one.language == code for one in test) for code in {one.language for one in test}
+    metrics = Folder(str(folder / "probe")).read_json("metrics.json")
+    assert metrics["train_loss"] == pytest.approx(trained.losses, abs=1e-4)
+    assert (metrics["epoch"], len(metrics["validation_loss"])) == (3, 3)
+    known = {comment.text for comment in fit}
+    test = [row for row in read_labelled("embedded") if row.text not in known]
+    assert {code: counts["num_toxic"] + counts["num_benign"] for code, counts in metrics["transfer"].items()} == {
+        code: sum(row.language == code for row in test) for code in {row.language for row in test}
     }
-    assert told["num_test_left_out"] == len(fit)
-    assert counts["probe"]["num_texts"] == len({one.text for one in (*comments, *test)})
+    assert metrics["num_test_left_out"] == len(fit)
+    assert counts["probe"]["num_texts"] == len({row.text for row in (*comments, *test)})
 
 
-def test_units_and_workers_do_not_change_the_features(experiment, done, tmp_path):
+def test_units_and_workers_do_not_change_the_features(experiment, finished, tmp_path):
     model, tokenizer = load_model(experiment.model)
-    texts = [one.text for one in read_labelled("embedded")][: UNIT + 40]
+    texts = [row.text for row in read_labelled("embedded")][: UNIT + 40]
     section = Probe.model_validate({**PROBE, "execution": {"num_workers": 2, "batch_size": 8}})
     folder = Folder(str(tmp_path / "features"))
     found = compute_features(experiment.model, section, texts, folder)
@@ -105,41 +97,41 @@ def test_units_and_workers_do_not_change_the_features(experiment, done, tmp_path
         compute_features(experiment.model, section, texts, folder)
 
 
-def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, done):
-    folder, counts = done
-    told = Folder(str(folder / "vectors")).read_json("metrics.json")
+def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, finished):
+    folder, counts = finished
+    metrics = Folder(str(folder / "vectors")).read_json("metrics.json")
     model, tokenizer = load_model(experiment.model)
     w = load_file(folder / "probe" / "probe.safetensors")["w"]
     expected, _ = potential_sources(model, tokenizer, w, 20, 5)
-    assert [(one["layer"], one["index"], one["tokens"]) for one in told["vectors"]] == [
-        (one.layer, one.index, one.tokens) for one in expected
+    assert [(vector["layer"], vector["index"], vector["tokens"]) for vector in metrics["vectors"]] == [
+        (vector.layer, vector.index, vector.tokens) for vector in expected
     ]
-    texts = [one.text for one in read_prompts(experiment.prompts.at_most(7), ["en"])]
-    means = measure_activations(model, tokenizer, texts, [one.neuron for one in expected], 4, 3)[0].mean(axis=0)
-    assert [one["mean_activation"]["value"] for one in told["vectors"]] == pytest.approx(means, abs=1e-5)
-    sources = [list(one.neuron) for one, mean in zip(expected, means, strict=True) if mean > 0]
+    texts = [prompt.text for prompt in read_prompts(experiment.prompts.at_most(7), ["en"])]
+    means = measure_activations(model, tokenizer, texts, [vector.neuron for vector in expected], 4, 3)[0].mean(axis=0)
+    assert [vector["mean_activation"]["value"] for vector in metrics["vectors"]] == pytest.approx(means, abs=1e-5)
+    sources = [list(vector.neuron) for vector, mean in zip(expected, means, strict=True) if mean > 0]
     assert 0 < len(sources) < 20
-    assert told["sources"] == sources
-    assert sum(one["num_sources"] for one in told["layers"]) == len(sources)
+    assert metrics["sources"] == sources
+    assert sum(layer["num_sources"] for layer in metrics["layers"]) == len(sources)
     assert counts["vectors"] == {
         "num_prompts": 7, "num_reused": 0, "num_potential": 20, "num_sources": len(sources)
     }  # fmt: skip
-    assert told["given"]["sources"]["expected"] == pytest.approx(2 * len(sources) / 256)
+    assert metrics["given"]["sources"]["expected"] == pytest.approx(2 * len(sources) / 256)
 
 
-def test_no_active_source_is_no_failure(experiment, done, caplog):
+def test_no_active_source_is_no_failure(experiment, finished, caplog):
     """The probe is made to point along a value vector whose neuron is inactive after the prompts."""
-    folder, _ = done
+    folder, _ = finished
     model, tokenizer = load_model(experiment.model)
-    texts = [one.text for one in read_prompts(experiment.prompts.at_most(7), ["en"])]
-    means = measure_activations(model, tokenizer, texts, [(1, at) for at in range(128)], 4, 7)[0].mean(axis=0)
+    texts = [prompt.text for prompt in read_prompts(experiment.prompts.at_most(7), ["en"])]
+    means = measure_activations(model, tokenizer, texts, [(1, index) for index in range(128)], 4, 7)[0].mean(axis=0)
     inactive = int(means.argmin())
     vector = value_vectors(down_projections(model)[1])[inactive].detach().numpy().copy()
     save_file({"w": vector}, folder / "probe" / "probe.safetensors")
     section = experiment.vectors.model_copy(update={"top_k": 1, "given": []})
     with caplog.at_level(logging.WARNING):
         _, counts = run(experiment.model_copy(update={"vectors": section}), "vectors", force=True)
-    told = Folder(str(folder / "vectors")).read_json("metrics.json")
-    assert (told["vectors"][0]["layer"], told["vectors"][0]["index"]) == (1, inactive)
-    assert (told["sources"], told["given"], counts["vectors"]["num_sources"]) == ([], None, 0)
+    metrics = Folder(str(folder / "vectors")).read_json("metrics.json")
+    assert (metrics["vectors"][0]["layer"], metrics["vectors"][0]["index"]) == (1, inactive)
+    assert (metrics["sources"], metrics["given"], counts["vectors"]["num_sources"]) == ([], None, 0)
     assert "no potential source is active" in caplog.text

@@ -38,9 +38,9 @@ def test_each_kind_of_model_has_its_weights(plan, tiny_model, tiny_adapter):
     base = Weights(tiny_model, None, "float32")
     assert model_weights(plan, "base") == (base, None)
     assert model_weights(plan, "whole", lambda adapter: True) == (Weights(tiny_adapter[1], None, "float32"), None)
-    asked = []
-    assert model_weights(plan, "adapter", lambda adapter: not asked.append(adapter)) == (base, tiny_adapter[0])
-    assert asked == [tiny_adapter[0]]
+    adapters = []
+    assert model_weights(plan, "adapter", lambda adapter: not adapters.append(adapter)) == (base, tiny_adapter[0])
+    assert adapters == [tiny_adapter[0]]
     merged, adapter = model_weights(plan, "adapter")
     assert adapter is None
     assert (Path(merged.path) / "config.json").is_file()
@@ -52,13 +52,13 @@ def test_a_merged_checkpoint_of_a_run_in_an_object_store_lies_there(plan, tmp_pa
         monkeypatch.setenv(name, value)
     with object_store() as store:
         remote = replace(plan, run=Folder(store.uri("/runs/tiny")))
-        told, _ = model_weights(remote, "adapter")
-        assert told.path.startswith("s3://bucket/runs/tiny/merged/")
+        merged, _ = model_weights(remote, "adapter")
+        assert merged.path.startswith("s3://bucket/runs/tiny/merged/")
         shutil.rmtree(tmp_path / "cache")
-        assert load_config(told.path).model_type == "llama"  # as another machine has it
-        before = Folder(told.path).read_json("contents.json")
-        assert model_weights(remote, "adapter")[0] == told
-        assert Folder(told.path).read_json("contents.json") == before
+        assert load_config(merged.path).model_type == "llama"  # as another machine has it
+        before = Folder(merged.path).read_json("contents.json")
+        assert model_weights(remote, "adapter")[0] == merged
+        assert Folder(merged.path).read_json("contents.json") == before
         assert not list((tmp_path / "cache").glob("merged/*"))
 
 

@@ -1,13 +1,11 @@
 """Signals to a real process: the first one interrupts it, the second one ends it."""
 
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 
 import pytest
 
+from tests.processes import read_line, start_python
 from xgray.runs.interrupts import GRACE_SECONDS
 
 PROGRAM = """
@@ -26,24 +24,20 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def process():
-    # A background job of a shell ignores SIGINT, and its children inherit that.
-    default_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=default_interrupt) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with start_python("-c", PROGRAM) as process:
+        assert read_line(process) == "ready"
         yield process
         process.kill()
 
 
 @pytest.mark.parametrize(
     ("number", "reason", "grace"),
-    [(signal.SIGTERM, "stopped by SIGTERM\n", GRACE_SECONDS), (signal.SIGINT, "interrupted by Ctrl-C\n", 0.0)],
+    [(signal.SIGTERM, "stopped by SIGTERM", GRACE_SECONDS), (signal.SIGINT, "interrupted by Ctrl-C", 0.0)],
 )
 def test_the_first_signal_interrupts_and_the_second_ends_the_process(process, number, reason, grace):
     began = time.monotonic()
     process.send_signal(number)
-    assert process.stdout.readline() == reason
+    assert read_line(process) == reason
     assert time.monotonic() - began >= grace
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 1

@@ -4,17 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.processes import read_line, start_python
 from xgray.runs.lease import LEASE, Lease, find_driver
 from xgray.storage.folder import Folder
 
-DRIVER = str(Path(__file__).with_name("lease_driver.py"))
 BEAT, STALE = "0.2", "2"
 
 
@@ -24,8 +23,7 @@ def start(tmp_path):
     processes = []
 
     def start_driver() -> subprocess.Popen[str]:
-        command = [sys.executable, DRIVER, str(tmp_path), BEAT, STALE]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = start_python("-m", "tests.runs.lease_driver", tmp_path, BEAT, STALE)
         processes.append(process)
         return process
 
@@ -33,11 +31,6 @@ def start(tmp_path):
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout
-    return process.stdout.readline().strip()
 
 
 def change(run: Path, **fields: object) -> None:
