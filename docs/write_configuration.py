@@ -31,7 +31,7 @@ def page() -> str:
     for section in fields_in(Experiment):
         if _is_section(section):
             fields = [field for field in all_fields(Experiment) if field.path[0] == section.path[0]][1:]
-            documentation = f"{_markdown(section.documentation)}\n" if section.documentation else ""
+            documentation = f"{section.documentation}\n" if section.documentation else ""
             leaves = [field for field in fields if not _is_section(field)]
             parts += [f"## {section.path[0]}\n", documentation, _table(leaves)]
     return "\n".join(parts)
@@ -44,7 +44,7 @@ def _is_section(field: Field) -> bool:
 def _table(fields: list[Field]) -> str:
     rows = [
         f"| `{'.'.join(field.path[1:] or field.path)}` | {_cell(field.type_text)} | {_default(field)} | "
-        f"{_cell(_markdown(field.documentation))} |"
+        f"{_cell(field.documentation)} |"
         for field in fields
     ]
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
@@ -55,10 +55,6 @@ def _default(field: Field) -> str:
         return "required"
     text = yaml_value(field.default)
     return f"`{text}`" if len(text) < 60 else "see `xgray fields`"
-
-
-def _markdown(text: str) -> str:
-    return text.replace("``", "`")
 
 
 def _cell(text: str) -> str:

@@ -71,7 +71,7 @@ def test_help_of_a_command_has_a_panel_for_each_section_and_an_option_for_each_f
         if field.section is None:
             option = f"--{'.'.join(field.path).replace('_', '-')} "
             line = next(line for line in text.splitlines() if option in line)
-            assert field.documentation.replace("``", "'")[:150] in line
+            assert field.documentation.replace("`", "'")[:150] in line
     assert re.search(r"--train\.learning-rate NUMBER .*\[default: 1\.0e-05\]", text)
     assert re.search(r"--train\.loss sigmoid \| hinge \| ipo ", text)
 
@@ -149,3 +149,10 @@ def test_bash_completes_commands_options_values_and_files(tmp_path):
             ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
         )
         assert done.stdout.strip() == completed, done.stderr
+
+
+def test_a_reader_that_closes_the_pipe_sees_no_error():
+    command = f"{sys.executable} -m xgray.cli fields | head -1"
+    answer = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.stdout.startswith("#")
+    assert answer.stderr == ""

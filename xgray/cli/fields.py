@@ -127,7 +127,7 @@ def _parameter(field: Field) -> inspect.Parameter:
     option = Parameter(
         name=_option(field.path),
         group=_group(field.path[0] if field.is_off or len(field.path) > 1 else "experiment"),
-        help=field.documentation.replace("``", "'"),
+        help=field.documentation.replace("`", "'"),
         metavar=" | ".join(field.choices) or _metavar(field.type_text),
         choices=field.choices or None,
         show_choices=False,  # the metavar shows them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import Any, Literal
 
@@ -144,6 +145,9 @@ def main() -> None:
         _fail(" ".join(str(error).split()), 2)
     except XgrayError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe has seen enough: xgray fields | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's flush at exit is silent too
+        sys.exit(1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}. Results so far are kept. Fix this and run the same command again.", 1)

@@ -75,7 +75,7 @@ def _field(info: FieldInfo, path: tuple[str, ...]) -> Field:
         type_text=_type_text(annotation, info.metadata),
         default=_plain(default),
         is_required=info.is_required(),
-        documentation=" ".join(inspect.cleandoc(documentation).split()),
+        documentation=" ".join(inspect.cleandoc(documentation).replace("``", "`").split()),
         choices=tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else (),
         section=section,
         is_list=any(get_origin(part) is list for part in _parts(annotation)) and section is not None,
@@ -165,7 +165,10 @@ def _section_lines(section: type[BaseModel], path: tuple[str, ...]) -> list[str]
 def _field_lines(field: Field, is_on: bool = False) -> list[str]:
     """The lines of one field: its documentation as a comment, and ``name: default  # type``."""
     indent = "  " * (len(field.path) - 1)
-    lines = [f"{indent}# {line}" for line in textwrap.wrap(field.documentation, COMMENT_WIDTH - len(indent))]
+    lines = [
+        f"{indent}# {line}"
+        for line in textwrap.wrap(field.documentation.replace("`", "'"), COMMENT_WIDTH - len(indent))
+    ]
     name = field.path[-1]
     if field.section is None or field.is_list:
         value = EXAMPLE_VALUES.get(field.path, "TEXT") if field.is_required else yaml_value(field.default)
