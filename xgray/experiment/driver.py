@@ -88,7 +88,7 @@ def _run_stages(
     last = max((index for index, stage in enumerate(planned) if stage.stage.uses), default=-1)
     on_cluster, afterwards = planned[: last + 1], planned[last + 1 :]
     if on_cluster:
-        with _cluster(plan, on_cluster, address):
+        with _cluster(plan, on_cluster, address, on_progress):
             _run_groups(plan, on_cluster, _exported(plan.experiment.name, on_progress), meter)
     _run_groups(plan, afterwards, on_progress, meter)  # the report, for one, needs no cluster
 
@@ -129,11 +129,15 @@ def run_stage(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> Sta
 
 
 @contextlib.contextmanager
-def _cluster(plan: Plan, planned: Sequence[PlannedStage], address: str | None) -> Iterator[None]:
+def _cluster(
+    plan: Plan, planned: Sequence[PlannedStage], address: str | None, on_progress: OnProgress
+) -> Iterator[None]:
     """Connect to the cluster, and check that it can hold the stages and reach the run directory."""
+    on_progress("Ray: starting", 0, 0)
     from xgray.distributed.cluster import check_shared, connect
 
     with connect(address):
+        on_progress("Ray: started", 1, 1)
         interrupts.listen()  # Ray has replaced the handler of SIGTERM.
         check_shared(plan.run)
         check_capacity(plan, planned)
