@@ -97,7 +97,6 @@ def test_each_tensor_parallel_process_edits_its_part_of_the_neurons():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # vLLM on a CPU has no heads as small as this BLOOM's
 def test_vllm_writes_what_transformers_writes(architectures, architecture):
     engine, reference = (start_engine(name, architectures[architecture]) for name in ("vllm", "transformers"))
