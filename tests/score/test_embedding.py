@@ -153,7 +153,7 @@ def test_control_characters_do_not_truncate_a_text(scorer):
 
 
 def test_any_text_gets_a_probability(scorer):
-    odd = ["half \ud83d pair", "a\u2028b", "\u200b", "🙂" * 200, "word " * 6000, "أ" * 200, "\ufeffmark", "%s {} \\n"]
+    odd = ["half \ud83d pair", "a\u2028b", "\u200b", "🙂" * 200, "word " * 600, "أ" * 200, "\ufeffmark", "%s {} \\n"]
     for text, value in zip(odd, toxicity(scorer, odd), strict=True):
         assert 0 < value < 1, text[:10]
 
