@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,12 @@ class FileResult:
 
     def num(self, outcome: str) -> int:
         return sum(found == outcome for found in self.outcomes.values())
+
+
+def default_jobs() -> int:
+    """Return how many files run side by side: one for each core and 8 GiB of memory, at most four."""
+    gibibytes = psutil.virtual_memory().total / 2**30
+    return max(1, min(os.cpu_count() or 1, round(gibibytes / 8), 4))
 
 
 def slow_files() -> list[str]:
@@ -148,7 +155,7 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 def main() -> int:
     """Run the files and print the outcome of each as it ends, then the slowest tests and the total."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=1, help="files that run side by side")
+    parser.add_argument("--jobs", type=int, default=default_jobs(), help="files that run side by side (%(default)s)")
     parser.add_argument("files", nargs="*", help="test files; by default all that have slow tests")
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
