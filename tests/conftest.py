@@ -5,7 +5,8 @@ import os
 import pytest
 
 # Test processes run side by side, and their models are tiny. With a thread for each core, which waits busily for the
-# others, they took four times the processor time. Ray's workers, which by default yield to every other process, starved.
+# others, they took four times the processor time. Ray's workers starved, since by default they yield to every other
+# process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
