@@ -7,12 +7,13 @@ workers and the engines inherit the environment.
 import os
 from typing import TYPE_CHECKING, Any
 
+from xgray.version import __version__
+
 if TYPE_CHECKING:
     from xgray.api import LoadedScorer, Run, load_scorer, open_run, run
 
 __all__ = ["LoadedScorer", "Run", "__version__", "load_scorer", "open_run", "run"]
 
-__version__ = "0.1.0"
 
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",

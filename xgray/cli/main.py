@@ -16,7 +16,6 @@ from typing import Any, Literal
 from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError
 
-from xgray import __version__
 from xgray.cli.fields import add_command
 from xgray.cli.files import fields, new
 from xgray.cli.options import Flag, Json
@@ -31,6 +30,7 @@ from xgray.errors import XgrayError
 from xgray.runs import interrupts
 from xgray.runs.library_bars import hide_library_bars
 from xgray.runs.secrets import redact
+from xgray.version import __version__
 
 app = App(
     name="xgray",
