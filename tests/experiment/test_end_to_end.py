@@ -100,8 +100,8 @@ def test_a_report_with_other_settings_is_written_again(finished):
     before = page.read_text()
     again = xgray("run", "e.yaml", "--report.num-examples", "0", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert "Switched off" in page.read_text()
-    assert "Switched off" not in before
+    assert "report.num_examples is 0" in page.read_text()
+    assert "report.num_examples is 0" not in before
 
 
 def test_a_run_that_is_killed_with_vllm_at_work_is_finished_with_the_same_rows(tiny_model, tmp_path):
