@@ -123,7 +123,7 @@ def test_a_missing_model_is_an_input_error(tmp_path):
 def test_a_model_of_the_other_kind_is_an_input_error(tmp_path, base):
     run = make_run(tmp_path, models=["base"])
     section = Evaluate(fluency=Fluency(kind="seq2seq"))
-    with pytest.raises(InputError, match=r"evaluate\.fluency\.model: .* is no seq2seq model"):
+    with pytest.raises(InputError, match=r"evaluate\.fluency\.model: cannot load .* as a seq2seq model"):
         measure_fluency(run, ["base"], section, base)
 
 
