@@ -15,7 +15,7 @@ from tests.processes import finish, kill_family, start_xgray, wait_until, xgray
 pytestmark = pytest.mark.slow
 
 SECRET = "mild-but-secret-value"
-NUM_PROMPTS = 240
+NUM_PROMPTS = 72
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -35,11 +35,13 @@ def num_rows(folder: Path, stage: str) -> int:
     return sum(pq.read_metadata(path).num_rows for path in files)
 
 
-def test_a_run_is_watched_doubled_stopped_killed_and_finished(tiny_model, tmp_path):
+def test_a_run_is_watched_doubled_stopped_killed_and_finished(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')  # the dummy engine has no weights
     (tmp_path / "e.yaml").write_text(
-        f"name: e\nmodel: {{id: '{tiny_model}', dtype: float32}}\nvariants: []\n"
-        "languages: [ar, cs, de, en, es, fr, hi, id, it, ko, nl, pl]\nprompts: {limit: 20}\n"
-        "generate: {k: 2, max_new_tokens: 8, execution: {engine: transformers, batch_size: 2}}\n"
+        "name: e\nmodel: {id: ./model}\nvariants: []\n"
+        "languages: [ar, cs, de, en, es, fr, hi, id, it, ko, nl, pl]\nprompts: {limit: 6}\n"
+        "generate: {k: 2, max_new_tokens: 8, execution: {engine: dummy, dummy: {seconds: 0.25}, batch_size: 2}}\n"
     )
     command = "run", "e.yaml", "--only", "generate,score"
     logs = tmp_path / "runs/e/score/base/logs"
@@ -67,7 +69,7 @@ def test_a_run_is_watched_doubled_stopped_killed_and_finished(tiny_model, tmp_pa
     assert "same command" in err
     assert "Traceback" not in err
     assert "\x1b" not in err
-    assert re.search(r"^\d\d:\d\d:\d\d score/base [1-9]\d*/240 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
+    assert re.search(r"^\d\d:\d\d:\d\d score/base [1-9]\d*/72 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
     left = num_rows(tmp_path, "score")
     stopped = status(tmp_path)
     assert stopped["driver"] is None
@@ -91,12 +93,12 @@ def test_a_run_is_watched_doubled_stopped_killed_and_finished(tiny_model, tmp_pa
     assert f"taken over from a driver that is dead: host {os.uname().nodename}, process {third.pid}" in err
     assert num_rows(tmp_path, "generate") == num_rows(tmp_path, "score") == NUM_PROMPTS
     done = status(tmp_path)["stages"]["score/base"]
-    assert (done["state"], done["num_done"], done["num_total"], done["num_attempts"]) == ("done", 240, 240, 3)
+    assert (done["state"], done["num_done"], done["num_total"], done["num_attempts"]) == ("done", 72, 72, 3)
     assert (done["rate"], done["eta_seconds"], done["error"]) == (None, None, None)
     texts = [(logs / f"attempt-000{number}.log").read_text() for number in (1, 2, 3)]
     assert "ended: stopped by SIGTERM" in texts[0].splitlines()[-1]
     assert "ended" not in texts[1]
     assert "ended: finished" in texts[2].splitlines()[-1]
-    assert re.search(rf"240/240 done, {NUM_PROMPTS - left - num_killed} of them in this attempt", texts[2])
+    assert re.search(rf"72/72 done, {NUM_PROMPTS - left - num_killed} of them in this attempt", texts[2])
     for file in (tmp_path / "runs").rglob("*"):
         assert file.is_dir() or SECRET.encode() not in file.read_bytes(), file
