@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from tests.object_store import CREDENTIALS, object_store
-from tests.processes import xgray
+from tests.processes import finish, start_xgray, xgray
+from xgray.distributed.cluster import connect
 from xgray.storage.folder import Folder
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -94,8 +95,18 @@ def experiment(tmp_path, tiny_model):
     return "e.yaml"
 
 
+@pytest.fixture(scope="module")
+def ray_with_keys():
+    """A local Ray whose workers have the keys of the object store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with connect():
+            yield
+
+
 @pytest.mark.slow
-def test_the_experiment_is_measured(tmp_path, experiment, local_ray):
+def test_the_experiment_is_measured(tmp_path, experiment, ray_with_keys):
     measured = xgray("plan", experiment, "--measure", "--write-rates", "rates.yaml", "--json", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     estimate = json.loads(measured.stdout)
@@ -117,24 +128,21 @@ def test_the_experiment_is_measured(tmp_path, experiment, local_ray):
 
 
 @pytest.mark.slow
-def test_runs_in_an_object_store_are_measured(tmp_path, experiment):
+def test_runs_in_an_object_store_are_measured(tmp_path, experiment, ray_with_keys):
     """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
     with object_store() as store:
         runs = store.uri("/runs")
-        done = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
-        assert done.returncode == 0, done.stderr
-        lines = {line["stage"]: line for line in json.loads(done.stdout)["lines"]}
+
+        def call(*arguments):
+            # A process of its own, whose Ray starts with the credentials in its environment.
+            return finish(start_xgray(*arguments, "--runs", runs, "--json", cwd=tmp_path))[0]
+
+        lines = {line["stage"]: line for line in json.loads(call("plan", experiment, "--measure"))["lines"]}
         assert lines["train/dpo"]["num_left"] == 6
         assert lines["train/dpo"]["seconds"] > 0
         assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
         assert not list((tmp_path).glob("s3*"))
-        trained = xgray("train", experiment, "--runs", runs, cwd=tmp_path, **CREDENTIALS)
-        assert trained.returncode == 0, trained.stderr
-        done = xgray("plan", experiment, "--runs", runs, "--measure", "--json", cwd=tmp_path, **CREDENTIALS)
-        assert done.returncode == 0, done.stderr
-        lines = {line["stage"]: line for line in json.loads(done.stdout)["lines"]}
+        call("train", experiment)
+        lines = {line["stage"]: line for line in json.loads(call("plan", experiment, "--measure"))["lines"]}
         assert lines["generate/dpo"]["source"].startswith("measured: ")
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in CREDENTIALS.items():
-                patch.setenv(name, value)
-            assert Folder(runs).names() == ["mine"], "the measurement leaves nothing behind"
+        assert Folder(runs).names() == ["mine"], "the measurement leaves nothing behind"
