@@ -150,8 +150,8 @@ def test_a_run_submitted_again_is_followed_resumed_and_passed_over(cluster, work
     assert len(drivers()) == 1
     second.send_signal(signal.SIGINT)
     _, err = finish(second, 1)
-    (job,) = re.findall(r"job (mine-\w{8}-1) is under way", err)
-    assert f"detached, and the job goes on; see it again: the same command, or ray job logs --follow {job}" in err
+    (job,) = re.findall(r"job (mine-\w{8}-1) is running on", err)
+    assert f"ray job logs --follow {job}" in err
     assert "OPENAI_API_KEY: not sent" in err
     assert "Traceback" not in err
 
