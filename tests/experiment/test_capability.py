@@ -110,7 +110,7 @@ def test_names_of_tasks_are_checked_before_anything_runs(tmp_path):
     assert (
         find_tasks(Experiment(name="a", model={"id": "b"}, capability={}).capability.tasks)["m_mmlu_zh"] == "m_mmlu_zh"
     )
-    with pytest.raises(InputError, match=r"no task 'helaswag_ru'; did you mean hellaswag_ru"):
+    with pytest.raises(InputError, match=r"no task 'helaswag_ru'\. Did you mean hellaswag_ru"):
         find_tasks(["helaswag_ru"])
     with pytest.raises(InputError, match="arc_vi is listed twice"):
         find_tasks(["arc_vi", "arc_multilingual"])
