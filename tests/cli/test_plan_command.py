@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.object_store import CREDENTIALS, object_store
-from tests.processes import finish, start_xgray, xgray
+from tests.processes import xgray
 from xgray.distributed.cluster import connect
 from xgray.storage.folder import Folder
 
@@ -134,8 +134,9 @@ def test_runs_in_an_object_store_are_measured(tmp_path, experiment, ray_with_key
         runs = store.uri("/runs")
 
         def call(*arguments):
-            # A process of its own, whose Ray starts with the credentials in its environment.
-            return finish(start_xgray(*arguments, "--runs", runs, "--json", cwd=tmp_path))[0]
+            answer = xgray(*arguments, "--runs", runs, "--json", cwd=tmp_path)
+            assert answer.returncode == 0, answer.stderr
+            return answer.stdout
 
         lines = {line["stage"]: line for line in json.loads(call("plan", experiment, "--measure"))["lines"]}
         assert lines["train/dpo"]["num_left"] == 6
