@@ -134,4 +134,4 @@ def test_no_active_source_is_no_failure(experiment, finished, caplog):
     metrics = Folder(str(folder / "vectors")).read_json("metrics.json")
     assert (metrics["vectors"][0]["layer"], metrics["vectors"][0]["index"]) == (1, inactive)
     assert (metrics["sources"], metrics["given"], counts["vectors"]["num_sources"]) == ([], None, 0)
-    assert "no potential source is active" in caplog.text
+    assert "None of the 1 potential sources is active" in caplog.text
