@@ -42,14 +42,6 @@ def test_texts_do_not_depend_on_batch_or_order(engine):
     assert texts(complete(engine, PROMPTS[::-1], "base", None, 7)) == whole
 
 
-def test_a_sample_does_not_depend_on_k(engine, request, tiny_model):
-    name, section = request.node.callspec.params["engine"], GENERATE.model_copy(update={"k": 5})
-    few = texts(complete(engine, PROMPTS, "base", None, 7))
-    many = texts(complete(build_engine(name, Weights(tiny_model, None, "float32"), section), PROMPTS, "base", None, 7))
-    assert {prompt_id: samples[:3] for prompt_id, samples in many.items()} == few
-    assert any(samples[3] not in samples[:3] for samples in many.values())
-
-
 def test_transformers_samples_from_the_distribution_after_temperature_and_top_p():
     """Temperature 0.5 squares the probabilities, and top_p 0.93 keeps the first three of four."""
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
@@ -128,6 +120,15 @@ def test_prompts_may_have_more_tokens_than_fit_in_one_step_of_vllm(engine):
     prompts = [Prompt(f"en/{index}", "en", "word " * (60 + index)) for index in range(20)]
     whole = texts(complete(engine, prompts, "base", None, 7))
     assert texts(complete(engine, prompts[:1], "base", None, 7)) == {"en/0": whole["en/0"]}
+
+
+# After the tests of the shared engine: where a second vLLM engine of a process ends, the first can sample no more.
+def test_a_sample_does_not_depend_on_k(engine, request, tiny_model):
+    name, section = request.node.callspec.params["engine"], GENERATE.model_copy(update={"k": 5})
+    few = texts(complete(engine, PROMPTS, "base", None, 7))
+    many = texts(complete(build_engine(name, Weights(tiny_model, None, "float32"), section), PROMPTS, "base", None, 7))
+    assert {prompt_id: samples[:3] for prompt_id, samples in many.items()} == few
+    assert any(samples[3] not in samples[:3] for samples in many.values())
 
 
 def write_config(folder, **changes):
