@@ -171,15 +171,16 @@ def test_conversion_keeps_the_flag_that_texts_begin_with_a_token(
     small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers drops the flag. The small model's file holds it unset, so the test sets it in a copy."""
+    plain = load_tokenizer(resolve(Model(id=SMOLLM2)))
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
     content = bytearray(small_gguf.read_bytes())
     key = b"tokenizer.ggml.add_bos_token"
     flag = content.index(key) + len(key) + 4
     assert content[flag] == 0
-    assert load_tokenizer(resolve(Model(id=SMOLLM2)))("a").input_ids != []
+    assert plain("a").input_ids != []
     content[flag] = 1
     (tmp_path / "flagged.gguf").write_bytes(content)
-    plain, flagged = (load_tokenizer(resolve(Model(id=id))) for id in (SMOLLM2, str(tmp_path / "flagged.gguf")))
+    flagged = load_tokenizer(resolve(Model(id=str(tmp_path / "flagged.gguf"))))
     assert flagged("a b").input_ids == [flagged.bos_token_id, *plain("a b").input_ids]
     assert flagged("a b", add_special_tokens=False).input_ids == plain("a b").input_ids
 
