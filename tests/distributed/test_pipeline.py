@@ -23,8 +23,6 @@ from xgray.score.scorer import score_texts
 
 GENERATE = {"engine": "transformers", "batch_size": 4}
 SCORE = {"scorer": "embedding"}
-ONE_ENGINE = ("base", "dpo")
-"""Models that one engine serves: the second is an adapter of the first."""
 DUMMY = {"engine": "dummy", "batch_size": 8}
 DUMMY_SCORE = {"scorer": "dummy", "unvalidated_languages": True}
 
@@ -44,13 +42,12 @@ def files(root, stage):
     return sorted(path for path in (Path(root) / stage).glob("*/rows/*.parquet") if not path.name.startswith("."))
 
 
-def rows(root, stage, models=MODELS):
-    """Return every row of the models by model and prompt; fail if a prompt has two rows."""
+def rows(root, stage):
+    """Return every row by model and prompt; fail if a prompt has two rows."""
     found = {}
     for path in files(root, stage):
-        model = path.parent.parent.name
-        for row in pq.read_table(path).to_pylist() if model in models else ():
-            key = model, row.pop("prompt_id")
+        for row in pq.read_table(path).to_pylist():
+            key = path.parent.parent.name, row.pop("prompt_id")
             assert key not in found, key
             found[key] = row
     return found
@@ -122,16 +119,15 @@ def test_scores_equal_those_of_the_scorer_alone(uninterrupted):
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_rows(models, uninterrupted, tmp_path):
     """It is killed while both stages are under way, and resumed with blocks of another size."""
-    process = start(tmp_path, models, generate=GENERATE, score=SCORE, names=ONE_ENGINE)
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_until(lambda: len(files(tmp_path, "generate")) >= 3 and files(tmp_path, "score"), process)
     kill_family(process)
     kept = {path: path.stat().st_mtime_ns for path in files(tmp_path, "generate") + files(tmp_path, "score")}
-    assert len(files(tmp_path, "generate")) < 10
-    smaller = GENERATE | {"batch_size": 3}
-    result = run_recorded(tmp_path, models, generate=smaller, score=SCORE, names=ONE_ENGINE)
+    assert len(files(tmp_path, "generate")) < 15
+    result = run_recorded(tmp_path, models, generate=GENERATE | {"batch_size": 3}, score=SCORE)
     for stage in ("generate", "score"):
-        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage, ONE_ENGINE)
-        num_reused = sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in ONE_ENGINE)
+        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
+        num_reused = sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in MODELS)
         assert num_reused >= 4 * sum(path.parent.parent.parent.name == stage for path in kept) > 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -145,12 +141,12 @@ def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    tallies = run(str(tmp_path), models, GENERATE, SCORE, names=ONE_ENGINE)
+    tallies = run(str(tmp_path), models, GENERATE, SCORE)
     killer.join()
-    # The second start, and that of the killed engine if its report had left the process.
-    assert sum(tallies["generate", model].num_engine_starts for model in ONE_ENGINE) in (1, 2)
+    # Two starts, and that of the killed engine if its report had left the process.
+    assert sum(tallies["generate", model].num_engine_starts for model in MODELS) in (2, 3)
     for stage in ("generate", "score"):
-        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage, ONE_ENGINE)
+        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
 
 
 @pytest.mark.slow
@@ -221,7 +217,7 @@ def test_an_engine_that_dies_with_every_prompt_fails_the_stage(models, cluster, 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_run_and_leaves_no_process(models, tmp_path):
-    process = start(tmp_path, models, generate=GENERATE, score=SCORE, names=ONE_ENGINE)
+    process = start(tmp_path, models, generate=GENERATE, score=SCORE)
     wait_until(lambda: len(files(tmp_path, "generate")) >= 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
