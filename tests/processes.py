@@ -32,8 +32,9 @@ def xgray(*arguments: object, cwd: Path, **environment: str) -> subprocess.Compl
     A Ray that this process has started already is used, as ``connect`` does.
     """
     from huggingface_hub import constants
+    from rich.console import Console
 
-    from xgray.cli.main import main
+    from xgray.cli.main import app, main
 
     output, errors = io.StringIO(), io.StringIO()
     handlers, level = logging.root.handlers[:], logging.root.level
@@ -48,6 +49,7 @@ def xgray(*arguments: object, cwd: Path, **environment: str) -> subprocess.Compl
         patch.setattr(sys, "stdout", output)
         patch.setattr(sys, "stderr", errors)
         logging.root.handlers[:] = []  # `main` sets up the log of a process that has none
+        app.console, app.error_console = Console(), Console(stderr=True)  # of the width that COLUMNS says now
         try:
             with pytest.raises(SystemExit) as ended:
                 main()

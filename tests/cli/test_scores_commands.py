@@ -135,6 +135,7 @@ def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     assert len(service.received) < len(wanted) + 100, "most of what was paid for was kept"
 
 
+@pytest.mark.slow
 def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path, local_ray):
     with serving(FaultyService({})) as url:
         assert archive(run, url).returncode == 0

@@ -29,7 +29,7 @@ def run(monkeypatch):
 
 def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
     def start() -> subprocess.Popen[str]:
-        return start_python("-m", "tests.runs.lease_driver", run.uri, "0.5", "8")
+        return start_python("-m", "tests.runs.lease_driver", run.uri, "0.5", "5")
 
     values = {"name": "e", "model": {"id": "some/model"}, "languages": ["en"], "variants": []}
     experiment = Experiment.model_validate(values).model_dump(mode="json")
@@ -58,7 +58,7 @@ def test_one_driver_at_a_time_and_a_status_on_an_object_store(run):
         first.wait()
         run.write_json(LEASE, run.read_json(LEASE) | {"machine": "elsewhere"})
         second = start()
-        assert read_line(second) == "held", "after eight seconds without a beat"
+        assert read_line(second) == "held", "after five seconds without a beat"
         assert json.loads(run.read_bytes(LEASE))["pid"] == second.pid
         second.terminate()
         assert read_line(second) == "stopped by SIGTERM"

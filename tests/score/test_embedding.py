@@ -186,6 +186,7 @@ def test_the_engine_leaves_the_environment_alone(monkeypatch):
     assert available_threads() >= 1
 
 
+@pytest.mark.slow
 def test_two_processes_fit_the_same_head_and_a_third_takes_it_from_the_cache(tmp_path):
     folder = small_folder(tmp_path / "labelled")
     program = (

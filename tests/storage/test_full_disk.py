@@ -51,6 +51,7 @@ def test_a_stage_that_cannot_write_its_rows_fails_in_one_line_and_can_be_resumed
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_weights_and_tokenizers_on_a_full_disk_are_an_os_error(disk, tiny_model, tiny_adapter):
     """safetensors and tokenizers raise errors that are not an OSError."""
     code = (

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from xgray.train.metrics import read_metrics, summarize
 
 
@@ -54,7 +52,6 @@ def test_summary_without_validation_has_no_entries_about_it(tmp_path):
     assert "best_step" not in summary
 
 
-@pytest.mark.slow
 def test_resuming_deletes_lines_after_the_checkpoint(tmp_path):
     from transformers import TrainerState
 
