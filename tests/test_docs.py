@@ -1,5 +1,6 @@
 """The documentation says what is so: fields, links, commands and options, and the notebook runs."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -83,4 +84,7 @@ def test_the_notebook_runs(tmp_path):
 
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "runs" / "notebook" / "report" / "index.html").exists()
+    run = tmp_path / "runs" / "notebook"
+    training = json.loads((run / "train" / "dpo" / "manifest.json").read_text())
+    assert training["measured"]["first_loss"] == pytest.approx(0.6931, abs=2e-3), "the logarithm of 2"
+    assert (run / "report" / "index.html").exists()

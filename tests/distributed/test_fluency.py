@@ -1,13 +1,12 @@
 """Fluency on a real local Ray, with a tiny random model read from disk."""
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.processes import descendants
 from xgray.config import Evaluate, Fluency, Model
 from xgray.errors import InputError
 from xgray.evaluate.fluency import load_measuring_model, perplexities
@@ -15,15 +14,8 @@ from xgray.experiment.stages.evaluate import measure_fluency
 from xgray.rows import Completions, to_table
 from xgray.storage.folder import Folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 SECTION = Evaluate()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +51,7 @@ def written(run):
     return {path.name: pq.read_table(path).to_pylist() for path in sorted(table.iterdir())}
 
 
-@pytest.mark.parametrize("num_workers", [None, 2])
-def test_a_file_for_each_model_and_language_holds_the_values_of_the_plain_function(tmp_path, base, num_workers):
-    run, section = make_run(tmp_path), Evaluate(execution={"num_workers": num_workers})
-    progress = []
-    result = measure_fluency(run, ["base", "dpo"], section, base, lambda done, total: progress.append((done, total)))
-    assert result.counts == {"num_completions": 36, "num_reused": 0}
-    assert result.device == "cuda:0" if torch.cuda.is_available() else "cpu"
-    assert progress == [(0, 36), (9, 36), (18, 36), (27, 36), (36, 36)]
+def assert_values_of_the_plain_function(run, base):
     files = written(run)
     assert list(files) == ["base.de.parquet", "base.en.parquet", "dpo.de.parquet", "dpo.en.parquet"]
     model, tokenizer = load_measuring_model(base, "causal")
@@ -80,9 +65,20 @@ def test_a_file_for_each_model_and_language_holds_the_values_of_the_plain_functi
             assert row["perplexities"][::2] == pytest.approx(values[::2], rel=1e-5)
 
 
+def test_two_workers_write_a_file_for_each_model_and_language(tmp_path, base):
+    run, section = make_run(tmp_path), Evaluate(execution={"num_workers": 2})
+    progress = []
+    result = measure_fluency(run, ["base", "dpo"], section, base, lambda done, total: progress.append((done, total)))
+    assert result.counts == {"num_completions": 36, "num_reused": 0}
+    assert result.device == "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert progress == [(0, 36), (9, 36), (18, 36), (27, 36), (36, 36)]
+    assert_values_of_the_plain_function(run, base)
+
+
 def test_missing_files_are_made_and_existing_ones_kept(tmp_path, base):
     run = make_run(tmp_path)
-    measure_fluency(run, ["base", "dpo"], SECTION, base)
+    assert measure_fluency(run, ["base", "dpo"], SECTION, base).counts["num_reused"] == 0
+    assert_values_of_the_plain_function(run, base)
     folder = (run / "evaluate" / "perplexity").local
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "dpo.de.parquet").unlink()
@@ -99,8 +95,7 @@ def test_the_stage_survives_the_death_of_its_worker(tmp_path, base):
     killed = []
 
     def kill_once(done, total):
-        running = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-        workers = [one for one in running if "ray::WorkerActor" in " ".join(one.cmdline())]
+        workers = descendants(name="ray::WorkerActor")
         if done and not killed:
             killed.extend(workers)
             for worker in workers:

@@ -23,6 +23,15 @@ from xgray.storage.folder import Folder
 MODELS = {"model": "none", "adapter": None, "merged": "none"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_health_checks():
+    """Lost nodes are noticed after two seconds; by default it takes fifteen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_initial_delay_ms", "1000")
+        patch.setenv("RAY_health_check_period_ms", "500")
+        yield
+
+
 def rows(root: Path, stage: str) -> list[dict[str, object]]:
     return [
         row
@@ -46,7 +55,7 @@ def test_rows_are_the_same_when_a_node_vanishes_and_others_join(tmp_path):
                 cluster.add_node(num_cpus=1)
 
     # Ten blocks, because an engine whose node is gone may live on to finish the blocks that it has: three at most.
-    section = {"engine": "dummy", "batch_size": 2, "num_actors": 3, "cpus_per_actor": 1, "dummy": {"seconds": 0.5}}
+    section = {"engine": "dummy", "batch_size": 2, "num_actors": 3, "cpus_per_actor": 1, "dummy": {"seconds": 0.3}}
     try:
         with connect(cluster.address):
             tallies = run(tmp_path, MODELS, section, {"scorer": "dummy"}, change, names=["base"])

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -71,11 +72,42 @@ def uninterrupted(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def replicated(run, tmp_path_factory):
-    """The output of a short full training by two workers, each of which holds the whole model."""
-    output = tmp_path_factory.mktemp("ddp") / "out"
-    run(output, execution={"strategy": "ddp", "num_workers": 2}, **SHORT)
-    return output
+def two_replicas(run, tmp_path_factory):
+    """The output of a short full training by two workers that each hold the whole model, and what it logged.
+
+    An actor holds one of the two cores until the training has logged that it waits.
+    """
+
+    class Holder:
+        def hold(self) -> None:
+            pass
+
+    class Messages(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    output, messages, handler = tmp_path_factory.mktemp("ddp") / "out", [], Messages()
+    holder = ray.remote(Holder).options(num_cpus=1).remote()
+    ray.get(holder.hold.remote())
+
+    def release():
+        wait_until(lambda: any("waiting" in message for message in messages))
+        ray.kill(holder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "FIRST_SECONDS", 0.5)
+        patch.setattr(waiting, "POLL_SECONDS", 0.1)
+        logging.getLogger("xgray").addHandler(handler)
+        threading.Thread(target=release, daemon=True).start()
+        run(output, execution={"strategy": "ddp", "num_workers": 2}, **SHORT)
+        logging.getLogger("xgray").removeHandler(handler)
+    return output, messages
+
+
+@pytest.fixture(scope="module")
+def replicated(two_replicas):
+    """The output of a short full training by two workers that each hold the whole model."""
+    return two_replicas[0]
 
 
 def metrics_of(output):
@@ -107,7 +139,7 @@ def reached(output, step):
 def kill_driver_at(step, model, output, **fields):
     """Train in a process with a Ray of its own, and kill it with all that it started when it has reached the step."""
     arguments = "tests.distributed.train_driver", model, output, json.dumps(SECTION | fields)
-    driver = start_python("-m", *arguments, environment={**os.environ, "RAY_raylet_start_wait_time_s": "120"})
+    driver = start_python("-m", *arguments)
     wait_until(lambda: reached(output, step), driver, timeout=300)
     kill_family(driver)
 
@@ -323,21 +355,8 @@ def test_qlora_without_cuda_is_refused_before_anything_starts(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_logs_what_it_waits_for(run, tmp_path, monkeypatch, caplog):
-    class Holder:
-        def hold(self) -> None:
-            pass
-
-    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.5)
-    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.1)
-    holder = ray.remote(Holder).options(num_cpus=1).remote()
-    ray.get(holder.hold.remote())
-
-    def release():
-        wait_until(lambda: "train: waiting for room for 2 workers of 1 CPU" in caplog.text)
-        ray.kill(holder)
-
-    threading.Thread(target=release, daemon=True).start()
-    run(tmp_path / "out", max_steps=2, execution={"num_workers": 2})
-    assert len(steps_of(tmp_path / "out")) == 2
-    assert caplog.text.count("waiting for room for 2 workers") == 1
+def test_a_training_logs_what_it_waits_for(two_replicas):
+    output, messages = two_replicas
+    (message,) = [message for message in messages if "waiting" in message]
+    assert "train: waiting for room for 2 workers of 1 CPU" in message
+    assert len(steps_of(output)) == 6

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,12 +64,15 @@ def test_a_run_is_watched_doubled_stopped_killed_and_finished(tmp_path):
     assert running["eta_seconds"] > 0
     assert state["stages"]["evaluate"]["state"] == "missing"
 
+    children = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGTERM)
     _, err = finish(first, 1)
     assert "xgray: stopped by SIGTERM" in err
     assert "same command" in err
     assert "Traceback" not in err
     assert "\x1b" not in err
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
     assert re.search(r"^\d\d:\d\d:\d\d score/base [1-9]\d*/72 \d+\.\d\d/s, .* left$", err, re.MULTILINE), err
     left = num_rows(tmp_path, "score")
     stopped = status(tmp_path)

