@@ -120,7 +120,7 @@ def work(tmp_path_factory, tiny_model, service):
     (folder / "e.yaml").write_text(
         f"name: mine\nruns: {folder / 'shared'}\nmodel: {{id: {tiny_model}, dtype: float32}}\n"
         "languages: [en, de]\nprompts: {limit: 6}\nvariants: []\n"
-        "generate: {k: 2, max_new_tokens: 6, execution: {engine: transformers, batch_size: 1}}\n"
+        "generate: {k: 2, max_new_tokens: 6, execution: {engine: dummy, batch_size: 1}}\n"
         f"score: {{scorer: perspective, perspective_url: '{service[1]}', execution: {{requests_per_second: 20}}}}\n"
         "evaluate: {resamples: 100, fluency: {kind: none}}\n"
     )

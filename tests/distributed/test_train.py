@@ -136,14 +136,6 @@ def reached(output, step):
     return has_checkpoint and metrics.exists() and f'"step": {step},' in metrics.read_text()
 
 
-def kill_driver_at(step, model, output, **fields):
-    """Train in a process with a Ray of its own, and kill it with all that it started when it has reached the step."""
-    arguments = "tests.distributed.train_driver", model, output, json.dumps(SECTION | fields)
-    driver = start_python("-m", *arguments)
-    wait_until(lambda: reached(output, step), driver, timeout=300)
-    kill_family(driver)
-
-
 def kill_train_workers():
     workers = descendants(name="RayTrainWorker")
     for worker in workers:
@@ -190,29 +182,6 @@ def test_a_finished_training_is_not_run_again(run, uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert run(output) == result
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
-
-
-def test_a_training_killed_with_its_driver_resumes_to_the_same_curve(model, run, uninterrupted, tmp_path):
-    output = tmp_path / "out"
-    kill_driver_at(9, model, output)
-
-    # A checkpoint that was half copied, and a line that was half written.
-    half = output / "checkpoints" / "step-00000023"
-    half.mkdir()
-    (half / "state.safetensors").write_bytes(b"half")
-    with (output / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 10, "lo')
-
-    result = run(output)
-    expected, whole = uninterrupted
-    steps = [(row["step"], "loss" in row) for row in metrics_of(output) if "step" in row]
-    assert len(set(steps)) == len(steps) == 24 + 6
-    assert metrics_of(output) == metrics_of(whole)
-    reused = {"num_reference_computed": 0, "num_reference_reused": 20}
-    assert result.counts == expected.counts | reused
-    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (output, whole))
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
-    assert not list(output.glob(".tmp-*"))
 
 
 def test_an_interrupt_after_the_last_step_keeps_the_result_and_is_raised(run, uninterrupted, tmp_path):
@@ -279,18 +248,32 @@ ZERO3 = SHORT | {"eval_steps": 1}
 
 @pytest.fixture(scope="module")
 def killed(model, cluster, tmp_path_factory):
-    """The output of two ZeRO-3 workers that were killed after some steps."""
+    """The output of two ZeRO-3 workers that were killed after some steps, with their driver and its Ray."""
     output = tmp_path_factory.mktemp("killed") / "out"
-    kill_driver_at(3, model, output, execution={"strategy": "zero3", "num_workers": 2}, **ZERO3)
+    section = SECTION | ZERO3 | {"execution": {"strategy": "zero3", "num_workers": 2}}
+    driver = start_python("-m", "tests.distributed.train_driver", model, output, json.dumps(section))
+    wait_until(lambda: reached(output, 3), driver, timeout=300)
+    kill_family(driver)
     assert len(steps_of(output)) < 6
     return output
 
 
-def test_a_killed_zero3_training_of_two_workers_is_finished_by_one(run, killed, replicated, tmp_path):
+def test_a_killed_training_of_two_workers_is_finished_by_one(run, killed, replicated, tmp_path):
     output = Path(shutil.copytree(killed, tmp_path / "out"))
-    run(output, execution={"strategy": "zero3", "num_workers": 1}, **ZERO3)
+    # A checkpoint that was half copied, and a line that was half written.
+    half = output / "checkpoints" / "step-00000005"
+    half.mkdir(exist_ok=True)
+    (half / "state.safetensors").write_bytes(b"half")
+    (half / "contents.json").unlink(missing_ok=True)
+    with (output / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "lo')
+
+    result = run(output, execution={"strategy": "zero3", "num_workers": 1}, **ZERO3)
+    assert (result.counts["num_reference_computed"], result.counts["num_reference_reused"]) == (0, 20)
+    assert [row["step"] for row in steps_of(output)] == [1, 2, 3, 4, 5, 6]
     for expected, row in zip(steps_of(replicated), steps_of(output), strict=True):
         assert row == pytest.approx(expected, abs=1e-4)
+    assert {path.name for path in output.iterdir()} == {"merged", "metrics.jsonl", "result.json"}
 
 
 def test_an_error_of_one_of_two_workers_ends_both(run, killed, tmp_path):
