@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import time
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
 from xgray.distributed.crash_ledger import MAX_DEATHS, CrashLedgerClient
 from xgray.distributed.failures import Failure
+from xgray.distributed.job_environment import enter_directory
 from xgray.distributed.keys import take_keys
 from xgray.distributed.metrics import BlockReport, count_block
 from xgray.distributed.rate_limit import shared_scorer
@@ -74,6 +76,8 @@ class PipelineSettings:
     generate: Generate | None
     score: Score | None
     seed: int
+    directory: str = field(default_factory=os.getcwd)
+    """The driver's working directory, from which relative paths start."""
 
 
 def dataset(items: Sequence[Item]) -> Dataset:
@@ -254,6 +258,7 @@ class ScoreActor:
         self, settings: PipelineSettings, models: Mapping[str, PipelineModel], ledger: CrashLedgerClient
     ) -> None:
         assert settings.score is not None
+        enter_directory(settings.directory)
         self._section: Score = settings.score
         self._run = settings.run.name
         self._models = models

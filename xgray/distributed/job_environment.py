@@ -1,7 +1,8 @@
-"""What a Ray job's driver finds about the job in its environment."""
+"""What a driver finds about its Ray job in its environment, and the working directory that its workers take over."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -21,3 +22,12 @@ def job_variables() -> dict[str, str]:
     job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     variables: dict[str, str] = job.get("runtime_env", {}).get("env_vars", {})
     return variables
+
+
+def enter_directory(directory: str) -> None:
+    """Make the driver's working directory this worker's, so that relative paths of the experiment mean the same.
+
+    Ray's workers start in the directory that Ray was started in. A machine that lacks the folder keeps its own.
+    """
+    with contextlib.suppress(OSError):
+        os.chdir(directory)

@@ -28,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from xgray.config import LOADS_CLASSIFIER, Score, Serve
 from xgray.distributed.cluster import cluster_capacity, connect, thread_environment, total
 from xgray.distributed.failures import Failure
+from xgray.distributed.job_environment import enter_directory
 from xgray.distributed.keys import take_keys
 from xgray.distributed.nodes import most_cores
 from xgray.errors import InputError
@@ -73,7 +74,7 @@ def run_service(score: Score, section: Serve, address: str | None = None) -> Non
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         try:
             handle = serve.run(
-                _deployment(score, section).bind(score), name=name, route_prefix=None, logging_config=QUIET
+                _deployment(score, section).bind(score, os.getcwd()), name=name, route_prefix=None, logging_config=QUIET
             )
             asyncio.run(_serve(handle, section, key, bound))
         finally:
@@ -84,7 +85,8 @@ def run_service(score: Score, section: Serve, address: str | None = None) -> Non
 class ScorerReplica:
     """One copy of the scorer."""
 
-    def __init__(self, section: Score) -> None:
+    def __init__(self, section: Score, directory: str) -> None:
+        enter_directory(directory)
         self._section = section
         self._scorer: Scorer | Failure
         take_keys()

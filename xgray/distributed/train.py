@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+SCRATCH = f"{TEMPORARY_MARK}train-"
+"""How the names of the workers' scratch folders begin."""
 RESULT = "result.json"
 MAX_FAILURES = 3
 """Deaths of workers that a training survives without reaching another checkpoint. With a checkpoint between them it
@@ -104,7 +106,7 @@ class TrainingJob:
     def scratch(self, rank: int) -> Path:
         """Return a folder for one worker: on the output's disk, so that checkpoints can be moved, or in the cache."""
         if self.output.local is not None:
-            return self.output.local / f"{TEMPORARY_MARK}train-{rank}"
+            return self.output.local / f"{SCRATCH}{rank}"
         name = hashlib.sha256(self.output.uri.encode()).hexdigest()[:16]
         return cache_folder() / "training" / f"{name}-{rank}"
 
@@ -152,6 +154,9 @@ def run_training(
         report, interrupted = _fit_watched(job, gpu, on_phase)
     finally:
         ray.kill(control)
+    if output.local is not None:
+        for leftover in output.local.glob(f"{SCRATCH}*"):  # of killed workers, which may have been more than now
+            shutil.rmtree(leftover, ignore_errors=True)
     result = StageResult(
         report["counts"], report["measured"], device=report["device"], seconds=time.perf_counter() - began
     )
@@ -169,10 +174,8 @@ def _base_model(model: Model) -> str:
         InputError: it is an adapter.
     """
     base = path_for_workers(model)
-    if Path(base).is_dir():
-        base = str(Path(base).absolute())
-        if is_adapter(base):
-            raise InputError(f"model.id: {base} is an adapter. Name a whole model, from which tuning can begin.")
+    if Path(base).is_dir() and is_adapter(base):
+        raise InputError(f"model.id: {base} is an adapter. Name a whole model, from which tuning can begin.")
     return base
 
 

@@ -6,6 +6,7 @@ A worker commits what it makes of a unit as files, so that its death costs at mo
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import ray
 
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.failures import RESUME, Failure, worker_died
+from xgray.distributed.job_environment import enter_directory
 from xgray.distributed.keys import take_keys
 from xgray.distributed.placement import describe_resources, place_workers
 from xgray.distributed.waiting import log_waiting
@@ -132,7 +134,7 @@ def _run_indexed(
         return
     number, options = place_workers(cluster_capacity(), stage, num_workers)
     make = ray.remote(WorkerActor).options(**options)
-    pool = WorkerPool(lambda: make.remote(worker, list(arguments)), min(number, len(units)), stage)
+    pool = WorkerPool(lambda: make.remote(worker, list(arguments), os.getcwd()), min(number, len(units)), stage)
     resources = describe_resources(options["num_cpus"], options.get("num_gpus", 0))
     try:
         with log_waiting(lambda: None if pool.is_placed else f"{stage}: waiting for room for a worker of {resources}"):
@@ -228,7 +230,8 @@ class WorkerPool:
 class WorkerActor:
     """One worker in its process."""
 
-    def __init__(self, worker: type[Worker[Any, Any]], arguments: Sequence[Any]) -> None:
+    def __init__(self, worker: type[Worker[Any, Any]], arguments: Sequence[Any], directory: str) -> None:
+        enter_directory(directory)
         self._class = worker
         self._arguments = arguments
         self._worker: Worker[Any, Any] | None = None

@@ -49,10 +49,11 @@ def resolve(model: Model) -> str:
 
 
 def path_for_workers(model: Model) -> str:
-    """Return what :func:`local_weights` takes for this model on any machine.
+    """Return what :func:`local_weights` takes for this model on any machine and in any working directory.
 
     A GGUF file or a file of a package keeps its name, and each machine converts it for itself: the cache that it was
-    converted into here may not exist there.
+    converted into here may not exist there. Paths are absolute, because Ray's workers keep the working directory that
+    Ray was started in.
 
     Raises:
         InputError: the folder, file or package does not exist.
@@ -61,7 +62,7 @@ def path_for_workers(model: Model) -> str:
     if model.id.startswith(PACKAGE):
         return model.id
     path = Path(model.id).expanduser()
-    return str(path.absolute()) if path.suffix == ".gguf" else resolved
+    return str(path.absolute()) if path.suffix == ".gguf" or path.is_dir() else resolved
 
 
 @functools.cache
