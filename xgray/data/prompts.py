@@ -89,7 +89,7 @@ def _read_file(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:
             has_index = "Index" in record.fields
         elif has_index != ("Index" in record.fields):
             raise InputError(f"{record.location}: either all prompts of a file have an Index or none")
-        index = _index(record) if has_index else str(position)
+        index = record_index(record) if has_index else str(position)
         if has_index and hash(index) in seen:
             _check_unique(path, index, record)
         seen.add(hash(index))
@@ -101,14 +101,19 @@ def _check_unique(path: Path, index: str, record: Record) -> None:
     for earlier in read_records(path):
         if earlier.location == record.location:
             return
-        if _index(earlier) == index:
+        if record_index(earlier) == index:
             line = earlier.location.rpartition(":")[2]
             raise InputError(
                 f"{record.location}: Index {index!r} is taken by line {line}; a prompt's id must be unique"
             )
 
 
-def _index(record: Record) -> str:
+def record_index(record: Record) -> str:
+    """Return the ``Index`` of a line, which is a number in some files and text in others.
+
+    Raises:
+        InputError: it is neither.
+    """
     index = record.fields["Index"]
     if isinstance(index, int) and not isinstance(index, bool):
         return str(index)
@@ -123,7 +128,7 @@ def _single_file_language(path: Path, codes: list[str]) -> str:
     for record in read_records(path):
         if not record.fields.get("Locale"):
             continue
-        code = _locale_language(record)
+        code = locale_language(record)
         if file_code not in (None, code):
             raise InputError(
                 f"{record.location}: a {code} prompt in a file of {file_code} prompts; one file holds one language"
@@ -138,7 +143,12 @@ def _single_file_language(path: Path, codes: list[str]) -> str:
     return codes[0]
 
 
-def _locale_language(record: Record) -> str:
+def locale_language(record: Record) -> str:
+    """Return the language that the ``Locale`` of a line names.
+
+    Raises:
+        InputError: it names none of the 17 languages.
+    """
     locale = record.text("Locale")
     # Accept regional spellings, such as "Pt-Br" in the Portuguese file; those of Chinese differ in script.
     region = re.fullmatch(r"(?!zh)([a-z]{2})[-_][a-z]{2}", locale.lower())

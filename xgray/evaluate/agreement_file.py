@@ -66,8 +66,11 @@ class Agreement(Section):
     ceiling: Measured | None = None
     """Spearman of one rater with the mean of the others, averaged over raters; None where there is one rater."""
     solved_by: str | None = None
-    """What tells these texts apart without reading them, such as their length, if anything does: then the agreement
-    says nothing."""
+    """What tells these texts apart without reading them, such as their length, if its AUC reaches :data:`FLOOR`: then
+    the agreement says nothing."""
+    no_better_than: str | None = None
+    """What does not read the texts and has an AUC that the scorer's is not clearly above, if anything does: the
+    interval of the difference reaches down to 0."""
 
 
 AgreementTable = dict[str, dict[str, Agreement]]
@@ -120,7 +123,8 @@ FLOOR = Floor(num=100, spearman=0.5, auc=0.8)
 def validated_languages(table: Mapping[str, Mapping[str, Agreement]], attribute: str = "toxicity") -> list[str]:
     """Return the languages in which the scorer reaches :data:`FLOOR`, in the order of the table.
 
-    A language whose texts something tells apart that does not read them (``solved_by``) is not among them.
+    A language is not among them where something that does not read the texts tells them apart, or is as good as the
+    scorer (``solved_by``, ``no_better_than``).
     """
     return [
         language
@@ -132,7 +136,7 @@ def validated_languages(table: Mapping[str, Mapping[str, Agreement]], attribute:
 def reaches_floor(measured: Agreement) -> bool:
     """Return whether one language's agreement reaches :data:`FLOOR`."""
     spearman, auc = measured.spearman.value, measured.auc.value
-    if spearman is None or auc is None or measured.solved_by is not None:
+    if spearman is None or auc is None or measured.solved_by or measured.no_better_than:
         return False
     return measured.num >= FLOOR.num and spearman >= FLOOR.spearman and auc >= FLOOR.auc
 
