@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from xgray.cli.fields import add_command, with_fields
 from xgray.cli.options import DEFAULT_STORE, Arguments, Json
@@ -16,12 +17,13 @@ from xgray.errors import InputError
 from xgray.report.metrics import METRICS, MISSING, Metric
 
 if TYPE_CHECKING:
-    from xgray.score.calibration.agreement import LabelRow
     from xgray.score.calibration.fit import CalibrationResult
     from xgray.score.calibration.scorer_swap import SwapEffect
     from xgray.stats.bootstrap import ValueWithInterval
 
 scorer = App(name="scorer", help="Fit, measure and calibrate scorers.")
+
+Others = Annotated[Sequence[str], Parameter(negative=(), consume_multiple=False)]
 
 FRACTION = Metric("")
 """Prints AUC, kappa and correlations: ``.512 [.480, .541]``."""
@@ -50,34 +52,114 @@ def fit(labelled: str, *, output: str, as_json: Json = False) -> None:
 
 
 @with_fields("score")
-def measure(*arguments: Arguments, store: str = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Compare a scorer with human labels: AUC and kappa in each language, with intervals.
+def measure(
+    *arguments: Arguments,
+    other: Others = (),
+    scale: str | None = None,
+    output: str | None = None,
+    store: str = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a scorer agrees with people: their ratings or labels, in each language, with intervals.
+
+    Spearman, Kendall, AUC, weighted kappa, agreement at .5, absolute error and bias, beside single raters, other
+    scorers, and what does not read the texts: their length, words, punctuation, capital letters and source.
 
     Parameters
     ----------
     arguments
-        A folder of {language}.csv files with the columns text and label. The options below choose the scorer; with
-        --score.calibration FILE, kappa at the calibrated threshold is measured too.
+        RTP_LX_{CODE}.json files with AnnotationsRaw, or CSV files with the column text, and label (1 toxic, 0 benign)
+        or columns of raters (rater_1, rater_2 ...); or folders of either. The options below choose the scorer; with
+        --score.calibration FILE the scores are measured calibrated and raw.
+    other
+        Another scorer's answers on the same texts, NAME=PATH:COLUMN, in a CSV file or a folder of {language}.csv with
+        the column index or text; NAME=PATH:COLUMN:1-5 where they are not from 0 to 1. May be repeated.
+    scale
+        The scale of the raters of CSV files, LOW-HIGH; by default 1-5.
+    output
+        Write the table to this file, as JSON.
     store
         The score store; a text in it is not scored again.
     as_json
         Print the table as JSON.
     """
+    from xgray.cli.agreement import print_agreement
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
+    from xgray.data.answers import parse_other, parse_scale
+    from xgray.data.ratings import read_ratings
     from xgray.score.build import score_section
     from xgray.score.calibration.measure import measure_scorer
+    from xgray.storage.folder import Folder
 
     paths, options = split(arguments)
-    if len(paths) != 1:
-        raise InputError("name one folder of labelled texts: xgray scorer measure FOLDER")
+    if not paths:
+        raise InputError("name the files of rated or labelled texts: xgray scorer measure DATA ...")
     section = score_section(parse_overrides(options), store)
+    others = [parse_other(each) for each in other]
+    ratings = read_ratings(paths, parse_scale(scale, "--scale") if scale else None)
     with ProgressDisplay() as progress:
-        rows = measure_scorer(section, paths[0], progress)
+        report = measure_scorer(section, ratings, others, progress)
+    values = report.model_dump(mode="json", exclude_none=True)
+    if output:
+        folder, name = Folder.containing(output)
+        folder.write_json(name, values)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows]))
-    else:
-        print_labels(section.scorer, rows)
+        print(json.dumps(values))
+        return
+    print_agreement(report)
+    if ratings.num_unrated:
+        print_line(f"{ratings.num_unrated:,} texts have no rating and were left out.")
+    if output:
+        print_line(f"{output}: written")
+
+
+def sample(
+    run: str,
+    *,
+    output: str,
+    per_language: int = 100,
+    raters: int = 3,
+    key: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw completions of a run for your own people to rate; xgray scorer measure takes the filled-in file.
+
+    The file holds texts alone: no model, no score. They are spread over languages and over the quantiles of the scores,
+    and shuffled.
+
+    Parameters
+    ----------
+    run
+        A run whose completions are scored.
+    output
+        The CSV file for the raters, with a column to fill in for each: 1 (not toxic) to 5 (very toxic).
+    per_language
+        How many texts of each language.
+    raters
+        How many columns. With two raters or more, measure says how well people agree with each other.
+    key
+        The file that says which prompt, model and score a text has, and is not for the raters; by default OUTPUT with
+        .key before its ending.
+    seed
+        Another seed draws other texts.
+    """
+    from pathlib import PurePosixPath
+
+    from xgray.score.sample import draw_sample, write_sample
+    from xgray.storage.folder import Folder
+
+    if per_language < 1 or raters < 1:
+        raise InputError("--per-language and --raters: at least 1")
+    suffix = PurePosixPath(output).suffix
+    key = key or f"{output.removesuffix(suffix)}.key{suffix}"
+    drawn = draw_sample(Folder(run), per_language, seed)
+    write_sample(drawn, output, key, raters)
+    languages = Counter(text.language for text in drawn)
+    counts = ", ".join(f"{code} {number:,}" for code, number in languages.items())
+    print_line(f"{output}: {len(drawn):,} texts to rate from 1 (not toxic) to 5 (very toxic): {counts}")
+    print_line(f"{key}: which prompt, model and score each has. Keep it from the raters.")
+    print_line(f"Once rated: xgray scorer measure {output}")
 
 
 @with_fields("score")
@@ -121,7 +203,7 @@ def calibrate(
         print_calibration(result, output)
 
 
-for command in (fit, measure, calibrate):
+for command in (fit, measure, sample, calibrate):
     add_command(scorer, command)
 
 
@@ -139,20 +221,6 @@ def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
         table.add_row(code, auc, f"{quality['accuracy']:.0%}", *counts)
     print_table(table, f"Head {version}, on held-out texts")
     print_line(f"{output}: written. Use it with --score.head {output}")
-
-
-def print_labels(name: str, rows: list[LabelRow]) -> None:
-    """Print how well a scorer agrees with human labels in each language."""
-    has_thresholds = any(row.threshold is not None for row in rows)
-    columns = ["language", "texts", "toxic", "without score", "AUC", "kappa at .5"]
-    table = new_table(*columns, *(["threshold", "kappa at threshold"] if has_thresholds else []))
-    for row in rows:
-        cells = [row.language, f"{row.num:,}", f"{row.num_toxic:,}", f"{row.num_missing:,}", fraction(row.auc)]
-        cells.append(fraction(row.kappa))
-        if has_thresholds:
-            cells += [FRACTION.text(row.threshold), fraction(row.kappa_at_threshold)]
-        table.add_row(*cells)
-    print_table(table, f"{name} against human labels")
 
 
 def print_calibration(result: CalibrationResult, output: str) -> None:

@@ -1,29 +1,28 @@
-"""Agreement of two scorers, or of a scorer with human labels, each figure with its 95 % interval.
+"""Agreement of two scorers, each figure with its 95 % interval.
 
     Spearman   rank correlation: Pearson's correlation of the midranks
     Kendall    tau-b: the share of concordant minus that of discordant pairs, corrected for ties
     kappa      Cohen's kappa: agreement beyond chance on which texts reach the threshold
-    AUC        the probability that a toxic text scores above a benign one
 
-Intervals are bootstrap intervals over texts, except for the AUC. A text with a missing score (NaN) is left out and
+Intervals are bootstrap intervals over texts. A text with a missing score (NaN) is left out and
 counted. An undefined figure, such as a correlation with a constant, is None and has a reason.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from xgray.stats.auc import BoolArray, auc_against_labels
+from xgray.stats.agreement import kendall, spearman
+from xgray.stats.auc import BoolArray
 from xgray.stats.bootstrap import (
     FloatArray,
     IntArray,
     Statistic,
     ValueWithInterval,
-    draw_seed,
     estimate,
     percentile_interval,
 )
@@ -47,23 +46,6 @@ class Agreement:
     kendall: ValueWithInterval
     kappa: ValueWithInterval
     mean_absolute_difference: ValueWithInterval
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """How well a scorer agrees with human labels in one language."""
-
-    language: str
-    num: int
-    """Texts with a score."""
-    num_toxic: int
-    num_missing: int
-    auc: ValueWithInterval
-    kappa: ValueWithInterval
-    """At the threshold .5."""
-    threshold: float | None
-    """The language's calibrated threshold, if there is one."""
-    kappa_at_threshold: ValueWithInterval
 
 
 def agreement(
@@ -99,49 +81,6 @@ def agreement(
     )
 
 
-def label_rows(
-    scores: Mapping[str, FloatArray],
-    labels: Mapping[str, BoolArray],
-    thresholds: Mapping[str, float],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[LabelRow]:
-    """Return one row for each language, in the order of ``scores``.
-
-    Args:
-        scores: by language, ``(n,)`` with NaN for a missing score.
-        labels: by language, ``(n,)`` labels of the same texts; true for toxic.
-        thresholds: the calibrated thresholds, by language.
-    """
-    rows = []
-    for language, all_scores in scores.items():
-        is_present = ~np.isnan(all_scores)
-        present, toxic = all_scores[is_present], labels[language][is_present]
-        threshold = thresholds.get(language)
-        at_half, at_threshold = (
-            ValueWithInterval(None, reason="no threshold of its own")
-            if level is None
-            else estimate_with_interval(
-                kappa(present >= level, toxic), len(present), resamples, draw_seed(seed, language), ONE_SIDE
-            )
-            for level in (THRESHOLD, threshold)
-        )
-        rows.append(
-            LabelRow(
-                language=language,
-                num=len(present),
-                num_toxic=int(toxic.sum()),
-                num_missing=int((~is_present).sum()),
-                auc=auc_against_labels(present, toxic),
-                kappa=at_half,
-                threshold=threshold,
-                kappa_at_threshold=at_threshold,
-            )
-        )
-    return rows
-
-
 def estimate_with_interval(
     statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str
 ) -> ValueWithInterval:
@@ -163,31 +102,6 @@ def estimate_with_interval(
         num_undefined = resamples - len(defined)
         return ValueWithInterval(result.value, reason=f"not defined in {num_undefined} of {resamples} resamples")
     return ValueWithInterval(result.value, *percentile_interval(defined, CONFIDENCE))
-
-
-def spearman(a: FloatArray, b: FloatArray) -> Statistic:
-    """Return Spearman's rank correlation as a statistic of texts at positions; NaN if one scorer's are all equal."""
-    from scipy.stats import rankdata
-
-    def statistic(positions: IntArray) -> FloatArray:
-        mean_rank = (positions.shape[-1] + 1) / 2
-        first, second = (rankdata(scores[positions], axis=-1) - mean_rank for scores in (a, b))
-        norm = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
-        return np.asarray((first * second).sum(axis=-1) / norm)
-
-    return statistic
-
-
-def kendall(a: FloatArray, b: FloatArray) -> Statistic:
-    """Return Kendall's tau-b as a statistic of texts at positions; NaN if one scorer's scores are all equal."""
-    from scipy.stats import kendalltau
-
-    def statistic(positions: IntArray) -> FloatArray:
-        rows = positions.reshape(-1, positions.shape[-1])
-        taus = [kendalltau(a[row], b[row], method="asymptotic").statistic for row in rows]
-        return np.array(taus).reshape(positions.shape[:-1])
-
-    return statistic
 
 
 def kappa(a: BoolArray, b: BoolArray) -> Statistic:
