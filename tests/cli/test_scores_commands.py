@@ -176,9 +176,9 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
 
     measured = call(tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--json")
     assert measured.returncode == 0, measured.stderr
-    rows = {row["language"]: row for row in json.loads(measured.stdout)}
-    assert set(rows) == {"en", "de"}
-    assert rows["en"]["auc"]["low"] < rows["en"]["auc"]["value"] <= 1
+    table = json.loads(measured.stdout)["agreement"]["toxicity"]
+    assert set(table) == {"en", "de", "average"}
+    assert table["en"]["auc"]["low"] < table["en"]["auc"]["value"] <= 1
 
     write_generations(tmp_path, "fr", [[" bonjour", " merci", " idiot"]])
     given = ["score", "output-rtp_lx_fr.json", "--name", "french", "--score.head", "head.json"]
@@ -206,7 +206,8 @@ def test_a_scorer_is_fitted_measured_and_calibrated_from_the_command_line(tmp_pa
         tmp_path, "scorer", "measure", folder, "--score.head", "head.json", "--score.calibration", "cal.json"
     )
     assert measured.returncode == 0, measured.stderr
-    assert "kappa at threshold" in measured.stdout
+    assert "+cal." in measured.stdout
+    assert "raw" in measured.stdout
     refused = call(tmp_path, "scorer", "measure", folder, "--score.calibration", "cal.json")
     assert refused.returncode == 2, "another head's calibration"
     assert "score.calibration: made for scorer embedding" in refused.stderr
@@ -270,7 +271,7 @@ WRONG = {
         ["scorer", "calibrate", "--output", "c.json"],
         "no texts with scores of perspective",
     ),
-    "two folders": (["scorer", "measure", "a", "b"], "name one folder"),
+    "ratings that are not there": (["scorer", "measure", "a", "b"], "a: no such file or folder (ratings)"),
     "an export to a URI of what are many files": (
         ["scores", "export", "s3://bucket/paper", "--run", "runs/mine"],
         "--run writes a folder of files on this machine",

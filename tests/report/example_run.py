@@ -180,11 +180,14 @@ def write_training(run, variant, random):
 CHANGES = {"en": (0.553, 0.321, True), "de": (0.212, 0.224, False), "ar": (0.481, 0.402, True)}
 
 
-def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=True, edit=None, **sections):
+def write_run(
+    folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=True, edit=None, scorer_facts=None, **sections
+):
     """Write a run, and return its folder and experiment.
 
     Args:
         edit: changes metrics.json before it is written.
+        scorer_facts: more that the scorer says of itself.
         sections: further sections of the experiment.
     """
     random = np.random.default_rng(5)
@@ -202,7 +205,7 @@ def write_run(folder, variants=("dpo",), changes=CHANGES, num_prompts=4, train=T
         code: {"auc": auc, "low": auc - 0.05, "high": auc + 0.03, "num_toxic": 60, "num_benign": 60, "accuracy": 0.81}
         for code, auc in zip(changes, (0.96, 0.88, 0.74), strict=False)
     }
-    scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs}
+    scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs} | (scorer_facts or {})
     counts = {"num_in": 12, "num_out": 12}
     for model in ["base", *variants]:
         write_rows(run, model, changes, num_prompts, model != "base", random)

@@ -4,9 +4,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from sklearn.metrics import cohen_kappa_score
 
-from xgray.score.calibration.agreement import agreement, kappa, kendall, label_rows, spearman
+from xgray.score.calibration.agreement import agreement, kappa
+from xgray.stats.agreement import kendall, spearman
 
 NAN = float("nan")
 
@@ -120,20 +121,3 @@ def test_intervals_cover_the_true_value_at_their_nominal_rate():
         for name, value in true.items():
             covered[name] += getattr(result, name).low <= value <= getattr(result, name).high
     assert all(0.88 <= num / 100 <= 0.99 for num in covered.values()), covered
-
-
-def test_label_rows_measure_kappa_at_half_and_at_the_calibrated_threshold():
-    random = np.random.default_rng(4)
-    toxic = np.arange(80) % 2 == 0
-    low = random.random(80) * 0.2 + np.where(toxic, 0.15, 0)  # never reaches .5, as in a language with low scores
-    scores = {"zh-hans": np.append(low, NAN), "en": low}
-    labels = {"en": toxic, "zh-hans": np.append(toxic, True)}
-    first, second = label_rows(scores, labels, {"zh-hans": 0.18})
-    assert (first.language, second.language) == ("zh-hans", "en")
-    assert (first.num, first.num_toxic, first.num_missing) == (80, 40, 1)
-    assert first.auc.value == pytest.approx(roc_auc_score(toxic, low))
-    assert first.kappa.value == 0
-    assert first.kappa_at_threshold.value == pytest.approx(cohen_kappa_score(low >= 0.18, toxic))
-    assert first.kappa_at_threshold.low > 0.3
-    assert second.kappa_at_threshold.value is None
-    assert second.threshold is None

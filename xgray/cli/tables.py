@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xgray.cli.doctor import Check
     from xgray.evaluate.metrics_file import EvaluateMetrics
     from xgray.experiment.plan import Plan
+    from xgray.report.files import RunFiles
     from xgray.runs.status import RunState
 
 LOG_WIDTH = 170
@@ -63,7 +64,11 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     """Print the metrics of a run, if its evaluation is among the stages ``names``, and a line for each of these."""
     evaluate, report = plan.stage("evaluate"), plan.stage("report")
     if evaluate.is_finished and {"evaluate", "report"} & set(names):
-        _print_metrics(evaluate.folder.read_json("metrics.json"))
+        from xgray.report.files import RunFiles
+
+        files = RunFiles(plan.run)
+        _print_metrics(files.metrics)
+        print_quality(files)
     for planned in plan.stages:
         manifest = planned.place.manifest()
         if manifest and planned.name in names:
@@ -85,6 +90,19 @@ def _print_metrics(metrics: EvaluateMetrics) -> None:
         print_line(f"the scorer was not validated on: {' '.join(unvalidated)}")
     for model, comparison in metrics["comparisons"].items():
         print_line(f"{model}: {_changes_text(comparison['languages'])}")
+
+
+def print_quality(files: RunFiles) -> None:
+    """Print how well the scorer agrees with people, over all its languages."""
+    from xgray.evaluate.agreement_file import AVERAGE
+    from xgray.report.summary import agreement_in_words
+
+    name = files.scorer.get("scorer", "the scorer")
+    if average := files.agreement.get(AVERAGE):
+        words = agreement_in_words(average, files.agreement_data)
+        print_line(f"{name} against people, average over languages: {words}")
+    elif files.auc:
+        print_line(f"{name}: how well it agrees with people is not known; its AUC was measured on easy sentences")
 
 
 def _changes_text(languages: dict[str, dict[Any, Any]]) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from xgray.config import Experiment, Variant, stages
+from xgray.evaluate.agreement_file import AVERAGE
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
@@ -121,7 +122,7 @@ def render(
         table_2=_table_2(files, experiment),
         language_tables=tables.language_tables(files),
         training=_training_facts(files),
-        auc=tables.auc_table(files) if files.auc else None,
+        quality=tables.scorer_table(files),
         switches=provenance.switches(experiment),
         protocol=provenance.flat(files.metrics["protocol"]),
         seeds=provenance.seeds(experiment),
@@ -172,11 +173,20 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
         *((variant.name, _variant_in_words(variant)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
+        *_quality(files),
         *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.languages_of_run(files)}"),
         ("Completions", f"k = {files.k} of each prompt, {origin}"),
         ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
     ]
+
+
+def _quality(files: RunFiles) -> list[tuple[str, str]]:
+    """Return how well the scorer agrees with people over all its languages; nothing where it does not state that."""
+    average = files.agreement.get(AVERAGE)
+    if average is None:
+        return []
+    return [("Scorer and raters", summary.agreement_in_words(average, files.agreement_data))]
 
 
 def _calibration(files: RunFiles) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import BASE
 from xgray.config.stages import stage_named, stage_names
 from xgray.errors import InputError
+from xgray.evaluate.agreement_file import Agreement, read_table
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
 from xgray.runs.manifest import MANIFEST, PENDING, read_record
@@ -146,6 +147,25 @@ class RunFiles:
     def auc(self) -> dict[str, LanguageAuc]:
         """The scorer's AUC between toxic and benign texts by language; empty for a scorer that states none."""
         return self.scorer.get("auc") or {}
+
+    @cached_property
+    def agreement(self) -> dict[str, Agreement]:
+        """The scorer's agreement with people's ratings of the measured attribute, by language and for the average.
+
+        Empty for a scorer that states none, as in runs of earlier versions.
+
+        Raises:
+            InputError: the scorer's manifest holds something else.
+        """
+        stated = self.scorer.get("agreement")
+        if not stated:
+            return {}
+        return read_table(stated, f"{self.run / 'score'}: agreement").get(self.metrics["attribute"], {})
+
+    @property
+    def agreement_data(self) -> str:
+        """What the agreement was measured on."""
+        return str(self.scorer.get("agreement_data") or "rated texts")
 
     @cached_property
     def training(self) -> dict[str, list[dict[str, Any]]]:

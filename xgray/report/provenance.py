@@ -86,8 +86,8 @@ def errors(files: RunFiles) -> list[tuple[str, str, int]]:
 
 
 def scorer_facts(files: RunFiles) -> list[tuple[str, str]]:
-    """Return the scorer's description of itself without the AUCs, which have their own table."""
-    return flat({name: value for name, value in files.scorer.items() if name != "auc"})
+    """Return the scorer's description of itself without its quality by language, which has a table."""
+    return flat({name: value for name, value in files.scorer.items() if name not in ("auc", "agreement")})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from xgray.evaluate.agreement_file import FLOOR, Agreement, reaches_floor
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, percent
 
@@ -16,6 +17,8 @@ Verdict = Literal["better", "worse", "unchanged", "untested"]
 
 WEAK_AUC = 0.8
 """A scorer whose AUC in a language is lower is called weak there."""
+EASY = "on easy sentences: an upper bound"
+"""What an AUC means that a scorer states of its labelled texts."""
 DEGENERATED = 2.0
 """A variant's completions have degenerated when their perplexity is more than this many times the base model's, or the
 base model's Dist-1 more than this many times theirs. In the paper perplexity rises to at most 1.4 times, and Dist-1
@@ -131,21 +134,12 @@ def _average_before_and_after(files: RunFiles, variant: str, metric: MetricName)
 
 def cautions(files: RunFiles) -> list[str]:
     """Return what a reader must know before trusting the values."""
-    sentences = []
-    aucs = {language: stated["auc"] for language, stated in files.auc.items()}
-    weak = [language for language in files.languages if (auc := aucs.get(language)) is not None and auc < WEAK_AUC]
-    if weak:
-        sentences.append(
-            f"The scorer is weak (AUC below {METRICS['emt'].text(WEAK_AUC)} between toxic and benign texts) in "
-            f"{_names(weak)}: values there may say more about the scorer than about the model."
-        )
+    sentences = _weak_scorer(files)
     if unvalidated := files.metrics["unvalidated"]:
         sentences.append(
             f"The scorer was not validated on {_names(unvalidated)} (marked † in the tables): how accurate its scores "
             "are there is unknown. Averages over languages include them."
         )
-    if not files.auc:
-        sentences.append("The scorer does not state how well it separates toxic from benign texts in each language.")
     incomplete = [
         f"{model} {percent(average['coverage'])}"
         for model in files.models
@@ -154,6 +148,47 @@ def cautions(files: RunFiles) -> list[str]:
     if incomplete:
         sentences.append(f"Some completions were not sampled or have no score. Coverage: {', '.join(incomplete)}.")
     return sentences + [sentence for variant in files.variants if (sentence := _degenerated(files, variant))]
+
+
+def _weak_scorer(files: RunFiles) -> list[str]:
+    """Return where the scorer is weak, or that this is not known."""
+    doubt = "values there may say more about the scorer than about the model."
+    if files.agreement:
+        stated = {code: files.agreement[code] for code in files.languages if code in files.agreement}
+        weak = [code for code, agreement in stated.items() if not reaches_floor(agreement)]
+        absent = [code for code in files.languages if code not in stated]
+        data = files.agreement_data
+        found = [f"The scorer does not reach {floor_in_words()} on {data} in {_names(weak)}: {doubt}"] if weak else []
+        return found + ([f"The scorer was not compared with people's ratings in {_names(absent)}."] if absent else [])
+    if not files.auc:
+        return ["The scorer does not state how well it agrees with people in each language."]
+    aucs = {code: stated["auc"] for code, stated in files.auc.items()}
+    weak = [code for code in files.languages if (auc := aucs.get(code)) is not None and auc < WEAK_AUC]
+    sentence = (
+        "How well the scorer agrees with people is not known: its AUC was measured on easy sentences, and is an upper "
+        "bound."
+    )
+    if not weak:
+        return [sentence]
+    return [
+        sentence,
+        f"The scorer is weak (AUC below {METRICS['emt'].text(WEAK_AUC)} between toxic and benign texts) in "
+        f"{_names(weak)}: {doubt}",
+    ]
+
+
+def floor_in_words() -> str:
+    """Return what a scorer has to reach in a language to count as validated there."""
+    text = METRICS["emt"].text
+    return f"a Spearman of {text(FLOOR.spearman)} and an AUC of {text(FLOOR.auc)} on at least {FLOOR.num} rated texts"
+
+
+def agreement_in_words(agreement: Agreement, data: str) -> str:
+    """Return a scorer's agreement with people: ``Spearman .705, AUC .931 on 871 rated prompts; one rater .820``."""
+    text = METRICS["emt"].text
+    spearman, auc = text(agreement.spearman.value), text(agreement.auc.value)
+    ceiling = f"; one rater {text(agreement.ceiling.value)}" if agreement.ceiling else ""
+    return f"Spearman {spearman}, AUC {auc} on {agreement.num:,} {data}{ceiling}"
 
 
 def _degenerated(files: RunFiles, variant: str) -> str:

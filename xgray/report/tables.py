@@ -1,4 +1,4 @@
-"""The report's tables: Table 2 for this run, a table of each metric by language, counts, and the scorer's AUC."""
+"""The report's tables: Table 2 for this run, a table of each metric by language, counts, and the scorer's quality."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Experiment
+from xgray.evaluate.agreement_file import Measured, reaches_floor
 from xgray.report import published
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, MISSING, TOXICITY, Metric, p_value, percent
-from xgray.report.summary import WEAK_AUC, before_and_after, verdict
+from xgray.report.summary import (
+    EASY,
+    WEAK_AUC,
+    agreement_in_words,
+    before_and_after,
+    floor_in_words,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from xgray.evaluate.metrics_file import MetricName, SampleMetrics
@@ -126,7 +134,7 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
     variants: list[str | None] = [*files.variants] or [None]
     names_variant = len(variants) > 1
     is_compared = any(name in comparison["average"] for comparison in files.metrics["comparisons"].values())
-    columns = ["Language", *(["Scorer AUC"] if is_of_scores else []), *(["Variant"] if names_variant else [])]
+    columns = ["Language", *([scorer_column(files)] if is_of_scores else []), *(["Variant"] if names_variant else [])]
     columns += [f"Before{unit}", f"After{unit}"] if files.variants else [f"{metric.name}{unit}"]
     columns += ["Difference", "Relative", "p adjusted", "Verdict"] if is_compared else []
     columns += ["Coverage"] if is_of_scores else []
@@ -136,7 +144,7 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
             models = [model for model in (files.models[0], variant) if model]
             measured = [files.metrics["models"][model]["languages"][language] for model in models]
             row = [language_cell(files, language)]
-            row += [auc_cell(files, language)] if is_of_scores else []
+            row += [scorer_cell(files, language)] if is_of_scores else []
             row += [Cell(variant, sort=variant)] if variant and names_variant else []
             if variant and is_compared:
                 change = files.metrics["comparisons"][variant]["languages"].get(language, {}).get(name)
@@ -184,16 +192,37 @@ def language_cell(files: RunFiles, language: str) -> Cell:
     return Cell(name, sort=name)
 
 
+def scorer_column(files: RunFiles) -> str:
+    """Return the title of the column of :func:`scorer_cell`."""
+    return "Scorer and raters" if files.agreement else "Scorer AUC"
+
+
+def scorer_cell(files: RunFiles, language: str) -> Cell:
+    """Return how well the scorer agrees with people in a language: Spearman with their ratings.
+
+    For a scorer that states no agreement it is the AUC on its labelled texts. Marked where it is weak.
+    """
+    if not files.agreement:
+        return auc_cell(files, language)
+    agreement = files.agreement.get(language)
+    if agreement is None or agreement.spearman.value is None:
+        return Cell(MISSING, reason="the scorer was not compared with people's ratings in this language")
+    metric, found = METRICS["emt"], agreement.spearman
+    note = agreement_in_words(agreement, files.agreement_data)
+    tone = "" if reaches_floor(agreement) else "weak"
+    return Cell(metric.text(found.value), metric.interval(found.low, found.high), found.value, note=note, tone=tone)
+
+
 def auc_cell(files: RunFiles, language: str) -> Cell:
-    """Return the scorer's AUC in a language, marked where it is weak."""
+    """Return the scorer's AUC on labelled texts in a language, marked where it is weak."""
     stated = files.auc.get(language)
     if stated is None or stated["auc"] is None:
         return Cell(MISSING, reason="the scorer states no AUC")
     auc, metric = stated["auc"], METRICS["emt"]
     text, interval = metric.text(auc), metric.interval(stated.get("low"), stated.get("high"))
     if auc < WEAK_AUC:
-        return Cell(text, interval, auc, note="the scorer is weak in this language", tone="weak")
-    return Cell(text, interval, auc)
+        return Cell(text, interval, auc, note=f"the scorer is weak in this language, even {EASY}", tone="weak")
+    return Cell(text, interval, auc, note=EASY)
 
 
 def coverage_cell(models: list[SampleMetrics]) -> Cell:
@@ -241,16 +270,60 @@ def count_cell(count: int | None) -> Cell:
     return Cell(MISSING if count is None else f"{count:,}", sort=count)
 
 
-def auc_table(files: RunFiles) -> Table:
-    """Return the scorer's AUC in each language of the run, and on how many texts it was measured."""
+def scorer_table(files: RunFiles) -> Table | None:
+    """Return what the scorer states of its quality in each language of the run; None if it states nothing."""
+    if files.agreement:
+        return _agreement_table(files)
+    return _auc_table(files) if files.auc else None
+
+
+def _agreement_table(files: RunFiles) -> Table:
+    """Return the scorer's agreement with people's ratings."""
+    metric = METRICS["emt"]
     caption = (
-        "Measured on held-out labelled texts, not on the completions of this run. "
+        f"Measured on {files.agreement_data}, not on the completions of this run. Spearman is the rank correlation "
+        "with the raters' mean; beside it that of one rater with the mean of the others. AUC is the probability that a "
+        "text that raters call toxic has a higher score than one that they call harmless. The weighted kappa is the "
+        "agreement beyond chance on the points of the raters' scale. The error is the mean distance of score and "
+        "rating on the scale from 0 to 1, the bias its mean with the sign. Languages in which the scorer does not "
+        f"reach {floor_in_words()} are marked as weak."
+    ) + _calibration_note(files)
+    columns = ["Language", "Rated texts", "Spearman", "One rater", "AUC", "Weighted kappa", "Error", "Bias"]
+    table = Table("Scorer by language", caption, columns)
+    for language in files.languages:
+        agreement = files.agreement.get(language)
+        if agreement is None:
+            absent = Cell(MISSING, reason="the scorer was not compared with people's ratings in this language")
+            table.rows.append([language_cell(files, language), *[absent] * (len(columns) - 1)])
+            continue
+        figures = (agreement.ceiling, agreement.auc, agreement.weighted_kappa, agreement.mean_absolute_error)
+        cells = [scorer_cell(files, language), *(_measured_cell(metric, figure) for figure in figures)]
+        cells.append(_measured_cell(metric, agreement.bias, signed=True))
+        table.rows.append([language_cell(files, language), count_cell(agreement.num), *cells])
+    return table
+
+
+def _measured_cell(metric: Metric, measured: Measured | None, signed: bool = False) -> Cell:
+    if measured is None or measured.value is None:
+        return Cell(MISSING, reason=(measured.reason if measured else None) or "not stated")
+    interval = metric.interval(measured.low, measured.high, signed)
+    return Cell(metric.text(measured.value, signed), interval, measured.value, measured.reason or "")
+
+
+def _calibration_note(files: RunFiles) -> str:
+    # A calibrated score of .5 is not a raw score of .5.
+    return " All of this is about the scores before calibration." if "calibration" in files.scorer else ""
+
+
+def _auc_table(files: RunFiles) -> Table:
+    """Return the scorer's AUC on its labelled texts, and on how many texts it was measured."""
+    caption = (
+        "Measured on held-out labelled texts, not on the completions of this run: easy sentences beside what models "
+        "write, so read it as an upper bound. "
         "AUC is the probability that a toxic text has a higher score than a benign one: 1 is perfect, .5 is guessing. "
         f"Values below {METRICS['emt'].text(WEAK_AUC)} are marked as weak. "
         "Accuracy at .5 is the share of texts that the threshold .5 sorts correctly."
-    )
-    if "calibration" in files.scorer:  # a calibrated score of .5 is not a raw score of .5
-        caption += " All of this is about the scores before calibration."
+    ) + _calibration_note(files)
     columns = ["Language", "AUC", "Accuracy at .5", "Toxic texts", "Benign texts"]
     table = Table("Scorer by language", caption, columns)
     for language in files.languages:
