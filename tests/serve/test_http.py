@@ -15,7 +15,7 @@ from xgray.score.scorer import score_texts
 from xgray.serve.http import ScorerInfo, Service, Unavailable
 
 KEY = "serve-key-17"
-SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"))
+SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"), {"version": "1", "agreement": {}})
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,16 @@ def test_overload_and_unavailable_scorers_are_answered_with_429_and_503():
         assert float(headers["Retry-After"]) > 0
     assert "within 1 s" in late[0][1]["error"]["message"]
     assert again[1]["error"]["message"] == "The scorer died."
+
+
+def test_the_card_says_what_the_scorer_is(scorer):
+    async def main():
+        async with running(in_process(scorer)) as session, session.get("/card") as response:
+            return response.status, await response.json()
+
+    status, card = asyncio.run(main())
+    assert status == 200
+    assert card == {"attributes": ["toxicity"], "languages": ["en", "de"], "version": "1", "agreement": {}}
 
 
 def test_the_key_is_required_and_never_repeated(scorer, caplog, capfd):

@@ -11,8 +11,10 @@ from xgray.errors import InputError
 def serve(*arguments: Arguments, address: str | None = None) -> None:
     """Serve a local scorer as POST /v1alpha1/comments:analyze, so that clients of Perspective only change the address.
 
-    The service also answers /healthz, /readyz, /metrics and the discovery document of Google's client libraries. If
-    XGRAY_SERVE_KEY is set, clients must send that key. Without --serve.host only this machine is served.
+    The embedded scorer serves all attributes that it measures, unless --score.attributes lists some. The service also
+    answers /card (what the scorer was fitted on, and how well it agrees with people), /healthz, /readyz, /metrics and
+    the discovery document of Google's client libraries. If XGRAY_SERVE_KEY is set, clients must send that key. Without
+    --serve.host only this machine is served.
 
     Parameters
     ----------
@@ -24,9 +26,13 @@ def serve(*arguments: Arguments, address: str | None = None) -> None:
     from xgray.config import Score, Serve, validate
     from xgray.config.file import parse_overrides
     from xgray.distributed.serve import run_service
+    from xgray.score.embedded_weights import packaged_card, uses_packaged_weights
 
     values = parse_overrides(list(arguments))
     if others := [name for name in values if name not in ("score", "serve")]:
         raise InputError(f"--{others[0]}: not a field of the sections score and serve")
+    score: Score = validate(Score, values.get("score", {}), "options")
+    if "attributes" not in values.get("score", {}) and score.scorer == "embedding" and uses_packaged_weights(score):
+        score = score.model_copy(update={"attributes": packaged_card().attributes})
     section = validate(Serve, values.get("serve", {}), "options")
-    run_service(validate(Score, values.get("score", {}), "options"), section, address)
+    run_service(score, section, address)

