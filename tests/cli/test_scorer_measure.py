@@ -38,7 +38,7 @@ MEASURE = ["scorer", "measure", "raters", "--score.scorer", "dummy"]
 def test_ratings_are_measured_beside_raters_and_other_scorers(folder):
     done = xgray(*MEASURE, "--other", "judge=answers:grade:1-5", "--output", "agreement.json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    for fact in ("one rater", "judge", "length", "punctuation", "The average of judge is without de", "no language"):
+    for fact in ("one rater", "judge", "length", "punctuation", "no language"):
         assert fact in done.stdout
     report = AgreementReport.model_validate_json((folder / "agreement.json").read_text())
     assert report.num_raters == 3

@@ -4,6 +4,7 @@ import math
 import pytest
 import yaml
 
+from tests.processes import xgray
 from xgray.config import Experiment
 from xgray.data.ratings import read_ratings
 from xgray.errors import InputError
@@ -101,3 +102,13 @@ def test_a_run_without_scores_is_refused(run, tmp_path):
     (bare / "generate" / "base" / "rows").write_parquet("0.parquet", to_table([row], Completions))
     with pytest.raises(InputError, match=r"no scored completions yet. Score them with xgray score"):
         draw_sample(bare, 5, seed=0)
+
+
+def test_the_command_writes_both_files(run, tmp_path):
+    done = xgray("scorer", "sample", str(run.local), "--output", "rate.csv", "--per-language", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "9 texts" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"rate.csv", "rate.key.csv"}
+    again = xgray("scorer", "sample", str(run.local), "--output", "rate.csv", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "may hold ratings" in again.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 from xgray.cli.tables import new_table, print_line, print_table
 from xgray.evaluate.agreement_file import AVERAGE, FLOOR, Agreement, AgreementReport, Measured
@@ -62,20 +63,29 @@ def _print_beside(report: AgreementReport, attribute: str) -> None:
     present = {name: table[attribute] for name, table in tables.items() if attribute in table}
     if len(present) == 1:
         return
+    codes = list(dict.fromkeys(code for table in present.values() for code in table if code != AVERAGE))
+    common = [code for code in codes if all(code in table for table in present.values())]
     out = new_table("language", *present)
-    for code in dict.fromkeys(code for table in present.values() for code in table):
+    for code in codes:
         out.add_row(code, *(_spearman_and_auc(table.get(code)) for table in present.values()))
+    if len(common) > 1:
+        out.add_row(AVERAGE, *(_average(table, common) for table in present.values()))
     print_table(out, f"{attribute}: Spearman / AUC, each with the same ratings")
-    languages = {name: [code for code in table if code != AVERAGE] for name, table in present.items()}
-    for name, codes in languages.items():
-        if left_out := [code for code in languages[report.scorer] if code not in codes]:
-            print_line(f"The average of {name} is without {' '.join(left_out)}.")
+    if len(common) > 1 and (left_out := [code for code in codes if code not in common]):
+        print_line(f"The average is over the {len(common)} languages that all have, without {' '.join(left_out)}.")
 
 
 def _spearman_and_auc(measured: Agreement | None) -> str:
     if measured is None:
         return MISSING
     return " / ".join(FRACTION.text(figure.value) for figure in (measured.spearman, measured.auc))
+
+
+def _average(table: Mapping[str, Agreement], codes: Sequence[str]) -> str:
+    """Return the means of Spearman and AUC over languages, without those where they are not defined."""
+    columns = [[table[code].spearman.value for code in codes], [table[code].auc.value for code in codes]]
+    defined = [[value for value in column if value is not None] for column in columns]
+    return " / ".join(FRACTION.text(fmean(column) if column else None) for column in defined)
 
 
 def _print_baselines(report: AgreementReport, attribute: str) -> None:

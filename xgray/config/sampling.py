@@ -108,6 +108,9 @@ class ScoreExecution(Section):
     """Number of scorers at work at the same time."""
     store: str | None = None
     """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
+    agreement: str | None = None
+    """How well the scorer agrees with people, a file of ``xgray scorer measure --output``: the report states it, and
+    languages in which the scorer reaches the floor count as validated."""
     requests_per_second: float = Field(1.0, gt=0)
     """Perspective: the key's rate limit. It holds for the whole cluster and is never exceeded."""
     concurrency: int = Field(100, ge=1)

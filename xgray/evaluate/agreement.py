@@ -11,7 +11,6 @@ Everything is compared on the unit scale, where a rating of .5 is the middle of 
 from __future__ import annotations
 
 import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 1000
 NUM_FOLDS = 5
 MIN_OF_A_CLASS = 10
-"""Texts that each class must have for the model of all baselines to be fitted."""
+"""Indices that each class must have for a model of baselines to be fitted."""
 RATER, BASELINE = "rater:", "baseline:"
 """Mark what is measured beside the scorers, in the names of statistics."""
 CORRELATIONS = ("spearman", "kendall")
@@ -352,23 +351,24 @@ def _oriented(values: FloatArray, rated: _Rated) -> FloatArray:
 def _predict_out_of_fold(features: FloatArray, rated: _Rated, seed: int) -> FloatArray | None:
     """Return the log odds of the upper class, ``(n,)``, 0 outside both classes; None where a class is too small."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if min(rated.is_upper.sum(), rated.is_lower.sum()) < MIN_OF_A_CLASS:
-        return None
     members = np.flatnonzero(rated.is_upper | rated.is_lower)
-    items = [rated.items[at] for at in members]
-    if len(set(items)) < NUM_FOLDS * 2:
+    items, item = np.unique([rated.items[at] for at in members], return_inverse=True)
+    is_upper = rated.is_upper[members]
+    if any(len(np.unique(item[is_upper == side])) < MIN_OF_A_CLASS for side in (True, False)):
         return None
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    folds = np.random.default_rng(seed).permutation(len(items)) % NUM_FOLDS
     model = make_pipeline(StandardScaler(), LogisticRegression())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a fold may lack texts of a rare source
-        predicted = cross_val_predict(
-            model, features[members], rated.is_upper[members], groups=items, cv=folds, method="decision_function"
-        )
+    predicted = cross_val_predict(
+        model,
+        features[members],
+        is_upper,
+        cv=PredefinedSplit(folds[item]),
+        method="decision_function",
+    )
     scores = np.zeros(len(rated.texts))
     scores[members] = predicted
     return scores

@@ -1,6 +1,7 @@
 """Build the scorer that a ``score`` section asks for.
 
 scorer ──▶ score store, keeps the raw scores ──▶ calibration, maps them to another scorer's scale
+       ──▶ agreement with people, stated beside the scores
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ def build_scorer(section: Score, acquire: Acquire | None = None) -> Scorer:
             default the scorer has a rate limit for itself.
 
     Raises:
-        InputError: the scorer does not measure an attribute; the labelled data, the head, the model, the store or the
-            calibration is wrong; or the key is missing.
+        InputError: the scorer does not measure an attribute; the labelled data, the head, the model, the store, the
+            calibration or the agreement is wrong; or the key is missing.
     """
     scorer = _build_stored(section, acquire)
-    if section.calibration is None:
-        return scorer
-    from xgray.score.calibration.curves import read_calibration
-    from xgray.score.calibration.scorer import CalibratedScorer
+    if section.calibration is not None:
+        from xgray.score.calibration.curves import read_calibration
+        from xgray.score.calibration.scorer import CalibratedScorer
 
-    return CalibratedScorer(scorer, read_calibration(section.calibration))
+        scorer = CalibratedScorer(scorer, read_calibration(section.calibration))
+    if section.execution.agreement is not None:
+        from xgray.score.measured import MeasuredScorer, read_report
+
+        path = section.execution.agreement
+        scorer = MeasuredScorer(scorer, read_report(path), path)
+    return scorer
 
 
 def _build_stored(section: Score, acquire: Acquire | None) -> Scorer:

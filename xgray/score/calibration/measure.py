@@ -99,5 +99,6 @@ def _report(ratings: Ratings, scores: Mapping[str, ScoresOf], name: str, version
 
 
 def without_calibration(section: Score) -> Score:
-    """Return the section of the raw scorer."""
-    return section.model_copy(update={"calibration": None})
+    """Return the section of the raw scorer, of which nothing is stated."""
+    execution = section.execution.model_copy(update={"agreement": None})
+    return section.model_copy(update={"calibration": None, "execution": execution})
