@@ -4,13 +4,14 @@
                                  └──────────── token ids ─────────┘   └ one token of each answer
 
 The prompt is tokenized as a whole, as the model's card does it. Spellings of special tokens in a text, such as
-``<|im_end|>``, are broken by a zero-width space: a text cannot end its message and answer for the model.
+``<|im_end|>``, are broken by a zero-width space: a text cannot end its message and answer for the model. White space at
+a text's ends is left out, as many chat templates do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Guard
@@ -24,7 +25,7 @@ PLACEHOLDER = "{text}"
 MARK = "\ue000"
 """Stands for the text while the chat template is applied: a character that no template holds."""
 ZERO_WIDTH_SPACE = "\u200b"
-PROBES = ("a", "Word", "7", "(", "\n-", " b", "中", "اب")
+PROBES = ("a", "Word", "7", "(", "-", "中", "اب")
 """Texts that begin differently: the token ids that their prompts share are those that all prompts share."""
 MAX_TEXT_TOKENS = 2048
 """The greatest length of a text in tokens, where the model's context allows as much."""
@@ -50,7 +51,7 @@ class GuardPrompt:
         """
         self._tokenizer = tokenizer
         self._adds_special_tokens = not options.chat  # a chat template holds those that the model needs
-        self._is_stripped, self.head, self.tail = _head_and_tail(options, tokenizer)
+        self.head, self.tail = _head_and_tail(options, tokenizer)
         self._answer = answers[0]
         self.tokens = self._answer_tokens(answers)
         """The token id of each answer, in the order of ``answers``."""
@@ -58,8 +59,8 @@ class GuardPrompt:
         num_own = len(self._ids(""))
         if num_own + 2 > context:  # one for a text, one for the answer
             raise InputError(
-                f"score.guard.template: the prompt has {num_own} tokens without a text, and the model reads {context} at "
-                "most, text and answer included; shorten the template or choose another model"
+                f"score.guard.template: the prompt has {num_own} tokens without a text, and the model reads {context}, "
+                "text and answer included; shorten the template or choose another model"
             )
         self.max_length = min(context - 1, num_own + MAX_TEXT_TOKENS)
         """The greatest number of token ids in a prompt."""
@@ -71,10 +72,8 @@ class GuardPrompt:
 
         They are None if there is nothing to score.
         """
-        text = self._special.sub(lambda match: match[0][0] + ZERO_WIDTH_SPACE + match[0][1:], text)
-        if self._is_stripped:
-            text = text.strip()
-        if not text.strip():
+        text = self._special.sub(lambda match: match[0][0] + ZERO_WIDTH_SPACE + match[0][1:], text).strip()
+        if not text:
             return None, False
         ids = self._ids(text)
         is_cut = len(ids) > self.max_length
@@ -114,28 +113,28 @@ class GuardPrompt:
         return [sequence[start] for sequence in sequences]
 
 
-def _head_and_tail(options: Guard, tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str, str]:
-    """Return whether the chat template strips its messages, and what the model reads before and after the text."""
+def _head_and_tail(options: Guard, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what the model reads before and after the text."""
     if (num_places := options.template.count(PLACEHOLDER)) != 1:
         raise InputError(
             f"score.guard.template: it needs {PLACEHOLDER} once, in the place of the text (found {num_places} times)"
         )
-    if not options.chat:
+    if options.chat:
+        head, _, tail = _chat(options, tokenizer).partition(MARK)
+    else:
         head, _, tail = options.template.partition(PLACEHOLDER)
-        if not (tail + options.answer_prefix).strip():
-            raise InputError(
-                "score.guard.template: nothing stands between the text and the answer; end it with a question, or set "
-                "score.guard.answer_prefix"
-            )
-        return False, head, tail + options.answer_prefix
-    spaced = _chat(options, tokenizer, f" {MARK} ")
-    head, _, tail = _chat(options, tokenizer, MARK).partition(MARK)
     # Some chat templates end with the line breaks that other models write themselves.
-    return f" {MARK} " not in spaced, head, tail.removesuffix(options.answer_prefix) + options.answer_prefix
+    tail = tail.removesuffix(options.answer_prefix) + options.answer_prefix
+    if not tail.strip():
+        raise InputError(
+            "score.guard.template: nothing stands between the text and the answer; end it with a question, or set "
+            "score.guard.answer_prefix"
+        )
+    return head, tail
 
 
-def _chat(options: Guard, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Return the chat with ``text`` in the template's place, up to where the model answers."""
+def _chat(options: Guard, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the chat with ``MARK`` in the text's place, up to where the model answers."""
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
@@ -143,23 +142,16 @@ def _chat(options: Guard, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
             "score.guard.chat: the model's tokenizer has no chat template; set score.guard.chat: false, and write the "
             "whole prompt in score.guard.template"
         )
-    user = options.template.replace(PLACEHOLDER, text)
     problem: Exception | None = None
-    for content in (
-        lambda text: text,
-        lambda text: [{"type": "text", "text": text}],
-    ):  # templates want one or the other
+    for in_parts in (False, True):  # templates take texts as they are, or as lists of parts
         try:
             chat: str = tokenizer.apply_chat_template(
-                _messages(options.system, user, content),
-                tokenize=False,
-                add_generation_prompt=True,
-                **options.chat_arguments,
+                _messages(options, in_parts), tokenize=False, add_generation_prompt=True, **options.chat_arguments
             )
         except (TemplateError, TypeError, ValueError) as error:
             problem = error
             continue
-        if text in chat or text.strip() in chat:
+        if MARK in chat:
             return chat
     reason = f": {str(problem).splitlines()[0]}" if problem else " and leaves the text out"
     raise InputError(
@@ -168,9 +160,13 @@ def _chat(options: Guard, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     )
 
 
-def _messages(system: str | None, user: str, content: Callable[[str], Any]) -> list[dict[str, Any]]:
-    messages = [{"role": "user", "content": content(user)}]
-    return messages if system is None else [{"role": "system", "content": content(system)}, *messages]
+def _messages(options: Guard, in_parts: bool) -> list[dict[str, Any]]:
+    texts = {"system": options.system, "user": options.template.replace(PLACEHOLDER, MARK)}
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+        for role, text in texts.items()
+        if text is not None
+    ]
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
