@@ -69,23 +69,37 @@ def tiny_guard(folder, kind="llama", max_length=256, chat_template=CHAT):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     words = tiny_tokenizer(chat_template)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(words),
-        max_position_embeddings=max_length,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        **KINDS[kind],
-    )
+    sizes = {"vocab_size": len(words), "max_position_embeddings": max_length} | KINDS.get(kind, SIZES)
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    if kind == "llama4":
+        model = _with_vision(sizes | tokens)
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **tokens))
     for parameter in model.parameters():  # With larger weights the texts' scores differ more.
         if parameter.ndim > 1:
             parameter.data.mul_(4)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return str(folder)
+
+
+def _with_vision(text_config):
+    """Return a model for text and images, as Llama Guard 4 is; its experts are left out as they are there."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    }
+    experts = {"intermediate_size_mlp": 64, "moe_layers": [], "num_local_experts": 1}
+    return Llama4ForConditionalGeneration(Llama4Config(text_config=text_config | experts, vision_config=vision))
 
 
 def guard_section(folder, dtype="float32", execution=None, attributes=("toxicity",), **options):
