@@ -1,14 +1,15 @@
 """A generative safety model that scores texts, against sampling one token of its answer with the same model.
 
-    python benchmarks/guard.py [--engine transformers] [--limit 96] [--rounds 3] [--model ID] [--texts FOLDER]
+    python -m benchmarks.guard [--prompt polyguard-qwen] [--engine transformers] [--limit 96] [--rounds 3] [--model ID]
 
-The prompt is ShieldGemma's, with its policy and its answers "Yes" and "No", around each text. The model is SmolLM2 135M
-by default: its answers mean little, but take the time that any model of its size takes. The texts are the ``text``
-column of CSV files, shuffled over languages as completions arrive.
+The prompt is that of a scorer that comes with xgray, without its chat template: PolyGuard's has the policy before the
+text, so that all prompts share it; ShieldGemma's (``--prompt shieldgemma-2b``) has it after the text. The model is
+SmolLM2 135M by default: its answers mean little, but take the time that any model of its size takes. The texts are the
+``text`` column of CSV files, shuffled over languages as completions arrive.
 
 The plain version with transformers calls ``generate`` for one new token, ``--batch-size`` prompts at a time in their
-order, padded on the left; the probability of "Yes" against "No" is read from the token's scores. With vLLM it samples
-one token of the two (``allowed_token_ids``) in the same engine, with the same prefix cache; that gives an answer and no
+order, padded on the left; the probability of one answer against the other is read from the token's scores. With vLLM it
+samples one token of the two (``allowed_token_ids``) in the same engine, with the same prefix cache; this gives no
 probability. Tokenization is part of the measured time. Rounds alternate; the table shows medians, and the ratio is the
 median of the rounds' ratios.
 """
@@ -36,28 +37,34 @@ TOLERANCE = 1e-4
 """Both versions give the same probability in float32, up to the order of sums."""
 
 
-def guard_section(model: str, engine: str) -> Score:
-    """Return ShieldGemma's section with another model."""
-    guard = {"model": {"id": model, "revision": None, "dtype": "float32"}, "engine": engine}
-    values = merge(load_score("shieldgemma-2b"), {"guard": guard})
-    section: Score = Score.model_validate(values)
+def guard_section(prompt: str, model: str, engine: str) -> Score:
+    """Return the section of a shipped guard with another model, and its chat as one text."""
+    values = load_score(prompt)
+    system, template = values["guard"].get("system"), values["guard"]["template"]
+    changes = {
+        "model": {"id": model, "revision": None, "dtype": "float32"},
+        "engine": engine,
+        "chat": False,
+        "system": None,
+        "template": template if system is None else f"{system}\n\n{template}",
+    }
+    section: Score = Score.model_validate(merge(values, {"guard": changes}))
     return section
 
 
-def plain_transformers(section: Score, prompts: list[str], batch_size: int) -> Callable[[], list[float]]:
-    """Return a function that samples one token after each prompt, and reads the probability of "Yes"."""
+def plain_transformers(section: Score, prompts: list[str], tokens: list[int], size: int) -> Callable[[], list[float]]:
+    """Return a function that samples a token after each prompt, and reads the second answer's probability from it."""
     import torch
 
     assert section.guard
     assert section.guard.model
     path = resolve(section.guard.model)
     tokenizer, model = load_tokenizer(path), load_causal_lm(path, section.guard.model.dtype)
-    answers = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in ("No", "Yes")]
 
     def score() -> list[float]:
         scores: list[float] = []
-        for start in range(0, len(prompts), batch_size):
-            inputs = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt")
+        for start in range(0, len(prompts), size):
+            inputs = tokenizer(prompts[start : start + size], padding=True, return_tensors="pt")
             with torch.inference_mode():
                 output = model.generate(
                     **inputs.to(model.device),
@@ -67,7 +74,7 @@ def plain_transformers(section: Score, prompts: list[str], batch_size: int) -> C
                     return_dict_in_generate=True,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-            scores += output.scores[0][:, answers].float().softmax(-1)[:, 1].tolist()
+            scores += output.scores[0][:, tokens].float().softmax(-1)[:, 1].tolist()
         return scores
 
     return score
@@ -91,6 +98,7 @@ def plain_vllm(scorer: GuardScorer, prompts: list[str]) -> Callable[[], list[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--prompt", default="polyguard-qwen", help="a scorer that comes with xgray")
     parser.add_argument("--model", default=SMOLLM2.id, help="a causal language model; SmolLM2 by default")
     parser.add_argument("--texts", type=Path, default=EMBEDDED, help="folder of CSV files with a column text")
     parser.add_argument("--limit", type=int, default=96, help="texts in all")
@@ -98,13 +106,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     texts = read_texts(options.texts, options.limit)
-    section = guard_section(options.model, options.engine)
+    section = guard_section(options.prompt, options.model, options.engine)
     scorer = GuardScorer(section)
     asyncio.run(scorer.score(texts[:1], "en"))  # This loads the model and computes what prompts share.
     facts = scorer.provenance()
-    prompts = [facts["prompt"].replace("{text}", text.strip()) for text in texts]
-    is_vllm = options.engine == "vllm"
-    plain = plain_vllm(scorer, prompts) if is_vllm else plain_transformers(section, prompts, options.batch_size)
+    # The space before an answer belongs to the answer's token.
+    prompts = [facts["prompt"].replace("{text}", text.strip()).rstrip(" ") for text in texts]
+    is_vllm, tokens = options.engine == "vllm", list(facts["tokens"].values())
+    plain = plain_vllm(scorer, prompts) if is_vllm else plain_transformers(section, prompts, tokens, options.batch_size)
     plain()
     lengths = [len(ids) for ids in load_tokenizer(resolve(Model(id=options.model)))(prompts)["input_ids"]]
     print(f"{len(texts)} prompts of {np.mean(lengths):.0f} tokens, {facts['num_shared_tokens']} of them shared")
