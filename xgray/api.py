@@ -345,7 +345,7 @@ def load_scorer(name: str = "embedding", **fields: Any) -> LoadedScorer:
     """Load a scorer.
 
     Args:
-        name: ``embedding``, ``classifier``, ``vllm``, ``perspective`` or ``openai``.
+        name: ``embedding``, ``classifier``, ``vllm``, ``guard``, ``perspective`` or ``openai``.
         fields: other fields of the ``score`` section: ``calibration="calibration.json"``,
             ``classifier={"model": {"id": ...}, ...}``, ``execution={"store": "runs/scores"}``.
 

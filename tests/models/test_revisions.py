@@ -57,7 +57,7 @@ def hub(tmp_path, tiny_model, monkeypatch):
     return hub
 
 
-def experiment(tmp_path, **evaluate):
+def experiment(tmp_path, score=None, **evaluate):
     return Experiment.model_validate(
         {
             "name": "tiny",
@@ -65,7 +65,7 @@ def experiment(tmp_path, **evaluate):
             "languages": ["en"],
             "model": {"id": HUB_IDS["base"]},
             "variants": [{"name": "tuned", "checkpoint": HUB_IDS["tuned"]}],
-            "score": {"scorer": "classifier", "classifier": {"model": {"id": HUB_IDS["classifier"]}}},
+            "score": score or {"scorer": "classifier", "classifier": {"model": {"id": HUB_IDS["classifier"]}}},
             "evaluate": {
                 "resamples": 100,
                 "fluency": {"model": {"id": HUB_IDS["fluency"]}},
@@ -96,6 +96,14 @@ def test_every_model_of_the_experiment_gets_its_commit(hub, tmp_path):
     assert revisions(plan.experiment) == commits
     weights, adapter = model_weights(plan, "tuned")
     assert (weights.path, weights.revision, adapter) == (HUB_IDS["tuned"], commits["tuned"], None)
+
+
+def test_a_guard_gets_its_commit(hub, tmp_path):
+    guard = {"scorer": "guard", "guard": {"model": {"id": HUB_IDS["base"]}}}
+    plan = make_plan(experiment(tmp_path, score=guard))
+    commit = plan.experiment.model.revision
+    assert plan.experiment.score.guard.model.revision == commit
+    assert plan.stage("score", "base").payload["inputs"]["guard"] == f"{HUB_IDS['base']}@{commit}"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xgray.config import Generate, GenerateExecution
+from xgray.config import Generate, GenerateExecution, Guard, Model, Score
 from xgray.config.stages import stage_named
 from xgray.errors import ConflictError, InputError
 from xgray.experiment.plan import PlannedStage
@@ -43,6 +43,13 @@ def test_execution_does_not_change_the_fingerprint() -> None:
     plain = fingerprint(section_payload(Generate()))
     assert fingerprint(section_payload(Generate(execution=GenerateExecution(batch_size=7, num_actors=3)))) == plain
     assert fingerprint(section_payload(Generate(k=4))) != plain
+
+
+def test_sections_of_later_versions_leave_the_fingerprints_of_older_runs_as_they_are() -> None:
+    assert "guard" not in section_payload(Score())
+    with_guard = Score(scorer="guard", guard=Guard(model=Model(id="a")))
+    assert section_payload(with_guard)["guard"]["model"]["id"] == "a"
+    assert Score.model_validate(with_guard.model_dump(mode="json")) == with_guard
 
 
 def test_finished_stage_is_skipped(stage: StageFolder) -> None:

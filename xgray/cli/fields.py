@@ -93,7 +93,7 @@ def add_command(app: App, command: App | Callable[..., Any], group: Group | None
 
 
 def _fields_of_sections(sections: tuple[str, ...]) -> list[Field]:
-    """The fields that are options: those with a value of their own, and sections that are off by default."""
+    """The fields that are options: those with a value of their own, sections that are off by default, and ``score``."""
     from xgray.config import Experiment, Serve
     from xgray.config.fields import all_fields
 
@@ -101,7 +101,8 @@ def _fields_of_sections(sections: tuple[str, ...]) -> list[Field]:
     return [
         field
         for field in fields
-        if (field.section is None or field.is_list or field.is_off) and (not sections or field.path[0] in sections)
+        if (field.section is None or field.is_list or field.is_off or field.path == ("score",))
+        and (not sections or field.path[0] in sections)
     ]
 
 
@@ -122,11 +123,12 @@ def _group(section: str) -> Group:
 def _parameter(field: Field) -> inspect.Parameter:
     from xgray.config.fields import yaml_value
 
-    has_default = not field.is_required and field.default is not None
+    is_section = field.section is not None and not field.is_list
+    has_default = not field.is_required and field.default is not None and not is_section
     default = yaml_value(field.default) if has_default else "off" if field.is_off else ""
     option = Parameter(
         name=_option(field.path),
-        group=_group(field.path[0] if field.is_off or len(field.path) > 1 else "experiment"),
+        group=_group(field.path[0] if is_section or len(field.path) > 1 else "experiment"),
         help=field.documentation.replace("`", "'"),
         metavar=" | ".join(field.choices) or _metavar(field.type_text),
         choices=field.choices or None,

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     )
     from xgray.config.sampling import (
         LOADS_CLASSIFIER,
+        LOADS_MODEL,
         Classifier,
         Dummy,
         Generate,
         GenerateExecution,
+        Guard,
         OpenAI,
         Prompts,
         Score,
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
     from xgray.config.train import Train, TrainExecution, Variant
 
 __all__ = [
-    "BASE", "LOADS_CLASSIFIER", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
-    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Intervene", "MeasuringExecution", "Model",
-    "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section", "Serve",
-    "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
+    "BASE", "LOADS_CLASSIFIER", "LOADS_MODEL", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
+    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Guard", "Intervene", "MeasuringExecution",
+    "Model", "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section",
+    "Serve", "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip
 
 _MODULES = ("evaluate", "experiment", "mechanism", "sampling", "section", "stages", "train")

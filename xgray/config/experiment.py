@@ -36,6 +36,8 @@ class Experiment(Section):
     """The models after tuning: trainings that differ from the ``train`` section, or checkpoints given as they are."""
     generate: Generate = Generate()
     score: Score = Score()
+    """Toxicity scores of the completions. On the command line also a scorer that comes with xgray, or its file:
+    ``--score qwen3guard-0.6b``."""
     evaluate: Evaluate = Evaluate()
     probe: Probe | None = None
     vectors: Vectors | None = None

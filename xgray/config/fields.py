@@ -7,6 +7,8 @@ The models of ``xgray.config`` are the single source. The command line makes its
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import textwrap
 import types
 from collections.abc import Iterator, Sequence
@@ -138,7 +140,8 @@ def yaml_value(value: Any) -> str:
         return f"[{', '.join(map(yaml_value, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {yaml_value(item)}' for key, item in value.items())}}}"
-    return str(value)
+    text = str(value)
+    return text if re.match(r"[\w./-]", text) else json.dumps(text, ensure_ascii=False)
 
 
 def commented_yaml(section: str | None = None) -> str:

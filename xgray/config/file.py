@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
 from xgray.config import Experiment, merge, validate
+from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
 
 
@@ -60,8 +61,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:
     """Return ``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is YAML text.
 
+    ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them.
+
     Raises:
-        InputError: a token has another form, or a value is not valid YAML.
+        InputError: a token has another form, a value is not valid YAML, or there is no such scorer.
     """
     values: dict[str, Any] = {}
     rest = list(tokens)
@@ -80,6 +83,8 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
             raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
+        if path == ["score"] and isinstance(value, str):
+            value = load_score(value)
         for key in reversed(path):
             value = {key: value}
         values = merge(values, value)
@@ -96,18 +101,44 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
     Raises:
         InputError: the file is missing, empty or not valid YAML, or a field is wrong.
     """
+    values = _read_file(path, "experiment file")
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
+    return validate(Experiment, merge(values, overrides or {}), str(path))
+
+
+def load_score(name: str) -> dict[str, Any]:
+    """Return the fields of the ``score`` section of a scorer's file.
+
+    Args:
+        name: a file, or the name of one that comes with the package.
+
+    Raises:
+        InputError: there is no such file, or it holds no ``score`` section or something else beside it.
+    """
+    shipped = shipped_scorers()
+    if name not in shipped and not Path(name).is_file():
+        raise InputError(f"--score: no file {name!r}, and no scorer of that name; there are: {', '.join(shipped)}")
+    path = shipped.get(name, Path(name))
+    values = _read_file(path, "scorer's file")
+    if not isinstance(values, dict) or list(values) != ["score"] or not isinstance(values["score"], dict):
+        found = f" (found: {', '.join(map(str, values))})" if isinstance(values, dict) else ""
+        raise InputError(f"{path}: a scorer's file holds the section 'score' and nothing else{found}")
+    section: dict[str, Any] = values["score"]
+    return section
+
+
+def _read_file(path: Path, kind: str) -> Any:
+    """Return the value of a YAML file; ``kind`` says in error messages what it is."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot read the experiment file: {error.strerror}") from None
+        raise InputError(f"{path}: cannot read the {kind}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the experiment file is not UTF-8 (byte {error.start + 1})") from None
+        raise InputError(f"{path}: the {kind} is not UTF-8 (byte {error.start + 1})") from None
     try:
-        values = read_yaml(text)
+        return read_yaml(text)
     except YAMLError as error:
         mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: no valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
-    return validate(Experiment, merge(values, overrides or {}), str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -120,7 +120,8 @@ class ScoreExecution(Section):
     max_attempts: int = Field(8, ge=1)
     """Services: number of tries of a request before its score is recorded as missing."""
     batch_tokens: int = Field(4096, ge=1)
-    """Classifier: tokens in one forward pass, padding included."""
+    """Classifier and guard: tokens in one forward pass, padding included; the part of a guard's prompt that all texts
+    share is not counted."""
 
 
 class Classifier(Section):
@@ -130,6 +131,31 @@ class Classifier(Section):
     """The sequence classifier; both scorers need one."""
     labels: dict[str, str] = {}
     """The model's label for each attribute: ``{toxicity: toxic}``."""
+    languages: list[str] = []
+    """The languages in which the model's quality is known."""
+
+
+class Guard(Section):
+    """The scorer ``guard``: a generative safety model. A text's score is the probability of the model's answers."""
+
+    model: Model | None = None
+    """The causal language model; the scorer needs one."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the model."""
+    chat: bool = True
+    """Put the model's chat template around ``template``; ``false`` gives the model ``template`` as it is."""
+    system: str | None = None
+    """The chat's system message."""
+    template: str = "{text}"
+    """The prompt, with ``{text}`` in the place of the text: the chat's user message, or all that the model reads."""
+    chat_arguments: dict[str, Any] = {}
+    """Arguments of the chat template: ``{guardian_config: {risk_name: harm}}``."""
+    answer_prefix: str = ""
+    """The beginning of the answer, before the word that decides."""
+    labels: dict[str, dict[str, float]] = {}
+    """For each attribute the answers that the model may give, each a single token, with weights from 0 to 1:
+    ``{toxicity: {safe: 0, unsafe: 1}}``. The score is the mean weight under the probabilities of these answers, which
+    are scaled so that they sum to 1."""
     languages: list[str] = []
     """The languages in which the model's quality is known."""
 
@@ -148,22 +174,27 @@ class OpenAI(Section):
 
 
 LOADS_CLASSIFIER = ("classifier", "vllm")
-"""The scorers that load ``score.classifier.model``, on a GPU where there is one."""
+"""The scorers that load ``score.classifier.model``."""
+
+LOADS_MODEL = (*LOADS_CLASSIFIER, "guard")
+"""The scorers that load a model of transformers or vLLM, on a GPU where there is one."""
 
 
 class Score(Section):
     """Toxicity scores of the completions."""
 
-    scorer: Literal["embedding", "perspective", "classifier", "vllm", "openai", "dummy"] = "embedding"
+    scorer: Literal["embedding", "perspective", "classifier", "vllm", "guard", "openai", "dummy"] = "embedding"
     """``embedding``: the local scorer (all 17 languages, offline). ``perspective``: Google's Perspective API, or a
-    service of its protocol. ``classifier``, ``vllm``: a sequence classifier in transformers or vLLM. ``openai``: a
-    model behind an OpenAI-compatible service. ``dummy`` measures nothing."""
+    service of its protocol. ``classifier``, ``vllm``: a sequence classifier in transformers or vLLM. ``guard``: a
+    generative safety model. ``openai``: a model behind an OpenAI-compatible service. ``dummy`` measures nothing."""
     labelled: str = "embedded"
     """Embedding: the labelled texts on which the head is fitted and validated, a folder of ``{language}.csv`` files
     with ``text,label,split``."""
     head: str | None = None
     """Embedding: a head that ``xgray scorer fit`` wrote, instead of one fitted on ``labelled``."""
     classifier: Classifier = Classifier()
+    # Left out of dumps where the file has none, so that fingerprints of older runs stay what they are.
+    guard: Guard | None = Field(None, exclude_if=lambda guard: guard is None)
     openai: OpenAI = OpenAI()
     perspective_url: Address = "https://commentanalyzer.googleapis.com"
     """Perspective: the service's address; the key comes from the environment (PERSPECTIVE_API_KEY)."""

@@ -1,4 +1,4 @@
-"""The experiment files that come with the package: the paper's, and small ones that run anywhere."""
+"""The files that come with the package: experiments (the paper's, and small ones that run anywhere), and scorers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def shipped_experiment(name: str) -> Path:
     if name not in known:
         raise InputError(f"no experiment {name!r} comes with xgray; there are: {', '.join(known)}")
     return known[name]
+
+
+def shipped_scorers() -> dict[str, Path]:
+    """Return the shipped files of scorers by name; each holds a ``score`` section."""
+    return {path.stem: path for path in sorted((EMBEDDED / "scorers").glob("*.yaml"))}
 
 
 def new_experiment(name: str, like: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from xgray.config import LOADS_CLASSIFIER, Generate, Score
+from xgray.config import LOADS_MODEL, Generate, Score
 
 Shape = tuple[int, int]
 """Cores and GPUs of a node."""
@@ -102,7 +102,7 @@ def share_gpus(nodes: Nodes, generate: Generate | None, score: Score | None) -> 
         generate: None where no engine takes GPUs.
         score: None where nothing is scored.
     """
-    scorers = score.execution.num_actors if score and score.scorer in LOADS_CLASSIFIER else 0
+    scorers = score.execution.num_actors if score and score.scorer in LOADS_MODEL else 0
     scorers = min(scorers, num_fitting(nodes, 0, 1))
     if generate is None:
         return Share(0, scorers)

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from xgray.config import LOADS_CLASSIFIER, Generate, Score, TrainExecution
+from xgray.config import LOADS_MODEL, Generate, Score, TrainExecution
 from xgray.distributed.cluster import thread_environment
 from xgray.distributed.nodes import (
     ClusterCapacity,
@@ -126,7 +126,7 @@ def place_scorers(capacity: ClusterCapacity, score: Score, generate: Generate | 
     """
     num_wanted = score.execution.num_actors
     engine = _engine_placement(capacity, generate) if generate else None
-    if capacity.has_gpu and score.scorer in LOADS_CLASSIFIER:
+    if capacity.has_gpu and score.scorer in LOADS_MODEL:
         on_gpus = engine is not None and engine.gpus > 0
         nodes = engine.nodes if engine and on_gpus else capacity.nodes_for(0, 1)
         num_on_gpus = share_gpus(nodes, generate if on_gpus else None, score).scorers

@@ -25,7 +25,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from xgray.config import LOADS_CLASSIFIER, Score, Serve
+from xgray.config import LOADS_MODEL, Score, Serve
 from xgray.distributed.cluster import cluster_capacity, connect, thread_environment, total
 from xgray.distributed.failures import Failure
 from xgray.distributed.job_environment import enter_directory
@@ -138,7 +138,7 @@ def scorer_info(scorer: Scorer, section: Score) -> ScorerInfo:
     if not languages:
         raise InputError(
             f"score.scorer: {scorer.name} declares no language. Name some (score.classifier.languages, "
-            "score.openai.languages), or set score.unvalidated_languages: true"
+            "score.guard.languages, score.openai.languages), or set score.unvalidated_languages: true"
         )
     name = f"{scorer.name} {scorer.version} on {scorer.device}"
     return ScorerInfo(name, scorer.attributes, languages, scorer.provenance())
@@ -148,7 +148,7 @@ def _deployment(score: Score, section: Serve) -> serve.Deployment:
     """Return the replicas' deployment: on GPUs if the scorer uses them, else on equal shares of a machine's cores."""
     threads = max(1, most_cores(cluster_capacity().alive) // section.max_replicas)
     options: dict[str, Any] = {"num_cpus": threads, "runtime_env": thread_environment(threads)}
-    if total("GPU") and score.scorer in LOADS_CLASSIFIER:
+    if total("GPU") and score.scorer in LOADS_MODEL:
         options = {"num_cpus": 1, "num_gpus": 1}
     for resource, count in (("CPU", options["num_cpus"]), ("GPU", options.get("num_gpus", 0))):
         if (needed := section.min_replicas * count) > total(resource):

@@ -136,10 +136,25 @@ def load_sequence_classifier(path: str, dtype: str, revision: str | None = None)
     """
     from transformers import AutoModelForSequenceClassification
 
-    model, info = _load(AutoModelForSequenceClassification, path, dtype, revision, use_safetensors=True)
+    return _load_scorer(AutoModelForSequenceClassification, path, dtype, revision, "classifier")
+
+
+def load_guard(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a causal language model that scores texts, as :func:`load_sequence_classifier` loads a classifier.
+
+    Raises:
+        InputError: weights are missing, cut off, or those of another kind of model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load_scorer(AutoModelForCausalLM, path, dtype, revision, "causal language model")
+
+
+def _load_scorer(kind: Any, path: str, dtype: str, revision: str | None, name: str) -> PreTrainedModel:
+    model, info = _load(kind, path, dtype, revision, use_safetensors=True)
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise InputError(
-            f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}, so it is no classifier"
+            f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}, so it is no {name}"
         )
     return model
 

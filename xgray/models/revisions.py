@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xgray.config import LOADS_CLASSIFIER, Evaluate, Experiment, Model, Variant
+from xgray.config import LOADS_CLASSIFIER, Evaluate, Experiment, Model, Score, Variant
 from xgray.errors import InputError
 from xgray.models.source import PACKAGE, model_fingerprint, resolve
 from xgray.storage.fingerprint import file_fingerprint
@@ -75,11 +75,7 @@ def pin_experiment(experiment: Experiment, samples: bool) -> Experiment:
         changes["model"] = pin_revision(experiment.model)
     if samples:
         changes["variants"] = [_pin_variant(variant) for variant in experiment.variants]
-    classifier = experiment.score.classifier
-    if classifier.model is not None and experiment.score.scorer in LOADS_CLASSIFIER:
-        model = _pin_field(classifier.model, "score.classifier.")
-        update = {"classifier": classifier.model_copy(update={"model": model})}
-        changes["score"] = experiment.score.model_copy(update=update)
+    changes["score"] = _pin_score(experiment.score)
     return experiment.model_copy(update=changes)
 
 
@@ -120,6 +116,16 @@ def _pin_evaluate(section: Evaluate) -> Evaluate:
         pinned = _pin_field(model, "evaluate.diversity_tokenizer: ", "tokenizer_config.json")
         changes["diversity_tokenizer_revision"] = pinned.revision
     return section.model_copy(update=changes)
+
+
+def _pin_score(section: Score) -> Score:
+    """Pin the model that the scorer loads, if it loads one."""
+    name = "classifier" if section.scorer in LOADS_CLASSIFIER else section.scorer
+    options = {"classifier": section.classifier, "guard": section.guard}.get(name)
+    if options is None or options.model is None:
+        return section
+    model = _pin_field(options.model, f"score.{name}.")
+    return section.model_copy(update={name: options.model_copy(update={"model": model})})
 
 
 def _pin_variant(variant: Variant) -> Variant:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from xgray.config import Score, merge, validate
+from xgray.config import Model, Score, merge, validate
 from xgray.errors import InputError
 from xgray.score.rate_limit import Acquire
 from xgray.score.scorer import Scorer, known_attributes
@@ -85,6 +85,10 @@ def _build_plain(section: Score, acquire: Acquire | None) -> Scorer:
             from xgray.score.classifier import ClassifierScorer
 
             return ClassifierScorer(section)
+        case "guard":
+            from xgray.score.guard import GuardScorer
+
+            return GuardScorer(section)
         case "openai":
             from xgray.score.openai_compatible import OpenAIScorer
 
@@ -116,16 +120,23 @@ def scorer_inputs(section: Score) -> dict[str, Any]:
             if not folder.exists(name):
                 raise InputError(f"score.head: no such file: {section.head}. Fit a head with xgray scorer fit")
             inputs["head"] = hashlib.sha256(folder.read_bytes(name)).hexdigest()
+    elif section.scorer == "guard":
+        if section.guard is not None and section.guard.model is not None:
+            inputs["guard"] = _model_input(section.guard.model)
     elif section.classifier.model is not None:
-        from xgray.models.revisions import pin_revision
-        from xgray.models.source import model_fingerprint
-
-        inputs["classifier"] = model_fingerprint(pin_revision(section.classifier.model))
+        inputs["classifier"] = _model_input(section.classifier.model)
     if section.calibration is not None:
         from xgray.score.calibration.curves import read_calibration
 
         inputs["calibration"] = read_calibration(section.calibration).version
     return inputs
+
+
+def _model_input(model: Model) -> str:
+    from xgray.models.revisions import pin_revision
+    from xgray.models.source import model_fingerprint
+
+    return model_fingerprint(pin_revision(model))
 
 
 def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any) -> Score:
