@@ -155,6 +155,27 @@ def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path, local_r
     assert by_id["de/7"].errors == [None, None, None, "not in the score store"]
 
 
+def api_answer(value):
+    return {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}, "languages": ["en"]}
+
+
+def test_an_archive_is_imported_with_its_form_year_and_what_was_left_out(tmp_path):
+    lines = [
+        {"text": "you fool", "response": api_answer(0.5)},
+        {"text": "hello", "response": {"error": {"message": "busy"}}},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = call(tmp_path, "scores", "import", "a.jsonl", "--scored", "2021")
+    assert done.returncode == 0, done.stderr
+    assert "a.jsonl: 1 scores" in done.stdout
+    assert "answers of the Perspective API; 1 of perspective/v1alpha1/2021" in " ".join(done.stdout.split())
+    assert "1 texts are left out: busy" in done.stderr
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(lines[1])}\n")
+    nothing = call(tmp_path, "scores", "import", "a.jsonl", "--scored", "2021")
+    assert nothing.returncode == 1
+    assert "0 scores read (answers of the Perspective API): 1 left out: busy" in nothing.stderr
+
+
 def labelled(folder):
     folder.mkdir()
     for code in ("en", "de"):

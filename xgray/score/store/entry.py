@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from xgray.score.scorer import Scored, ScorerId
 from xgray.storage.fingerprint import canonical
@@ -37,7 +38,8 @@ class ScoreEntry:
     seconds: float | None = None
     """How long a service took to answer."""
     date: str | None = None
-    """When it was scored, in UTC: ``2026-11-05T12:00:00Z``; None if an imported file does not say."""
+    """When it was scored, in UTC: ``2026-11-05T12:00:00Z``, or ``2020`` where an imported file's user knows the year
+    only; None if nobody says."""
     text: str | None = None
     """The text as it was scored; None in a store that may not hold texts."""
 
@@ -69,8 +71,15 @@ class ScoreEntry:
 
     def row(self) -> bytes:
         """Return the stored form: the key, then the other fields that are not None as canonical JSON."""
-        fields = {name: value for name, value in vars(self).items() if name != "key" and value is not None}
-        return self.key + canonical(fields).encode("utf-8", "surrogatepass")
+        if self.error is None and self.seconds is None and self.text is not None and self.scores:
+            # Imports write millions of such rows. Only scores and text differ, so the rest is formatted once.
+            head, tail = _frame(self.attributes, self.date, self.language, self.scorer, self.version)
+            content = f'{head}{canonical(self.scores)},"text":{canonical(self.text)}{tail}'
+        else:
+            content = canonical(
+                {name: value for name, value in vars(self).items() if name != "key" and value is not None}
+            )
+        return self.key + content.encode("utf-8", "surrogatepass")
 
     @classmethod
     def from_row(cls, row: bytes) -> ScoreEntry:
@@ -79,12 +88,26 @@ class ScoreEntry:
         return cls(row[:KEY_BYTES], **{**fields, "attributes": tuple(fields["attributes"])})
 
 
+@lru_cache(maxsize=256)
+def _frame(attributes: tuple[str, ...], date: str | None, language: str, scorer: str, version: str) -> tuple[str, str]:
+    """Return the canonical JSON of an entry before its scores, and after its text."""
+    before = {"attributes": attributes, "date": date, "language": language, "scorer": scorer}
+    head = canonical({name: value for name, value in before.items() if value is not None})
+    return f'{head[:-1]},"scores":', f',"version":{canonical(version)}}}'
+
+
+@lru_cache(maxsize=256)
+def _after_text(language: str, scorer: ScorerId) -> str:
+    """Return the end of the JSON that a key is made of."""
+    return canonical([language, scorer.name, scorer.version])[1:]
+
+
 def score_keys(texts: Sequence[str], language: str, scorer: ScorerId) -> list[bytes]:
     """Return the keys of texts: the first 16 bytes of the SHA-256 of ``[text, language, scorer, version]`` as JSON.
 
     Every text has a key, also one with halves of surrogate pairs.
     """
-    rest = canonical([language, scorer.name, scorer.version])[1:]
+    rest = _after_text(language, scorer)
     return [
         hashlib.sha256(f"[{canonical(text)},{rest}".encode("utf-8", "surrogatepass")).digest()[:KEY_BYTES]
         for text in texts
