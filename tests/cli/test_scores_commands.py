@@ -256,6 +256,32 @@ def test_a_calibration_is_onto_one_of_several_services(tmp_path):
     assert result["calibration"]["target_version"] == versions[1]
 
 
+def test_scores_of_different_years_are_calibrated_onto_together_only_if_asked_for(tmp_path):
+    texts = [f"text {index}" for index in range(60)]
+    put_english(tmp_path, texts[:40], "perspective/v1alpha1/2020")
+    put_english(tmp_path, texts[20:], "perspective/v1alpha1/2023")
+    command = ["scorer", "calibrate", "--output", "cal.json", "--score.scorer", "dummy", "--json"]
+    refused = call(tmp_path, *command)
+    assert refused.returncode == 2
+    assert "name one: perspective@perspective/v1alpha1/2020, perspective@perspective/v1alpha1/2023" in refused.stderr
+    assert "--mix-years" in refused.stderr
+    mixed = json.loads(call(tmp_path, *command, "--mix-years").stdout)["calibration"]
+    assert mixed["target_version"] == "perspective/v1alpha1/2020+2023"
+
+    dated = [
+        ScoreEntry.of_text(
+            text, "en", ScorerId("other", "1"), ["toxicity"], Scored({"toxicity": true_score(text)}), date
+        )
+        for text, date in zip(texts, ["2021", "2022-05-01T00:00:00Z", None] * 20, strict=True)
+    ]
+    ScoreStore(str(tmp_path / "runs" / "scores")).put(dated)
+    refused = call(tmp_path, *command, "--target", "other")
+    assert refused.returncode == 2
+    assert "20 of 2021, 20 of 2022, 20 of unknown" in refused.stderr
+    mixed = json.loads(call(tmp_path, *command, "--target", "other", "--mix-years").stdout)["calibration"]
+    assert mixed["target_version"] == "1"
+
+
 def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):
     put_english(tmp_path, {text for code, text in distinct(run) if code == "en"})
     write_run(tmp_path, "german", [completed("de", 0, "base", [" hallo"])])

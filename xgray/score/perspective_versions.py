@@ -13,6 +13,7 @@ et al., 2023), so scores of different years count as those of different models.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from xgray.data.perspective_results import SCORER, SCORER_VERSION
 from xgray.score.scorer import ScorerId
@@ -37,6 +38,20 @@ def archived_id(model: str | None, scored: str | None) -> ScorerId:
 def known_date(scored: str | None) -> str | None:
     """Return the date of scoring, None if it is unknown."""
     return None if scored == UNKNOWN else scored
+
+
+def year_order(version: str) -> tuple[int, str]:
+    """Return what versions are sorted by, the latest last: unknown years, years, and the service as it is now."""
+    found = _YEAR.search(version)
+    if found is None:
+        return 9999, version
+    return (0 if found[1] == UNKNOWN else int(found[1])), version
+
+
+def joined_years(versions: Sequence[str]) -> str:
+    """Return one version for scores of several that differ in the year alone: ``perspective/v1alpha1/2020+2023``."""
+    years = [found[1] if (found := _YEAR.search(version)) else "now" for version in sorted(versions, key=year_order)]
+    return versions[0] if len(versions) == 1 else f"{without_year(versions[0])}/{'+'.join(years)}"
 
 
 def without_year(version: str) -> str:
