@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 FORMAT = "format.json"
 FORMAT_VERSION = 1
 READ_JSON = json.JSONDecoder().raw_decode
+COMMIT_BYTES = 2**26
+"""Entries of this size are committed at once; while they are, they take about five times as much memory."""
 RELIST_SECONDS = 1.0
 """A look-up that misses a text lists the other writers' segments again, at most this often."""
 
@@ -138,13 +140,16 @@ class ScoreStore:
             yield ScoreEntry.from_row(row)
 
     def put(self, entries: Iterable[ScoreEntry]) -> None:
-        """Commit entries: once this returns, they outlive the process."""
+        """Commit entries: once this returns, they outlive the process.
+
+        Many entries are committed in parts, so that an archive of any size takes little memory.
+        """
         rows: list[bytes] = []
         num_bytes = 0
         for entry in entries:
             rows.append(entry.row())
             num_bytes += len(rows[-1])
-            if num_bytes >= SEGMENT_BYTES:
+            if num_bytes >= COMMIT_BYTES:
                 self._commit(rows)
                 rows, num_bytes = [], 0
         self._commit(rows)
