@@ -2,8 +2,8 @@
 
     python benchmarks/scores_import.py [--rows 100000 1000000] [--forms table rtp polyglo polyglo-parquet]
 
-Each import is a process of its own, as ``xgray scores import`` is, so its peak memory is its own too. The time is that of
-reading the file and of committing everything to a new store, by the clock and of the processor alone, which is what
+Each import is a process of its own, as ``xgray scores import`` is, so its peak memory is its own too. The time is that
+of reading the file and of committing everything to a new store, by the clock and of the processor alone, which is what
 counts on a machine that others use too. A row of PolygloToxicityPrompts (``polyglo``) is about
 4 KB and three scored texts, one of RealToxicityPrompts (``rtp``) two, one of a CSV table one. ``baseline`` is the
 peak memory of a process that imports a file of ten rows.

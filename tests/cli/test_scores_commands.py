@@ -122,6 +122,48 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     assert len(lines) == 3 * NUM_PROMPTS
 
 
+def texts_csv(tmp_path, rows):
+    with (tmp_path / "texts.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "body", "lang"])
+        writer.writerows([number, text, code] for number, (text, code) in enumerate(rows))
+
+
+def test_any_file_of_texts_is_archived_languages_with_the_least_first(tmp_path):
+    english, hindi = [f"you fool {index}" for index in range(8)], [f"मूर्ख {index}" for index in range(4)]
+    texts_csv(tmp_path, [(text, "en") for text in english] + [(text, "hi") for text in hindi] + [(" ", "hi")])
+    command = ["scores", "archive", "texts.csv", "--text-column", "body", "--score.execution.concurrency", "1"]
+    service = FaultyService({})
+    with serving(service) as url:
+        where = ["--score.perspective-url", url, "--score.execution.requests-per-second", "200"]
+        estimate = call(tmp_path, *command, *where, "--estimate", "--json")
+        assert json.loads(estimate.stdout)["num_texts"] == {"en": 8, "hi": 4}, estimate.stderr
+        assert not service.received
+        (tmp_path / "english.txt").write_text("\n".join([*english[:4], "", "a new one"]))
+        plain = call(tmp_path, "scores", "archive", "english.txt", "--language", "en", *where)
+        assert plain.returncode == 0, plain.stderr
+        assert "5 of 5 texts scored" in plain.stdout
+        done = call(tmp_path, *command, *where)
+        assert done.returncode == 0, done.stderr
+        assert "4 texts are in the store already" in done.stdout
+        assert "8 of 8 texts scored" in done.stdout
+        received = service.received[5:]
+        languages = [request.body["languages"][0] for request in received]
+        assert set(languages[:3]) == {"hi"}, "of the English texts four are archived"
+        assert {request.text for request in received} == {*english[4:], *hindi}
+        assert call(tmp_path, *command, *where).returncode == 0
+        assert len(service.received) == 13, "nothing is asked for again"
+    known = ScoreStore(str(tmp_path / "runs" / "scores")).get(
+        [hindi[2]], "hi", ScorerId("perspective", f"perspective/v1alpha1@{url[7:]}"), ["threat"]
+    )
+    assert known[0].scores == {"threat": true_score(hindi[2])}
+    refused = call(tmp_path, "scores", "archive", "texts.csv", "--estimate")
+    assert refused.returncode == 2
+    assert "no column of texts; columns found: id, body, lang" in refused.stderr
+    unknown = call(tmp_path, *command[:5], "--estimate", "--first", "ko")
+    assert "--first: no texts in ko" in unknown.stderr
+
+
 def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     service = FaultyService({})
     with serving(service) as url:

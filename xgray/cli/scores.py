@@ -179,25 +179,51 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
         print(written)
 
 
+@Parameter("*")
+@dataclass(frozen=True)
+class TextOptions:
+    """Files of texts, and which of them come first.
+
+    Parameters
+    ----------
+    text_column
+        The column of texts in a file; by default text, comment_text or comment.
+    language_column
+        The column of languages in a file; by default language or lang.
+    language
+        The language of the texts of all files, in place of a column.
+    first
+        A language that is archived before the others; may be given several times.
+    """
+
+    text_column: str | None = None
+    language_column: str | None = None
+    language: str | None = None
+    first: Names = None
+
+
 @with_fields("score")
 def archive(
     *arguments: Arguments,
+    text_options: TextOptions = TextOptions(),
     store: str | None = None,
     estimate: Flag = False,
     address: str | None = None,
     as_json: Json = False,
 ) -> None:
-    """Score all completions of runs with Perspective before it closes; texts that have such a score are passed over.
+    """Score runs' completions, or any texts, with Perspective before it closes; texts with a score are passed over.
 
-    One request returns all attributes. Prompts that take the fewest requests come first, in all languages evenly. The
-    same command resumes.
+    One request returns all attributes. The languages in which the least is archived come first; in each language the
+    order is drawn at random, so that what is done when the time is up is a random sample. The same command resumes.
 
     Parameters
     ----------
     arguments
-        Run directories. The options below are fields of the score section: --score.execution.requests-per-second 50.
+        Run directories, or files of texts: CSV, JSON lines or Parquet with columns of texts and languages, or .txt
+        with a text in each line. The options below are fields of the score section:
+        --score.execution.requests-per-second 50.
     store
-        The score store; by default the one beside the first run.
+        The score store; by default the one beside the first run, or runs/scores for a file.
     estimate
         Say what it would take; send no request.
     address
@@ -207,20 +233,21 @@ def archive(
     """
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
+    from xgray.data.texts import TextColumns
     from xgray.rows import ATTRIBUTES
-    from xgray.score.archive import plan_archive, run_archive
+    from xgray.score.archive import is_text_file, plan_archive, run_archive
     from xgray.score.build import score_section
     from xgray.score.store.location import run_store_uri
     from xgray.storage.folder import Folder
 
     paths, options = split(arguments)
-    runs = [Folder(path) for path in paths]
-    if not runs:
-        raise InputError("name the runs to archive: xgray scores archive runs/NAME ...")
-    section = score_section(
-        parse_overrides(options), store or run_store_uri(runs[0]), scorer="perspective", attributes=list(ATTRIBUTES)
-    )
-    plan = plan_archive(runs, section)
+    if not paths:
+        raise InputError("name runs or files of texts to archive: xgray scores archive runs/NAME ...")
+    if store is None:
+        store = DEFAULT_STORE if is_text_file(paths[0]) else run_store_uri(Folder(paths[0]))
+    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(ATTRIBUTES))
+    columns = TextColumns(text_options.text_column, text_options.language_column, text_options.language)
+    plan = plan_archive(paths, section, columns, text_options.first or ())
     missing = None
     if not estimate:
         if not as_json:
@@ -321,6 +348,8 @@ def print_estimate(plan: ArchivePlan) -> None:
         f"{plan.num_known:,} texts are in the store already. The rest takes {duration(estimate.seconds)}, until "
         f"{end:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}"
     )
+    if late or estimate.in_time != estimate.num_prompts:
+        print_line("The prompts of each language are taken in random order: those in time are a random sample of them.")
 
 
 def print_archive(plan: ArchivePlan, missing: Counter[str]) -> None:
