@@ -25,6 +25,7 @@ from xgray.errors import InputError
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
+    COMMIT_BYTES,
     SEGMENT_BYTES,
     SUFFIX,
     Segment,
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 FORMAT = "format.json"
 FORMAT_VERSION = 1
 READ_JSON = json.JSONDecoder().raw_decode
-COMMIT_BYTES = 2**26
-"""Entries of this size are committed at once; while they are, they take about five times as much memory."""
 RELIST_SECONDS = 1.0
 """A look-up that misses a text lists the other writers' segments again, at most this often."""
 
