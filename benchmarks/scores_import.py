@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from xgray.data.archives.archived import ArchiveOptions
-from xgray.score.store.forms import read_scores
+from xgray.score.store.forms import find_files, read_file
 from xgray.score.store.store import ScoreStore
 
 WORDS = ["the", "of", "a", "in", "to", "it", "was", "that", "for", "on", "you", "with", "as", "she", "we", "say", "her"]
@@ -69,7 +69,19 @@ def polyglo_rows(num: int) -> Iterator[dict[str, Any]]:
 
 
 def write_polyglo(file: Path, num: int) -> None:
-    write_lines(file, polyglo_rows(num))
+    """Write the lines around answers that are JSON already: to format them again would take longer than the import."""
+    rng = random.Random(0)
+    answers = [json.dumps(answer(rng)) for _ in range(1000)]
+    texts = [text(rng, number, 30) for number in range(1000)]
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(num):
+            prompt, continuation = f"{texts[number % 1000]} {number}", f" {texts[-number % 1000]} {number}"
+            whole, first, rest = (answers[number * step % 1000] for step in (7, 11, 13))
+            stream.write(
+                f'{{"text": "{prompt}{continuation}", "meta_data": {{"lang": "en", "url": "https://example.org/10/"}}, '
+                f'"perspective": {whole}, "toxicity": 0.25, "prompt": "{prompt}", "continuation": "{continuation}", '
+                f'"prompt_perspective": {first}, "continuation_perspective": {rest}}}\n'
+            )
 
 
 def write_polyglo_parquet(file: Path, num: int) -> None:
@@ -120,7 +132,9 @@ def import_file(file: Path, store: Path) -> None:
     """Import a file and print the seconds, the number of scores and the peak memory as JSON."""
     began, cpu_began = time.perf_counter(), time.process_time()
     target = ScoreStore(str(store))
-    target.put(read_scores(str(file), ArchiveOptions(scored="2020")))
+    options = ArchiveOptions(scored="2020")
+    ((_, form),) = find_files(str(file), options)
+    target.put_rows(row for _, row in read_file(file, form, options))
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": target.num_rows, "peak": peak}))

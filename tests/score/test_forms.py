@@ -1,6 +1,7 @@
 """Every form in which people keep Perspective's answers becomes entries of a store."""
 
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pytest
 
 from xgray.data.archives.archived import ArchiveOptions
 from xgray.errors import InputError
-from xgray.score.scorer import ScorerId
+from xgray.score.scorer import Scored, ScorerId
+from xgray.score.store.entry import ScoreEntry, archived_row
 from xgray.score.store.forms import find_files, read_scores
 from xgray.score.store.import_export import write_parquet
 from xgray.score.store.store import ScoreStore
@@ -281,6 +283,22 @@ def test_an_unknown_form_is_refused(tmp_path):
 def test_a_parquet_file_with_a_score_that_is_none_names_the_row(tmp_path):
     rows = [polyglo_row(), polyglo_row(perspective=answer(float("nan"), insult=0.5))]
     assert "a.parquet: row 2: toxicity is nan" in refused(in_parquet(tmp_path / "a.parquet", *rows))
+
+
+@pytest.mark.parametrize("text", ["you fool", 'quotes " and \\ and \u2028 and 👍🏽', "half \ud83d pair", ""])
+@pytest.mark.parametrize("date", [None, "2020"])
+def test_an_imported_row_is_that_of_its_entry(text, date):
+    attributes = ("flirtation", "insult", "toxicity")
+    rng = random.Random(0)
+    drawn = [{"toxicity": rng.random(), "insult": rng.random() ** 9} for _ in range(100)]
+    for scores in (
+        {"insult": 0.1 + 0.2, "toxicity": 1e-17},
+        {"toxicity": 1.0, "insult": 0.0},
+        {"threat": 1e-4},
+        *drawn,
+    ):
+        entry = ScoreEntry.of_text(text, "de", OF_2020, attributes, Scored(scores), date)
+        assert archived_row(text, "de", OF_2020, attributes, scores, date) == entry.row()
 
 
 def test_importing_twice_changes_nothing(tmp_path: Path):

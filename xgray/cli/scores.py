@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from xgray.runs.progress import OnProgress
     from xgray.score.archive import ArchivePlan
     from xgray.score.scorer import Scorer
-    from xgray.score.store.entry import ScoreEntry
     from xgray.score.store.forms import Form
     from xgray.score.store.store import ScoreStore
 
@@ -124,7 +123,7 @@ def import_scores(
 def _import_file(
     file: Path, form: Form, options: ArchiveOptions, target: ScoreStore, progress: OnProgress
 ) -> Counter[str]:
-    """Put a file's entries into a store and count them by version.
+    """Put the scores of a file into a store and count them by version.
 
     Raises:
         StageError: the file holds no score.
@@ -134,14 +133,14 @@ def _import_file(
     versions: Counter[str] = Counter()
     before = options.left_out.copy()
 
-    def counted() -> Iterator[ScoreEntry]:
-        for number, entry in enumerate(read_file(file, form, options), start=1):
-            versions[entry.version] += 1
+    def counted() -> Iterator[bytes]:
+        for number, (version, row) in enumerate(read_file(file, form, options), start=1):
+            versions[version] += 1
             if number % 10_000 == 0:
                 progress(f"import {file.name}", number, 0)
-            yield entry
+            yield row
 
-    target.put(counted())
+    target.put_rows(counted())
     if not versions:
         reasons = "; ".join(f"{number} left out: {reason}" for reason, number in (options.left_out - before).items())
         raise StageError(f"{file}: 0 scores read ({form.description}): {reasons or 'it has no rows'}")

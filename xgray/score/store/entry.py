@@ -11,11 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from json.encoder import encode_basestring
+
+import msgspec
 
 from xgray.score.scorer import Scored, ScorerId
 from xgray.storage.fingerprint import canonical
 
 KEY_BYTES = 16
+SMALLEST_PLAIN = 1e-4
+"""The smallest number that Python's JSON writes without an exponent."""
+_SCORES = msgspec.json.Encoder(order="sorted")
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,8 @@ class ScoreEntry:
 
     def row(self) -> bytes:
         """Return the stored form: the key, then the other fields that are not None as canonical JSON."""
-        if self.error is None and self.seconds is None and self.text is not None and self.scores:
-            # Imports write millions of such rows. Only scores and text differ, so the rest is formatted once.
-            head, tail = _frame(self.attributes, self.date, self.language, self.scorer, self.version)
-            content = f'{head}{canonical(self.scores)},"text":{canonical(self.text)}{tail}'
-        else:
-            content = canonical(
-                {name: value for name, value in vars(self).items() if name != "key" and value is not None}
-            )
-        return self.key + content.encode("utf-8", "surrogatepass")
+        fields = {name: value for name, value in vars(self).items() if name != "key" and value is not None}
+        return self.key + canonical(fields).encode("utf-8", "surrogatepass")
 
     @classmethod
     def from_row(cls, row: bytes) -> ScoreEntry:
@@ -88,12 +87,38 @@ class ScoreEntry:
         return cls(row[:KEY_BYTES], **{**fields, "attributes": tuple(fields["attributes"])})
 
 
+def archived_row(
+    text: str,
+    language: str,
+    scorer: ScorerId,
+    attributes: tuple[str, ...],
+    scores: dict[str, float],
+    date: str | None,
+) -> bytes:
+    """Return the stored form of a text's scores, as :meth:`ScoreEntry.row` does, in a third of the time.
+
+    Imports write millions of rows in which only the text and the scores differ, so the rest is formatted once.
+    """
+    head, tail = _frame(language, scorer, attributes, date)
+    content = encode_basestring(text)
+    key = hashlib.sha256(f"[{content},{_after_text(language, scorer)}".encode("utf-8", "surrogatepass")).digest()
+    row = f'{head}{_scores_json(scores)},"text":{content}{tail}'
+    return key[:KEY_BYTES] + row.encode("utf-8", "surrogatepass")
+
+
+def _scores_json(scores: dict[str, float]) -> str:
+    """Return the canonical JSON of scores. msgspec is ten times as fast, and writes smaller numbers in another way."""
+    if min(scores.values()) < SMALLEST_PLAIN:
+        return canonical(scores)
+    return _SCORES.encode(scores).decode()
+
+
 @lru_cache(maxsize=256)
-def _frame(attributes: tuple[str, ...], date: str | None, language: str, scorer: str, version: str) -> tuple[str, str]:
+def _frame(language: str, scorer: ScorerId, attributes: tuple[str, ...], date: str | None) -> tuple[str, str]:
     """Return the canonical JSON of an entry before its scores, and after its text."""
-    before = {"attributes": attributes, "date": date, "language": language, "scorer": scorer}
+    before = {"attributes": attributes, "date": date, "language": language, "scorer": scorer.name}
     head = canonical({name: value for name, value in before.items() if value is not None})
-    return f'{head[:-1]},"scores":', f',"version":{canonical(version)}}}'
+    return f'{head[:-1]},"scores":', f',"version":{canonical(scorer.version)}}}'
 
 
 @lru_cache(maxsize=256)

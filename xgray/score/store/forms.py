@@ -1,13 +1,13 @@
 """The forms of files of scores: which one a file has, and the entries that it holds.
 
 PolygloToxicityPrompts, RealToxicityPrompts, answers, tables ──▶ xgray.data.archives ─┐
-the paper's files, Jigsaw's labels, exports ──▶ xgray.score.store.import_export ──────┴─▶ ScoreEntry ─▶ ScoreStore.put
+the paper's files, Jigsaw's labels, exports ──▶ xgray.score.store.import_export ──────┴─▶ rows ─▶ ScoreStore.put_rows
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -24,13 +24,18 @@ from xgray.data.perspective_results import FILE_PREFIX
 from xgray.data.source import resolve_input
 from xgray.errors import InputError
 from xgray.score.perspective_versions import archived_id, known_date
-from xgray.score.store.entry import ScoreEntry, score_keys
+from xgray.score.store.entry import ScoreEntry, archived_row
 from xgray.score.store.import_export import read_jigsaw, read_parquet, read_perspective
 
 log = logging.getLogger(__name__)
 
 IN_FOLDERS = ("*.parquet", "*.csv", "*.jsonl", f"{FILE_PREFIX}*.json")
 """The files that are read of a folder. Others, such as its ``dataset_infos.json``, hold no scores."""
+
+
+VersionedRow = tuple[str, bytes]
+"""The scorer's version, and an entry in its stored form."""
+RowReader = Callable[[Path, ArchiveOptions], Iterator[VersionedRow]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Form:
     description: str
     has_form: Callable[[dict[str, Any]], bool]
     """Whether a file with this first row has the form."""
-    read: Callable[[Path, ArchiveOptions], Iterator[ScoreEntry]]
+    read: RowReader
     is_dated: bool = False
     """Whether the file itself says of what scorer its scores are."""
 
@@ -49,43 +54,42 @@ class Form:
 Reader = Callable[[Path, ArchiveOptions], Iterator[ArchivedText]]
 
 
-def _entries(read: Reader, released: str | None = None) -> Callable[[Path, ArchiveOptions], Iterator[ScoreEntry]]:
-    """Return a reader of entries from one of archived texts."""
+def _rows(entries: Iterable[ScoreEntry]) -> Iterator[VersionedRow]:
+    return ((entry.version, entry.row()) for entry in entries)
 
-    def read_entries(file: Path, options: ArchiveOptions) -> Iterator[ScoreEntry]:
-        for archived in read(file, options):
-            scored = archived.scored or options.scored
-            if scored is None and archived.model is None:
-                raise InputError(_no_date(file, released))
-            scorer = _scorer(archived.model, scored)
-            (key,) = score_keys([archived.text], archived.language, scorer)
-            yield ScoreEntry(
-                key,
-                archived.language,
-                scorer.name,
-                scorer.version,
-                archived.attributes,
-                archived.scores,
-                date=known_date(scored),
-                text=archived.text,
-            )
 
-    return read_entries
+def _archived_rows(read: Reader, published: str | None = None) -> RowReader:
+    """Return a reader of rows from one of archived texts."""
+
+    def read_rows(file: Path, options: ArchiveOptions) -> Iterator[VersionedRow]:
+        for text, language, scores, attributes, model, in_file in read(file, options):
+            scored = in_file or options.scored
+            if scored is None and model is None:
+                raise InputError(_no_date(file, published))
+            scorer = _scorer(model, scored)
+            yield scorer.version, archived_row(text, language, scorer, attributes, scores, known_date(scored))
+
+    return read_rows
 
 
 _scorer = lru_cache(maxsize=256)(archived_id)
 
 
-def _no_date(file: Path, released: str | None) -> str:
-    hint = f" (the file was published in {released})" if released else ""
+def _no_date(file: Path, published: str | None) -> str:
+    hint = f" (the file was published in {published})" if published else ""
     return (
         f"{file}: does not say when it was scored, and Google's model changed over the years. Say the year{hint}: "
-        f"--scored {released or 'YEAR'}, or --scored unknown"
+        f"--scored {published or 'YEAR'}, or --scored unknown"
     )
 
 
-def _archive(name: str, description: str, has_form: Callable[[dict[str, Any]], bool], read: Reader, year: str) -> Form:
-    return Form(name, description, has_form, _entries(read, year or None))
+def _has(*names: str) -> Callable[[dict[str, Any]], bool]:
+    """Return whether a first row has all these fields."""
+    return lambda row: set(names) <= row.keys()
+
+
+def _has_any(*names: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: not row.keys().isdisjoint(names)
 
 
 FORMS = {
@@ -94,42 +98,45 @@ FORMS = {
         Form(
             "export",
             "an export of a score store",
-            lambda row: {"key", "scorer"} <= row.keys(),
-            lambda file, options: read_parquet(file),
+            _has("key", "scorer"),
+            lambda file, _: _rows(read_parquet(file)),
             is_dated=True,
         ),
-        _archive(
+        Form(
             "polyglo",
             "PolygloToxicityPrompts: text, prompt and continuation of each row",
-            lambda row: bool({"perspective", "prompt_perspective", "continuation_perspective"} & row.keys()),
-            read_polyglo,
-            "2024",
+            _has_any("perspective", "prompt_perspective", "continuation_perspective"),
+            _archived_rows(read_polyglo, published="2024"),
         ),
-        _archive(
+        Form(
             "rtp",
             "RealToxicityPrompts: prompt and continuation of each row",
             lambda row: isinstance(row.get("prompt"), dict) and isinstance(row.get("continuation"), dict),
-            read_real_toxicity_prompts,
-            "2020",
+            _archived_rows(read_real_toxicity_prompts, published="2020"),
         ),
-        Form("paper", "the paper's scripts", lambda row: {"query", "response"} <= row.keys(), read_perspective),
-        _archive(
+        Form(
+            "paper",
+            "the paper's scripts",
+            _has("query", "response"),
+            lambda file, options: _rows(read_perspective(file, options)),
+        ),
+        Form(
             "answers",
             "answers of the Perspective API",
-            lambda row: bool({"response", "attributeScores"} & row.keys()),
-            read_answers,
-            "",
+            _has_any("response", "attributeScores"),
+            _archived_rows(read_answers),
         ),
         Form(
             "jigsaw",
             "Jigsaw's labels of annotators",
-            lambda row: "comment_text" in row and bool({"toxic", "target", "obscene"} & row.keys()),
-            lambda file, options: read_jigsaw(file),
+            lambda row: "comment_text" in row and not row.keys().isdisjoint(("toxic", "target", "obscene")),
+            lambda file, _: _rows(read_jigsaw(file)),
             is_dated=True,
         ),
-        _archive("table", "a table of texts and scores", lambda row: True, read_table, ""),
+        Form("table", "a table of texts and scores", lambda row: True, _archived_rows(read_table)),
     )
 }
+"""The forms by name, in the order in which they are recognised."""
 
 
 def find_files(path: str, options: ArchiveOptions) -> list[tuple[Path, Form]]:
@@ -164,8 +171,8 @@ def form_of(file: Path, options: ArchiveOptions) -> Form:
     return FORMS[options.form]
 
 
-def read_file(file: Path, form: Form, options: ArchiveOptions) -> Iterator[ScoreEntry]:
-    """Yield the entries of a file, and say at its end what was left out.
+def read_file(file: Path, form: Form, options: ArchiveOptions) -> Iterator[VersionedRow]:
+    """Yield the rows of a file, each with its scorer's version, and say at its end what was left out.
 
     Raises:
         InputError: the file or a row is wrong.
@@ -185,4 +192,6 @@ def read_scores(path: str, options: ArchiveOptions | None = None) -> Iterator[Sc
         InputError: there is no file of a known form, or a row of one is wrong.
     """
     options = options or ArchiveOptions()
-    return chain.from_iterable(read_file(file, form, options) for file, form in find_files(path, options))
+    files = find_files(path, options)
+    rows = chain.from_iterable(read_file(file, form, options) for file, form in files)
+    return (ScoreEntry.from_row(row) for _, row in rows)
