@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +20,8 @@ Row = TypeVar("Row")
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 ROWS_PER_BATCH = 2048
-UNREAD = "spanScores"
-"""Perspective's scores of parts of a text are most of an answer, and are not read."""
+UNREAD = frozenset({"spanScores", "type", "detectedLanguages"})
+"""Parts of Perspective's answers that are not read; they are most of an answer."""
 
 
 def first_row(file: Path) -> dict[str, Any]:
@@ -83,8 +83,9 @@ def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
 
     number = 0
     with open_parquet(file) as parquet:
-        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-        columns = [path for path in leaves if UNREAD not in path.split(".")]
+        paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        wanted = getattr(row_type, "__struct_fields__", parquet.schema_arrow.names)
+        columns = [path for path in paths if _is_read(path.split("."), wanted)]
         try:
             for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):
                 for fields in batch.to_pylist():
@@ -97,6 +98,11 @@ def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
                     yield f"{file}: row {number}", row
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _is_read(path: list[str], wanted: Sequence[str]) -> bool:
+    """Whether a column of values, by its path in nested fields, belongs to a wanted field and is not passed over."""
+    return path[0] in wanted and UNREAD.isdisjoint(path[1:])
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
