@@ -122,6 +122,48 @@ def test_a_run_is_archived_and_answers_for_itself_after_the_service_is_gone(run,
     assert len(lines) == 3 * NUM_PROMPTS
 
 
+def texts_csv(tmp_path, rows):
+    with (tmp_path / "texts.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "body", "lang"])
+        writer.writerows([number, text, code] for number, (text, code) in enumerate(rows))
+
+
+def test_any_file_of_texts_is_archived_languages_with_the_least_first(tmp_path):
+    english, hindi = [f"you fool {index}" for index in range(8)], [f"मूर्ख {index}" for index in range(4)]
+    texts_csv(tmp_path, [(text, "en") for text in english] + [(text, "hi") for text in hindi] + [(" ", "hi")])
+    command = ["scores", "archive", "texts.csv", "--text-column", "body", "--score.execution.concurrency", "1"]
+    service = FaultyService({})
+    with serving(service) as url:
+        where = ["--score.perspective-url", url, "--score.execution.requests-per-second", "200"]
+        estimate = call(tmp_path, *command, *where, "--estimate", "--json")
+        assert json.loads(estimate.stdout)["num_texts"] == {"en": 8, "hi": 4}, estimate.stderr
+        assert not service.received
+        (tmp_path / "english.txt").write_text("\n".join([*english[:4], "", "a new one"]))
+        plain = call(tmp_path, "scores", "archive", "english.txt", "--language", "en", *where)
+        assert plain.returncode == 0, plain.stderr
+        assert "5 of 5 texts scored" in plain.stdout
+        done = call(tmp_path, *command, *where)
+        assert done.returncode == 0, done.stderr
+        assert "4 texts are in the store already" in done.stdout
+        assert "8 of 8 texts scored" in done.stdout
+        received = service.received[5:]
+        languages = [request.body["languages"][0] for request in received]
+        assert set(languages[:3]) == {"hi"}, "of the English texts four are archived"
+        assert {request.text for request in received} == {*english[4:], *hindi}
+        assert call(tmp_path, *command, *where).returncode == 0
+        assert len(service.received) == 13, "nothing is asked for again"
+    known = ScoreStore(str(tmp_path / "runs" / "scores")).get(
+        [hindi[2]], "hi", ScorerId("perspective", f"perspective/v1alpha1@{url[7:]}"), ["threat"]
+    )
+    assert known[0].scores == {"threat": true_score(hindi[2])}
+    refused = call(tmp_path, "scores", "archive", "texts.csv", "--estimate")
+    assert refused.returncode == 2
+    assert "no column of texts; columns found: id, body, lang" in refused.stderr
+    unknown = call(tmp_path, *command[:5], "--estimate", "--first", "ko")
+    assert "--first: no texts in ko" in unknown.stderr
+
+
 def test_a_killed_archive_pays_for_next_to_nothing_twice(run):
     service = FaultyService({})
     with serving(service) as url:
@@ -153,6 +195,27 @@ def test_an_archived_run_is_evaluated_without_the_service(run, tmp_path, local_r
     by_id = {row.prompt_id: row for row in found}
     assert by_id["de/7"].scores[1]["toxicity"] == true_score(" du Idiot 7 b")
     assert by_id["de/7"].errors == [None, None, None, "not in the score store"]
+
+
+def api_answer(value):
+    return {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}, "languages": ["en"]}
+
+
+def test_an_archive_is_imported_with_its_form_year_and_what_was_left_out(tmp_path):
+    lines = [
+        {"text": "you fool", "response": api_answer(0.5)},
+        {"text": "hello", "response": {"error": {"message": "busy"}}},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = call(tmp_path, "scores", "import", "a.jsonl", "--scored", "2021")
+    assert done.returncode == 0, done.stderr
+    assert "a.jsonl: 1 scores" in done.stdout
+    assert "answers of the Perspective API; 1 of perspective/v1alpha1/2021" in " ".join(done.stdout.split())
+    assert "1 texts are left out: busy" in done.stderr
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(lines[1])}\n")
+    nothing = call(tmp_path, "scores", "import", "a.jsonl", "--scored", "2021")
+    assert nothing.returncode == 1
+    assert "0 scores read (answers of the Perspective API): 1 left out: busy" in nothing.stderr
 
 
 def labelled(folder):
@@ -233,6 +296,32 @@ def test_a_calibration_is_onto_one_of_several_services(tmp_path):
     assert f"name one: {', '.join(f'perspective@{version}' for version in versions)}" in done.stderr
     result = json.loads(call(tmp_path, *command, "--target", f"perspective@{versions[1]}", "--json").stdout)
     assert result["calibration"]["target_version"] == versions[1]
+
+
+def test_scores_of_different_years_are_calibrated_onto_together_only_if_asked_for(tmp_path):
+    texts = [f"text {index}" for index in range(60)]
+    put_english(tmp_path, texts[:40], "perspective/v1alpha1/2020")
+    put_english(tmp_path, texts[20:], "perspective/v1alpha1/2023")
+    command = ["scorer", "calibrate", "--output", "cal.json", "--score.scorer", "dummy", "--json"]
+    refused = call(tmp_path, *command)
+    assert refused.returncode == 2
+    assert "name one: perspective@perspective/v1alpha1/2020, perspective@perspective/v1alpha1/2023" in refused.stderr
+    assert "--mix-years" in refused.stderr
+    mixed = json.loads(call(tmp_path, *command, "--mix-years").stdout)["calibration"]
+    assert mixed["target_version"] == "perspective/v1alpha1/2020+2023"
+
+    dated = [
+        ScoreEntry.of_text(
+            text, "en", ScorerId("other", "1"), ["toxicity"], Scored({"toxicity": true_score(text)}), date
+        )
+        for text, date in zip(texts, ["2021", "2022-05-01T00:00:00Z", None] * 20, strict=True)
+    ]
+    ScoreStore(str(tmp_path / "runs" / "scores")).put(dated)
+    refused = call(tmp_path, *command, "--target", "other")
+    assert refused.returncode == 2
+    assert "20 of 2021, 20 of 2022, 20 of unknown" in refused.stderr
+    mixed = json.loads(call(tmp_path, *command, "--target", "other", "--mix-years").stdout)["calibration"]
+    assert mixed["target_version"] == "1"
 
 
 def test_a_run_that_cannot_be_compared_does_not_cost_the_calibration(run, tmp_path):

@@ -2,10 +2,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from xgray.config import Prompts
-from xgray.data.prompts import read_prompts
+from xgray.data.prompts import check_english, prompts_fingerprint, read_prompts
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 
@@ -143,3 +145,47 @@ def test_embedded_prompts_are_there_in_every_language(embedded: Callable[[str], 
     assert len(texts) >= 20
     assert len(set(texts)) == len(texts)
     assert len(texts) == len(embedded("en"))
+
+
+def polyglo(language: str, number: int) -> dict[str, object]:
+    return {"text": "x", "prompt": f"You fool {number},", "meta_data": {"lang": language}, "perspective": None}
+
+
+def test_polyglo_toxicity_prompts_serve_in_all_languages_of_one_file_or_of_a_folder(tmp_path: Path) -> None:
+    rows = [polyglo(code, number) for number in range(3) for code in ("de", "zh", "tr", "en")]
+    mixed = write(tmp_path / "ptp.jsonl", *rows)
+    expected = [
+        ("zh-hans/0", "You fool 0,"),
+        ("zh-hans/1", "You fool 1,"),
+        ("en/0", "You fool 0,"),
+        ("en/1", "You fool 1,"),
+    ]
+    parquet = tmp_path / "ptp.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for code in ("de", "en", "zh"):
+        write(folder / f"{code}.jsonl", *(row for row in rows if row["meta_data"] == {"lang": code}))
+    for path in (mixed, parquet, folder):
+        prompts = list(read_prompts(Prompts(path=str(path), limit=2), ["zh-hans", "en"]))
+        assert [(prompt.prompt_id, prompt.text) for prompt in prompts] == expected
+        assert len(list(read_prompts(Prompts(path=str(path)), ["de"]))) == 3
+        assert len(prompts_fingerprint(Prompts(path=str(path)), ["de"])) == 64
+        check_english(Prompts(path=str(path)), ["zh-hans", "en"], "vectors")
+    assert "no prompts in ko; set languages to some of de en zh-hans" in refused(Prompts(path=str(mixed)), "ko", "de")
+
+
+def test_real_toxicity_prompts_serve_in_english(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "prompts.jsonl", {"prompt": {"text": "You fool", "toxicity": 0.5}, "continuation": {"text": "x"}}
+    )
+    (prompt,) = read_prompts(Prompts(path=str(file)), ["en"])
+    assert (prompt.prompt_id, prompt.language, prompt.text) == ("en/0", "en", "You fool")
+    assert "no prompts in de; set languages to some of en" in refused(Prompts(path=str(file)), "de")
+    write(file, {"prompt": {"text": "a"}}, {"prompt": {"text": " "}})
+    assert "prompts.jsonl:2: prompt is empty" in refused(Prompts(path=str(file)), "en")
+
+
+def test_a_parquet_file_that_is_no_archive_is_refused_with_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": ["a"]}), tmp_path / "a.parquet")
+    assert "columns found: question" in refused(Prompts(path=str(tmp_path / "a.parquet")), "en")

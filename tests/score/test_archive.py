@@ -23,21 +23,55 @@ ROWS = [
 ]
 
 
-def test_prompts_alternate_between_languages_and_those_with_few_unscored_texts_come_first():
+def test_the_language_with_the_fewest_archived_prompts_comes_next_and_texts_are_requested_once():
     prompts = order_prompts(
         texts_by_prompt("run", ROWS, "corrected"), lambda texts, _: [text in "ab" for text in texts]
     )
-    assert [(prompt.prompt_id, prompt.texts) for prompt in prompts] == [
-        ("en/0", ("c",)),
-        ("de/0", ("h",)),
-        ("en/2", ("d", "e")),
-        ("en/1", ("d", "e", "f", "g")),
-    ]
+    assert {prompt.prompt_id: prompt.texts for prompt in prompts} == {
+        "en/0": ("c",),
+        "de/0": ("h",),
+        "en/2": ("d", "e"),
+        "en/1": ("d", "e", "f", "g"),
+    }
+    assert [prompt.language for prompt in prompts] == ["en", "de", "en", "en"]
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    prompts = [by_id[prompt_id] for prompt_id in ("en/0", "de/0", "en/2", "en/1")]
     estimate = estimate_archive(prompts, 2.0, CLOSES - timedelta(seconds=2))
     assert estimate.num_texts == {"en": 5, "de": 1}
     assert estimate.num_prompts == {"en": 3, "de": 1}
     assert estimate.seconds == 3.0
     assert estimate.in_time == {"en": 2, "de": 1}, "four requests are left: c, h, d and e"
+
+
+def many(language, num):
+    return {("run", language, f"{language}/{index}"): [f"{language} {index}"] for index in range(num)}
+
+
+def numbers(prompts):
+    return [int(prompt.prompt_id.partition("/")[2]) for prompt in prompts]
+
+
+def test_the_order_within_a_language_is_random_the_same_in_all_languages_and_each_time():
+    prompts = many("en", 1000) | many("de", 1000)
+    ordered = order_prompts(prompts, lambda texts, _: [False] * len(texts))
+    first = numbers(ordered[:400])
+    assert first[::2] == first[1::2], "translations are archived together"
+    assert abs(sum(first) / 400 - 499.5) < 4 * 288.7 / 200**0.5, "a mean as of a random sample of 200"
+    done = {prompt.texts[0] for prompt in ordered[:400]}
+    again = order_prompts(prompts, lambda texts, _: [text in done for text in texts])
+    assert again == ordered[400:]
+
+
+def test_languages_that_are_behind_catch_up_and_those_that_are_named_come_first():
+    prompts = many("en", 10) | many("hi", 10) | many("ko", 10)
+    known = {f"en {index}" for index in range(6)} | {f"ko {index}" for index in range(2)}
+
+    def order(first=()):
+        ordered = order_prompts(prompts, lambda texts, _: [text in known for text in texts], first)
+        return " ".join(prompt.language for prompt in ordered)
+
+    assert order() == " ".join(["hi", "hi", *["hi", "ko"] * 4, *["en", "hi", "ko"] * 4])
+    assert order(["ko"]) == " ".join(["ko"] * 8 + ["hi"] * 6 + ["en", "hi"] * 4)
 
 
 def test_no_prompt_is_in_time_after_the_service_has_closed():
@@ -66,8 +100,10 @@ def test_prompts_are_scored_in_order_and_missing_scores_are_returned(monkeypatch
     assert missing.error != EMPTY_TEXT
     assert progress == [(index, 4) for index in range(1, 5)]
     texts = [request.text for request in service.received]
-    assert set(texts[:2]) == {"d", "e"}
-    assert {request.body["languages"][0] for request in service.received[2:4]} == {"de"}
+    expected = [text for prompt in prompts for text in prompt.texts]
+    assert [set(prompt.texts) for prompt in prompts[:1]] == [set(texts[: len(prompts[0].texts)])]
+    assert sorted(texts) == sorted(expected)
+    assert prompts[1].language == "de"
 
 
 @pytest.mark.parametrize(("tries", "num_missing"), [(["empty"], 0), (["empty", "empty"], 1)])

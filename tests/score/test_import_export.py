@@ -11,7 +11,8 @@ from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES, Completions, Scores
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
-from xgray.score.store.import_export import read_scores, write_parquet
+from xgray.score.store.forms import read_scores
+from xgray.score.store.import_export import write_parquet
 
 PERSPECTIVE = ScorerId("perspective", "perspective/v1alpha1")
 DATE = "2026-11-05T12:00:00Z"
@@ -98,8 +99,8 @@ def test_files_without_scores_are_refused(tmp_path: Path) -> None:
             list(read_scores(str(path)))
     with pytest.raises(InputError, match="no such file"):
         list(read_scores(str(tmp_path / "nothing")))
-    pq.write_table(pa.table({"key": ["0f" * 16]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column language, scorer"):
+    pq.write_table(pa.table({"key": ["0f" * 16], "scorer": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column language, version"):
         list(read_scores(str(tmp_path)))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 half a file")
     with pytest.raises(InputError, match="no readable Parquet file"):
@@ -123,7 +124,7 @@ def test_the_papers_files_become_entries(tmp_path: Path, caplog: pytest.LogCaptu
         ),
         ScoreEntry.of_text(" ", "zh-hans", PERSPECTIVE, ["toxicity"], Scored({"toxicity": 0.0})),
     ]
-    assert "1 lines hold no score" in caplog.text
+    assert "1 texts are left out: 429: Quota exceeded" in caplog.text
 
 
 def test_scores_survive_a_file_in_the_papers_format(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_jigsaws_labels_become_scores_of_the_annotators(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,text\n1,x\n", ":1: no column comment_text"),
+        ("id,text\n1,x\n", "no column of scores; columns found: id, text"),
         ("id,comment_text,toxic\n1,x,1\n", ":1: Jigsaw's files have the columns toxic, severe_toxic"),
         (
             "comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\nx,1,0,0,0,0,0\ny,-1,0,0,0,0,0\n",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from xgray.cli.fields import add_command, with_fields
-from xgray.cli.options import DEFAULT_STORE, Arguments, Json
+from xgray.cli.options import DEFAULT_STORE, Arguments, Flag, Json
 from xgray.cli.tables import new_table, print_line, print_table
 from xgray.errors import InputError
 from xgray.report.metrics import METRICS, MISSING, Metric
@@ -164,7 +164,12 @@ def sample(
 
 @with_fields("score")
 def calibrate(
-    *arguments: Arguments, output: str, store: str = DEFAULT_STORE, target: str = "perspective", as_json: Json = False
+    *arguments: Arguments,
+    output: str,
+    store: str = DEFAULT_STORE,
+    target: str = "perspective",
+    mix_years: Flag = False,
+    as_json: Json = False,
 ) -> None:
     """Map a scorer onto archived scores of another, in each language; score.calibration takes the file.
 
@@ -180,6 +185,8 @@ def calibrate(
         The score store that holds the target's scores.
     target
         The scorer to map onto, NAME or NAME@VERSION.
+    mix_years
+        Fit scores of different years together, although the target's model may have changed in between.
     as_json
         Print the calibration and the comparison as JSON.
     """
@@ -193,7 +200,7 @@ def calibrate(
     paths, options = split(arguments)
     section = score_section(parse_overrides(options), store)
     with ProgressDisplay() as progress:
-        result = calibrate_scorer(section, target, [Folder(path) for path in paths], progress)
+        result = calibrate_scorer(section, target, [Folder(path) for path in paths], progress, mix_years)
     write_calibration(output, result.calibration)
     if as_json:
         swaps = {name: asdict(effect) for name, effect in result.swaps.items()}

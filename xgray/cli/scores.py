@@ -7,12 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from xgray.cli.fields import add_command, with_fields
 from xgray.cli.options import DEFAULT_STORE, Arguments, Flag, Json
@@ -22,17 +22,73 @@ from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
     from xgray.config import Score
+    from xgray.data.archives.archived import ArchiveOptions
     from xgray.runs.progress import OnProgress
     from xgray.score.archive import ArchivePlan
     from xgray.score.scorer import Scorer
-    from xgray.score.store.entry import ScoreEntry
+    from xgray.score.store.forms import Form
+    from xgray.score.store.store import ScoreStore
+
+Names = Annotated[list[str] | None, Parameter(negative=())]
 
 scores = App(name="scores", help="The score store: all scores that any run has asked for.")
 
 
+@Parameter("*")
+@dataclass(frozen=True)
+class FileOptions:
+    """What a file of scores does not say itself.
+
+    Parameters
+    ----------
+    language
+        The language of the texts; of a table with several columns of texts, once for each.
+    scored
+        When the texts were scored: a year, a date, or "unknown". Scores of different years are kept apart.
+    form
+        The file's form, where it is not recognised: export, polyglo, rtp, paper, answers, jigsaw or table.
+    texts
+        The file of the texts that answers belong to, a line for each.
+    text_column
+        The column of texts in a table.
+    score_column
+        The column of scores, or ATTRIBUTE=COLUMN. With several columns of texts, one for each, in their order.
+    language_column
+        The column of languages in a table.
+    """
+
+    language: Names = None
+    scored: str | None = None
+    form: str | None = None
+    texts: Path | None = None
+    text_column: Names = None
+    score_column: Names = None
+    language_column: str | None = None
+
+    def archive_options(self) -> ArchiveOptions:
+        """Return the options as the readers take them."""
+        from xgray.data.archives.archived import ArchiveOptions
+
+        return ArchiveOptions(
+            languages=tuple(self.language or ()),
+            form=self.form,
+            scored=self.scored,
+            texts=self.texts,
+            text_columns=tuple(self.text_column or ()),
+            score_columns=tuple(self.score_column or ()),
+            language_column=self.language_column,
+        )
+
+
 @scores.command(name="import")
-def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None = None, as_json: Json = False) -> None:
-    """Import scores: the paper's perspective_api_eval-*.json, Jigsaw's CSV files, exported Parquet files.
+def import_scores(
+    *files: str, file_options: FileOptions = FileOptions(), store: str = DEFAULT_STORE, as_json: Json = False
+) -> None:
+    """Import archived scores of any form into the store; a file's form is recognised by its first row.
+
+    Read are PolygloToxicityPrompts and RealToxicityPrompts, answers of the Perspective API with their texts, Google's
+    sample and other tables (CSV, Parquet, JSON lines), the paper's perspective_api_eval-*.json, Jigsaw's CSV files and
+    exports of a store.
 
     Parameters
     ----------
@@ -40,34 +96,55 @@ def import_scores(*files: str, store: str = DEFAULT_STORE, language: str | None 
         Files or folders of them.
     store
         The score store's folder or URI.
-    language
-        The language of Perspective files whose names do not end in a language.
     as_json
         Print the counts as JSON.
     """
     from xgray.cli.progress import ProgressDisplay
-    from xgray.score.store.import_export import read_scores
+    from xgray.score.store.forms import find_files
     from xgray.score.store.store import ScoreStore
 
     if not files:
         raise InputError("name the files to import: xgray scores import FILE ...")
+    options = file_options.archive_options()
+    found = {path: find_files(path, options) for path in files}
     target, counts = ScoreStore(store), dict.fromkeys(files, 0)
-
-    def counted(file: str, progress: OnProgress) -> Iterator[ScoreEntry]:
-        for entry in read_scores(file, language):
-            counts[file] += 1
-            if counts[file] % 10_000 == 0:
-                progress(f"import {Path(file).name}", counts[file], 0)
-            yield entry
-
-    with ProgressDisplay() as progress:
-        for file in files:
-            target.put(counted(file, progress))
+    for path, in_path in found.items():
+        for file, form in in_path:
+            with ProgressDisplay() as progress:
+                versions = _import_file(file, form, options, target, progress)
+            counts[path] += versions.total()
+            if not as_json:
+                kept = "; ".join(f"{number:,} of {version}" for version, number in sorted(versions.items()))
+                print_line(f"{file}: {versions.total():,} scores into {target.folder} ({form.description}; {kept})")
     if as_json:
         print(json.dumps({"store": target.folder.uri, "files": counts}))
-        return
-    for file, number in counts.items():
-        print(f"{file}: {number:,} scores into {target.folder}")
+
+
+def _import_file(
+    file: Path, form: Form, options: ArchiveOptions, target: ScoreStore, progress: OnProgress
+) -> Counter[str]:
+    """Put the scores of a file into a store and count them by version.
+
+    Raises:
+        StageError: the file holds no score.
+    """
+    from xgray.score.store.forms import read_file
+
+    versions: Counter[str] = Counter()
+    before = options.left_out.copy()
+
+    def counted() -> Iterator[bytes]:
+        for number, (version, row) in enumerate(read_file(file, form, options), start=1):
+            versions[version] += 1
+            if number % 10_000 == 0:
+                progress(f"import {file.name}", number, 0)
+            yield row
+
+    target.put_rows(counted())
+    if not versions:
+        reasons = "; ".join(f"{number} left out: {reason}" for reason, number in (options.left_out - before).items())
+        raise StageError(f"{file}: 0 scores read ({form.description}): {reasons or 'it has no rows'}")
+    return versions
 
 
 @scores.command(name="export")
@@ -101,25 +178,51 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
         print(written)
 
 
+@Parameter("*")
+@dataclass(frozen=True)
+class TextOptions:
+    """Files of texts, and which of them come first.
+
+    Parameters
+    ----------
+    text_column
+        The column of texts in a file; by default text, comment_text or comment.
+    language_column
+        The column of languages in a file; by default language or lang.
+    language
+        The language of the texts of all files, in place of a column.
+    first
+        A language that is archived before the others; may be given several times.
+    """
+
+    text_column: str | None = None
+    language_column: str | None = None
+    language: str | None = None
+    first: Names = None
+
+
 @with_fields("score")
 def archive(
     *arguments: Arguments,
+    text_options: TextOptions = TextOptions(),
     store: str | None = None,
     estimate: Flag = False,
     address: str | None = None,
     as_json: Json = False,
 ) -> None:
-    """Score all completions of runs with Perspective before it closes; texts that have such a score are passed over.
+    """Score runs' completions, or any texts, with Perspective before it closes; texts with a score are passed over.
 
-    One request returns all attributes. Prompts that take the fewest requests come first, in all languages evenly. The
-    same command resumes.
+    One request returns all attributes. The languages in which the least is archived come first; in each language the
+    order is drawn at random, so that what is done when the time is up is a random sample. The same command resumes.
 
     Parameters
     ----------
     arguments
-        Run directories. The options below are fields of the score section: --score.execution.requests-per-second 50.
+        Run directories, or files of texts: CSV, JSON lines or Parquet with columns of texts and languages, or .txt
+        with a text in each line. The options below are fields of the score section:
+        --score.execution.requests-per-second 50.
     store
-        The score store; by default the one beside the first run.
+        The score store; by default the one beside the first run, or runs/scores for a file.
     estimate
         Say what it would take; send no request.
     address
@@ -129,20 +232,21 @@ def archive(
     """
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
+    from xgray.data.texts import TextColumns
     from xgray.rows import ATTRIBUTES
-    from xgray.score.archive import plan_archive, run_archive
+    from xgray.score.archive import is_text_file, plan_archive, run_archive
     from xgray.score.build import score_section
     from xgray.score.store.location import run_store_uri
     from xgray.storage.folder import Folder
 
     paths, options = split(arguments)
-    runs = [Folder(path) for path in paths]
-    if not runs:
-        raise InputError("name the runs to archive: xgray scores archive runs/NAME ...")
-    section = score_section(
-        parse_overrides(options), store or run_store_uri(runs[0]), scorer="perspective", attributes=list(ATTRIBUTES)
-    )
-    plan = plan_archive(runs, section)
+    if not paths:
+        raise InputError("name runs or files of texts to archive: xgray scores archive runs/NAME ...")
+    if store is None:
+        store = DEFAULT_STORE if is_text_file(paths[0]) else run_store_uri(Folder(paths[0]))
+    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(ATTRIBUTES))
+    columns = TextColumns(text_options.text_column, text_options.language_column, text_options.language)
+    plan = plan_archive(paths, section, columns, text_options.first or ())
     missing = None
     if not estimate:
         if not as_json:
@@ -243,6 +347,8 @@ def print_estimate(plan: ArchivePlan) -> None:
         f"{plan.num_known:,} texts are in the store already. The rest takes {duration(estimate.seconds)}, until "
         f"{end:%Y-%m-%d %H:%M} UTC; the Perspective API closes on {LAST_DAY}.{late}"
     )
+    if late or estimate.in_time != estimate.num_prompts:
+        print_line("The prompts of each language are taken in random order: those in time are a random sample of them.")
 
 
 def print_archive(plan: ArchivePlan, missing: Counter[str]) -> None:

@@ -39,7 +39,8 @@ class Prompts(Section):
     """The prompts that all models continue."""
 
     path: str = "embedded"
-    """``embedded``, a folder with ``RTP_LX_{CODE}.json`` files, or a JSON-lines file with a field ``Prompt``."""
+    """``embedded``, a folder with ``RTP_LX_{CODE}.json`` files, a JSON-lines file with a field ``Prompt``, or
+    PolygloToxicityPrompts or RealToxicityPrompts: a JSON-lines or Parquet file, or a folder of them."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language, the first of the file."""
 

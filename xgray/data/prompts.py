@@ -1,23 +1,32 @@
-"""Read prompts: a folder of ``RTP_LX_{CODE}.json`` files, or one JSON-lines file with a ``Prompt`` field.
+"""Read prompts: a folder of ``RTP_LX_{CODE}.json`` files, one JSON-lines file with a ``Prompt`` field, or an archive.
+
+An archive is PolygloToxicityPrompts, in 17 languages, or RealToxicityPrompts, in English: a JSON-lines or Parquet file,
+or a folder of them.
 
 A prompt's id is ``{language}/{Index}``. ``Index`` is text in some files and a number in others; the prompts of a file
-without it are numbered from 0. Texts may repeat (the files of CS, DE, IT and ZH-Hans repeat one text each), ids may
-not.
+without it, and those of an archive within their language, are numbered from 0. Texts may repeat (the files of CS, DE,
+IT and ZH-Hans repeat one text each), ids may not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from xgray.config import Prompts
+from xgray.data.archives.polyglo_toxicity_prompts import read_polyglo_prompts
+from xgray.data.archives.real_toxicity_prompts import read_real_prompts
+from xgray.data.archives.rows import first_row
 from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Prompt
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
+
+PromptReader = Callable[[Path], Iterator[tuple[str, str]]]
+"""Yields the language and the text of each prompt in a file."""
 
 
 def read_prompts(section: Prompts, languages: Sequence[str]) -> Iterator[Prompt]:
@@ -28,6 +37,9 @@ def read_prompts(section: Prompts, languages: Sequence[str]) -> Iterator[Prompt]
     """
     codes = [language(code).code for code in languages]
     files = prompt_files(section, languages)
+    if read_archive := _archive_reader(files):
+        yield from _read_archive(files, read_archive, codes, section.limit)
+        return
     if not resolve_input(section.path, "prompts").is_dir():
         codes = [_single_file_language(files[0], codes)]
     for code, path in zip(codes, files, strict=True):
@@ -35,7 +47,7 @@ def read_prompts(section: Prompts, languages: Sequence[str]) -> Iterator[Prompt]
 
 
 def prompt_files(section: Prompts, languages: Sequence[str]) -> list[Path]:
-    """Return the files that hold the prompts: one for each language in order, or the single file.
+    """Return the files that hold the prompts: one for each language in order, the single file, or an archive's files.
 
     Raises:
         InputError: a file is missing.
@@ -46,6 +58,9 @@ def prompt_files(section: Prompts, languages: Sequence[str]) -> list[Path]:
     codes = [language(code).code for code in languages]
     files = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
     present = [code for code, file in files.items() if file.is_file()]
+    archive = sorted(file for pattern in ("*.jsonl", "*.parquet") for file in source.glob(pattern))
+    if archive and not present:
+        return archive
     for code in codes:
         if code not in present:
             raise InputError(
@@ -73,12 +88,48 @@ def check_english(section: Prompts, languages: Sequence[str], stage: str) -> Non
     Raises:
         InputError: the prompts are a single file, and the experiment's only language is not English.
     """
-    if list(languages) != ["en"] and not resolve_input(section.path, "prompts").is_dir():
+    source = resolve_input(section.path, "prompts")
+    if list(languages) != ["en"] and not source.is_dir() and not _archive_reader([source]):
         raise InputError(
             f"{stage} needs English prompts, and prompts.path is one file, {section.path}, of {' '.join(languages)} "
             "prompts. Make it a folder of RTP_LX_{CODE}.json files with RTP_LX_EN.json, or leave "
             f"{stage} out"
         )
+
+
+def _archive_reader(files: Sequence[Path]) -> PromptReader | None:
+    """Return what reads the files if they are of an archive, by the first row of the first."""
+    if files[0].suffix not in (".jsonl", ".json", ".parquet"):
+        return None
+    row = first_row(files[0])
+    if isinstance(row.get("prompt"), dict):
+        return read_real_prompts
+    if "prompt" in row and "meta_data" in row:
+        return read_polyglo_prompts
+    if files[0].suffix == ".parquet":
+        raise InputError(
+            f"{files[0]}: neither PolygloToxicityPrompts nor RealToxicityPrompts; columns found: {', '.join(row)}"
+        )
+    return None
+
+
+def _read_archive(files: Sequence[Path], read: PromptReader, codes: list[str], limit: int | None) -> Iterator[Prompt]:
+    """Yield an archive's prompts language by language. The texts are held meanwhile: files may mix the languages."""
+    texts: dict[str, list[str]] = {code: [] for code in codes}
+    present: set[str] = set()
+    for code, text in chain.from_iterable(map(read, files)):
+        present.add(code)
+        if code in texts and (limit is None or len(texts[code]) < limit):
+            texts[code].append(text)
+            if limit and all(len(in_language) == limit for in_language in texts.values()):
+                break
+    if missing := [code for code in codes if not texts[code]]:
+        raise InputError(
+            f"{files[0]}: no prompts in {', '.join(missing)}; set languages to some of {' '.join(sorted(present))}"
+        )
+    for code, in_language in texts.items():
+        for position, text in enumerate(in_language):
+            yield Prompt(f"{code}/{position}", code, text)
 
 
 def _read_file(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,27 +114,39 @@ def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[in
         required: Columns that the file must have, each as the names that it may go by.
 
     Raises:
-        InputError: the file cannot be read or is not CSV in UTF-8, or a required column is missing.
+        InputError: the file cannot be read or is not CSV in UTF-8, or a required column is missing or twice there.
     """
     try:
-        content = file.read_bytes()
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            if missing := [" or ".join(names) for names in required if not set(names) & set(header)]:
+                found = f"columns found: {', '.join(header)}" if header else "the file is empty"
+                raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
+            if repeated := [name for name in header if name and header.count(name) > 1]:
+                raise InputError(f"{file}:1: two columns {repeated[0]!r}; columns found: {', '.join(header)}")
+            for values in filter(None, reader):
+                line = reader.line_num
+                if len(values) != len(header):
+                    problem = f"{len(values)} values for {len(header)} columns; quote texts that hold commas"
+                    raise InputError(f"{file}:{line}: {problem}")
+                yield line, dict(zip(header, values, strict=True))
     except OSError as error:
         raise InputError(f"{file}: cannot read it: {error.strerror}") from None
-    try:
-        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if missing := [" or ".join(names) for names in required if not set(names) & set(header)]:
-            found = f"columns found: {', '.join(header)}" if header else "the file is empty"
-            raise InputError(f"{file}:1: no column {' and '.join(missing)}; {found}")
-        for values in filter(None, reader):
-            if len(values) != len(header):
-                problem = f"{len(values)} values for {len(header)} columns; quote texts that hold commas"
-                raise InputError(f"{file}:{reader.line_num}: {problem}")
-            yield reader.line_num, dict(zip(header, values, strict=True))
+        raise InputError(
+            f"{file}:{_undecodable_line(file)}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: broken CSV: {error}") from None
+
+
+def _undecodable_line(file: Path) -> int:
+    """Return the number of the first line that is not UTF-8. A decoder that reads in blocks does not say."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1

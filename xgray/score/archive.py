@@ -1,23 +1,33 @@
 """Score what a service has not scored yet, the most useful first, in case it closes before everything is done.
 
 The scores of a prompt are useful when all its completions have one, and a comparison of models when the completions of
-all models have. So the unit of work is a prompt of a run with the completions of all models. Prompts are taken round by
-round over the languages, in each language the prompt with the fewest unscored texts first. Wherever this stops, the
-languages have about as many finished prompts each, and no other order gives more for the same number of requests.
+all models have. So the unit of work is a prompt of a run with the completions of all models; a text of a file is a unit
+of its own. The next prompt is always one of the language in which the fewest are archived, so that wherever this stops,
+no language is left behind.
+
+Within a language the order is drawn at random, from the prompts' numbers alone: it is the same in every language, so
+that translations are archived together, and the same whenever the command is called again. What is archived when the
+service closes is then a random sample of the prompts. To take those first that need the fewest requests would finish
+more of them, but prompts whose completions repeat each other or are empty, which are no fair sample.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 
 from xgray.config import Score, Switch
-from xgray.rows import Completions
+from xgray.data.texts import TEXT_FILES, TextColumns, read_text_file
+from xgray.errors import InputError
+from xgray.languages import language as language_of
+from xgray.rows import Completions, item_ids
 from xgray.runs.progress import OnProgress
 from xgray.runs.resolved import load_run
 from xgray.score.rows import group_by_model, read_completions, score_completions, scorer_runner
@@ -31,14 +41,15 @@ CLOSES = datetime.combine(LAST_DAY + timedelta(days=1), time(), UTC)
 
 
 TextsByPrompt = dict[tuple[str, str, str], list[str]]
-"""The distinct texts of prompts, by run, language and prompt id."""
+"""The distinct texts of prompts, by run or file, language and prompt id."""
 
 
 @dataclass(frozen=True)
 class UnscoredPrompt:
-    """A prompt of a run with those texts of all models that have no score yet."""
+    """A prompt of a run with those texts of all models that have no score yet, or a text of a file."""
 
     run: str
+    """The run, or the file of texts."""
     prompt_id: str
     language: str
     texts: tuple[str, ...]
@@ -79,27 +90,69 @@ def texts_by_prompt(run: str, rows: Iterable[Completions], empty_text: Switch) -
     return {key: list(distinct) for key, distinct in texts.items()}
 
 
+def texts_of_file(file: Path, columns: TextColumns) -> TextsByPrompt:
+    """Return the texts of a file, each as a prompt of its own, numbered within its language.
+
+    Raises:
+        InputError: the file holds no texts, or a row is wrong.
+    """
+    texts: TextsByPrompt = {}
+    positions: Counter[str] = Counter()
+    for code, text in read_text_file(file, columns):
+        prepared = text_to_score(text, "corrected")
+        if prepared is not None:
+            texts[str(file), code, f"{code}/{positions[code]}"] = [prepared]
+        positions[code] += 1
+    if not texts:
+        raise InputError(f"{file}: no texts")
+    return texts
+
+
 def order_prompts(
-    prompts: TextsByPrompt, is_known: Callable[[Sequence[str], str], Sequence[bool]]
+    prompts: TextsByPrompt,
+    is_known: Callable[[Sequence[str], str], Sequence[bool]],
+    first: Sequence[str] = (),
 ) -> list[UnscoredPrompt]:
-    """Return the prompts that have unscored texts, the most useful first.
+    """Return the prompts that have unscored texts, in the order in which they are archived.
 
     Args:
         is_known: returns for each text of one language whether it has a score already.
+        first: languages whose prompts all come before those of the others.
     """
-    by_language: list[list[UnscoredPrompt]] = []
+    unscored: dict[str, list[UnscoredPrompt]] = {}
+    num_archived: dict[str, int] = {}
     for language in dict.fromkeys(language for _, language, _ in prompts):
         in_language = {key: texts for key, texts in prompts.items() if key[1] == language}
         distinct = list(dict.fromkeys(chain.from_iterable(in_language.values())))
-        unscored = {text for text, known in zip(distinct, is_known(distinct, language), strict=True) if not known}
+        new = {text for text, known in zip(distinct, is_known(distinct, language), strict=True) if not known}
         candidates = [
-            UnscoredPrompt(run, prompt_id, language, tuple(text for text in texts if text in unscored))
+            UnscoredPrompt(run, prompt_id, language, tuple(text for text in texts if text in new))
             for (run, _, prompt_id), texts in in_language.items()
         ]
-        by_language.append(
-            sorted((prompt for prompt in candidates if prompt.texts), key=lambda prompt: len(prompt.texts))
-        )
-    return [prompt for turn in zip_longest(*by_language) for prompt in turn if prompt is not None]
+        unscored[language] = sorted((prompt for prompt in candidates if prompt.texts), key=_draw)
+        num_archived[language] = len(candidates) - len(unscored[language])
+    groups = ([code for code in unscored if code in first], [code for code in unscored if code not in first])
+    return [prompt for codes in groups for prompt in _take_turns(codes, unscored, num_archived)]
+
+
+def _draw(prompt: UnscoredPrompt) -> bytes:
+    """Return a prompt's random place in the order; a number is in the same place in all languages and runs."""
+    (number,) = item_ids([prompt.prompt_id], prompt.language)
+    return hashlib.sha256(number.encode()).digest()
+
+
+def _take_turns(
+    codes: Sequence[str], unscored: Mapping[str, Sequence[UnscoredPrompt]], num_archived: Mapping[str, int]
+) -> Iterator[UnscoredPrompt]:
+    """Yield the prompts of these languages, always one of the language in which the fewest are archived by then."""
+    waiting = [(num_archived[code], position, iter(unscored[code])) for position, code in enumerate(codes)]
+    heapq.heapify(waiting)
+    while waiting:
+        num, position, prompts = heapq.heappop(waiting)
+        prompt = next(prompts, None)
+        if prompt is not None:
+            yield prompt
+            heapq.heappush(waiting, (num + 1, position, prompts))
 
 
 def estimate_archive(prompts: Sequence[UnscoredPrompt], per_second: float, now: datetime) -> ArchiveEstimate:
@@ -118,14 +171,19 @@ def estimate_archive(prompts: Sequence[UnscoredPrompt], per_second: float, now: 
     return ArchiveEstimate(dict(num_prompts), dict(num_texts), dict(in_time), len(requested) / per_second)
 
 
-def plan_archive(runs: Sequence[Folder], section: Score) -> ArchivePlan:
-    """Return the plan to score the runs' completions that have no Perspective score yet.
+def plan_archive(
+    paths: Sequence[str], section: Score, columns: TextColumns | None = None, first: Sequence[str] = ()
+) -> ArchivePlan:
+    """Return the plan to score what has no Perspective score yet: the completions of runs, and the texts of files.
 
     Args:
+        paths: run directories, and files of texts.
         section: the ``score`` section of the scorer ``perspective``; it must name a store.
+        columns: where the files have their texts and languages.
+        first: languages that come before the others.
 
     Raises:
-        InputError: it names none, or a folder holds no run with completions.
+        InputError: the section names no store, a folder holds no run with completions, or a file no texts.
     """
     from xgray.score.perspective import perspective_id
     from xgray.score.store.store import ScoreStore
@@ -136,13 +194,26 @@ def plan_archive(runs: Sequence[Folder], section: Score) -> ArchivePlan:
         return [scored is not None for scored in store.get(texts, language, scorer, section.attributes)]
 
     prompts: TextsByPrompt = {}
-    for run in runs:
-        prompts |= texts_by_prompt(run.uri, read_completions(run), load_run(run).score.empty_text)
-    unscored = order_prompts(prompts, is_known)
+    for path in paths:
+        if is_text_file(path):
+            prompts |= texts_of_file(Path(path), columns or TextColumns())
+        else:
+            run = Folder(path)
+            prompts |= texts_by_prompt(run.uri, read_completions(run), load_run(run).score.empty_text)
+    languages = {language for _, language, _ in prompts}
+    codes = [language_of(code).code for code in first]
+    if absent := [code for code in codes if code not in languages]:
+        raise InputError(f"--first: no texts in {', '.join(absent)}; there are some in {', '.join(sorted(languages))}")
+    unscored = order_prompts(prompts, is_known, codes)
     all_texts = {(language, text) for (_, language, _), texts in prompts.items() for text in texts}
     new_texts = {(prompt.language, text) for prompt in unscored for text in prompt.texts}
     estimate = estimate_archive(unscored, section.execution.requests_per_second, datetime.now(UTC))
     return ArchivePlan(section, unscored, len(all_texts - new_texts), estimate)
+
+
+def is_text_file(path: str) -> bool:
+    """Whether a path is that of a file of texts, by its ending; others are run directories."""
+    return Path(path).suffix in TEXT_FILES and not Path(path).is_dir()
 
 
 def run_archive(plan: ArchivePlan, scorer: Scorer, on_progress: OnProgress) -> Counter[str]:

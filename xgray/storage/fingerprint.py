@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical(value: Any) -> str:
     """Return ``value`` as JSON text that is the same for equal values: keys sorted, no spaces.
@@ -15,7 +17,7 @@ def canonical(value: Any) -> str:
         TypeError: ``value`` holds something without a stable text (a set, an object, a non-finite number).
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _ENCODER.encode(value)
     except ValueError as error:  # NaN or an infinity, at any depth
         raise TypeError(f"no fingerprint of a non-finite number: {error}") from None
 

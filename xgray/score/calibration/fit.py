@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from xgray.score.calibration.curves import Calibration, Pairs, fit_calibration
 from xgray.score.calibration.measure import without_calibration
 from xgray.score.calibration.scorer import CalibratedScorer
 from xgray.score.calibration.scorer_swap import SwapEffect, swap_effect, twice_scored
+from xgray.score.perspective_versions import UNKNOWN, joined_years, without_year, year_order
 from xgray.score.rows import attribute_column, read_completions, score_by_language, score_completions, scorer_runner
 from xgray.score.scorer import Scored, Scorer, ScorerId, text_to_score
 from xgray.score.store.cached_scorer import ArchivedScorer
@@ -55,6 +57,8 @@ class _Target:
     """What a store holds of the scorer to calibrate onto."""
 
     scorer: ScorerId
+    versions: list[ScorerId]
+    """The versions that its scores are of, the newest first: one, unless years are mixed."""
     scores: ScoresByText
 
 
@@ -65,20 +69,24 @@ class _Run:
     empty_text: Switch
 
 
-def calibrate_scorer(section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress) -> CalibrationResult:
+def calibrate_scorer(
+    section: Score, target: str, runs: Sequence[Folder], on_progress: OnProgress, mix_years: bool = False
+) -> CalibrationResult:
     """Map a scorer onto the scores that the store holds of ``target``, and measure how well that works.
 
     Args:
         section: the scorer's ``score`` section, with its store.
         target: the target's name, or ``NAME@VERSION`` if the store has several versions of it.
         runs: the runs whose toxicity is compared under both scorers. The target's scores come from the store.
+        mix_years: whether scores of different years may be fitted together, although their models differ.
 
     Raises:
-        InputError: the store has no texts with scores of the target, or a run has no completions.
+        InputError: the store has no texts with scores of the target, or they are of several versions or years; or a
+            run has no completions.
     """
     store, attributes = ScoreStore(required_store_uri(section)), section.attributes
     loaded = [_Run(run.name, read_completions(run), load_run(run).score.empty_text) for run in runs]
-    known = _read_target(store, target, attributes)
+    known = _read_target(store, target, attributes, mix_years)
     scorer = build_scorer(without_calibration(section))
     if ScorerId.of(scorer) == known.scorer:
         raise InputError(f"--target: {target} is the scorer that is to be calibrated. Name another target")
@@ -94,32 +102,62 @@ def calibrate_scorer(section: Score, target: str, runs: Sequence[Folder], on_pro
             attributes=attributes,
         )
         on_progress("calibrate", 1, 1)
-        archived = ArchivedScorer(store, known.scorer, tuple(attributes))
+        archived = ArchivedScorer(store, known.scorer, tuple(attributes), known.versions)
         scorers = [(archived.name, archived), (scorer.name, scorer)]
         scorers.append(("calibrated", CalibratedScorer(scorer, calibration)))
         return _compare_runs(runner, loaded, scorers, known.scores, calibration, on_progress)
 
 
-def _read_target(store: ScoreStore, target: str, attributes: Sequence[str]) -> _Target:
-    """Return the target's id, and its scores of texts that have all attributes, languages in canonical order."""
+def _read_target(store: ScoreStore, target: str, attributes: Sequence[str], mix_years: bool) -> _Target:
+    """Return the target's id, and its scores of texts that have all attributes, languages in canonical order.
+
+    Where years are mixed, a text has its score of the latest.
+    """
     name, _, version = target.partition("@")
     by_version: dict[str, ScoresByText] = {}
+    years: Counter[str] = Counter()
     for entry in store.entries():
         is_target = entry.scorer == name and version in ("", entry.version)
         is_complete = set(attributes) <= entry.scores.keys()
         if is_target and is_complete and entry.text is not None and entry.language in LANGUAGES:
             by_language = by_version.setdefault(entry.version, {})
             by_language.setdefault(entry.language, {}).setdefault(entry.text, entry.scores)
+            years[entry.date[:4] if entry.date else UNKNOWN] += 1
     if not by_version:
         raise InputError(
             f"{store.folder}: no texts with scores of {target} for {', '.join(attributes)}. Add some with "
             "xgray scores import or xgray scores archive"
         )
-    if len(by_version) > 1:
-        versions = ", ".join(f"{name}@{version}" for version in sorted(by_version))
-        raise InputError(f"--target: several versions of {name} are in the store; name one: {versions}")
-    ((version, scores),) = by_version.items()
-    return _Target(ScorerId(name, version), {code: scores[code] for code in LANGUAGES if code in scores})
+    _check_versions(name, sorted(by_version), years, mix_years)
+    newest_first = sorted(by_version, key=year_order, reverse=True)
+    merged: ScoresByText = {}
+    for scores in (by_version[version] for version in newest_first):
+        for language, by_text in scores.items():
+            merged[language] = by_text | merged.get(language, {})
+    return _Target(
+        ScorerId(name, joined_years(newest_first)),
+        [ScorerId(name, version) for version in newest_first],
+        {code: merged[code] for code in LANGUAGES if code in merged},
+    )
+
+
+def _check_versions(name: str, versions: Sequence[str], years: Counter[str], mix_years: bool) -> None:
+    """Check that scores are of one version and year, or that different years are asked for.
+
+    Raises:
+        InputError: they are not.
+    """
+    differ_in_year_only = len({without_year(version) for version in versions}) == 1
+    if len(versions) > 1 and not (mix_years and differ_in_year_only):
+        named = ", ".join(f"{name}@{version}" for version in versions)
+        hint = "; or take the years together: --mix-years" if differ_in_year_only else ""
+        raise InputError(f"--target: several versions of {name} are in the store; name one: {named}{hint}")
+    if len(years) > 1 and not mix_years:
+        counts = ", ".join(f"{number:,} of {year}" for year, number in sorted(years.items()))
+        raise InputError(
+            f"--target: scores of {name}@{versions[0]} from different years, whose models may differ: {counts}. Take "
+            "them together with --mix-years, or import each year into a store of its own"
+        )
 
 
 def _pair_scores(

@@ -142,19 +142,31 @@ class CachedScorer:
 class ArchivedScorer:
     """The scores that the store holds of a scorer, in place of the scorer itself, whose service may be closed."""
 
-    def __init__(self, store: ScoreStore, scorer: ScorerId, attributes: tuple[str, ...]) -> None:
+    def __init__(
+        self, store: ScoreStore, scorer: ScorerId, attributes: tuple[str, ...], versions: Sequence[ScorerId] = ()
+    ) -> None:
+        """Look up the scores of ``scorer``.
+
+        Args:
+            versions: the ids whose scores count as those of ``scorer``, if it stands for several; the first that knows
+                a text answers.
+        """
         self.name = scorer.name
         self.version = scorer.version
         self.device = store.folder.uri
         self.attributes = attributes
         self.validated = tuple(LANGUAGES)
-        self._id = scorer
+        self._versions = tuple(versions) or (scorer,)
         self._store = store
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`."""
-        known = await asyncio.to_thread(self._store.get, texts, language, self._id, self.attributes)
-        return [scored or Scored(None, NOT_ARCHIVED, is_permanent=False) for scored in known]
+        known = [
+            await asyncio.to_thread(self._store.get, texts, language, version, self.attributes)
+            for version in self._versions
+        ]
+        nothing = Scored(None, NOT_ARCHIVED, is_permanent=False)
+        return [next(filter(None, answers), nothing) for answers in zip(*known, strict=True)]
 
     def provenance(self) -> dict[str, Any]:
         """See :class:`~xgray.score.scorer.Scorer`."""

@@ -1,23 +1,25 @@
-"""Import scores from files into a score store, and export a store to a file.
+"""Read the files of scores that have a form of their own, and export a store to a file.
 
-Import reads the paper's ``perspective_api_eval-*.json`` files, Jigsaw's CSV files, whose human labels become the scores
-of a scorer named ``jigsaw-annotators``, and exported Parquet files. Export writes Parquet, one row per entry. An export
-without texts may be shared where a licence forbids to share the texts: whoever has a text finds its score by the key.
+These are the paper's ``perspective_api_eval-*.json`` files, Jigsaw's CSV files, whose human labels become the scores of
+a scorer named ``jigsaw-annotators``, and exported Parquet files; :mod:`xgray.score.store.forms` has all forms. Export
+writes Parquet, one row per entry. An export without texts may be shared where a licence forbids to share the texts:
+whoever has a text finds its score by the key.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgray.data.generations import file_language, list_files
-from xgray.data.perspective_results import FILE_PREFIX, SCORER, SCORER_VERSION, parse_scores
-from xgray.data.source import read_csv, read_records, resolve_input
+from xgray.data.archives.archived import ArchiveOptions
+from xgray.data.generations import file_language
+from xgray.data.perspective_results import SCORER, SCORER_VERSION, parse_scores
+from xgray.data.source import read_csv, read_records
 from xgray.errors import InputError
 from xgray.rows import ATTRIBUTES, AttributeScores
+from xgray.score.perspective_versions import archived_id, known_date
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import KEY_BYTES, ScoreEntry, score_keys
 from xgray.storage.folder import Folder
@@ -25,10 +27,6 @@ from xgray.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
-log = logging.getLogger(__name__)
-
-PERSPECTIVE = ScorerId(SCORER, SCORER_VERSION)
 JIGSAW_SCORER = "jigsaw-annotators"
 JIGSAW_LABELS = {
     "toxic-comments": {
@@ -52,53 +50,26 @@ JIGSAW_LABELS = {
 """The label columns of Jigsaw's two data sets, and the attribute that each is. The data sets are two versions of the
 scorer, since their labels differ in kind: 0 or 1, what most annotators said; or the share of annotators who said so."""
 ROWS_PER_BATCH = 65536
+MORE_SCORES = "more_scores"
 
 
-def read_scores(path: str, language: str | None = None) -> Iterator[ScoreEntry]:
-    """Yield the entries of a file, or of all files of scores in a folder.
-
-    Args:
-        path: ``*.parquet``, ``*.csv`` or ``perspective_api_eval-*.json``, or a folder of such files.
-        language: the language of Perspective files whose names do not end in one.
-
-    Raises:
-        InputError: there is no file of these kinds, or a line of one is wrong.
-    """
-    source = resolve_input(path, "scores")
-    kinds: dict[str, Callable[[Path], Iterator[ScoreEntry]]] = {
-        "*.parquet": read_parquet,
-        "*.csv": read_jigsaw,
-        f"{FILE_PREFIX}*.json": lambda file: read_perspective(file, language),
-    }
-    readers = [
-        (file, read)
-        for pattern, read in kinds.items()
-        if source.is_dir() or source.match(pattern)
-        for file in list_files(source, pattern)
-    ]
-    if not readers:
-        raise InputError(f"{source}: no file of scores in a known form. Known forms: {', '.join(kinds)}")
-    for file, read in readers:
-        yield from read(file)
-
-
-def read_perspective(file: Path, language: str | None) -> Iterator[ScoreEntry]:
+def read_perspective(file: Path, options: ArchiveOptions) -> Iterator[ScoreEntry]:
     """Yield the entries of one of the paper's files.
 
     Lines without a score are left out: the failure may have been temporary. The scripts sent one space in place of an
     empty completion, so its score is stored as that of a space.
     """
-    code = file_language(file, language)
-    num_missing = 0
+    code = file_language(file, next(iter(options.languages), None))
+    # Without a date these are taken for scores of the service as it is now, as they always were.
+    scorer = archived_id(None, options.scored) if options.scored else ScorerId(SCORER, SCORER_VERSION)
+    date = known_date(options.scored)
     for record in read_records(file):
         scores, error = parse_scores(record, "released")
         if error:
-            num_missing += 1
+            options.left_out[error[:80]] += 1
             continue
         attributes = [name for name, value in scores.items() if value is not None]
-        yield ScoreEntry.of_text(record.text("query") or " ", code, PERSPECTIVE, attributes, Scored(scores))
-    if num_missing:
-        log.warning("%s: %d lines hold no score and are left out", file, num_missing)
+        yield ScoreEntry.of_text(record.text("query") or " ", code, scorer, attributes, Scored(scores), date)
 
 
 def read_jigsaw(file: Path) -> Iterator[ScoreEntry]:
@@ -125,8 +96,9 @@ def read_parquet(file: Path) -> Iterator[ScoreEntry]:
     row_number = 0
     try:
         with pq.ParquetFile(file) as parquet:
-            wanted = parquet_schema(with_text="text" in parquet.schema_arrow.names)
-            if missing := [name for name in wanted.names if name not in parquet.schema_arrow.names]:
+            found = parquet.schema_arrow.names
+            wanted = parquet_schema("text" in found, with_more=MORE_SCORES in found)
+            if missing := [name for name in wanted.names if name not in found]:
                 raise InputError(f"{file}: no column {', '.join(missing)}; scores have {', '.join(wanted.names)}")
             for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=wanted.names):
                 for fields in pa.table(batch).select(wanted.names).cast(wanted).to_pylist():
@@ -140,6 +112,7 @@ def _entry(where: str, fields: dict[str, Any]) -> ScoreEntry:
     """Return the entry of a row, whose place in the file is ``where``."""
     measured = {name: fields.pop(name) for name in ATTRIBUTES}
     scores = {name: _probability(where, name, value) for name, value in measured.items() if value is not None}
+    scores |= {name: _probability(where, name, value) for name, value in fields.pop(MORE_SCORES, None) or ()}
     try:
         key = bytes.fromhex(fields.pop("key"))
     except ValueError:
@@ -180,7 +153,10 @@ def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> 
     remaining = iter(entries)
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         while batch := list(islice(remaining, ROWS_PER_BATCH)):
-            rows = [vars(entry) | entry.scores | {"key": entry.key.hex(), "text": _utf8_text(entry)} for entry in batch]
+            rows = [
+                vars(entry) | entry.scores | {"key": entry.key.hex(), "text": _utf8_text(entry)} | _more_scores(entry)
+                for entry in batch
+            ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             num_rows += len(rows)
     folder, name = Folder.containing(file)
@@ -197,11 +173,17 @@ def _utf8_text(entry: ScoreEntry) -> str | None:
     return entry.text
 
 
-def parquet_schema(with_text: bool) -> pa.Schema:
+def _more_scores(entry: ScoreEntry) -> dict[str, list[tuple[str, float]] | None]:
+    more = [(name, value) for name, value in sorted(entry.scores.items()) if name not in ATTRIBUTES]
+    return {MORE_SCORES: more or None}
+
+
+def parquet_schema(with_text: bool, with_more: bool = True) -> pa.Schema:
     """Return the columns of an export.
 
-    ``key`` is hexadecimal. ``attributes`` lists the attributes that were requested; each attribute has a column of
-    scores.
+    ``key`` is hexadecimal. ``attributes`` lists the attributes that were requested; each attribute of
+    :data:`xgray.rows.ATTRIBUTES` has a column of scores. Those that an archive has besides, such as sexually_explicit,
+    are in ``more_scores``, which exports of earlier versions lack.
     """
     import pyarrow as pa
 
@@ -210,4 +192,6 @@ def parquet_schema(with_text: bool) -> pa.Schema:
     fields.append(pa.field("attributes", pa.list_(string), nullable=False))
     fields += [pa.field(name, pa.float64()) for name in ATTRIBUTES]
     fields += [pa.field("error", string), pa.field("seconds", pa.float64()), pa.field("date", string)]
+    if with_more:
+        fields.append(pa.field(MORE_SCORES, pa.map_(string, pa.float64())))
     return pa.schema([*fields, pa.field("text", string)] if with_text else fields)

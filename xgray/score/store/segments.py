@@ -30,8 +30,11 @@ SUFFIX = ".arrow"
 NAME_DIGITS = 32
 MERGE_AT = 32
 """A writer merges its segments of about one size when it has written so many of them."""
+COMMIT_BYTES = 2**25
+"""Size limit of one commit, and of segments that are merged while a store is written. Both hold their rows in memory,
+in about five times this size, so that an archive of any size is imported in the same memory."""
 SEGMENT_BYTES = 2**28
-"""Size limit of merged segments: about a million rows of short texts. A merge holds its rows in memory."""
+"""Size limit of segments that are merged when the user asks for it: about a million rows of short texts."""
 ROWS_PER_READ = 4096
 
 
@@ -187,16 +190,16 @@ def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:
     by_size = sorted(segments, key=lambda segment: segment.num_bytes)
     for _, tier in groupby(by_size, key=lambda segment: int(math.log(segment.num_bytes, MERGE_AT))):
         candidates = list(tier)
-        if len(candidates) >= MERGE_AT and len(chosen := first_that_fit(candidates)) > 1:
+        if len(candidates) >= MERGE_AT and len(chosen := first_that_fit(candidates, COMMIT_BYTES)) > 1:
             return chosen
     return []
 
 
-def first_that_fit(segments: Sequence[Segment]) -> list[Segment]:
-    """Return as many of the first segments as fit into one segment."""
+def first_that_fit(segments: Sequence[Segment], limit: int = SEGMENT_BYTES) -> list[Segment]:
+    """Return as many of the first segments as fit into one of ``limit`` bytes."""
     num_bytes = 0
     for index, segment in enumerate(segments):
         num_bytes += segment.num_bytes
-        if num_bytes > SEGMENT_BYTES:
+        if num_bytes > limit:
             return list(segments[:index])
     return list(segments)

@@ -25,6 +25,7 @@ from xgray.errors import InputError
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
+    COMMIT_BYTES,
     SEGMENT_BYTES,
     SUFFIX,
     Segment,
@@ -139,15 +140,19 @@ class ScoreStore:
 
     def put(self, entries: Iterable[ScoreEntry]) -> None:
         """Commit entries: once this returns, they outlive the process."""
-        rows: list[bytes] = []
+        self.put_rows(entry.row() for entry in entries)
+
+    def put_rows(self, rows: Iterable[bytes]) -> None:
+        """Commit entries in their stored form, in parts, so that an archive of any size takes little memory."""
+        part: set[bytes] = set()
         num_bytes = 0
-        for entry in entries:
-            rows.append(entry.row())
-            num_bytes += len(rows[-1])
-            if num_bytes >= SEGMENT_BYTES:
-                self._commit(rows)
-                rows, num_bytes = [], 0
-        self._commit(rows)
+        for row in rows:
+            part.add(row)
+            num_bytes += len(row)
+            if num_bytes >= COMMIT_BYTES:
+                self._commit(part)
+                part, num_bytes = set(), 0
+        self._commit(part)
 
     def merge(self, other: ScoreStore) -> None:
         """Add all rows of another store to this one."""
@@ -156,7 +161,7 @@ class ScoreStore:
             self._commit(segment.rows())
 
     def _commit(self, rows: Iterable[bytes]) -> None:
-        distinct = set(rows)
+        distinct = rows if isinstance(rows, set) else set(rows)
         if not distinct:
             return
         with self._lock:
