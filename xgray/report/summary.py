@@ -202,6 +202,8 @@ def _consistency_in_words(changes: dict[ConsistencyName, MetricChange]) -> str:
         change, metric = changes[name], CONSISTENCY[name]
         if change["difference"] is not None:
             before, after = (metric.text(value["value"]) for value in (change["before"], change["after"]))
+            if name == "unknown" and before == after:
+                continue
             parts.append(f"{what} {before}\u00a0→\u00a0{after}{metric.unit and ' ' + metric.unit}")
     return f"Averaged over languages: {', '.join(parts)}."
 

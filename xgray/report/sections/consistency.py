@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xgray.stats.values import MetricChange, MetricValue
 
 KEY, TITLE = "consistency", "Language of the completions"
-AVERAGE = "Average"
 NUM_OTHERS = 3
 """Other languages that are named in a row, the most frequent ones."""
 
@@ -99,8 +98,9 @@ def _pairs(files: RunFiles) -> list[tuple[str | None, list[str]]]:
     return [(variant, [base, variant]) for variant in files.variants] or [(None, [base])]
 
 
-def _first_cells(files: RunFiles, language: str | None, variant: str | None) -> list[Cell]:
-    first = Cell(AVERAGE, sort=AVERAGE) if language is None else language_cell(files, language)
+def _first_cells(files: RunFiles, language: str | None, variant: str | None, of_all: str = "Average") -> list[Cell]:
+    """Return the names of a row's language, or of all languages, and of its variant where there are several."""
+    first = Cell(of_all, sort=of_all) if language is None else language_cell(files, language)
     return [first, *([Cell(variant, sort=variant)] if variant and len(files.variants) > 1 else [])]
 
 
@@ -114,10 +114,11 @@ def _sides(files: RunFiles, name: str) -> list[str]:
 
 def _language_table(files: RunFiles, consistency: LanguageConsistency) -> Table:
     caption = (
-        "Shares in per cent. In the prompt's language: of the completions whose language is known. Unknown and Latin "
-        "words: of all completions that hold text. Latin words are counted where the language is not written in them."
+        "Shares in per cent. Consistent: in the prompt's language, of the completions whose language is known. Unknown "
+        "and Latin words: of all completions that hold text. Latin words are words in Latin letters, in the languages "
+        "that are not written in them."
     )
-    columns = [*_first_columns(files), *_sides(files, "In the prompt's language")]
+    columns = [*_first_columns(files), *_sides(files, "Consistent")]
     columns += ["Difference", "Relative", "p adjusted", "Verdict"] if files.variants else []
     columns += [*_sides(files, "Unknown"), *_sides(files, "Latin words")]
     table = Table("Language of the completions", caption, [*columns, *_sides(files, "Other languages")])
@@ -198,7 +199,7 @@ def _silent_table(files: RunFiles) -> Table | None:
             num_silent = [values.get("num_refused", 0) + values["num_empty"] for values in measured]
             if not any(num_silent):
                 continue
-            row = _first_cells(files, language, variant)
+            row = _first_cells(files, language, variant, of_all="All languages")
             row += [count_cell(values.get("num_refused")) for values in measured]
             row += [count_cell(values["num_empty"]) for values in measured]
             for silent, values in zip(num_silent, measured, strict=True):
