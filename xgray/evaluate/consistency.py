@@ -2,9 +2,9 @@
 
 A model that stops speaking a language looks less toxic in it. So each completion, as a whole, is identified by
 `py3langid` (the naive Bayes classifier over byte n-grams of Lui and Baldwin 2012, "langid.py", trained anew), which
-needs no network. The candidates are the 17 languages and :data:`OTHERS`: languages of large training sets that are not
-near relatives of the 17. Relatives that 20 tokens cannot tell apart (Malay and Indonesian, Slovak and Czech, Norwegian
-and Swedish) are no candidates, and count as the language of the 17. Chinese is one language in both scripts.
+needs no network. The candidates are the 17 languages and :data:`OTHERS`: languages of large training sets that 20
+tokens tell apart from the 17. Nearer relatives are no candidates and count as the language of the 17: Malay as
+Indonesian, Slovak as Czech, Danish and Norwegian mostly as Swedish. Chinese is one language in both scripts.
 
 A completion's language is unknown where no candidate is more probable than all others together: in digits, code, names
 and a word or two. Unknown completions are counted apart, neither as consistent nor as another language.
