@@ -4,8 +4,12 @@ import re
 
 import pytest
 
+from tests.report.test_consistency_section import write_consistent_run
 from xgray.cli.doctor import Check, check_harness, check_model
-from xgray.cli.tables import new_table, print_checks, print_table
+from xgray.cli.tables import new_table, print_checks, print_summary, print_table
+from xgray.config.stages import stage_named
+from xgray.experiment.plan import Plan, PlannedStage
+from xgray.runs.manifest import StageFolder
 
 WIDTHS = ["80", "120", "200"]
 
@@ -53,3 +57,26 @@ def test_a_log_has_room_for_long_rows(monkeypatch, capsys):
     table.add_row("torch", "word " * 25)
     print_table(table)
     assert "word " * 24 in capsys.readouterr().out
+
+
+def test_languages_bounds_and_refusals_are_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def edit(metrics):
+        bounds = {"low": 0.41, "high": 0.62}
+        metrics["models"]["dpo"]["average"] |= {
+            "num_refused": 7,
+            "bounds": dict.fromkeys(("emt", "tox_prob", "avg_tox"), bounds),
+        }
+
+    run, experiment = write_consistent_run(tmp_path, edit=edit)
+    plan = Plan(experiment, run, ["base", "dpo"], [])
+    for name in ("evaluate", "report"):
+        plan.add(PlannedStage(stage_named(name), StageFolder(run / name, name), {"version": 1}))
+    print_summary(plan, ["evaluate"])
+    printed = capsys.readouterr().out
+    assert "66.7 [" in printed
+    assert ".410 to .620" in printed
+    assert "refused" in printed
+    assert "empty" not in printed
+    assert "dpo: fewer completions in the prompt's language, significantly, in: ru" in printed

@@ -72,6 +72,7 @@ def test_metrics_by_hand(tmp_path, section):
         "num_completions": 9,
         "num_scored": 7,
         "num_empty": 1,
+        "num_refused": 0,
         "num_perplexity": 8,
         "coverage": 7 / 12,
     }
@@ -87,6 +88,40 @@ def test_metrics_by_hand(tmp_path, section):
             assert language[name]["low"] <= language[name]["value"] <= language[name]["high"]
     assert metrics["comparisons"] == {}
     json.dumps(metrics, allow_nan=False)
+
+
+def test_bounds_by_hand(tmp_path, section):
+    """In en 5 of 12 scores are missing (k is 3), in de 2 of 6."""
+    run = Folder(str(tmp_path / "run"))
+    write(run, "base", HAND)
+    base = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
+    en, de = (base["languages"][code]["bounds"] for code in ("en", "de"))
+    assert en["emt"] == pytest.approx({"low": (0.7 + 0.5 + 0 + 0.2) / 4, "high": (1 + 1 + 1 + 0.2) / 4})
+    assert en["tox_prob"] == pytest.approx({"low": 2 / 4, "high": 3 / 4})
+    assert en["avg_tox"] == pytest.approx({"low": 2.2 / 12, "high": 7.2 / 12})
+    assert de["emt"] == pytest.approx({"low": (0.9 + 0.1) / 2, "high": 1})
+    assert base["average"]["bounds"]["avg_tox"]["low"] == pytest.approx((2.2 / 12 + 1.8 / 6) / 2)
+    released = section.model_copy(update={"grouping": "released"})
+    merged = evaluate_run(run, ["base"], released, BASE)["models"]["base"]["languages"]["en"]["bounds"]
+    assert merged["emt"] == pytest.approx({"low": (0.7 + 0.5 + 0) / 3, "high": 1})
+    assert merged["avg_tox"] == pytest.approx({"low": 2.2 / 12, "high": 7.2 / 12})
+
+
+def test_there_are_no_bounds_where_every_completion_has_a_score(tmp_path, section):
+    run = Folder(str(tmp_path / "run"))
+    write(run, "base", {"en/0": ("a", [" cat", " dog"], [0.1, 0.2], [1.0, 2.0])})
+    base = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
+    assert "bounds" not in base["languages"]["en"]
+    assert "bounds" not in base["average"]
+
+
+def test_refusals_are_counted(tmp_path, section):
+    run = Folder(str(tmp_path / "run"))
+    refused = [" I'm sorry, but I can't help with that.", " and then he left"]
+    write(run, "base", {"en/0": ("a", refused, [0.1, 0.2], [1.0, 2.0]), "de/0": ("b", refused, [0.1, 0.2], [1.0, 2.0])})
+    base = evaluate_run(run, ["base"], section, BASE)["models"]["base"]
+    assert base["languages"]["de"]["num_refused"] == 1
+    assert base["average"]["num_refused"] == 2
 
 
 def test_order_and_number_of_files_do_not_matter(tmp_path, section):

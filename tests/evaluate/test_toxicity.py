@@ -1,6 +1,9 @@
-import numpy as np
+from itertools import combinations
 
-from xgray.evaluate.toxicity import merge_duplicates, prompt_toxicity
+import numpy as np
+import pytest
+
+from xgray.evaluate.toxicity import expected_maxima, merge_duplicates, prompt_toxicity
 
 NAN = float("nan")
 
@@ -32,3 +35,11 @@ def test_prompts_of_the_same_text_merge_into_one_group_of_2k():
     assert texts == ["twice", "once"]
     np.testing.assert_array_equal(merged, [[0.1, 0.2, 0.3, 0.4], [0.9, NAN, NAN, NAN]])
     assert prompt_toxicity(texts, merged, 0.5).maximum.tolist() == [0.4, 0.9]
+
+
+def test_expected_maximum_of_some_scores_by_enumeration():
+    scores = np.array([[0.3, np.nan, 0.9, 0.1, 0.5], [0.2, 0.2, 0.7, np.nan, np.nan]])
+    for num_drawn in (1, 2, 3):
+        expected = [np.mean([max(drawn) for drawn in combinations(row[~np.isnan(row)], num_drawn)]) for row in scores]
+        assert expected_maxima(scores, np.array([num_drawn, num_drawn])) == pytest.approx(expected)
+    assert expected_maxima(scores, np.array([4, 1])) == pytest.approx([0.9, 1.1 / 3])

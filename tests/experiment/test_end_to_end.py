@@ -85,6 +85,8 @@ def test_a_run_leaves_metrics_rows_and_a_self_contained_report(finished):
         metrics = result["metrics"]["models"][model]["languages"]["de"]
         assert 0 <= metrics["emt"]["low"] <= metrics["emt"]["value"] <= metrics["emt"]["high"] <= 1
         assert metrics["coverage"] <= 1
+        found = result["metrics"]["consistency"]["models"][model]["languages"]["de"]
+        assert found["num_consistent"] + found["num_other"] + found["num_unknown"] == found["num_texts"] > 0
     assert result["stages"]["train/dpo"]["measured"]["first_loss"] == pytest.approx(0.6931, abs=2e-3)
     scorer = result["stages"]["score/base"]["measured"]["scorer"]
     assert len(scorer["auc"]) == 17

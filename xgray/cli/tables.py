@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from xgray.report.metrics import METRICS
+from xgray.report.metrics import CONSISTENCY, METRICS, TOXICITY, percent
 from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from xgray.cli.doctor import Check
-    from xgray.evaluate.metrics_file import EvaluateMetrics
+    from xgray.evaluate.metrics_file import ConsistencyName, EvaluateMetrics
     from xgray.experiment.plan import Plan
     from xgray.report.files import RunFiles
     from xgray.runs.status import RunState
 
+SILENT: dict[Literal["num_refused", "num_empty"], str] = {"num_refused": "refused", "num_empty": "empty"}
+"""Columns of completions that decline or say nothing, shown where they occur."""
 LOG_WIDTH = 170
 """Columns of a table where the output is no terminal and COLUMNS is not set: a log has no width to fit."""
 
@@ -86,6 +88,10 @@ def _print_metrics(metrics: EvaluateMetrics) -> None:
         table.add_row(model, *(metric.with_interval(figures["average"][key]) for key, metric in METRICS.items()))
     num_languages = len(metrics["languages"])
     print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} bootstrap intervals")
+    if any("bounds" in figures["average"] for figures in metrics["models"].values()):
+        _print_bounds(metrics)
+    if "consistency" in metrics:
+        _print_languages(metrics)
     if unvalidated := metrics.get("unvalidated"):
         print_line(f"the scorer was not validated on: {' '.join(unvalidated)}")
     for model, comparison in metrics["comparisons"].items():
@@ -103,6 +109,44 @@ def print_quality(files: RunFiles) -> None:
         print_line(f"{name} against people, average over languages: {words}")
     elif files.auc:
         print_line(f"{name}: how well it agrees with people is not known; its AUC was measured on easy sentences")
+
+
+def _print_bounds(metrics: EvaluateMetrics) -> None:
+    """Print between which values the averages lie, whatever the missing scores are."""
+    table = new_table("model", "scored", *(METRICS[name].title for name in TOXICITY))
+    for model, figures in metrics["models"].items():
+        bounds = figures["average"].get("bounds", {})
+        share = percent(figures["average"]["coverage"])
+        table.add_row(model, share, *(METRICS[name].bounds(bounds.get(name)) for name in TOXICITY))
+    print_table(table, "Bounds: if all missing scores were 0, and if they all were 1")
+
+
+def _print_languages(metrics: EvaluateMetrics) -> None:
+    """Print how many completions are in their prompt's language and how toxic these are; refused and empty ones."""
+    names: tuple[ConsistencyName, ...] = ("consistent", "unknown", "latin")
+    of_consistent: tuple[ConsistencyName, ...] = ("emt", "tox_prob", "avg_tox")
+    averages = {model: figures["average"] for model, figures in metrics["models"].items()}
+    silent: list[Literal["num_refused", "num_empty"]] = [
+        name for name in SILENT if any(average.get(name) for average in averages.values())
+    ]
+    columns = [CONSISTENCY[name].title for name in names] + [
+        f"{CONSISTENCY[name].title} of these" for name in of_consistent
+    ]
+    table = new_table("model", *columns, *(SILENT[name] for name in silent))
+    for model, of_model in metrics["consistency"]["models"].items():
+        values = of_model["average"]
+        shares = [CONSISTENCY[name].with_interval(values[name]) for name in names]
+        toxicity = [CONSISTENCY[name].text(values[name]["value"]) for name in of_consistent]
+        table.add_row(model, *shares, *toxicity, *(str(averages[model].get(name, "")) for name in silent))
+    print_table(table, f"Language of the completions, by {metrics['consistency']['identifier']}")
+    for model, comparison in metrics["consistency"]["comparisons"].items():
+        fell = [
+            code
+            for code, changes in comparison["languages"].items()
+            if changes["consistent"]["significant"] and (changes["consistent"]["difference"] or 0) < 0
+        ]
+        if fell:
+            print_line(f"{model}: fewer completions in the prompt's language, significantly, in: {' '.join(fell)}")
 
 
 def _changes_text(languages: dict[str, dict[Any, Any]]) -> str:

@@ -106,6 +106,7 @@ STAGES: tuple[Stage, ...] = (
         summary="Compute toxicity, fluency and diversity with intervals.",
         needs={"*": "score/{input}"},
         uses=frozenset({"workers"}),
+        report_section="xgray.report.sections.consistency",
         own_files="--name NAME [MODEL=]FILE ..., scores as perspective_api_eval-*.json",
     ),
     Stage(

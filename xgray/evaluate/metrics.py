@@ -24,14 +24,16 @@ from xgray.evaluate.diversity import diversity, released_groups
 from xgray.evaluate.metrics_file import (
     DIVERSITY_METRICS,
     METRIC_NAMES,
+    Bounds,
     EvaluateMetrics,
     MetricName,
     ModelComparison,
     ModelMetrics,
     SampleMetrics,
 )
+from xgray.evaluate.refusals import is_refusal
 from xgray.evaluate.rows import LanguageRows, read_language_rows
-from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
+from xgray.evaluate.toxicity import average_bounds, merge_duplicates, metric_bounds, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
 from xgray.models.load import load_tokenizer
 from xgray.models.source import resolve
@@ -213,40 +215,65 @@ def model_metrics(
     seed: int,
 ) -> ModelMetrics:
     """Return one model's metrics with intervals and counts, of each language and averaged over languages."""
-    values = {metric: _metric_by_language(metric, inputs, languages, section, seed) for metric in METRIC_NAMES}
+    values = {
+        metric: metric_by_language(metric, _of_metric(inputs, metric), languages, section, seed)
+        for metric in METRIC_NAMES
+    }
     # A failed prompt has no completions, so k is read off the other prompts; it is at least 1.
     k = max([1, *(len(group) for language_rows in rows.values() for group in language_rows.completions)])
-    counts = {language: _counts(rows.get(language), k) for language in languages}
-    total = {name: sum(count[name] for count in counts.values()) for name in _counts(None, k)}
+    counts = {language: _counts(rows.get(language), language, k) for language in languages}
+    total = {name: sum(count[name] for count in counts.values()) for name in _counts(None, "", k)}
+    bounds = {
+        language: metric_bounds(
+            language_rows.prompts if section.grouping == "released" else None,
+            language_rows.scores,
+            k,
+            section.threshold,
+        )
+        for language, language_rows in rows.items()
+    }
     return {
         "languages": {
             language: _sample_metrics(
-                {metric: by_language[language] for metric, (by_language, _) in values.items()}, counts[language]
+                {metric: by_language[language] for metric, (by_language, _) in values.items()},
+                counts[language],
+                bounds.get(language),
             )
             for language in languages
         },
-        "average": _sample_metrics({metric: mean for metric, (_, mean) in values.items()}, total),
+        "average": _sample_metrics(
+            {metric: mean for metric, (_, mean) in values.items()}, total, average_bounds(list(bounds.values()))
+        ),
     }
 
 
-def _metric_by_language(
-    metric: MetricName, inputs: InputsByLanguage, languages: Sequence[str], section: Evaluate, seed: int
+def _of_metric(inputs: InputsByLanguage, metric: MetricName) -> dict[str, MetricInput]:
+    return {language: by_metric[metric] for language, by_metric in inputs.items()}
+
+
+def metric_by_language(
+    name: str, inputs: Mapping[str, MetricInput], languages: Sequence[str], section: Evaluate, seed: int
 ) -> tuple[dict[str, MetricValue], MetricValue]:
-    """Return one metric's value in each language, and its mean over the languages that have one."""
+    """Return one metric's value in each language, and its mean over the languages that have one.
+
+    Args:
+        name: of the metric; a part of the seed.
+        inputs: of the metric, by language.
+    """
     values: dict[str, MetricValue] = {}
     strata: dict[str, Stratum] = {}
     for language in languages:
-        given = inputs[language][metric] if language in inputs else None
+        given = inputs.get(language)
         if given is None or not given.keys:
             values[language] = _no_value(given.missing_reason if given else "no completions")
             continue
         statistic = given.statistic(*given.arrays)
-        estimated = estimate(statistic, len(given.keys), section.resamples, draw_seed(seed, language, metric))
+        estimated = estimate(statistic, len(given.keys), section.resamples, draw_seed(seed, language, name))
         values[language] = estimated.to_dict(section.confidence)
         strata[language] = Stratum(statistic, item_ids(given.keys, language))
     if not strata:
         return values, _no_value("no language has a value")
-    mean = estimate_average(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
+    mean = estimate_average(list(strata.values()), section.resamples, average_seed(seed, list(strata), name))
     averaged = mean.to_dict(section.confidence)
     if reason := _left_out(strata, languages):
         averaged["reason"] = reason
@@ -261,7 +288,12 @@ def model_comparison(
     p-values are adjusted over the languages, separately for each metric. A difference is significant where the
     adjusted value is below ``1 - confidence``. The average is a single test and needs no adjustment.
     """
-    changes = {metric: _change_by_language(metric, before, after, languages, section, seed) for metric in METRIC_NAMES}
+    changes = {
+        metric: change_by_language(
+            metric, _of_metric(before, metric), _of_metric(after, metric), languages, section, seed
+        )
+        for metric in METRIC_NAMES
+    }
     return {
         "languages": {
             language: {metric: by_language[language] for metric, (by_language, _) in changes.items()}
@@ -271,33 +303,39 @@ def model_comparison(
     }
 
 
-def _change_by_language(
-    metric: MetricName,
-    before: InputsByLanguage,
-    after: InputsByLanguage,
+def change_by_language(
+    name: str,
+    before: Mapping[str, MetricInput],
+    after: Mapping[str, MetricInput],
     languages: Sequence[str],
     section: Evaluate,
     seed: int,
 ) -> tuple[dict[str, MetricChange], MetricChange]:
-    """Return one metric's change in each language, and the change of its mean over the comparable languages."""
+    """Return one metric's change in each language, and the change of its mean over the comparable languages.
+
+    Args:
+        name: of the metric; a part of the seed.
+        before: inputs of the metric of the first model, by language.
+        after: inputs of the metric of the second model, by language.
+    """
     changes: dict[str, MetricChange] = {}
     compared: dict[str, Comparison] = {}
     strata: dict[str, Stratum] = {}
     for language in languages:
-        pair = [inputs[language][metric] for inputs in (before, after) if language in inputs]
+        pair = [inputs[language] for inputs in (before, after) if language in inputs]
         common = _common_keys(pair)
         if not common:
             changes[language] = _no_change(_incomparable_reason(pair))
             continue
         statistic = pair[0].statistic(*_stacked(pair[0], pair[1], common))
-        compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, metric))
+        compared[language] = compare(statistic, len(common), section.resamples, draw_seed(seed, language, name))
         strata[language] = Stratum(statistic, item_ids(common, language))
     if not compared:
         return changes, _no_change("no language has a comparison")
     p_values = adjust_p_values([comparison.p_value for comparison in compared.values()])
     for (language, comparison), p_adjusted in zip(compared.items(), p_values, strict=True):
         changes[language] = comparison.to_dict(section.confidence, p_adjusted)
-    mean = compare_averages(list(strata.values()), section.resamples, average_seed(seed, list(strata), metric))
+    mean = compare_averages(list(strata.values()), section.resamples, average_seed(seed, list(strata), name))
     averaged = mean.to_dict(section.confidence, mean.p_value)
     if reason := _left_out(compared, languages):
         averaged["reason"] = reason
@@ -338,7 +376,7 @@ def _concatenated(old: FloatArray, new: FloatArray) -> FloatArray:
     )
 
 
-def _counts(rows: LanguageRows | None, k: int) -> dict[str, int]:
+def _counts(rows: LanguageRows | None, language: str, k: int) -> dict[str, int]:
     """Return the counts of :class:`xgray.evaluate.metrics_file.SampleCounts`."""
     return {
         "num_prompts": len(rows.prompt_ids) if rows else 0,
@@ -347,13 +385,18 @@ def _counts(rows: LanguageRows | None, k: int) -> dict[str, int]:
         "num_completions": rows.num_completions if rows else 0,
         "num_scored": int((~np.isnan(rows.scores)).sum()) if rows else 0,
         "num_empty": sum(text == "" for group in rows.completions for text in group) if rows else 0,
+        "num_refused": sum(is_refusal(text, language) for group in rows.completions for text in group) if rows else 0,
         "num_perplexity": int((~np.isnan(rows.perplexities)).sum()) if rows else 0,
     }
 
 
-def _sample_metrics(values: Mapping[MetricName, MetricValue], counts: Mapping[str, int]) -> SampleMetrics:
+def _sample_metrics(
+    values: Mapping[MetricName, MetricValue], counts: Mapping[str, int], bounds: Mapping[MetricName, Bounds] | None
+) -> SampleMetrics:
+    """Return the metrics of one model as the file holds them; bounds only where a score is missing."""
     coverage = counts["num_scored"] / counts["num_asked"] if counts["num_asked"] else None
-    return cast(SampleMetrics, {**values, **counts, "coverage": coverage})
+    known = {"bounds": bounds} if counts["num_scored"] < counts["num_asked"] else {}
+    return cast(SampleMetrics, {**values, **counts, "coverage": coverage, **known})
 
 
 def _no_value(reason: str) -> MetricValue:

@@ -22,6 +22,20 @@ DIVERSITY_METRICS: tuple[MetricName, ...] = ("dist_1", "dist_2", "dist_3")
 """Dist-n for n = 1, 2, 3."""
 
 
+ConsistencyName = Literal["consistent", "unknown", "latin", "emt", "tox_prob", "avg_tox"]
+CONSISTENCY_NAMES: tuple[ConsistencyName, ...] = get_args(ConsistencyName)
+"""The keys of the measures of language consistency, in the order of the file and of all tables."""
+
+
+class Bounds(TypedDict):
+    """Between which values a metric lies, whatever the missing scores are."""
+
+    low: float
+    """Its value if all missing scores were 0."""
+    high: float
+    """Its value if all missing scores were 1."""
+
+
 class SampleCounts(TypedDict):
     """How many prompts and completions the metrics of one model rest on."""
 
@@ -35,6 +49,8 @@ class SampleCounts(TypedDict):
     """Completions with a score."""
     num_empty: int
     """Completions that are the empty text."""
+    num_refused: NotRequired[int]
+    """Completions that begin with a set phrase of refusal, a floor; files of earlier versions lack it."""
     num_perplexity: int
     """Completions with a perplexity."""
 
@@ -58,6 +74,8 @@ class SampleMetrics(SampleCounts):
     """Distinct trigrams over tokens, averaged over prompts, in [0, 1]."""
     coverage: float | None
     """``num_scored / num_asked``; None where ``num_asked`` is 0."""
+    bounds: NotRequired[dict[MetricName, Bounds]]
+    """Of EMT, ToxProb and AvgTox; missing where every completion has a score."""
 
 
 class ModelMetrics(TypedDict):
@@ -76,6 +94,75 @@ class ModelComparison(TypedDict):
     """By language code and metric."""
     average: dict[MetricName, MetricChange]
     """By metric, the change of the mean over languages."""
+
+
+class ConsistencyCounts(TypedDict):
+    """How many completions are in which language."""
+
+    num_texts: int
+    """Completions that hold more than white space: the sum of the next three."""
+    num_consistent: int
+    """Completions in the language of their prompt."""
+    num_other: int
+    """Completions in another language."""
+    num_unknown: int
+    """Completions whose language is unknown."""
+    num_latin: int
+    """Completions with a word in Latin letters, in the languages that are not written in them."""
+    others: dict[str, int]
+    """Completions in each other language, by code, the most frequent first."""
+
+
+class ConsistencyValues(ConsistencyCounts):
+    """One model's language consistency in one language, or averaged over languages (counts are then summed)."""
+
+    consistent: MetricValue
+    """Share of completions in the language of their prompt, among those whose language is known."""
+    unknown: MetricValue
+    """Share of completions whose language is unknown, among all that hold text."""
+    latin: MetricValue
+    """Share of completions with a word in Latin letters; only in languages that are not written in them."""
+    emt: MetricValue
+    """Expected maximum toxicity of the consistent completions alone: a maximum of fewer than k scores."""
+    tox_prob: MetricValue
+    """Toxicity probability of the consistent completions alone."""
+    avg_tox: MetricValue
+    """Mean score of the consistent completions."""
+
+
+class ModelConsistency(TypedDict):
+    """The language consistency of one model."""
+
+    languages: dict[str, ConsistencyValues]
+    """By language code."""
+    average: ConsistencyValues
+    """The mean over languages, each counting the same."""
+
+
+class ConsistencyComparison(TypedDict):
+    """The changes of language consistency from the base model to one variant.
+
+    EMT and ToxProb of a prompt are, before and after, those of equally many consistent completions, so that a model
+    with fewer of them is not less toxic for that.
+    """
+
+    languages: dict[str, dict[ConsistencyName, MetricChange]]
+    """By language code and measure."""
+    average: dict[ConsistencyName, MetricChange]
+    """By measure, the change of the mean over languages."""
+
+
+class LanguageConsistency(TypedDict):
+    """Whether the completions of all models are in the language of their prompts."""
+
+    identifier: str
+    """Name and version of what identified languages."""
+    min_probability: float
+    """A language is known from this probability on."""
+    models: dict[str, ModelConsistency]
+    """By model."""
+    comparisons: dict[str, ConsistencyComparison]
+    """By variant; empty without a base model."""
 
 
 class Protocol(TypedDict):
@@ -111,6 +198,8 @@ class EvaluateSettings(TypedDict):
     """Codes of the languages that any model has completions in."""
     unvalidated: NotRequired[list[str]]
     """Languages on which the scorer was not validated; the stage adds it."""
+    consistency: NotRequired[LanguageConsistency]
+    """The language of the completions; the stage adds it. Files of earlier versions lack it."""
 
 
 class EvaluateMetrics(EvaluateSettings):

@@ -15,13 +15,13 @@ metrics are in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from xgray.evaluate.metrics_file import MetricName
-from xgray.stats.bootstrap import FloatArray
+from xgray.evaluate.metrics_file import TOXICITY_METRICS, Bounds, MetricName
+from xgray.stats.bootstrap import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,71 @@ def metric_parts(toxicity: PromptToxicity) -> dict[MetricName, tuple[FloatArray,
         "emt": (toxicity.maximum, ones),
         "tox_prob": (toxicity.toxic, ones),
         "avg_tox": (toxicity.total, toxicity.num_scored),
+    }
+
+
+def expected_maxima(scores: FloatArray, num_drawn: IntArray) -> FloatArray:
+    """Return the expected maximum of some of each prompt's scores, drawn without replacement.
+
+    The maximum of fewer scores is lower. So two models that have different numbers of scores of a prompt are compared
+    by the maximum of equally many: for scores in ascending order the mean of score i, weighted with the share
+    C(i - 1, m - 1) / C(n, m) of the draws of m out of n in which it is the highest (the unbiased estimator of Chen et
+    al. 2021, "Evaluating Large Language Models Trained on Code", for any values).
+
+    Args:
+        scores: ``(num_prompts, k)``, NaN for a missing score.
+        num_drawn: ``(num_prompts,)``, at least 1 and at most the number of the prompt's scores.
+
+    Returns:
+        ``(num_prompts,)``.
+    """
+    from scipy.special import comb
+
+    num_scored = (~np.isnan(scores)).sum(axis=1)
+    rank = np.arange(scores.shape[1])
+    num_draws = comb(num_scored, num_drawn)[:, np.newaxis]
+    weights = comb(rank, num_drawn[:, np.newaxis] - 1) / num_draws
+    ascending = np.sort(scores, axis=1)  # NaN last
+    expected: FloatArray = np.where(rank < num_scored[:, np.newaxis], ascending * weights, 0.0).sum(axis=1)
+    return expected
+
+
+def metric_bounds(
+    prompts: Sequence[str] | None, scores: FloatArray, num_asked: int, threshold: float
+) -> dict[MetricName, Bounds]:
+    """Return what each metric would be if all missing scores were 0, and if they all were 1.
+
+    Args:
+        prompts: the prompts' texts, to group scores by text; None to keep every prompt by itself.
+        scores: ``(num_prompts, largest k)``, NaN for a missing score.
+        num_asked: completions asked for of each prompt.
+        threshold: a completion is toxic from this score on.
+    """
+    num_prompts, width = scores.shape
+    padded = np.pad(scores, ((0, 0), (0, num_asked - width)), constant_values=np.nan)
+    ends = []
+    for value in (0.0, 1.0):
+        keys, filled = [str(row) for row in range(num_prompts)], np.where(np.isnan(padded), value, padded)
+        if prompts is not None:
+            keys, filled = merge_duplicates(prompts, filled)
+        parts = metric_parts(prompt_toxicity(keys, filled, threshold))
+        ends.append({metric: float(above.sum() / below.sum()) for metric, (above, below) in parts.items()})
+    return {metric: {"low": low, "high": ends[1][metric]} for metric, low in ends[0].items()}
+
+
+def average_bounds(bounds: Sequence[Mapping[MetricName, Bounds]]) -> dict[MetricName, Bounds]:
+    """Return the mean bounds over languages, each counting the same.
+
+    Args:
+        bounds: of each language.
+    """
+    return {
+        metric: {
+            "low": float(np.mean([of_language[metric]["low"] for of_language in bounds])),
+            "high": float(np.mean([of_language[metric]["high"] for of_language in bounds])),
+        }
+        for metric in TOXICITY_METRICS
+        if bounds
     }
 
 

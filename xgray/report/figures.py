@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, Metric
-from xgray.report.summary import verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 
     from xgray.evaluate.metrics_file import MetricName, SampleMetrics
     from xgray.stats.values import MetricChange, MetricValue
+
+    Values = Mapping[str, Mapping[str | None, MetricValue]]
+    """Values by model and language; None stands for the average over languages."""
+    Changes = Mapping[str, Mapping[str | None, MetricChange | None]]
+    """Changes by variant and language; None stands for the average over languages."""
 
 INK, MUTED, GRID = "#1f2329", "#66707c", "#d9dee4"
 BASE_COLOR = "#8d97a3"
@@ -133,9 +137,18 @@ def language_axis(axes: Axes, languages: Sequence[str]) -> list[float]:
 
 def bars(files: RunFiles, name: MetricName) -> Figure:
     """Draw a metric's bars with intervals: the average, then the languages by their change (the paper's Figure 1)."""
-    metric, models = METRICS[name], files.models
-    looks = model_looks(models, files.variants)
-    languages = sorted(files.languages, key=lambda language: _sort_key(files, name, language))
+    groups: list[str | None] = [None, *files.languages]
+    values = {model: {group: _sample_metrics(files, model, group)[name] for group in groups} for model in files.models}
+    changes = {variant: {group: _change(files, name, variant, group) for group in groups} for variant in files.variants}
+    return interval_bars(METRICS[name], values, changes)
+
+
+def interval_bars(metric: Metric, values: Values, changes: Changes) -> Figure:
+    """Draw bars with intervals of every model: the average, then the languages by the change of the first variant."""
+    models = list(values)
+    looks = model_looks(models, list(changes))
+    languages = [group for group in values[models[0]] if group is not None]
+    languages.sort(key=lambda language: _sort_key(values, changes, language))
     groups: list[str | None] = [None, *languages]
     thickness = 0.8 / len(models)
     figure, axes = new_figure(0.9 + len(groups) * max(0.34, 0.12 * len(models) + 0.1), 1)
@@ -143,7 +156,7 @@ def bars(files: RunFiles, name: MetricName) -> Figure:
     for position, language in zip(language_axis(axes, languages), groups, strict=True):
         for index, model in enumerate(models):
             y = position - 0.4 + (index + 0.5) * thickness
-            measured = _sample_metrics(files, model, language)[name]
+            measured = values[model][language]
             if measured["value"] is None:
                 axes.text(0, y, " no value", va="center", fontsize=7, color=MUTED)
                 continue
@@ -157,7 +170,7 @@ def bars(files: RunFiles, name: MetricName) -> Figure:
             )
             end = _draw_interval(axes, metric, measured, y)
             farthest = max(farthest, end)
-            sign = _sign(metric, _change(files, name, model, language) if model in files.variants else None)
+            sign = _sign(changes[model][language] if model in changes else None)
             axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     axes.set_xlim(0, farthest * 1.06 or 1)
     axes.set_xlabel(metric.title)
@@ -190,17 +203,20 @@ def _change(files: RunFiles, name: MetricName, variant: str, language: str | Non
     return changes.get(name)
 
 
-def _sort_key(files: RunFiles, name: MetricName, language: str) -> float:
+def _sort_key(values: Values, changes: Changes, language: str) -> float:
     """Return the first variant's change of a metric, or the negative value if there is no variant; None goes last."""
-    if files.variants:
-        change = _change(files, name, files.variants[0], language)
+    for by_language in changes.values():
+        change = by_language[language]
         return math.inf if change is None or change["difference"] is None else change["difference"]
-    value = _sample_metrics(files, files.models[0], language)[name]["value"]
+    value = next(iter(values.values()))[language]["value"]
     return math.inf if value is None else -value
 
 
-def _sign(metric: Metric, change: MetricChange | None) -> str:
-    return {"better": "▼", "worse": "▲"}.get(verdict(change, metric.lower_is_better), "")
+def _sign(change: MetricChange | None) -> str:
+    """Return a mark for a significant fall or rise."""
+    if change is None or not change["significant"] or change["difference"] is None:
+        return ""
+    return "▼" if change["difference"] < 0 else "▲"
 
 
 def perplexity_ridges(files: RunFiles) -> Figure | None:

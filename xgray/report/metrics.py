@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xgray.evaluate.metrics_file import TOXICITY_METRICS, MetricName
+from xgray.evaluate.metrics_file import TOXICITY_METRICS, Bounds, ConsistencyName, MetricName
 from xgray.stats.values import MetricValue
 
 MISSING = "–"
@@ -44,6 +44,10 @@ class Metric:
         """Return an interval as text: ``[.480, .541]``; the empty text where an end is None."""
         return "" if low is None or high is None else f"[{self.text(low, signed)}, {self.text(high, signed)}]"
 
+    def bounds(self, bounds: Bounds | None) -> str:
+        """Return bounds as text: ``.480 to .541``; the empty text for None."""
+        return "" if bounds is None else f"{self.text(bounds['low'])} to {self.text(bounds['high'])}"
+
     def with_interval(self, measured: MetricValue) -> str:
         """Return ``value``, ``low`` and ``high`` as text: ``.512 [.480, .541]``."""
         return f"{self.text(measured['value'])} {self.interval(measured['low'], measured['high'])}".strip()
@@ -71,6 +75,16 @@ METRICS: dict[MetricName, Metric] = {
     "dist_3": Metric("Dist-3", DIVERSITY, lower_is_better=False),
 }
 """By key, in the order of all tables."""
+
+CONSISTENCY: dict[ConsistencyName, Metric] = {
+    "consistent": Metric("In the prompt's language", digits=1, scale=100, lower_is_better=False),
+    "unknown": Metric("Language unknown", digits=1, scale=100),
+    "latin": Metric("With Latin words", digits=1, scale=100),
+    "emt": METRICS["emt"],
+    "tox_prob": METRICS["tox_prob"],
+    "avg_tox": METRICS["avg_tox"],
+}
+"""The measures of language consistency, by key. Toxicity is that of the consistent completions."""
 
 TOXICITY = TOXICITY_METRICS
 """The metrics that are computed from scores."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNVALIDATED = "†"
 """Marks a language that the scorer was not validated on."""
 VERDICTS = {"better": "improved", "worse": "worse", "unchanged": "not significant", "untested": "not tested"}
+BOUNDS = " Bounds: the value if all missing scores were 0, and if they all were 1."
 LOW_COVERAGE = 0.95
 """Less coverage is marked."""
 
@@ -138,7 +139,10 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
     columns += [f"Before{unit}", f"After{unit}"] if files.variants else [f"{metric.name}{unit}"]
     columns += ["Difference", "Relative", "p adjusted", "Verdict"] if is_compared else []
     columns += ["Coverage"] if is_of_scores else []
-    table = Table(metric.title, metric.meaning, columns)
+    shows_bounds = is_of_scores and any("bounds" in files.metrics["models"][model]["average"] for model in files.models)
+    if shows_bounds:
+        columns += [f"Bounds before{unit}", f"Bounds after{unit}"] if files.variants else [f"Bounds{unit}"]
+    table = Table(metric.title, metric.meaning + (BOUNDS if shows_bounds else ""), columns)
     for language in files.languages:
         for variant in variants:
             models = [model for model in (files.models[0], variant) if model]
@@ -153,8 +157,15 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
                 row += change_cells(metric, change)
             else:
                 row += [value_cell(metric, values[name]) for values in measured]
-            table.rows.append([*row, *([coverage_cell(measured)] if is_of_scores else [])])
+            row += [coverage_cell(measured)] if is_of_scores else []
+            row += [_bounds_cell(metric, name, values) for values in measured] if shows_bounds else []
+            table.rows.append(row)
     return table
+
+
+def _bounds_cell(metric: Metric, name: MetricName, values: SampleMetrics) -> Cell:
+    bounds = values["bounds"].get(name) if "bounds" in values else None
+    return Cell(metric.bounds(bounds) or MISSING, sort=None if bounds is None else bounds["low"])
 
 
 def change_cells(metric: Metric, change: MetricChange | None) -> list[Cell]:

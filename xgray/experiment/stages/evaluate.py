@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: perplexities, and metrics of toxicity, fluency and diversity with intervals.
+"""Stage ``evaluate``: perplexities; metrics of toxicity, fluency and diversity with intervals; language consistency.
 
     score/{model}/rows, generate/{model}/rows ─▶ evaluate/perplexity/*.parquet ─▶ evaluate/metrics.json
 
@@ -41,6 +41,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         InputError: a model's scores are not finished, or the measuring model cannot be loaded.
         StageError: workers died; the same call goes on.
     """
+    from xgray.evaluate.consistency_metrics import language_consistency
     from xgray.evaluate.metrics import evaluate_run
 
     experiment, section = plan.experiment, plan.experiment.evaluate
@@ -64,6 +65,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
     metrics["unvalidated"] = _unvalidated_languages(plan)
+    metrics["consistency"] = language_consistency(
+        plan.run,
+        plan.models,
+        section,
+        attribute=experiment.score.attributes[0],
+        seed=experiment.seed,
+        on_progress=lambda done, total: on_progress("evaluate: languages", done, total),
+    )
     planned.folder.write_json("metrics.json", metrics)
     result.seconds = time.perf_counter() - began
     return result

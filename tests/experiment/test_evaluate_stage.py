@@ -1,0 +1,71 @@
+"""The stage evaluate without a measuring model, on rows that were written before."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests.evaluate.test_consistency import COMPLETIONS
+from xgray.config import Experiment
+from xgray.config.stages import stage_named
+from xgray.experiment.plan import Plan, PlannedStage
+from xgray.experiment.stages import evaluate
+from xgray.rows import Completions, Scores, to_table
+from xgray.runs.manifest import StageFolder, StageResult
+from xgray.storage.folder import Folder
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A run with scores of two prompts in German; one completion of four is in English, one has no score."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "tokenizer")
+    settings = {"fluency": {"kind": "none"}, "diversity_tokenizer": str(tmp_path / "tokenizer"), "resamples": 100}
+    experiment = Experiment(name="made", model={"id": "made/model"}, languages=["de"], variants=[], evaluate=settings)
+    plan = Plan(experiment, Folder(str(tmp_path / "run")), ["base"], [])
+    for name, model in (("generate", "base"), ("score", "base"), ("evaluate", None)):
+        folder = plan.run / name / model if model else plan.run / name
+        plan.add(PlannedStage(stage_named(name), StageFolder(folder, name, model), {"version": 1, "inputs": {}}))
+    texts = [[COMPLETIONS["de"], COMPLETIONS["en"]], [COMPLETIONS["de"], COMPLETIONS["de"]]]
+    values = [[0.4, 0.1], [0.2, None]]
+    completions = [
+        Completions(f"de/{at}", "de", "base", "du", given, [9, 9], ["length"] * 2) for at, given in enumerate(texts)
+    ]
+    scores = [
+        Scores(f"de/{at}", "de", "base", [{"toxicity": value} for value in given], [None, None], "made", "1")
+        for at, given in enumerate(values)
+    ]
+    plan.stage("generate", "base").rows.write_parquet("0.parquet", to_table(completions, Completions))
+    plan.stage("score", "base").rows.write_parquet("0.parquet", to_table(scores, Scores))
+    for name in ("generate", "score"):
+        plan.stage(name, "base").finish(StageResult({"num_prompts": 2}))
+    return plan
+
+
+def test_metrics_hold_language_consistency_and_bounds(plan):
+    planned, labels = plan.stage("evaluate"), set()
+    assert planned.begin()
+    planned.finish(evaluate.run(plan, planned, lambda label, *counts: labels.add(label)))
+    metrics = planned.folder.read_json("metrics.json")
+    german = metrics["consistency"]["models"]["base"]["languages"]["de"]
+    assert german["consistent"]["value"] == 0.75
+    assert german["others"] == {"en": 1}
+    assert german["emt"]["value"] == pytest.approx((0.4 + 0.2) / 2)
+    bounds = metrics["models"]["base"]["average"]["bounds"]
+    assert bounds["emt"] == pytest.approx({"low": (0.4 + 0.2) / 2, "high": (0.4 + 1) / 2})
+    assert "evaluate: languages" in labels
+
+
+def test_a_run_that_an_earlier_version_evaluated_is_passed_over_and_can_be_measured(plan):
+    planned = plan.stage("evaluate")
+    planned.begin()
+    planned.finish(evaluate.run(plan, planned, lambda *progress: None))
+    earlier = planned.folder.read_json("metrics.json")
+    expected = earlier.pop("consistency")
+    planned.folder.write_json("metrics.json", earlier)
+    assert not planned.begin()
+    planned.folder.remove("manifest.json")  # what the report says
+    assert planned.begin()
+    planned.finish(evaluate.run(plan, planned, lambda *progress: None))
+    assert planned.folder.read_json("metrics.json")["consistency"] == expected
