@@ -43,7 +43,8 @@ def write_sources(folder):
     return [
         {"kind": "labelled", "path": str(folder / "labels.csv"), "licence": "CC0"},
         {
-            "kind": "ratings", "path": str(folder / "RTP_LX_EN.json"), "licence": "MIT", "columns": insults, "weight": 2.0,
+            "kind": "ratings", "path": str(folder / "RTP_LX_EN.json"), "licence": "MIT", "columns": insults,
+            "weight": 2.0,
         },
         {
             "kind": "scores", "path": str(folder / "scores.csv"), "licence": "none stated", "language": "en",
