@@ -89,7 +89,7 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
 
 
 def test_a_finished_training_is_shown_and_another_is_refused(trained):
-    folder, card = trained
+    folder, _ = trained
     before = (folder / "out" / "manifest.json").read_bytes()
     output, _ = finish(start(folder))
     assert "tiny against held-out texts" in output
