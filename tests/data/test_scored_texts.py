@@ -89,11 +89,12 @@ def write_ratings(path, *rows):
 
 def test_ratings_become_the_mean_of_the_raters_on_each_scale(tmp_path):
     means = {"Prompt": "nur Mittel", "Index": "3", "Locale": "ZH-Hans", "Annotations": {"Toxicity": 2.0, "Insult": 1.5}}
-    file = write_ratings(tmp_path / "ratings.json", rating(), rating(2, Toxicity=[5, 5]), means)
-    texts = read("ratings", file, columns=RATED)
+    write_ratings(tmp_path / "ratings.json", rating(), rating(2, "Pt-Br", Toxicity=[5, 5]), means)
+    write(tmp_path / "other_scorers.csv", "Index,gpt4\n1,3\n")
+    texts = read("ratings", tmp_path, columns=RATED)
     assert texts.targets.tolist() == [[0.5, 1], [1, 1], [0.25, 0.25]]
-    assert texts.languages == ["de", "de", "zh-hans"]
-    assert texts.groups == [f"ratings/index {index}" for index in (1, 2, 3)]
+    assert texts.languages == ["de", "pt", "zh-hans"]
+    assert texts.groups == [f"RTP-LX {index}" for index in (1, 2, 3)]
 
 
 def answer(toxicity):

@@ -30,7 +30,7 @@ class TextSource(Section):
     numbers, such as archived answers of Perspective."""
     path: str
     """A file (CSV, JSON lines or Parquet), or a folder of such files."""
-    name: str = ""
+    name: str | None = None
     """The source's name in the card; by default the file's or folder's."""
     licence: str
     """The licence of the texts and of what is said of them, for the card; "none stated" where there is none."""

@@ -27,6 +27,7 @@ from xgray.languages import language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+RATED_SUFFIXES = (".json", ".jsonl")
 RATING_SCALES = {"Toxicity": (1.0, 5.0)} | dict.fromkeys(
     ("IdentityAttack", "Bias", "Microaggression", "Violence", "SelfHarm", "Insult", "SexualContent"), (1.0, 3.0)
 )
@@ -81,9 +82,10 @@ def source_files(source: TextSource) -> list[Path]:
     path = resolve_input(source.path, f"source {source_name(source)}")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    suffixes = RATED_SUFFIXES if source.kind == "ratings" else SUFFIXES
+    files = sorted(file for file in path.rglob("*") if file.suffix in suffixes)
     if not files:
-        raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} files (source {source_name(source)})")
+        raise InputError(f"{path}: the folder holds no {', '.join(suffixes)} files (source {source_name(source)})")
     return files
 
 
@@ -119,7 +121,7 @@ def read_source(source: TextSource, attributes: Sequence[str]) -> SourceTexts:
         texts=[row.text for row in rows],
         languages=[row.language for row in rows],
         targets=targets,
-        groups=[f"{name}/{row.group}" if row.group else "" for row in rows],
+        groups=[row.group for row in rows],
         is_validation=np.array([row.split == "validate" for row in rows]),
         num_left_out=num_left_out,
     )
@@ -154,7 +156,7 @@ def read_scores(source: TextSource, file: Path, attributes: Sequence[str]) -> It
 def read_ratings(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
     """Yield the prompts of an RTP-LX file, with the mean of their raters on the scale of each harm.
 
-    Translations of a prompt have the same ``Index``, and so the same group.
+    Translations of a prompt have the same ``Index``, and so the same group, also in several sources.
 
     Raises:
         InputError: a prompt has no answer for a harm, or one that is not on its scale, or is of another language.
@@ -163,11 +165,12 @@ def read_ratings(source: TextSource, file: Path, attributes: Sequence[str]) -> I
     if unknown := [harm for harm in columns.values() if harm not in RATING_SCALES]:
         raise InputError(f"sources.columns: {unknown[0]!r} is no harm of RTP-LX; they are {', '.join(RATING_SCALES)}")
     for record in islice(read_records(file), source.limit):
-        code = _known_language(record.location, record.text("Locale"))
+        locale = record.text("Locale")  # PT's is Pt-Br
+        code = _known_language(record.location, locale if locale.lower() == "zh-hans" else locale.partition("-")[0])
         if source.language not in (None, code):
             raise InputError(f"{record.location}: the prompt is of {code}, and the source of {source.language}")
         values = {name: _mean_rating(record, harm) for name, harm in columns.items() if name in attributes}
-        yield ScoredText(record.text("Prompt"), code, values, f"index {record.fields.get('Index', record.location)}")
+        yield ScoredText(record.text("Prompt"), code, values, f"RTP-LX {record.fields.get('Index', record.location)}")
 
 
 def read_polyglo(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
@@ -182,7 +185,7 @@ def read_polyglo(source: TextSource, file: Path, attributes: Sequence[str]) -> I
         code = _language(source, file, record, stated)
         for name, answer in POLYGLO_ANSWERS.items():
             values = _perspective_values(record, answer, attributes)
-            yield ScoredText(record.text(name), code, values, f"{file.name} row {row}")
+            yield ScoredText(record.text(name), code, values, f"{source_name(source)}/{file.name} row {row}")
 
 
 def _rows(
@@ -232,9 +235,9 @@ def _scored_text(source: TextSource, file: Path, record: Record, values: dict[st
     split = str(record.fields.get("split") or "").strip() if source.kind == "labelled" else ""
     if split and split not in SPLITS:
         raise InputError(f"{record.location}: split must be fit or validate, not {split!r}")
-    group = "" if source.group_column is None else str(record.fields[source.group_column])
+    group = f"{source_name(source)}/{record.fields[source.group_column]}" if source.group_column else ""
     return ScoredText(
-        text=record.text(source.text_column),
+        text=record.text(source.text_column) if record.fields[source.text_column] is not None else "",
         language=_language(source, file, record, record.fields.get("language")),
         targets={name: value for name, value in values.items() if value is not None},
         group=group,

@@ -140,7 +140,10 @@ class FineTuning:
         self.model.to(self.device)
         if self.section.execution.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.section.learning_rate)
+        # On a CPU the fused kernel takes a fraction of the time; on CUDA the default does the same in a few launches.
+        self.optimizer = torch.optim.AdamW(
+            self._parameter_groups(), lr=self.section.learning_rate, fused=not cuda or None
+        )
         self.schedule = LambdaLR(
             self.optimizer, lambda step: rate_factor(step, self.num_steps, self.section.warmup_share)
         )
