@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -22,12 +23,22 @@ def start(folder, *options):
     )
 
 
+def complete(process, code=0):
+    """Wait for the process to end with this exit code, and return what it wrote to its two outputs."""
+    try:
+        return finish(process, code, timeout=500)
+    except subprocess.TimeoutExpired:
+        kill_family(process)
+        raise
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a training that nothing disturbed, and the card that the command printed."""
     folder = tmp_path_factory.mktemp("trained")
-    write_training(folder, eval_steps=1)  # a checkpoint at every step gives time to kill another between two
-    output, _ = finish(start(folder, "--json"))
+    # A checkpoint at every step gives time to kill another between two.
+    write_training(folder, max_steps=12, eval_steps=1, execution={"cpus_per_worker": 1})
+    output, _ = complete(start(folder, "--json"))
     return folder, json.loads(output)
 
 
@@ -71,14 +82,14 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
     shutil.copy(folder / "training.yaml", tmp_path)
     process = start(tmp_path)
     checkpoints = tmp_path / "out" / "checkpoints"
-    wait_until(lambda: any(checkpoints.glob("step-0000000[5-9]/contents.json")), process, timeout=300)
+    wait_until(lambda: any(checkpoints.glob("step-0000000[3-7]/contents.json")), process, timeout=300)
     kill_family(process)
     assert not (tmp_path / "out" / "scorer").exists()
-    half = checkpoints / "step-00000023"
+    half = checkpoints / "step-00000011"
     half.mkdir()
     (half / "state.safetensors").write_bytes(b"half")
 
-    output, errors = finish(start(tmp_path, "--json"))
+    output, errors = complete(start(tmp_path, "--json"))
     assert "texts" not in errors.split("Ray: starting")[0], "the texts are prepared already"
     assert rows_of(tmp_path) == rows_of(folder)
     assert json.loads(output) == card
@@ -91,11 +102,11 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
 def test_a_finished_training_is_shown_and_another_is_refused(trained):
     folder, _ = trained
     before = (folder / "out" / "manifest.json").read_bytes()
-    output, _ = finish(start(folder))
+    output, _ = complete(start(folder))
     assert "tiny against held-out texts" in output
     assert '"languages": ' in output
     assert (folder / "out" / "manifest.json").read_bytes() == before
-    _, errors = finish(start(folder, "--learning-rate", "1e-4"), code=2)
+    _, errors = complete(start(folder, "--learning-rate", "1e-4"), code=2)
     assert "section.learning_rate 0.001 -> 0.0001" in errors
     assert "--force" in errors
 
@@ -112,7 +123,7 @@ def test_two_workers_make_the_same_steps_up_to_dropout(trained, tmp_path):
     for workers in (1, 2):
         fields = {"output": f"out{workers}", "execution": {"num_workers": workers, "cpus_per_worker": 1}}
         (tmp_path / "training.yaml").write_text(yaml.safe_dump(values | fields))
-        finish(start(tmp_path))
+        complete(start(tmp_path))
         lines = (tmp_path / f"out{workers}" / "metrics.jsonl").read_text().splitlines()
         rows[workers] = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
     for one, two in zip(rows[1], rows[2], strict=True):
@@ -121,9 +132,9 @@ def test_two_workers_make_the_same_steps_up_to_dropout(trained, tmp_path):
 
 def test_wrong_files_are_refused_in_one_line(tmp_path):
     write_training(tmp_path, max_length=4096)
-    _, errors = finish(start(tmp_path), code=2)
+    _, errors = complete(start(tmp_path), code=2)
     assert "max_length: 4096 tokens are more than" in errors
     write_training(tmp_path, sources=[{"kind": "scores", "path": "none.csv", "licence": "MIT"}])
-    _, errors = finish(start(tmp_path), code=2)
+    _, errors = complete(start(tmp_path), code=2)
     assert "none.csv: no such file or folder (source none)" in errors
     assert "Traceback" not in errors

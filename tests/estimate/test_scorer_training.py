@@ -36,7 +36,9 @@ def training(tmp_path_factory):
 def test_counts_are_those_of_the_training(training):
     folder, section = training
     output = Folder(str(folder / "out"))
-    facts = prepare_texts(section, load_tokenizer(section.model.id), output)
+    prepared = prepare_texts(section, load_tokenizer(section.model.id))
+    prepared.write(output)
+    facts = prepared.facts
     estimate = estimate_training(section, tokens_per_second=100.0)
     train = read_texts(output, Part.TRAIN)
     assert estimate.num_texts["train"] == len(train) == sum(each["num_train"] for each in facts["sources"].values())

@@ -31,7 +31,7 @@ def prepared(tmp_path_factory):
     values = write_training(folder)
     output = Folder(str(folder / "out"))
     section = ScorerTraining.model_validate(values)
-    prepare_texts(section, load_tokenizer(section.model.id), output)
+    prepare_texts(section, load_tokenizer(section.model.id)).write(output)
     return values, output
 
 

@@ -37,7 +37,7 @@ from xgray.score.trained.card import CARD, make_card, score_section, write_card
 from xgray.storage.checksums import CONTENTS, move_with_checksums
 from xgray.storage.folder import Folder, write_aside
 from xgray.train.checkpoints import Checkpoint
-from xgray.train.encoder.prepare import FACTS, HELD_OUT, TEXTS, prepare_texts, read_texts
+from xgray.train.encoder.prepare import FACTS, HELD_OUT, TEXTS, PreparedTexts, prepare_texts, read_texts
 from xgray.train.encoder.split import Part
 from xgray.train.metrics import summarize
 
@@ -115,7 +115,11 @@ def train_scorer(
         on_progress(label, done, total, errors)
 
     with Lease(place.folder, meter.progress), interrupts.interruptible():
-        place.begin(payload, force)
+        prepared = None if _is_prepared(place, payload, force) else _prepare(section, report)
+        place.begin(payload, force)  # after the texts, so that wrong ones are refused before old results are deleted
+        if prepared is not None:
+            prepared.write(place.folder)
+            del prepared
         with log_attempt([place], meter):
             result, interrupted = _run(section, fingerprints, place, address, report)
             place.finish(payload, result)
@@ -156,6 +160,18 @@ def read_card(output: Folder) -> dict[str, Any]:
     return card
 
 
+def _is_prepared(place: StageFolder, payload: dict[str, Any], force: bool) -> bool:
+    """Return whether the folder holds the texts of this very training."""
+    is_begun = place.state(payload, force) is FolderState.PARTIAL
+    return is_begun and place.folder.exists(FACTS) and place.folder.exists(TEXTS)
+
+
+def _prepare(section: ScorerTraining, on_progress: OnProgress) -> PreparedTexts:
+    path = path_for_workers(Model(id=section.model.id, revision=section.model.revision))
+    tokenizer = load_tokenizer(path, section.model.revision)
+    return prepare_texts(section, tokenizer, lambda done, total: on_progress("texts", done, total))
+
+
 def _run(
     section: ScorerTraining,
     fingerprints: dict[str, str],
@@ -163,12 +179,9 @@ def _run(
     address: str | None,
     on_progress: OnProgress,
 ) -> tuple[StageResult, bool]:
-    """Prepare the texts, train, export and measure; return the result, and whether an interrupt came too late."""
+    """Train, export and measure; return the result, and whether an interrupt came too late."""
     began = time.perf_counter()
     path = path_for_workers(Model(id=section.model.id, revision=section.model.revision))
-    if not (place.folder.exists(FACTS) and place.folder.exists(TEXTS)):
-        tokenizer = load_tokenizer(path, section.model.revision)
-        prepare_texts(section, tokenizer, place.folder, lambda done, total: on_progress("texts", done, total))
     on_progress("Ray: starting", 0, 0)
     with connect(address):
         on_progress("Ray: started", 1, 1)

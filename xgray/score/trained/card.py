@@ -35,7 +35,7 @@ def make_card(
     Args:
         section: the training, whose model is pinned to a commit.
         fingerprints: of the model under ``model``, and of each source under its name.
-        facts: what :func:`xgray.train.encoder.prepare.prepare_texts` returns.
+        facts: of :class:`xgray.train.encoder.prepare.PreparedTexts`.
         summary: the training's steps and losses.
         rows: the agreement.
     """

@@ -8,6 +8,7 @@ sources ──▶ prepare_texts ──▶ texts.parquet      token ids of the te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,18 +34,33 @@ TOKENIZER_BATCH = 4096
 OnCount = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class PreparedTexts:
+    """The texts of a training, ready to be written."""
+
+    texts: pa.Table
+    """The columns ``tokens``, ``targets``, ``weight`` and ``part``."""
+    held_out: pa.Table
+    """The columns ``text``, ``language`` and ``source``, and one for each attribute, null where it was not judged."""
+    facts: dict[str, Any]
+
+    def write(self, output: Folder) -> None:
+        """Write the three files; the last one says that they are complete."""
+        output.write_parquet(HELD_OUT, self.held_out)
+        output.write_parquet(TEXTS, self.texts)
+        output.write_json(FACTS, self.facts)
+
+
 def prepare_texts(
     section: ScorerTraining,
     tokenizer: PreTrainedTokenizerBase,
-    output: Folder,
     on_progress: OnCount = lambda done, total: None,
-) -> dict[str, Any]:
-    """Write the three files into ``output``, and return what :data:`FACTS` holds.
+) -> PreparedTexts:
+    """Read the sources, hold texts out, and tokenize the others.
 
     Args:
         section: the training.
         tokenizer: the model's.
-        output: the training's folder.
         on_progress: called with the number of texts that are tokenized, and of all.
 
     Raises:
@@ -55,22 +71,22 @@ def prepare_texts(
     targets = np.concatenate([source.targets for source in sources])
     check_texts(section, targets, parts)
     texts = [text for source in sources for text in source.texts]
-    is_used = (parts == Part.TRAIN) | (parts == Part.VALIDATION)
-    used = np.flatnonzero(is_used)
+    used = np.flatnonzero((parts == Part.TRAIN) | (parts == Part.VALIDATION))
     table, num_cut, num_tokens = _tokenized(section, tokenizer, [texts[index] for index in used], on_progress)
     weights = np.concatenate(
         [np.full(len(source.texts), stated.weight) for source, stated in zip(sources, section.sources, strict=True)]
     )
-    output.write_parquet(HELD_OUT, _held_out(section, sources, targets, parts))
-    output.write_parquet(TEXTS, _with_targets(table, parts[used], targets[used], weights[used]))
     facts = {
         "sources": _counts(sources, parts),
         "languages": [code for code in LANGUAGES if any(code in source.languages for source in sources)],
         "num_tokens": num_tokens,
         "num_cut": num_cut,
     }
-    output.write_json(FACTS, facts)  # last: it says that the files are complete
-    return facts
+    return PreparedTexts(
+        texts=_with_targets(table, parts[used], targets[used], weights[used]),
+        held_out=_held_out(section, sources, targets, parts),
+        facts=facts,
+    )
 
 
 def read_sources(section: ScorerTraining) -> list[SourceTexts]:
@@ -109,7 +125,7 @@ def check_texts(section: ScorerTraining, targets: npt.NDArray[np.float32], parts
 
 
 def read_texts(output: Folder, part: Part) -> TokenizedTexts:
-    """Return the texts of one part, from the file that :func:`prepare_texts` wrote."""
+    """Return the texts of one part, from the file that :class:`PreparedTexts` wrote."""
     import pyarrow.compute as pc
 
     table = output.read_table(TEXTS)
