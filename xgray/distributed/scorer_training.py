@@ -56,7 +56,7 @@ class ScorerTask:
 
     model: str
     section: ScorerTraining
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, Any]
 
     def train(self, worker: Worker) -> dict[str, Any]:
         """See :class:`xgray.distributed.training.Task`."""
@@ -102,11 +102,12 @@ def train_scorer(
     revision = {"revision": pinned.revision}
     section = section.model_copy(update={"model": section.model.model_copy(update=revision)})
     check_length(section)
-    fingerprints = {source_name(source): source_fingerprint(source) for source in section.sources}
-    fingerprints["model"] = model_fingerprint(pinned)
+    sources = {source_name(source): source_fingerprint(source) for source in section.sources}
+    fingerprints = {"model": model_fingerprint(pinned), "sources": sources}
     place = StageFolder(Folder(section.output), SCORER)
     payload = training_payload(section, fingerprints)
     if place.state(payload, force) is FolderState.FINISHED:
+        _delete_leftovers(place.folder)
         return read_card(place.folder)
     meter = Meter()
 
@@ -123,14 +124,13 @@ def train_scorer(
         with log_attempt([place], meter):
             result, interrupted = _run(section, fingerprints, place, address, report)
             place.finish(payload, result)
-        (place.folder / CHECKPOINTS).delete()
-        place.folder.remove(TEXTS)
+        _delete_leftovers(place.folder)
         if interrupted:
             raise KeyboardInterrupt
     return read_card(place.folder)
 
 
-def training_payload(section: ScorerTraining, fingerprints: dict[str, str]) -> dict[str, Any]:
+def training_payload(section: ScorerTraining, fingerprints: dict[str, Any]) -> dict[str, Any]:
     """Return what the scorer depends on: the section without its folders, and the fingerprints of its inputs."""
     values = section_payload(section)
     del values["output"]
@@ -160,6 +160,12 @@ def read_card(output: Folder) -> dict[str, Any]:
     return card
 
 
+def _delete_leftovers(output: Folder) -> None:
+    """Delete what only an unfinished training needs."""
+    (output / CHECKPOINTS).delete()
+    output.remove(TEXTS)
+
+
 def _is_prepared(place: StageFolder, payload: dict[str, Any], force: bool) -> bool:
     """Return whether the folder holds the texts of this very training."""
     is_begun = place.state(payload, force) is FolderState.PARTIAL
@@ -174,7 +180,7 @@ def _prepare(section: ScorerTraining, on_progress: OnProgress) -> PreparedTexts:
 
 def _run(
     section: ScorerTraining,
-    fingerprints: dict[str, str],
+    fingerprints: dict[str, Any],
     place: StageFolder,
     address: str | None,
     on_progress: OnProgress,

@@ -25,7 +25,7 @@ FORMAT = 1
 
 def make_card(
     section: ScorerTraining,
-    fingerprints: Mapping[str, str],
+    fingerprints: Mapping[str, Any],
     facts: Mapping[str, Any],
     summary: Mapping[str, Any],
     rows: Sequence[AgreementRow],
@@ -34,7 +34,7 @@ def make_card(
 
     Args:
         section: the training, whose model is pinned to a commit.
-        fingerprints: of the model under ``model``, and of each source under its name.
+        fingerprints: of the ``model``, and of the ``sources`` by name.
         facts: of :class:`xgray.train.encoder.prepare.PreparedTexts`.
         summary: the training's steps and losses.
         rows: the agreement.
@@ -52,7 +52,7 @@ def make_card(
         "data": {
             source_name(source): {
                 **source.model_dump(mode="json", exclude={"path", "name"}, exclude_defaults=True),
-                "fingerprint": fingerprints[source_name(source)],
+                "fingerprint": fingerprints["sources"][source_name(source)],
                 **facts["sources"][source_name(source)],
             }
             for source in section.sources
