@@ -56,8 +56,9 @@ def test_what_a_training_leaves(trained):
     assert json.loads((out / "scorer" / "card.json").read_text()) == card
     assert card["data"]["RTP_LX_EN"]["licence"] == "MIT"
     assert card["data"]["scores"]["num_test"] == 80
-    assert {row["source"] for row in card["agreement"]} == {"", "scores"}
-    assert {row["attribute"] for row in card["agreement"]} == {"toxicity", "insult"}
+    assert card["agreement"].keys() == {"toxicity", "insult"}
+    assert card["agreement"]["toxicity"].keys() == {"de", "en", "average"}
+    assert card["agreement_of_sources"]["scores"]["toxicity"]["en"]["num"] == 80
     assert any("Learned from scores (scores)" in limit for limit in card["limits"])
     assert "| toxicity | de |" in (out / "scorer" / "README.md").read_text()
     assert str(folder) not in (out / "scorer" / "README.md").read_text().replace(str(folder / "encoder"), "")

@@ -47,6 +47,7 @@ def test_the_ratings_encoder_is_measured_on_whole_sources():
         ({"sources": [SOURCE | {"language": "xx"}]}, ["sources.0.language", "unknown language 'xx'"]),
         ({"sources": [SOURCE | {"scale": [1, 1]}]}, ["sources.0.scale", "not from 1.0 to 1.0"]),
         ({"sources": [SOURCE | {"columns": {"threat": "t"}}]}, ["sources.0.columns", "'threat'", "(toxicity)"]),
+        ({"sources": [SOURCE | {"kind": "ratings", "columns": {"toxicity": "Toxicity"}}]}, ["ratings have none"]),
         ({"sources": [SOURCE | {"weight": 0}]}, ["sources.0.weight"]),
         ({"sources": [{"kind": "scores", "path": "a.csv"}]}, ["sources.0.licence"]),
         ({"attributes": ["rudeness"]}, ["'rudeness' is no attribute"]),

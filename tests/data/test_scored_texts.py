@@ -79,22 +79,28 @@ def rating(index=1, locale="DE", **answers):
     return {"Prompt": f"Satz {index}", "Index": index, "Locale": locale, "AnnotationsRaw": raw}
 
 
-RATED = {"toxicity": "Toxicity", "insult": "Insult"}
-
-
 def write_ratings(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def test_ratings_become_the_mean_of_the_raters_on_each_scale(tmp_path):
-    means = {"Prompt": "nur Mittel", "Index": "3", "Locale": "ZH-Hans", "Annotations": {"Toxicity": 2.0, "Insult": 1.5}}
-    write_ratings(tmp_path / "ratings.json", rating(), rating(2, "Pt-Br", Toxicity=[5, 5]), means)
+    means = {"Prompt": "nur Mittel", "Index": "3", "Locale": "DE", "Annotations": {"Toxicity": 2.0, "Insult": 1.5}}
+    write_ratings(tmp_path / "RTP_LX_DE.json", rating(), rating(2, Toxicity=[5, 5], Insult=[]), means)
+    write_ratings(tmp_path / "RTP_LX_PT.json", rating(2, "Pt-Br"))
     write(tmp_path / "other_scorers.csv", "Index,gpt4\n1,3\n")
-    texts = read("ratings", tmp_path, columns=RATED)
-    assert texts.targets.tolist() == [[0.5, 1], [1, 1], [0.25, 0.25]]
-    assert texts.languages == ["de", "pt", "zh-hans"]
-    assert texts.groups == [f"RTP-LX {index}" for index in (1, 2, 3)]
+    texts = read("ratings", tmp_path)
+    np.testing.assert_array_equal(texts.targets, np.array([[0.5, 1], [1, np.nan], [0.25, 0.25], [0.5, 1]], np.float32))
+    assert texts.languages == ["de", "de", "de", "pt"]
+    assert texts.groups[1] == texts.groups[3], "translations"
+    assert len(set(texts.groups)) == 3
+
+
+def test_ratings_of_your_own(tmp_path):
+    file = write(tmp_path / "en.csv", "text,rater_1,rater_2\nYou idiot,7,\nHello,1,3\n")
+    texts = read("ratings", file, scale=(1, 7))
+    assert texts.targets[:, 0].tolist() == [1, pytest.approx(1 / 6)]
+    assert np.isnan(texts.targets[:, 1]).all()
 
 
 def answer(toxicity):
@@ -145,19 +151,18 @@ def test_wrong_scores_are_refused_by_name(tmp_path, fields, rows, facts):
 @pytest.mark.parametrize(
     ("row", "fields", "fact"),
     [
-        (rating(Toxicity=[1, 6]), {}, ":1: a rating of Toxicity is 6, not a number from 1 to 5"),
-        (rating(Insult=[0]), {}, ":1: a rating of Insult is 0, not a number from 1 to 3"),
-        (rating(Toxicity=[]), {}, ":1: no rater judged Toxicity"),
-        (rating(locale="XX"), {}, ":1: unknown language 'XX'"),
-        (rating(), {"language": "fr"}, ":1: the prompt is of de, and the source of fr"),
-        (rating(), {"columns": {"toxicity": "Rudeness"}}, "'Rudeness' is no harm of RTP-LX"),
-        (rating(Toxicity=[math.nan]), {}, ":1: a rating of Toxicity is nan"),
+        (rating(Toxicity=[1, 6]), {}, ":1: AnnotationsRaw.Toxicity: a rating from 1 to 5 is expected, not 6"),
+        (rating(Insult=[0]), {}, ":1: AnnotationsRaw.Insult: a rating from 1 to 3 is expected, not 0"),
+        (rating(Toxicity=[], Insult=[]), {}, "none of 1 texts is rated"),
+        (rating(locale="XX"), {}, ":1: Locale: unknown language 'XX'"),
+        (rating(), {"language": "fr"}, "texts of de in the source ratings of fr"),
+        (rating(Toxicity=[math.nan]), {}, "a rating from 1 to 5 is expected, not nan"),
     ],
 )
 def test_wrong_ratings_are_refused_by_name(tmp_path, row, fields, fact):
     file = write_ratings(tmp_path / "ratings.json", row)
     with pytest.raises(InputError) as error:
-        read("ratings", file, **{"columns": RATED} | fields)
+        read("ratings", file, **fields)
     assert fact in str(error.value)
 
 

@@ -74,7 +74,7 @@ def test_the_prepared_texts(prepared):
     assert np.isnan(train.targets[:, 1]).sum() == sources["labels"]["num_train"], "labels say nothing of insults"
     assert set(train.weights.tolist()) == {1.0, 2.0}
     held_out = output.read_table(HELD_OUT)
-    assert held_out.column_names == ["text", "language", "source", "toxicity", "insult"]
+    assert held_out.column_names == ["text", "language", "source", "group", "toxicity", "insult"]
     assert held_out.num_rows == sum(source["num_test"] for source in sources.values())
     assert sources["scores"]["num_train"] == 0
     assert facts["languages"] == ["de", "en"]

@@ -39,13 +39,9 @@ def write_sources(folder):
             answers = {"Toxicity": [4, 5, 3] if is_insult else [1, 1, 2], "Insult": [3, 2, 3] if is_insult else [1] * 3}
             row = {"Prompt": f"So: {text}", "Index": position, "Locale": "EN", "AnnotationsRaw": answers}
             print(json.dumps(row), file=stream)
-    insults = {"toxicity": "Toxicity", "insult": "Insult"}
     return [
         {"kind": "labelled", "path": str(folder / "labels.csv"), "licence": "CC0"},
-        {
-            "kind": "ratings", "path": str(folder / "RTP_LX_EN.json"), "licence": "MIT", "columns": insults,
-            "weight": 2.0,
-        },
+        {"kind": "ratings", "path": str(folder / "RTP_LX_EN.json"), "licence": "MIT", "weight": 2.0},
         {
             "kind": "scores", "path": str(folder / "scores.csv"), "licence": "none stated", "language": "en",
             "columns": {"toxicity": "tox", "insult": "ins"}, "scale": [0, 100], "held_out": True,

@@ -260,17 +260,17 @@ def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
 
 def print_card(card: Mapping[str, Any], folder: str) -> None:
     """Print the agreement of a fine-tuned scorer with held-out texts, its limits, and how it is used."""
-    from xgray.score.trained.card import score_section
-    from xgray.stats.bootstrap import ValueWithInterval
+    from xgray.cli.agreement import text_with_interval
+    from xgray.evaluate.agreement_file import Measured
+    from xgray.score.trained.card import agreement_cells, score_section
 
-    columns = ("attribute", "language", "held-out source", "texts", "at least .5", "Spearman", "AUC", "error", "bias")
-    table = new_table(*columns, text_columns=("language", "held-out source"))
-    for row in card["agreement"]:
-        figures = (fraction(ValueWithInterval(**row[name])) for name in ("spearman", "auc"))
-        counts = (f"{row['num']:,}", f"{row['num_toxic']:,}")
-        differences = (FRACTION.text(row["mean_absolute_error"]), FRACTION.text(row["bias"]))
-        key = (row["attribute"], row["language"], row["source"] or "mixed")
-        table.add_row(*key, *counts, *figures, *differences)
+    def figure(measured: Mapping[str, Any]) -> str:
+        return text_with_interval(Measured.model_validate(measured))
+
+    columns = ("attribute", "language", "held out of", "texts", "at least .5", "Spearman", "AUC", "error", "bias")
+    table = new_table(*columns, text_columns=("language", "held out of"))
+    for cells in agreement_cells(card, figure, lambda value: FRACTION.text(value, signed=True)):
+        table.add_row(*cells)
     print_table(table, f"{card['name']} against held-out texts")
     for limit in card["limits"]:
         print_line(f"- {limit}")

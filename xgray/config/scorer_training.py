@@ -26,8 +26,8 @@ class TextSource(Section):
     """Texts with what people or another scorer said of them."""
 
     kind: Literal["labelled", "ratings", "scores"]
-    """``labelled``: classes, 1 or 0. ``ratings``: RTP-LX's JSON lines with the answers of human raters. ``scores``:
-    numbers, such as archived answers of Perspective."""
+    """``labelled``: classes, 1 or 0. ``ratings``: the answers of human raters, RTP-LX's JSON lines or a CSV file, as
+    ``xgray scorer measure`` reads them. ``scores``: numbers, such as archived answers of Perspective."""
     path: str
     """A file (CSV, JSON lines or Parquet), or a folder of such files."""
     name: str | None = None
@@ -35,9 +35,9 @@ class TextSource(Section):
     licence: str
     """The licence of the texts and of what is said of them, for the card; "none stated" where there is none."""
     columns: dict[str, str] = {}
-    """The column of each attribute, such as ``{toxicity: score}``. By default ``{toxicity: label}`` of labels;
-    ``{toxicity: Toxicity, identity_attack: IdentityAttack, insult: Insult}`` of ratings; and of scores the form of
-    PolygloToxicityPrompts, whose rows hold three texts with an answer of Perspective for each."""
+    """The column of each attribute, such as ``{toxicity: score}``. By default ``{toxicity: label}`` of labels,
+    and of scores the form of PolygloToxicityPrompts, whose rows hold three texts with an answer of Perspective for
+    each; ratings have none."""
     text_column: str = "text"
     """The column of the texts."""
     language: str | None = None
@@ -46,8 +46,9 @@ class TextSource(Section):
     group_column: str | None = None
     """A column whose value the versions of one text share, such as its translations; they are held out together.
     Equal texts always are."""
-    scale: tuple[float, float] = (0.0, 1.0)
-    """Scores: the lowest and the highest possible value, which become 0 and 1."""
+    scale: tuple[float, float] | None = None
+    """The lowest and the highest possible value, which become 0 and 1. By default 0 and 1 of scores, and 1 and 5 of
+    ratings in a CSV file; RTP-LX's harms have their own."""
     weight: float = Field(1.0, gt=0)
     """How much each of its texts counts in the loss."""
     limit: int | None = Field(None, ge=1)
@@ -63,10 +64,16 @@ class TextSource(Section):
         except InputError as error:
             raise ValueError(str(error)) from None
 
+    @model_validator(mode="after")
+    def _ratings_have_no_columns(self) -> TextSource:
+        if self.kind == "ratings" and self.columns:
+            raise ValueError("columns: ratings have none; what the raters judged decides the attributes")
+        return self
+
     @field_validator("scale")
     @classmethod
-    def _rising_scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if scale[0] >= scale[1]:
+    def _rising_scale(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale and scale[0] >= scale[1]:
             raise ValueError(f"the scale goes from the lowest to the highest value, not from {scale[0]} to {scale[1]}")
         return scale
 

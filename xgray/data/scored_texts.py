@@ -1,7 +1,7 @@
 """Read the sources of a scorer's training: texts with a value in [0, 1] for each attribute that was judged.
 
     labelled   classes of comments, 1 or 0
-    ratings    RTP-LX's answers of human raters: Toxicity from 1 to 5, the other harms from 1 to 3
+    ratings    RTP-LX's answers of human raters, or a CSV file of raters' answers (:mod:`xgray.data.ratings`)
     scores     numbers in named columns, or PolygloToxicityPrompts with an answer of Perspective for each of three texts
 
 A row becomes one :class:`ScoredText` or, in PolygloToxicityPrompts, three.
@@ -10,7 +10,7 @@ A row becomes one :class:`ScoredText` or, in PolygloToxicityPrompts, three.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,19 +21,13 @@ import numpy.typing as npt
 
 from xgray.config import TextSource
 from xgray.data.labelled import COMMENTS, SPLITS
+from xgray.data.ratings import Scale, read_ratings
 from xgray.data.source import Record, read_csv, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-RATED_SUFFIXES = (".json", ".jsonl")
-RATING_SCALES = {"Toxicity": (1.0, 5.0)} | dict.fromkeys(
-    ("IdentityAttack", "Bias", "Microaggression", "Violence", "SelfHarm", "Insult", "SexualContent"), (1.0, 3.0)
-)
-"""The harms that RTP-LX's raters judge, with the least and the greatest answer (de Wynter et al. 2024)."""
-RATED = {"toxicity": "Toxicity", "identity_attack": "IdentityAttack", "insult": "Insult"}
-"""The harm that stands for an attribute unless the source says otherwise. None is Perspective's threat."""
 POLYGLO_ANSWERS = {"text": "perspective", "prompt": "prompt_perspective", "continuation": "continuation_perspective"}
 """The texts of a row of PolygloToxicityPrompts (Jain et al. 2024), and the field of each one's answer."""
 
@@ -82,10 +76,9 @@ def source_files(source: TextSource) -> list[Path]:
     path = resolve_input(source.path, f"source {source_name(source)}")
     if not path.is_dir():
         return [path]
-    suffixes = RATED_SUFFIXES if source.kind == "ratings" else SUFFIXES
-    files = sorted(file for file in path.rglob("*") if file.suffix in suffixes)
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
     if not files:
-        raise InputError(f"{path}: the folder holds no {', '.join(suffixes)} files (source {source_name(source)})")
+        raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} files (source {source_name(source)})")
     return files
 
 
@@ -100,16 +93,14 @@ def read_source(source: TextSource, attributes: Sequence[str]) -> SourceTexts:
     Raises:
         InputError: a file or a value in it is wrong, or no text is left; the message names the file and the line.
     """
-    read: Callable[[TextSource, Path, Sequence[str]], Iterator[ScoredText]]
-    read = {"labelled": read_labels, "ratings": read_ratings, "scores": read_scores}[source.kind]
+    read = {"labelled": read_labels, "ratings": read_rated, "scores": read_scores}[source.kind]
     rows: list[ScoredText] = []
     num_left_out = 0
-    for file in source_files(source):
-        for row in read(source, file, attributes):
-            if row.text.strip() and row.targets:
-                rows.append(row)
-            else:
-                num_left_out += 1
+    for row in read(source, attributes):
+        if row.text.strip() and row.targets:
+            rows.append(row)
+        else:
+            num_left_out += 1
     name = source_name(source)
     if not rows:
         raise InputError(f"{source.path}: no text with a value of {', '.join(attributes)} (source {name})")
@@ -127,50 +118,60 @@ def read_source(source: TextSource, attributes: Sequence[str]) -> SourceTexts:
     )
 
 
-def read_labels(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
-    """Yield the texts of a file of labels, 1 or 0 in each column; an empty cell says nothing of the attribute.
+def read_labels(source: TextSource, attributes: Sequence[str]) -> Iterator[ScoredText]:
+    """Yield the texts of files of labels, 1 or 0 in each column; an empty cell says nothing of the attribute.
 
     Raises:
         InputError: a column is missing, or a value is no class.
     """
     columns = source.columns or {"toxicity": "label"}
-    for record in _rows(source, file, columns):
-        values = {name: _label(record, column) for name, column in columns.items() if name in attributes}
-        yield _scored_text(source, file, record, values)
+    for file in source_files(source):
+        for record in _rows(source, file, columns):
+            values = {name: _label(record, column) for name, column in columns.items() if name in attributes}
+            yield _scored_text(source, file, record, values)
 
 
-def read_scores(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
-    """Yield the texts of a file of scores; an empty cell says nothing of the attribute.
+def read_scores(source: TextSource, attributes: Sequence[str]) -> Iterator[ScoredText]:
+    """Yield the texts of files of scores; an empty cell says nothing of the attribute.
 
     Raises:
         InputError: a column is missing, or a value is not a number on the source's scale.
     """
-    if not source.columns:
-        yield from read_polyglo(source, file, attributes)
-        return
-    for record in _rows(source, file, source.columns):
-        values = {name: _number(record, column, source.scale) for name, column in source.columns.items()}
-        yield _scored_text(source, file, record, values)
+    scale = source.scale or (0.0, 1.0)
+    for file in source_files(source):
+        if not source.columns:
+            yield from read_polyglo(source, file, attributes)
+            continue
+        for record in _rows(source, file, source.columns):
+            values = {name: _number(record, column, scale) for name, column in source.columns.items()}
+            yield _scored_text(source, file, record, values)
 
 
-def read_ratings(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
-    """Yield the prompts of an RTP-LX file, with the mean of their raters on the scale of each harm.
+def read_rated(source: TextSource, attributes: Sequence[str]) -> Iterator[ScoredText]:
+    """Yield the texts of files of ratings, with the mean of their raters as a share of the scale.
 
-    Translations of a prompt have the same ``Index``, and so the same group, also in several sources.
+    Translations of a prompt have the same index, and so the same group, also in several sources.
 
     Raises:
-        InputError: a prompt has no answer for a harm, or one that is not on its scale, or is of another language.
+        InputError: a file or a rating is wrong, or texts are of another language than the source.
     """
-    columns = source.columns or RATED
-    if unknown := [harm for harm in columns.values() if harm not in RATING_SCALES]:
-        raise InputError(f"sources.columns: {unknown[0]!r} is no harm of RTP-LX; they are {', '.join(RATING_SCALES)}")
-    for record in islice(read_records(file), source.limit):
-        locale = record.text("Locale")  # PT's is Pt-Br
-        code = _known_language(record.location, locale if locale.lower() == "zh-hans" else locale.partition("-")[0])
+    ratings = read_ratings([source.path], Scale(*source.scale) if source.scale else None)
+    for code, rated in ratings.languages.items():
         if source.language not in (None, code):
-            raise InputError(f"{record.location}: the prompt is of {code}, and the source of {source.language}")
-        values = {name: _mean_rating(record, harm) for name, harm in columns.items() if name in attributes}
-        yield ScoredText(record.text("Prompt"), code, values, f"RTP-LX {record.fields.get('Index', record.location)}")
+            raise InputError(f"{source.path}: texts of {code} in the source {source_name(source)} of {source.language}")
+        means = {
+            name: _means(rated.ratings[name], ratings.scales[name]) for name in attributes if name in rated.ratings
+        }
+        for row, text in enumerate(rated.texts[: source.limit]):
+            targets = {name: float(values[row]) for name, values in means.items() if not math.isnan(values[row])}
+            yield ScoredText(text, code, targets, f"rated {rated.indices[row]}")
+
+
+def _means(ratings: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.float64]:
+    """Return the mean of each text's raters on the unit scale, NaN where there is none."""
+    given = ~np.isnan(ratings)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(scale.to_unit(ratings), axis=1) / given.sum(axis=1))
 
 
 def read_polyglo(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
@@ -299,20 +300,6 @@ def _share(location: str, what: str, value: Any, scale: tuple[float, float]) -> 
             f"{location}: {what} is {value!r}, not a number from {low:g} to {high:g}; correct it, or the source's scale"
         )
     return (number - low) / (high - low)
-
-
-def _mean_rating(record: Record, harm: str) -> float:
-    """Return the mean of a prompt's raters as a share of the harm's scale.
-
-    Raises:
-        InputError: there is no rating, or one is not on the scale.
-    """
-    raw, means = (record.fields.get(name) or {} for name in ("AnnotationsRaw", "Annotations"))
-    ratings = raw[harm] if harm in raw else [means[harm]] if harm in means else []
-    if not isinstance(ratings, list) or not ratings:
-        raise InputError(f"{record.location}: no rater judged {harm} (AnnotationsRaw, Annotations)")
-    shares = [_share(record.location, f"a rating of {harm}", rating, RATING_SCALES[harm]) for rating in ratings]
-    return sum(shares) / len(shares)
 
 
 def _perspective_values(record: Record, field: str, attributes: Sequence[str]) -> dict[str, float]:

@@ -32,7 +32,7 @@ from xgray.runs.lease import Lease
 from xgray.runs.manifest import FolderState, StageFolder, StageResult, section_payload
 from xgray.runs.progress import Meter, OnProgress
 from xgray.runs.training_progress import read_training_steps
-from xgray.score.trained.agreement import agreement_rows, score_table
+from xgray.score.trained.agreement import held_out_agreement, score_table, source_agreement
 from xgray.score.trained.card import CARD, make_card, score_section, write_card
 from xgray.storage.checksums import CONTENTS, move_with_checksums
 from xgray.storage.folder import Folder, write_aside
@@ -298,4 +298,6 @@ def _measured_card(worker: Worker, task: ScorerTask, summary: dict[str, Any], fo
     scorer = ClassifierScorer(Score.model_validate(score_section(card, str(folder))))
     scores = score_table(scorer, table, lambda done, total: worker.report_phase(MEASURING, done, total))
     whole = [source_name(source) for source in section.sources if source.held_out]
-    return make_card(section, task.fingerprints, facts, summary, agreement_rows(table, scores, whole))
+    agreement = held_out_agreement(table, scores, whole)
+    of_sources = {name: source_agreement(table, scores, name) for name in whole}
+    return make_card(section, task.fingerprints, facts, summary, agreement, of_sources)

@@ -88,7 +88,7 @@ def estimate_training(section: ScorerTraining, tokens_per_second: float | None) 
         InputError: a source or the model is missing or wrong, or too few texts are left to train on.
     """
     sources = read_sources(section)
-    parts = hold_out(section, sources)
+    parts, _ = hold_out(section, sources)
     check_texts(section, np.concatenate([source.targets for source in sources]), parts)
     texts = [text for source in sources for text in source.texts]
     train = [texts[index] for index in np.flatnonzero(parts == Part.TRAIN)]

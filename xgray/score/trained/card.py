@@ -7,16 +7,14 @@ folders, and the scorer ``classifier`` gives them the same version.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xgray.config import ScorerTraining
 from xgray.data.scored_texts import source_name
+from xgray.evaluate.agreement_file import AVERAGE, FLOOR, AgreementTable, validated_languages, write_table
 from xgray.languages import LANGUAGES
-from xgray.score.trained.agreement import MIN_AUC, MIN_TEXTS, MIXED, AgreementRow, validated_languages
-from xgray.stats.bootstrap import ValueWithInterval
 from xgray.version import __version__
 
 CARD, README = "card.json", "README.md"
@@ -28,7 +26,8 @@ def make_card(
     fingerprints: Mapping[str, Any],
     facts: Mapping[str, Any],
     summary: Mapping[str, Any],
-    rows: Sequence[AgreementRow],
+    agreement: AgreementTable,
+    of_sources: Mapping[str, AgreementTable],
 ) -> dict[str, Any]:
     """Return the content of ``card.json``.
 
@@ -37,9 +36,10 @@ def make_card(
         fingerprints: of the ``model``, and of the ``sources`` by name.
         facts: of :class:`xgray.train.encoder.prepare.PreparedTexts`.
         summary: the training's steps and losses.
-        rows: the agreement.
+        agreement: on the held-out texts of the sources that it was trained on.
+        of_sources: on each source that was held out as a whole.
     """
-    languages = validated_languages(rows, section.attributes)
+    languages = validated_languages(agreement, section.attributes[0])
     fit = section.model_dump(mode="json", exclude={"name", "output", "model", "attributes", "sources", "execution"})
     return {
         "format": FORMAT,
@@ -48,7 +48,7 @@ def make_card(
         "model": {**section.model.model_dump(), "fingerprint": fingerprints["model"]},
         "attributes": section.attributes,
         "languages": languages,
-        "floor": {"min_texts": MIN_TEXTS, "min_auc": MIN_AUC, "attribute": section.attributes[0]},
+        "floor": {**vars(FLOOR), "attribute": section.attributes[0]},
         "data": {
             source_name(source): {
                 **source.model_dump(mode="json", exclude={"path", "name"}, exclude_defaults=True),
@@ -58,21 +58,24 @@ def make_card(
             for source in section.sources
         },
         "fit": {**fit, **summary, "num_tokens": facts["num_tokens"], "num_cut": facts["num_cut"]},
-        "agreement": [asdict(row) for row in rows],
-        "limits": limits(section, facts, rows),
+        "agreement": write_table(agreement),
+        "agreement_data": "held-out texts of its sources",
+        "agreement_of_sources": {name: write_table(table) for name, table in of_sources.items()},
+        "limits": limits(section, facts, agreement),
     }
 
 
-def limits(section: ScorerTraining, facts: Mapping[str, Any], rows: Sequence[AgreementRow]) -> list[str]:
+def limits(section: ScorerTraining, facts: Mapping[str, Any], agreement: AgreementTable) -> list[str]:
     """Return what the scorer is known not to do, each a sentence or two."""
     known = [
         f"Texts of more than {section.max_length} tokens lose their end ({facts['num_cut']:,} of the texts that it was "
         "trained on did)."
     ]
-    validated = validated_languages(rows, section.attributes)
+    validated = validated_languages(agreement, section.attributes[0])
     if others := [code for code in facts["languages"] if code not in validated]:
         known.append(
-            f"Not validated in {' '.join(others)}: fewer than {MIN_TEXTS} held-out texts, or an AUC below {MIN_AUC:g}."
+            f"Not validated in {' '.join(others)}: fewer than {FLOOR.num} held-out texts, a Spearman below "
+            f"{FLOOR.spearman:g} or an AUC below {FLOOR.auc:g} of {section.attributes[0]}."
         )
     if unseen := [code for code in LANGUAGES if code not in facts["languages"]]:
         known.append(f"No text was of {' '.join(unseen)}.")
@@ -95,10 +98,10 @@ def limits(section: ScorerTraining, facts: Mapping[str, Any], rows: Sequence[Agr
             "others expect less."
         )
     for attribute in section.attributes:
-        num_toxic = sum(row.num_toxic for row in rows if row.attribute == attribute and row.source == MIXED)
-        if num_toxic < MIN_TEXTS:
+        languages = {code: each for code, each in agreement.get(attribute, {}).items() if code != AVERAGE}
+        num_toxic = sum(each.num_toxic or 0 for each in languages.values())
+        if num_toxic < FLOOR.num:
             known.append(f"{attribute}: only {num_toxic} held-out texts reach .5, so its agreement says little.")
-    known.append("Intervals of the agreement take texts for independent; translations and parts of a text are not.")
     return known
 
 
@@ -156,12 +159,13 @@ def readme(card: Mapping[str, Any]) -> str:
         "",
         "## Agreement on held-out texts",
         "",
-        f"95 % intervals. A language counts as validated from {floor['min_texts']} texts and an AUC of "
-        f"{floor['min_auc']:g} in {floor['attribute']} on.",
+        "95 % intervals; texts of a group are drawn together. The AUC tells texts whose value is .5 or above from "
+        f"those below .25. A language counts as validated from {floor['num']} texts, a Spearman of "
+        f"{floor['spearman']:g} and an AUC of {floor['auc']:g} in {floor['attribute']} on.",
         "",
-        "| attribute | language | held-out source | texts | at least .5 | Spearman | AUC | mean error | bias |",
+        "| attribute | language | held out of | texts | at least .5 | Spearman | AUC | absolute error | bias |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_agreement_line(row) for row in card["agreement"]),
+        *(f"| {' | '.join(cells)} |" for cells in agreement_cells(card, _figure, "{:+.3f}".format)),
         "",
         "## Known limits",
         "",
@@ -178,23 +182,28 @@ def _data_line(name: str, source: Mapping[str, Any]) -> str:
     return f"| {cells} | {source.get('weight', 1):g} |"
 
 
-def _agreement_line(row: Mapping[str, Any]) -> str:
-    cells = [
-        row["attribute"],
-        row["language"],
-        row["source"] or "all that it was trained on",
-        f"{row['num']:,}",
-        f"{row['num_toxic']:,}",
-        *(_figure(ValueWithInterval(**row[name])) for name in ("spearman", "auc")),
-        f"{row['mean_absolute_error']:.3f}",
-        f"{row['bias']:+.3f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def agreement_cells(
+    card: Mapping[str, Any], figure: Callable[[Mapping[str, Any]], str], signed: Callable[[float], str]
+) -> Iterator[list[str]]:
+    """Yield the lines of a card's agreement: attribute, language, where the texts are held out of, counts, figures.
+
+    Args:
+        card: the content of ``card.json``.
+        figure: writes a value with its interval.
+        signed: writes a value with its sign.
+    """
+    tables = {"its sources": card["agreement"], **card["agreement_of_sources"]}
+    for attribute in card["attributes"]:
+        for source, table in tables.items():
+            for code, row in table.get(attribute, {}).items():
+                counts = [f"{row[name]:,}" for name in ("num", "num_toxic")]
+                figures = [figure(row[name]) for name in ("spearman", "auc", "mean_absolute_error")]
+                yield [attribute, code, source, *counts, *figures, signed(row["bias"]["value"])]
 
 
-def _figure(value: ValueWithInterval) -> str:
+def _figure(measured: Mapping[str, Any]) -> str:
     """``.512 [.480, .541]``, or a dash where there is no value."""
-    if value.value is None:
+    if "value" not in measured:
         return "–"
-    interval = f" [{value.low:.3f}, {value.high:.3f}]" if value.low is not None and value.high is not None else ""
-    return f"{value.value:.3f}{interval}"
+    interval = f" [{measured['low']:.3f}, {measured['high']:.3f}]" if "low" in measured else ""
+    return f"{measured['value']:.3f}{interval}"

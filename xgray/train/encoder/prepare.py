@@ -41,7 +41,8 @@ class PreparedTexts:
     texts: pa.Table
     """The columns ``tokens``, ``targets``, ``weight`` and ``part``."""
     held_out: pa.Table
-    """The columns ``text``, ``language`` and ``source``, and one for each attribute, null where it was not judged."""
+    """The columns ``text``, ``language``, ``source`` and ``group`` (equal for translations and copies), and one for
+    each attribute, null where it was not judged."""
     facts: dict[str, Any]
 
     def write(self, output: Folder) -> None:
@@ -67,7 +68,7 @@ def prepare_texts(
         InputError: a source is wrong, nothing can be learned of an attribute, or too few texts are left to train on.
     """
     sources = read_sources(section)
-    parts = hold_out(section, sources)
+    parts, together = hold_out(section, sources)
     targets = np.concatenate([source.targets for source in sources])
     check_texts(section, targets, parts)
     texts = [text for source in sources for text in source.texts]
@@ -84,7 +85,7 @@ def prepare_texts(
     }
     return PreparedTexts(
         texts=_with_targets(table, parts[used], targets[used], weights[used]),
-        held_out=_held_out(section, sources, targets, parts),
+        held_out=_held_out(section, sources, targets, parts, together),
         facts=facts,
     )
 
@@ -101,15 +102,15 @@ def read_sources(section: ScorerTraining) -> list[SourceTexts]:
     return [read_source(source, section.attributes) for source in section.sources]
 
 
-def hold_out(section: ScorerTraining, sources: Sequence[SourceTexts]) -> IntArray:
-    """Return the :class:`~xgray.train.encoder.split.Part` of every text, source after source."""
+def hold_out(section: ScorerTraining, sources: Sequence[SourceTexts]) -> tuple[IntArray, IntArray]:
+    """Return the :class:`~xgray.train.encoder.split.Part` and the group of every text, source after source."""
     texts = [text for source in sources for text in source.texts]
     together = connected_groups(texts, [group for source in sources for group in source.groups])
     is_test = np.concatenate(
         [np.full(len(source.texts), stated.held_out) for source, stated in zip(sources, section.sources, strict=True)]
     )
     is_validation = np.concatenate([source.is_validation for source in sources])
-    return split_texts(texts, together, is_test, is_validation, section.held_out_share, section.seed)
+    return split_texts(texts, together, is_test, is_validation, section.held_out_share, section.seed), together
 
 
 def check_texts(section: ScorerTraining, targets: npt.NDArray[np.float32], parts: IntArray) -> None:
@@ -170,7 +171,11 @@ def _with_targets(
 
 
 def _held_out(
-    section: ScorerTraining, sources: Sequence[SourceTexts], targets: npt.NDArray[np.float32], parts: IntArray
+    section: ScorerTraining,
+    sources: Sequence[SourceTexts],
+    targets: npt.NDArray[np.float32],
+    parts: IntArray,
+    together: IntArray,
 ) -> pa.Table:
     """The held-out texts with a column for each attribute, null where it was not judged."""
     import pyarrow as pa
@@ -183,6 +188,7 @@ def _held_out(
         "text": pa.array([texts[index] for index in chosen], pa.string()),
         "language": pa.array([languages[index] for index in chosen], pa.string()),
         "source": pa.array([names[index] for index in chosen], pa.string()),
+        "group": pa.array(together[chosen], pa.int64()),
     }
     for column, name in enumerate(section.attributes):
         columns[name] = pa.array(targets[chosen, column], pa.float32(), from_pandas=True)  # NaN becomes null
