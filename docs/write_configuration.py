@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from xgray.config import Experiment
+from xgray.config import Experiment, ScorerTraining, TextSource
 from xgray.config.fields import Field, all_fields, fields_in, yaml_value
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -25,6 +25,14 @@ defaults.
 """
 
 
+TRAINING = """\
+## The file of `xgray scorer train`
+
+One YAML file is the training of one scorer ([how](scoring.md#a-scorer-of-your-own)). Its fields are options of the
+command too.
+"""
+
+
 def page() -> str:
     """Return the whole page."""
     parts = [HEAD, "## The experiment\n", _table([field for field in fields_in(Experiment) if not _is_section(field)])]
@@ -34,6 +42,8 @@ def page() -> str:
             documentation = f"{section.documentation}\n" if section.documentation else ""
             leaves = [field for field in fields if not _is_section(field)]
             parts += [f"## {section.path[0]}\n", documentation, _table(leaves)]
+    training = [field for field in all_fields(ScorerTraining) if not _is_section(field)]
+    parts += [TRAINING, _whole_table(training), "Each of `sources` is a mapping:\n", _table(fields_in(TextSource))]
     return "\n".join(parts)
 
 
@@ -42,10 +52,19 @@ def _is_section(field: Field) -> bool:
 
 
 def _table(fields: list[Field]) -> str:
+    """The fields of a section, named without it."""
+    return _rows([(".".join(field.path[1:] or field.path), field) for field in fields])
+
+
+def _whole_table(fields: list[Field]) -> str:
+    """The fields of a whole file."""
+    return _rows([(".".join(field.path), field) for field in fields])
+
+
+def _rows(fields: list[tuple[str, Field]]) -> str:
     rows = [
-        f"| `{'.'.join(field.path[1:] or field.path)}` | {_cell(field.type_text)} | {_default(field)} | "
-        f"{_cell(field.documentation)} |"
-        for field in fields
+        f"| `{name}` | {_cell(field.type_text)} | {_default(field)} | {_cell(field.documentation)} |"
+        for name, field in fields
     ]
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
 

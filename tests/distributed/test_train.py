@@ -18,7 +18,7 @@ from tests.object_store import BUCKET, CREDENTIALS, object_store
 from tests.processes import descendants, kill_family, start_python, wait_until
 from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Model, Train, TrainExecution
-from xgray.distributed import train, waiting
+from xgray.distributed import train, training, waiting
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, STARTING, STEPS, Phase
@@ -299,7 +299,7 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_the_last_checkpoint
     run, uninterrupted, tmp_path, monkeypatch, caplog
 ):
     """Ray Train restarts after the first death. The second exceeds its limit, but comes after another checkpoint."""
-    monkeypatch.setattr(train, "MAX_FAILURES", 1)
+    monkeypatch.setattr(training, "MAX_FAILURES", 1)
     output, killed, phases = tmp_path / "out", [], []
 
     def kill():

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xgray.cli.fields import with_fields
-from xgray.cli.options import Arguments, Flag, Json, read_experiment
+from xgray.cli.options import Arguments, Flag, Json, is_experiment_file, read_experiment
 from xgray.cli.tables import new_table, print_line, print_table
 from xgray.errors import InputError
 from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
-    from xgray.config import Experiment
+    from xgray.config import Experiment, ScorerTraining
     from xgray.estimate.lines import Line
     from xgray.estimate.rates import Rates
+    from xgray.estimate.scorer_training import ScorerTrainingEstimate
     from xgray.estimate.total import Estimate
     from xgray.estimate.work import Work
 
@@ -40,7 +41,7 @@ def plan(
     Parameters
     ----------
     arguments
-        EXPERIMENT.yaml or a run directory. The options below change its fields.
+        EXPERIMENT.yaml or a run directory, or the file of a scorer's training. The options below change its fields.
     rates
         A YAML file of rates and prices; xgray/estimate/rates.py documents its fields. It needs no model and no cluster.
     measure
@@ -55,6 +56,11 @@ def plan(
     from xgray.estimate.rates import Rates, read_rates
     from xgray.estimate.total import estimate
 
+    if training := _scorer_training(arguments):
+        if address:
+            raise InputError("--address: a scorer's training is measured in this process, on the machine to train on")
+        _plan_scorer_training(training, rates, measure, write_rates, as_json)
+        return
     if rates is None and not measure:
         raise InputError("name the rates, --rates FILE, or have them measured, --measure")
     if write_rates and not measure:
@@ -74,6 +80,63 @@ def plan(
         print(json.dumps({"name": experiment.name, **asdict(result)}, ensure_ascii=False))
     else:
         print_plan(experiment.name, result)
+
+
+def _scorer_training(arguments: tuple[str, ...]) -> ScorerTraining | None:
+    """Return the training of a scorer if the arguments name the file of one."""
+    from xgray.config.file import load_scorer_training, parse_overrides, read_mapping, split
+
+    paths, options = split(arguments)
+    if len(paths) != 1 or not is_experiment_file(paths[0]) or "sources" not in read_mapping(Path(paths[0])):
+        return None
+    return load_scorer_training(Path(paths[0]), parse_overrides(options))
+
+
+def _plan_scorer_training(
+    section: ScorerTraining, rates: Path | None, measure: bool, write_rates: str | None, as_json: bool
+) -> None:
+    """Print what the training of a scorer takes; it is measured in this process, on one worker's share of a batch."""
+    from xgray.estimate.rates import Rates, ScorerTrainingRates, read_rates
+    from xgray.estimate.rates import write_rates as write
+    from xgray.estimate.scorer_training import estimate_training, measure_tokens_per_second
+
+    known = read_rates(rates).scorer_training if rates else None
+    if measure and known is None:
+        known = ScorerTrainingRates(
+            source="measured: a few steps in one process",
+            tokens_per_second=round(measure_tokens_per_second(section), 1),
+        )
+    if write_rates and known:
+        write(write_rates, Rates(scorer_training=known))
+    result = estimate_training(section, known.tokens_per_second if known else None)
+    if as_json:
+        print(json.dumps({"name": section.name, **asdict(result)}))
+    else:
+        print_scorer_training(section, result, known.source if known else None)
+
+
+def print_scorer_training(section: ScorerTraining, estimate: ScorerTrainingEstimate, source: str | None) -> None:
+    """Print what the training of a scorer takes, one quantity in each line."""
+    table = new_table("what", "how much", "of", text_columns=("of",))
+    counts = estimate.num_texts
+    workers = section.execution.num_workers
+    table.add_row("texts", f"{counts['train']:,}", f"{estimate.tokens_per_text:.1f} tokens each, from a sample")
+    table.add_row("held out", f"{counts['validation'] + counts['test']:,}", "half to validate, half to measure")
+    table.add_row("steps", f"{estimate.num_steps:,}", f"{section.batch_size} texts; it may stop early (patience)")
+    table.add_row("tokens", f"{estimate.num_tokens:,}", "all steps, without padding")
+    table.add_row("arithmetic", f"{estimate.flop / 1e15:,.1f} PFLOP", "steps and validations")
+    table.add_row("memory", _gigabytes(estimate.memory_bytes), "one worker, by formula")
+    table.add_row("disk", _gigabytes(estimate.disk_bytes), "the output folder: checkpoints, and the scorer")
+    if estimate.seconds is None or estimate.tokens_per_second is None:
+        table.add_row("time", "not estimated", "measure it here (--measure), or name the rate (--rates FILE)")
+    else:
+        speed = f"{estimate.tokens_per_second:,.0f} tokens/s of {workers} worker{'s' * (workers > 1)}"
+        table.add_row("time", duration(estimate.seconds), f"{speed}; {source}")
+    print_table(table, f"{section.name}: what its training takes")
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB"
 
 
 def _measure(experiment: Experiment, stated: Rates, address: str | None, write_rates: str | None) -> tuple[Rates, Work]:

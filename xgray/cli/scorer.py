@@ -210,7 +210,42 @@ def calibrate(
         print_calibration(result, output)
 
 
-for command in (fit, measure, sample, calibrate):
+def train(*arguments: Arguments, force: Flag = False, address: str | None = None, as_json: Json = False) -> None:
+    """Fine-tune a classifier on ratings, labels or scores, on Ray; the scorer "classifier" takes the result.
+
+    The same command resumes a training that was interrupted, and shows the card of one that is finished.
+
+    Parameters
+    ----------
+    arguments
+        TRAINING.yaml, such as jobs/scorers/distil-perspective.yaml. Its fields are options too: --name VALUE.
+    force
+        Delete a training of another configuration in the output folder, and train again.
+    address
+        The Ray cluster to join; by default RAY_ADDRESS, or a local one.
+    as_json
+        Print the card as JSON.
+    """
+    from pathlib import Path
+
+    from xgray.cli.progress import ProgressDisplay
+    from xgray.config.file import load_scorer_training, parse_overrides, split
+    from xgray.distributed.scorer_training import SCORER, train_scorer
+    from xgray.storage.folder import Folder
+
+    paths, options = split(arguments)
+    if len(paths) != 1:
+        raise InputError("name one file: xgray scorer train TRAINING.yaml")
+    section = load_scorer_training(Path(paths[0]), parse_overrides(options))
+    with ProgressDisplay() as progress:
+        card = train_scorer(section, force, address, progress)
+    if as_json:
+        print(json.dumps(card, ensure_ascii=False))
+    else:
+        print_card(card, str(Folder(section.output) / SCORER))
+
+
+for command in (fit, measure, sample, calibrate, train):
     add_command(scorer, command)
 
 
@@ -228,6 +263,26 @@ def print_head(version: str, facts: Mapping[str, Any], output: str) -> None:
         table.add_row(code, auc, f"{quality['accuracy']:.0%}", *counts)
     print_table(table, f"Head {version}, on held-out texts")
     print_line(f"{output}: written. Use it with --score.head {output}")
+
+
+def print_card(card: Mapping[str, Any], folder: str) -> None:
+    """Print the agreement of a fine-tuned scorer with held-out texts, its limits, and how it is used."""
+    from xgray.cli.agreement import text_with_interval
+    from xgray.evaluate.agreement_file import Measured
+    from xgray.score.trained.card import agreement_cells, score_section
+
+    def figure(measured: Mapping[str, Any]) -> str:
+        return text_with_interval(Measured.model_validate(measured))
+
+    columns = ("attribute", "language", "held out of", "texts", "at least .5", "Spearman", "AUC", "error", "bias")
+    table = new_table(*columns, text_columns=("language", "held out of"))
+    for cells in agreement_cells(card, figure, lambda value: FRACTION.text(value, signed=True)):
+        table.add_row(*cells)
+    print_table(table, f"{card['name']} against held-out texts")
+    for limit in card["limits"]:
+        print_line(f"- {limit}")
+    print_line(f"{folder}: written, with its card. Use it in an experiment with")
+    print_line(f"score: {json.dumps(score_section(card, folder))}")
 
 
 def print_calibration(result: CalibrationResult, output: str) -> None:

@@ -35,18 +35,20 @@ if TYPE_CHECKING:
         ScoreExecution,
         Serve,
     )
+    from xgray.config.scorer_training import Encoder, ScorerTraining, ScorerTrainingExecution, TextSource
     from xgray.config.section import MeasuringExecution, Model, Section, Switch, merge, validate
     from xgray.config.stages import BASE
-    from xgray.config.train import Train, TrainExecution, Variant
+    from xgray.config.train import Train, TrainExecution, TrainingWorkers, Variant
 
 __all__ = [
-    "BASE", "LOADS_CLASSIFIER", "LOADS_MODEL", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Evaluate",
-    "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Guard", "Intervene", "MeasuringExecution",
-    "Model", "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score", "ScoreExecution", "Section",
-    "Serve", "Switch", "Train", "TrainExecution", "Variant", "Vectors", "merge", "validate",
+    "BASE", "LOADS_CLASSIFIER", "LOADS_MODEL", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Encoder",
+    "Evaluate", "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Guard", "Intervene",
+    "MeasuringExecution", "Model", "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score",
+    "ScoreExecution", "ScorerTraining", "ScorerTrainingExecution", "Section", "Serve", "Switch", "TextSource",
+    "Train", "TrainExecution", "TrainingWorkers", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip
 
-_MODULES = ("evaluate", "experiment", "mechanism", "sampling", "section", "stages", "train")
+_MODULES = ("evaluate", "experiment", "mechanism", "sampling", "scorer_training", "section", "stages", "train")
 
 
 def __getattr__(name: str) -> Any:

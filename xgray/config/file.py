@@ -12,7 +12,7 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
-from xgray.config import Experiment, merge, validate
+from xgray.config import Experiment, ScorerTraining, merge, validate
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
 
@@ -101,10 +101,23 @@ def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
     Raises:
         InputError: the file is missing, empty or not valid YAML, or a field is wrong.
     """
-    values = _read_file(path, "experiment file")
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
+    values = read_mapping(path)
+    if "sources" in values:
+        raise InputError(f"{path}: this is the file of a scorer's training: xgray scorer train {path}")
     return validate(Experiment, merge(values, overrides or {}), str(path))
+
+
+def load_scorer_training(path: Path, overrides: dict[str, Any] | None = None) -> ScorerTraining:
+    """Read the file of a scorer's training and override its fields.
+
+    Args:
+        path: the file, in YAML.
+        overrides: nested values, as ``parse_overrides`` returns them.
+
+    Raises:
+        InputError: the file is missing, empty or not valid YAML, or a field is wrong.
+    """
+    return validate(ScorerTraining, merge(read_mapping(path), overrides or {}), str(path))
 
 
 def load_score(name: str) -> dict[str, Any]:
@@ -126,6 +139,18 @@ def load_score(name: str) -> dict[str, Any]:
         raise InputError(f"{path}: a scorer's file holds the section 'score' and nothing else{found}")
     section: dict[str, Any] = values["score"]
     return section
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the fields of an experiment file, or of the file of a scorer's training, as they are written.
+
+    Raises:
+        InputError: the file is missing, empty or not valid YAML.
+    """
+    values = _read_file(path, "experiment file")
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: an experiment file is a mapping with at least 'name' and 'model'")
+    return values
 
 
 def _read_file(path: Path, kind: str) -> Any:

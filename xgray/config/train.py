@@ -10,11 +10,9 @@ from xgray.config.section import Model, Section, Switch
 from xgray.config.stages import BASE
 
 
-class TrainExecution(Section):
-    """How a training is run."""
+class TrainingWorkers(Section):
+    """The workers of any training, and what they compute with."""
 
-    strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
-    """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
     num_workers: int = Field(1, ge=1)
     """Number of training workers, each with a share of the batch."""
     use_gpu: bool | None = None
@@ -23,6 +21,13 @@ class TrainExecution(Section):
     """Cores per worker; by default all cores of the cluster, shared among the workers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+
+class TrainExecution(TrainingWorkers):
+    """How a training is run."""
+
+    strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
+    """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
 
 
 class Train(Section):

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from xgray.config import LOADS_MODEL, Generate, Score, TrainExecution
+from xgray.config import LOADS_MODEL, Generate, Score, TrainingWorkers
 from xgray.distributed.cluster import thread_environment
 from xgray.distributed.nodes import (
     ClusterCapacity,
@@ -38,8 +38,15 @@ def describe_resources(cpus: int, gpus: int = 0) -> str:
     return f"{cores} and {devices}" if gpus else cores
 
 
-def place_training(capacity: ClusterCapacity, execution: TrainExecution) -> tuple[bool, int]:
+def place_training(
+    capacity: ClusterCapacity, execution: TrainingWorkers, field: str = "train.execution.num_workers"
+) -> tuple[bool, int]:
     """Return whether each worker takes a GPU, and its number of cores: the most with which all workers fit at once.
+
+    Args:
+        capacity: of the cluster.
+        execution: the number of workers, and what the user wants them to take.
+        field: what the file calls their number, for the message.
 
     Raises:
         InputError: the cluster can never hold all workers at once.
@@ -52,7 +59,7 @@ def place_training(capacity: ClusterCapacity, execution: TrainExecution) -> tupl
         if not cpus_per_worker and (cpus := cores_each(nodes, num_workers, int(gpu))):
             return gpu, cpus
     workers = f"{num_workers} workers of {describe_resources(cpus_per_worker or 1, int(gpu))} at once"
-    raise _no_room("train.execution.num_workers", workers, capacity)
+    raise _no_room(field, workers, capacity)
 
 
 def _no_room(field: str, workers: str, capacity: ClusterCapacity) -> InputError:

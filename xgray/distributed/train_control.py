@@ -17,6 +17,7 @@ LOADING = "loading the model"
 REFERENCE = "reference"
 STEPS = "steps"
 EXPORTING = "exporting the weights"
+MEASURING = "measuring the agreement"
 
 REPORT_SECONDS = 1.0
 """A worker reports the progress of a phase at most this often."""

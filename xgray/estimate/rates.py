@@ -87,6 +87,13 @@ class ReportRates(StageRates):
     seconds: float = Field(gt=0)
 
 
+class ScorerTrainingRates(StageRates):
+    """Rates of ``xgray scorer train``."""
+
+    tokens_per_second: float = Field(gt=0)
+    """Tokens of the texts, without padding, through the optimizer steps of one worker."""
+
+
 class Rates(StageRates):
     """The rates and prices of one machine or cluster."""
 
@@ -98,6 +105,7 @@ class Rates(StageRates):
     fluency: FluencyRates | None = None
     metrics: MetricsRates | None = None
     report: ReportRates | None = None
+    scorer_training: ScorerTrainingRates | None = None
     num_gpus: int = Field(0, ge=0)
     """GPUs of the cluster."""
     num_nodes: int = Field(1, ge=1)

@@ -37,15 +37,21 @@ def convert_gguf(gguf: Path) -> Path:
     return make_once(target, lambda folder: _convert(gguf, folder))
 
 
+def quiet_deepspeed() -> None:
+    """Keep DeepSpeed, which transformers imports with a model, from a warning about a missing GPU in the output."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    if not torch.cuda.is_available():
-        # DeepSpeed, which transformers imports, warns about a missing GPU unless it is told to use the CPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_deepspeed()
     folder, name = str(gguf.parent), gguf.name
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     # save_pretrained refuses a model that was loaded from GGUF, so its weights move into a plain model.

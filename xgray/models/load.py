@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError
+from xgray.models.gguf import quiet_deepspeed
 from xgray.models.source import local_weights, resolve
 from xgray.rows import Prompt
 
@@ -33,6 +34,25 @@ def context_length(config: Any) -> int:
     text_config = config.get_text_config()
     limits = (getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions"))
     return next((int(limit) for limit in limits if limit is not None and limit > 0), UNLIMITED_CONTEXT)
+
+
+def sequence_limit(config: Any, tokenizer_limit: int) -> int:
+    """Return the number of tokens in the longest sequence that a classifier takes, special tokens included.
+
+    Args:
+        config: the model's Hugging Face configuration.
+        tokenizer_limit: the tokenizer's ``model_max_length``.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    quiet_deepspeed()
+    with torch.device("meta"):
+        skeleton = AutoModelForSequenceClassification.from_config(config)
+    # RoBERTa and related models number positions from after the padding token's.
+    tables = [module for name, module in skeleton.named_modules() if name.endswith("position_embeddings")]
+    first_positions = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return int(min(tokenizer_limit, context_length(config) - max(first_positions, default=0)))
 
 
 def check_lengths(

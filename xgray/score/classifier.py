@@ -21,7 +21,7 @@ import numpy as np
 
 from xgray.config import Model, Score
 from xgray.errors import InputError
-from xgray.models.load import context_length, device_name, load_sequence_classifier, load_tokenizer
+from xgray.models.load import device_name, load_sequence_classifier, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
 from xgray.models.source import model_fingerprint, resolve
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT
@@ -66,7 +66,7 @@ class ClassifierScorer:
         self._is_sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
         self._tokenizer = load_tokenizer(path, model.revision)
         self._num_special = self._tokenizer.num_special_tokens_to_add()
-        self._max_length = _max_length(config, self._tokenizer.model_max_length)
+        self._max_length = sequence_limit(config, self._tokenizer.model_max_length)
         self._load_engine = partial(self._load, section, path, model)
         self._engine: Engine | None = None
         self.device = device_name()
@@ -234,16 +234,3 @@ def _configuration(path: str, revision: str | None) -> Any:
     if config.problem_type == "regression":
         raise InputError(f"score.classifier.model: {path!r} is a regression model; its output is not a probability")
     return config
-
-
-def _max_length(config: Any, tokenizer_limit: int) -> int:
-    """Return the number of tokens in the longest sequence that the model takes, special tokens included."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(config)
-    # RoBERTa and related models number positions from after the padding token's.
-    tables = [module for name, module in skeleton.named_modules() if name.endswith("position_embeddings")]
-    first_positions = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
-    return int(min(tokenizer_limit, context_length(config) - max(first_positions, default=0)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -15,8 +13,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from xgray.errors import StageError
-from xgray.storage.folder import Folder
-from xgray.train.metrics import read_metrics
+from xgray.train.metrics import append_metrics, begin_metrics
+from xgray.train.seeds import step_seed
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,7 @@ class StepSeed(TrainerCallback):  # type: ignore[misc]
     """Seeds every step from its number and the worker's, so that a resumed training draws the same random numbers."""
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        digest = hashlib.sha256(f"{args.seed} {state.global_step} {args.process_index}".encode()).digest()
-        set_seed(int.from_bytes(digest[:4], "big"))
+        set_seed(step_seed(args.seed, state.global_step, args.process_index))
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
@@ -60,9 +57,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": state.max_steps}, *kept])
-            Folder(str(self.path.parent)).write_bytes(self.path.name, text.encode())
+            begin_metrics(self.path, state.max_steps, state.global_step)
         self._start = self._last_step_end = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -93,8 +88,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             return
         if state.is_world_process_zero:
             elapsed = time.perf_counter() - self._start
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed}) + "\n")
+            append_metrics(self.path, {"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed})
             if line:
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 

@@ -8,12 +8,34 @@ resumes, lines after the checkpoint's step are deleted, so no step occurs twice.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from xgray.storage.folder import Folder
 
 METRICS = "metrics.jsonl"
 
 Row = dict[str, float]
+
+
+def begin_metrics(path: Path, total_steps: int, step: int) -> None:
+    """Write the first line of the file, and keep the lines in it up to the step that training begins or resumes from.
+
+    Args:
+        path: the file.
+        total_steps: optimizer steps of the whole training.
+        step: the last step that counts; 0 for a training that begins.
+    """
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    text = "".join(json.dumps(row) + "\n" for row in [{"total_steps": total_steps}, *kept])
+    Folder(str(path.parent)).write_bytes(path.name, text.encode())
+
+
+def append_metrics(path: Path, row: Mapping[str, float | None]) -> None:
+    """Add a line to the file."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -28,7 +28,7 @@ def save_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: P
 
     Args:
         model: The model as it was before a strategy wrapped it.
-        optimizer: What ``accelerate`` made of the optimizer.
+        optimizer: The optimizer, or what ``accelerate`` made of it.
         scheduler: The schedule of the learning rate.
         folder: The checkpoint's folder.
         write: Whether this worker writes the files.
@@ -99,8 +99,8 @@ def _tuned_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Pa
 
 
 def _unwrap(optimizer: Any) -> Any:
-    """Return the optimizer without accelerate's wrapper: DeepSpeed's, or a plain one."""
-    return optimizer.optimizer
+    """Return the optimizer without accelerate's wrapper, if it has one: DeepSpeed's, or a plain one."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:

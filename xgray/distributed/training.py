@@ -1,0 +1,389 @@
+"""Run a training on Ray Train: start the workers, keep checkpoints, and go on when a worker or the whole run dies.
+
+    driver ──▶ Ray Train ──▶ workers: Task.train ──▶ the output folder: what the task exports, metrics.jsonl
+                                │ ▲
+                                ▼ │ checkpoints/
+
+Ray Train starts the workers, and starts them again when one dies. Checkpoints do not go through Ray Train: the first
+worker moves each to the output folder, on whatever storage, and workers that start go on from the newest complete one,
+however many workers there are. So the same happens after the death of a worker within a run as after the death of the
+whole run, when :func:`run_task` is called again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+
+from xgray.config import TrainingWorkers
+from xgray.distributed.keys import take_keys
+from xgray.distributed.placement import describe_resources
+from xgray.distributed.train_control import Phase, PhaseReporter, WorkerLossCallback, start_train_control
+from xgray.distributed.waiting import log_waiting
+from xgray.errors import StageError, XgrayError
+from xgray.models.cache import cache_folder
+from xgray.runs.library_bars import NO_BARS
+from xgray.runs.periodic import run_every
+from xgray.storage.folder import TEMPORARY_MARK, DamagedError, Folder, is_transient
+from xgray.train.checkpoints import Checkpoint, Checkpoints
+from xgray.train.metrics import METRICS
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+SCRATCH = f"{TEMPORARY_MARK}train-"
+"""How the names of the workers' scratch folders begin."""
+MAX_FAILURES = 3
+"""Deaths of workers that a training survives without reaching another checkpoint. With a checkpoint between them it
+survives any number, because preemptible nodes may go all night."""
+GRACE_SECONDS = 25.0
+"""How long an interrupted training has for the step in flight and its checkpoint: Kubernetes gives 30."""
+PUBLISH_SECONDS = 5.0
+"""How often the metrics are copied to an output folder in an object store, between checkpoints."""
+PHASE_SECONDS = 1.0
+"""How often the driver reads the workers' phases."""
+QUIET = dict.fromkeys(NO_BARS, "1") | {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+CPU = {"DS_ACCELERATOR": "cpu", "THP_MEM_ALLOC_ENABLE": "1"}
+"""Huge pages, because each step takes and frees gigabytes, and spent a twentieth of its time on page faults."""
+
+
+class Task(Protocol):
+    """What the workers do; it is sent to each of them."""
+
+    def train(self, worker: Worker) -> dict[str, Any]:
+        """Train as one of the workers, from ``worker.newest()`` on, and export the result on the first.
+
+        Returns:
+            The first worker's report; other workers' answers are not looked at.
+
+        Raises:
+            Interrupted: the training was stopped on request, after a checkpoint.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What every worker of a training needs."""
+
+    task: Task
+    execution: TrainingWorkers
+    output: Folder
+    cpus: int
+    control: Any
+    """The handle of the :class:`xgray.distributed.train_control.TrainControl` of this training."""
+
+    def scratch(self, rank: int) -> Path:
+        """Return a folder for one worker: on the output's disk, so that checkpoints can be moved, or in the cache."""
+        if self.output.local is not None:
+            return self.output.local / f"{SCRATCH}{rank}"
+        name = hashlib.sha256(self.output.uri.encode()).hexdigest()[:16]
+        return cache_folder() / "training" / f"{name}-{rank}"
+
+
+class Interrupted(Exception):
+    """The workers stopped on request, after a checkpoint."""
+
+
+def run_task(
+    task: Task,
+    execution: TrainingWorkers,
+    output: Folder,
+    placement: tuple[bool, int],
+    on_phase: Callable[[Phase], None],
+) -> tuple[dict[str, Any], bool]:
+    """Train to the end, from what an earlier call has left in ``output``. Ray must be up.
+
+    After a ``KeyboardInterrupt``, which the command line also raises at SIGTERM, the workers have ``GRACE_SECONDS`` to
+    save the step in flight; a second one does not wait. The caller deletes ``output/checkpoints`` when it has noted the
+    result.
+
+    Args:
+        task: what the workers do.
+        execution: how many workers there are, and what they take.
+        output: a folder that all nodes mount under the same path, or any URI.
+        placement: whether each worker takes a GPU, and its cores; see
+            :func:`xgray.distributed.placement.place_training`.
+        on_phase: called once a second with each phase that has begun since the workers started, mostly in a thread.
+
+    Returns:
+        The first worker's report, and whether an interrupt came too late to stop the training before its end.
+
+    Raises:
+        XgrayError: a worker raised it.
+        StageError: the training failed half-way; calling again resumes from the last checkpoint.
+    """
+    gpu, cpus = placement
+    control = start_train_control()
+    try:
+        fitted = _fit_watched(TrainingJob(task, execution, output, cpus, control), gpu, on_phase)
+    finally:
+        ray.kill(control)
+    if output.local is not None:
+        for leftover in output.local.glob(f"{SCRATCH}*"):  # of killed workers, which may have been more than now
+            shutil.rmtree(leftover, ignore_errors=True)
+    return fitted
+
+
+def _fit_watched(job: TrainingJob, gpu: bool, on_phase: Callable[[Phase], None]) -> tuple[dict[str, Any], bool]:
+    """As :func:`_fit_interruptible`, while phases are reported and a lack of room for the workers is logged."""
+    workers = f"{job.execution.num_workers} workers of {describe_resources(job.cpus, int(gpu))}"
+
+    def waiting_for() -> str | None:
+        return f"train: waiting for room for {workers}" if ray.get(job.control.is_waiting.remote()) else None
+
+    def report_phases() -> None:
+        for phase in ray.get(job.control.phases.remote()):
+            on_phase(phase)
+
+    report_phases()
+    with log_waiting(waiting_for), run_every(PHASE_SECONDS, report_phases):
+        fitted = _fit_interruptible(job, gpu)
+    report_phases()
+    return fitted
+
+
+def _fit_interruptible(job: TrainingJob, gpu: bool) -> tuple[dict[str, Any], bool]:
+    """Return the first worker's report, and whether an interrupt came too late to stop the training before its end.
+
+    Ray Train runs in a thread: in the main thread it would answer Ctrl-C by killing the workers and ending the program
+    as if nothing had failed.
+    """
+    answer: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(_fit(job, gpu))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(), False
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        log.info("train: interrupted; saving a checkpoint at the end of this step")
+        job.control.stop.remote()
+        with suppress(TimeoutError, XgrayError):
+            try:
+                return answer.result(GRACE_SECONDS), True
+            except Interrupted:
+                log.info("train: the checkpoint is saved; run the same command again to go on from it")
+        raise
+
+
+def _fit(job: TrainingJob, gpu: bool) -> dict[str, Any]:
+    """Train until the end, and return the first worker's report.
+
+    Raises:
+        Interrupted: the training was stopped on request.
+        XgrayError: a worker returned it.
+        StageError: workers died ``MAX_FAILURES`` times without reaching another checkpoint.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    checkpoints = Checkpoints(job.output / CHECKPOINTS)
+    while True:
+        step_before = _newest_step(checkpoints)
+        try:
+            report = _trainer(job, gpu).fit().return_value
+        except TrainingFailedError as error:
+            reason = str(error).strip().splitlines()[-1]
+            step = _newest_step(checkpoints)
+            if step == step_before:
+                raise StageError(
+                    f"train: {reason}. Run the same command again to resume from the last checkpoint."
+                ) from error
+            log.warning("train: %s; going on from step %d", reason, step)
+        else:
+            break
+    if isinstance(report, Exception):
+        raise report
+    return report
+
+
+def _newest_step(checkpoints: Checkpoints) -> int:
+    """Return the step of the newest checkpoint, 0 without one."""
+    return max((checkpoint.step for checkpoint in checkpoints.saved()), default=0)
+
+
+def _trainer(job: TrainingJob, gpu: bool) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    execution = job.execution
+    return TorchTrainer(
+        _run_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=execution.num_workers, use_gpu=gpu, resources_per_worker={"CPU": job.cpus}
+        ),
+        run_config=RunConfig(
+            storage_path=str(cache_folder() / "ray"),  # for Ray Train's own marks, which no other node reads
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[WorkerLossCallback(job.control)],
+            # Workers of one training share no cores, so their threads may wait busily: compared with a plain script a
+            # step took 1.09 times as long so, and 1.23 times as long when they slept.
+            worker_runtime_env={"env_vars": QUIET if gpu else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
+    """Run one worker. Errors for the user are returned: raised ones would count as deaths and be tried again."""
+    import torch
+    from safetensors import SafetensorError
+
+    job: TrainingJob = config["job"]
+    _, failure = ray.get(job.control.orders.remote())
+    if failure is not None:
+        return failure
+    take_keys()
+    torch.set_num_threads(job.cpus)
+    _configure_logging()
+    try:
+        return job.task.train(Worker.start(job))
+    except Interrupted as error:
+        return error
+    except (XgrayError, OSError, SafetensorError) as error:
+        failure = error if isinstance(error, XgrayError) else _permanent_file_error(error)
+        if failure is None:
+            raise  # transient, so that Ray Train tries again
+        if job.execution.num_workers == 1:
+            return failure
+        # The other workers wait for this one, so its process must die.
+        ray.get(job.control.fail.remote(failure))
+        raise
+
+
+def _configure_logging() -> None:
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logger = logging.getLogger("xgray")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _permanent_file_error(error: Exception) -> StageError | None:
+    """Return a StageError for a permanent file error, None for a transient one."""
+    if is_transient(error):
+        return None
+    return StageError(f"train: {str(error).splitlines()[0]}. Fix this and run the same command again to go on.")
+
+
+@dataclass
+class Worker:
+    """One worker of a training: its files, and how it reaches the driver."""
+
+    job: TrainingJob
+    rank: int
+    scratch: Path
+    metrics: Metrics
+    checkpoints: Checkpoints
+    report_phase: PhaseReporter
+    leaving_nodes: set[str] = field(default_factory=set)
+
+    @classmethod
+    def start(cls, job: TrainingJob) -> Worker:
+        """Return this process's worker, with an empty scratch folder."""
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        scratch = job.scratch(rank)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        metrics, checkpoints = Metrics(job.output, scratch), Checkpoints(job.output / CHECKPOINTS)
+        return cls(job, rank, scratch, metrics, checkpoints, PhaseReporter(job.control, rank))
+
+    def newest(self) -> Checkpoint | None:
+        """Return the checkpoint that all workers go on from; every worker calls this."""
+        from ray.train.collective import broadcast_from_rank_zero
+
+        found = self.checkpoints.newest(self.scratch) if self.rank == 0 else None
+        newest: Checkpoint | None = broadcast_from_rank_zero(found)
+        return newest
+
+    def best(self) -> tuple[Checkpoint, Path]:
+        """Return the best checkpoint of a training that has come to its end, and its local folder.
+
+        Raises:
+            StageError: the best checkpoint is damaged.
+        """
+        best = self.checkpoints.best(self.checkpoints.saved())
+        assert best is not None  # the last step's checkpoint has a score
+        try:
+            return best, self.checkpoints.path(best.name, self.scratch)
+        except DamagedError as error:
+            raise StageError(
+                f"train: the best checkpoint is damaged ({error}). Delete {self.checkpoints.folder} and run the same "
+                "command again, which trains from the start."
+            ) from None
+
+    def finish(self) -> None:
+        """Wait for all workers, and delete the scratch folder; every worker calls this last."""
+        from ray.train.collective import barrier
+
+        barrier()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def save(self, folder: Path, step: int, score: float | None, finished: bool) -> None:
+        """Publish the metrics and a checkpoint; the first worker does."""
+        if self.rank == 0:
+            self.metrics.publish()
+            self.checkpoints.add(folder, step, score, finished)
+
+    def is_stop_requested(self) -> bool:
+        """Return whether the driver asks for a stop; publishes the metrics if it is time to."""
+        self.metrics.publish(every=PUBLISH_SECONDS)
+        stop, _ = ray.get(self.job.control.orders.remote())
+        return bool(stop)
+
+    def is_node_leaving(self) -> bool:
+        """Return whether a node is about to be taken away; True once for each node."""
+        import ray.train
+
+        info = ray.train.get_preemption_info()
+        new = set(info.preempted_node_ids) - self.leaving_nodes if info else set()
+        self.leaving_nodes |= new
+        if new and self.rank == 0:
+            log.info("train: a node is about to be taken away; saving this step")
+        return bool(new)
+
+
+class Metrics:
+    """``metrics.jsonl``: written in the output folder itself if that is on a disk, and copied to an object store."""
+
+    def __init__(self, output: Folder, scratch: Path) -> None:
+        self.output = output
+        self.path = (output.local or scratch) / METRICS
+        self._published = time.monotonic()
+        if output.local is None and output.exists(METRICS):
+            output.fetch(METRICS, self.path)
+
+    def publish(self, every: float = 0.0) -> None:
+        """Copy the file to the object store, if the last copy is at least ``every`` seconds old."""
+        if self.output.local is None and self.path.exists() and time.monotonic() - self._published >= every:
+            self.output.write_bytes(METRICS, self.path.read_bytes())
+            self._published = time.monotonic()

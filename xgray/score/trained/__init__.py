@@ -1,0 +1,1 @@
+"""Scorers that ``xgray scorer train`` made: their agreement with held-out texts, and their card."""
