@@ -1,7 +1,9 @@
 """Held-out texts: whole groups, whole sources, the same whatever the order."""
 
 import numpy as np
+import pytest
 
+from xgray.errors import InputError
 from xgray.train.encoder.split import Part, connected_groups, split_texts
 
 TEXTS = [f"text {index}" for index in range(200)]
@@ -52,3 +54,33 @@ def test_texts_that_a_file_holds_out_are_never_trained_on():
     parts, _ = split(is_held_out=is_held_out)
     assert not (parts[:60] == Part.TRAIN).any()
     assert (parts[60:] == Part.TRAIN).all(), "they are more than the share already"
+
+
+def training(tmp_path, **fields):
+    from xgray.config import ScorerTraining
+
+    rows = [f"{'You idiot' if index % 2 else 'Hello'} {index},{index % 2}" for index in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["text,label", *rows, ""]))
+    source = {"kind": "labelled", "path": str(tmp_path / "mine.csv"), "licence": "MIT", "language": "en"}
+    values = {"name": "mine", "output": "out", "model": {"id": "none"}, "sources": [source], "batch_size": 8}
+    return ScorerTraining.model_validate(values | fields)
+
+
+def test_sources_with_too_little_are_refused(tmp_path):
+    from xgray.train.encoder.prepare import check_texts, hold_out, read_sources
+
+    def check(**fields):
+        section = training(tmp_path, **fields)
+        sources = read_sources(section)
+        parts, _ = hold_out(section, sources)
+        check_texts(section, np.concatenate([source.targets for source in sources]), parts)
+        return parts
+
+    assert np.bincount(check()).tolist() == [36, 2, 2]
+    with pytest.raises(InputError, match="nothing can be learned of insult: no source judges it"):
+        check(attributes=["toxicity", "insult"])
+    with pytest.raises(InputError, match="36 texts to train on do not fill a batch of 64"):
+        check(batch_size=64)
+    twice = [source.model_dump() for source in training(tmp_path).sources] * 2
+    with pytest.raises(InputError, match="two are called 'mine'"):
+        check(sources=twice)
