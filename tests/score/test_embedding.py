@@ -95,9 +95,9 @@ def test_scores_are_those_of_the_released_weights(scorer):
 
 
 def test_insults_score_above_ordinary_sentences_in_every_language(scorer):
-    held_out = read_labelled("embedded")
+    labelled = read_labelled("embedded")
     for code in LANGUAGES:
-        rows = [row for row in held_out if row.language == code]
+        rows = [row for row in labelled if row.language == code][::5]
         scores = np.array([result.scores["toxicity"] for result in score(scorer, [row.text for row in rows], code)])
         toxic = np.array([row.toxic for row in rows])
         pairs = scores[toxic][:, None] - scores[~toxic][None, :]

@@ -189,8 +189,8 @@ class Score(Section):
     service of its protocol. ``classifier``, ``vllm``: a sequence classifier in transformers or vLLM. ``guard``: a
     generative safety model. ``openai``: a model behind an OpenAI-compatible service. ``dummy`` measures nothing."""
     labelled: str = "embedded"
-    """Embedding: the labelled texts on which the head is fitted and validated, a folder of ``{language}.csv`` files
-    with ``text,label,split``."""
+    """Embedding: ``embedded`` stands for the weights that come with xgray, fitted on people's ratings. Otherwise a
+    folder of ``{language}.csv`` files with ``text,label,split``, on which a head of its own is fitted and validated."""
     head: str | None = None
     """Embedding: a head that ``xgray scorer fit`` wrote, instead of one fitted on ``labelled``."""
     classifier: Classifier = Classifier()

@@ -138,7 +138,7 @@ class EmbeddingScorer:
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`."""
         cleaned = [engine_text(text) for text in texts]
-        distinct = list(dict.fromkeys(text for text in cleaned if text.strip()))
+        distinct = list(dict.fromkeys(text for text in cleaned if text))
         results: dict[str, Scored] = {}
         if distinct:
             scores = await asyncio.to_thread(self._score, distinct, language)
