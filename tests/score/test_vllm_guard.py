@@ -33,7 +33,7 @@ def test_scores_equal_those_of_transformers_whatever_the_batch(tmp_path):
     served = scores(scorer, TEXTS)
     facts = scorer.provenance()
     assert (facts["engine"], facts["num_cut"]) == ("vllm", 1)
-    assert facts["num_shared_tokens"] > 100
+    assert facts["num_shared_tokens"] > 50
     assert served[-1] == EMPTY_TEXT
     assert served[:-1] == pytest.approx(expected[:-1], abs=FLOAT32_TOLERANCE)
     assert max(served[:-1]) - min(served[:-1]) > 0.05
