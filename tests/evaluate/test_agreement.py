@@ -208,6 +208,22 @@ def test_on_labels_the_weighted_kappa_is_cohens():
     assert found["toxicity"]["en"].same_side.value == pytest.approx(np.mean((hidden >= 0.5) == labels))
 
 
+def test_each_attribute_that_is_both_rated_and_scored_has_a_table():
+    texts, hidden = rated(60)
+    votes = (texts.ratings["toxicity"] >= 4).astype(float)
+    votes[:5] = NAN  # these texts are not rated for the attribute
+    both = RatedTexts(texts.texts, texts.indices, texts.sources, texts.ratings | {"severe_toxicity": votes})
+    ratings = Ratings("rated texts", {"toxicity": TOXICITY_SCALE, "severe_toxicity": LABEL_SCALE}, {"en": both}, 0)
+    scores = {name: {"en": hidden} for name in ("severe_toxicity", "toxicity", "profanity")}
+    table = agreement_table(ratings, scores, resamples=50)
+    assert list(table) == ["toxicity", "severe_toxicity"], "nobody rated profanity"
+    severe = table["severe_toxicity"]["en"]
+    assert severe.num == 55
+    means = votes[5:].mean(axis=1)
+    assert (severe.num_toxic, severe.num_benign) == ((means >= 0.5).sum(), (means == 0).sum())
+    assert severe.spearman.value == pytest.approx(stats.spearmanr(hidden[5:], means).statistic)
+
+
 def test_intervals_depend_on_the_seed_alone():
     texts, hidden = rated(60)
     first, again, other = (
