@@ -19,16 +19,18 @@ from xgray.data.archives.archived import EMPTY, NO_SCORE, ArchivedText, ArchiveO
 from xgray.data.archives.rows import read_rows
 from xgray.errors import InputError
 
+# gc=False: answers hold no cycles, and the garbage collector would visit millions of them.
 
-class Summary(msgspec.Struct):
+
+class Summary(msgspec.Struct, gc=False):
     value: float
 
 
-class AttributeAnswer(msgspec.Struct):
+class AttributeAnswer(msgspec.Struct, gc=False):
     summaryScore: Summary
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, gc=False):
     """The body of an answer, as far as it is read."""
 
     attributeScores: dict[str, AttributeAnswer | None] | None = None
