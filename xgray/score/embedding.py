@@ -26,9 +26,9 @@ from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.rows import EMPTY_TEXT
-from xgray.score.embedded_weights import packaged_weights, uses_packaged_weights
+from xgray.score.embedded_weights import packaged_card, packaged_weights, uses_packaged_weights
 from xgray.score.embedding_head import INVERSE_STRENGTH, Embedding, FittedHead, fit_head, head_version, read_head
-from xgray.score.scorer import Scored
+from xgray.score.scorer import Scored, known_attributes
 from xgray.stats.auc import auc_by_language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
@@ -109,6 +109,8 @@ class EmbeddingScorer:
             InputError: the labelled texts or the head's file are wrong, or the section lists an attribute that the
                 weights do not measure.
         """
+        measured = packaged_card().attributes if uses_packaged_weights(section) else ["toxicity"]
+        self.attributes: tuple[str, ...] = known_attributes(section.attributes, measured)
         num_threads = available_threads()
         self.device = f"cpu ({num_threads} threads)"
         self._weights: Weights
@@ -116,8 +118,7 @@ class EmbeddingScorer:
             packaged = packaged_weights(installed_embedding())
             self._embedder = Embedder(num_threads, packaged.engine_file())
             self._weights, self.version, self.validated = packaged, packaged.card.version, packaged.validated()
-            self._facts = packaged.facts()
-            measured = packaged.card.attributes
+            self._facts = packaged.facts(self.attributes)
         else:
             self._embedder = Embedder(num_threads)
             if section.head:
@@ -126,14 +127,6 @@ class EmbeddingScorer:
                 fitted = load_or_fit_head(section.labelled, self._embedder)
             self._weights, self.version, self.validated = fitted.head, fitted.version, tuple(fitted.facts["auc"])
             self._facts = fitted.facts
-            measured = ["toxicity"]
-        if unknown := [name for name in section.attributes if name not in measured]:
-            self._embedder.close()
-            raise InputError(
-                f"score.attributes: {unknown[0]} is not measured by the embedding scorer. Choose from "
-                f"{', '.join(measured)}"
-            )
-        self.attributes: tuple[str, ...] = tuple(section.attributes)
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:
         """See :class:`~xgray.score.scorer.Scorer`."""
