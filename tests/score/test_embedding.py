@@ -367,7 +367,7 @@ def test_a_head_file_that_is_missing_or_not_json_is_refused(tmp_path):
 def test_attributes_that_the_weights_do_not_measure_are_refused(head_file):
     with pytest.raises(InputError, match="unknown: profanity; known: toxicity, severe_toxicity"):
         build_scorer(Score(attributes=["toxicity", "profanity"]))
-    with pytest.raises(InputError, match="unknown: threat; known: toxicity$"):
+    with pytest.raises(InputError, match=r"unknown: threat; known: toxicity$"):
         build_scorer(Score(head=str(head_file[0]), attributes=["toxicity", "threat"]))
 
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from xgray.config import Score
 from xgray.data.labelled import LabelledText, read_labelled, texts_fingerprint
-from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.rows import EMPTY_TEXT
 from xgray.score.embedded_weights import packaged_card, packaged_weights, uses_packaged_weights
