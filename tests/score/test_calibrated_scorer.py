@@ -151,5 +151,5 @@ def test_the_local_scorer_is_calibrated():
     calibrated = [result.scores["toxicity"] for result in score(scorer, TEXTS)]
     assert calibrated == curve.apply(raw).tolist()
     assert calibrated != raw.tolist()
-    assert scorer.provenance()["auc"] == inner.provenance()["auc"]
+    assert scorer.provenance()["agreement"] == inner.provenance()["agreement"]
     asyncio.run(scorer.close())
