@@ -16,6 +16,7 @@ from xgray.config.file import load_experiment
 from xgray.data.prompts import read_prompts
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, complete
+from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Row, Scores, from_table, schema
 from xgray.score.build import build_scorer
 from xgray.score.rows import score_rows
@@ -89,7 +90,7 @@ def test_a_run_leaves_metrics_rows_and_a_self_contained_report(finished):
         assert found["num_consistent"] + found["num_other"] + found["num_unknown"] == found["num_texts"] > 0
     assert result["stages"]["train/dpo"]["measured"]["first_loss"] == pytest.approx(0.6931, abs=2e-3)
     scorer = result["stages"]["score/base"]["measured"]["scorer"]
-    assert len(scorer["auc"]) == 17
+    assert set(scorer["agreement"]["toxicity"]) == {*LANGUAGES, "average"}
     page = Page()
     page.feed((run / "report" / "index.html").read_text())
     assert page.loads == []
