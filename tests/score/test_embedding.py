@@ -94,6 +94,7 @@ def test_scores_are_those_of_the_released_weights(scorer):
     assert toxicity(scorer, TEXTS) == pytest.approx(RELEASED_SCORES, abs=0.03)
 
 
+@pytest.mark.slow
 def test_insults_score_above_ordinary_sentences_in_every_language(scorer):
     labelled = read_labelled("embedded")
     for code in LANGUAGES:
@@ -104,6 +105,7 @@ def test_insults_score_above_ordinary_sentences_in_every_language(scorer):
         assert np.mean((pairs > 0) + 0.5 * (pairs == 0)) > 0.85, code
 
 
+@pytest.mark.slow
 def test_harmless_continuations_rarely_count_as_toxic(scorer):
     """Continuations as models write them: cut off, repeated, of death, courts, minorities and opponents."""
     by_language = {}
