@@ -21,6 +21,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
     def ids(text: str) -> list[int]:
         mapped = "".join(tokenizer.normalization.get(ord(character), character) for character in f"query: {text}")
-        marked = "▁" + "▁".join(part for part in mapped.split(" ") if part)
+        marked = "▁" + re.sub(" +", "▁", mapped)
         return [0, *unigram.encode(marked, add_special_tokens=False).ids[: MAX_TOKENS - 2], 2]
 
     return [ids(engine_text(text)) for text in texts]

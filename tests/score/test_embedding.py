@@ -1,6 +1,6 @@
 import asyncio
 import csv
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -149,12 +149,11 @@ def test_weights_of_another_card_or_engine_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_engine_computes_what_pytorch_computes_with_the_same_layers():
+def test_the_engine_computes_what_pytorch_computes_with_the_same_layers(monkeypatch):
     import torch
 
-    spec = importlib.util.spec_from_file_location("fit_embedded", ROOT / "jobs" / "scorers" / "fit_embedded.py")
-    fit_embedded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fit_embedded)
+    monkeypatch.syspath_prepend(ROOT / "jobs" / "scorers")
+    fit_embedded = importlib.import_module("fit_embedded")
     weights = read_weights(FOLDER, installed_embedding())
     file = ModelFile.parse(weights.engine_file().read_bytes())
     encoder = fit_embedded.encoder(file)
