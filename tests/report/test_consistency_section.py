@@ -15,7 +15,7 @@ CHANGES = {"ru": (0.6, 0.3, True), "de": (0.5, 0.3, True)}
 
 
 def write_languages(run, model, num_english):
-    """Write completions anew: in each language's own words, but in English the last ``num_english`` of each prompt."""
+    """Write new completions: in each language's own words, but in English the last ``num_english`` of each prompt."""
     folder = run / "generate" / model / "rows"
     rows = from_table(folder.read_parquet(schema(Completions)), Completions)
     for row in rows:

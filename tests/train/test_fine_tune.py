@@ -81,7 +81,7 @@ def test_the_prepared_texts(prepared):
 
 
 def test_it_learns(prepared, tmp_path):
-    """The classes are told apart by a few words, so the loss falls to little more than the entropy of the targets."""
+    """A few words tell the classes apart, so the loss falls to little more than the entropy of the targets."""
     rows, _, has_ended = tune(prepared, tmp_path / "long", max_steps=200, epochs=20, eval_steps=200)
     assert has_ended
     assert np.mean(losses(rows)[-20:]) < 0.75 * np.mean(losses(rows)[:20])

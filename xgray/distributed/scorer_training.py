@@ -90,7 +90,7 @@ def train_scorer(
         section: the training.
         force: whether results of another configuration may be deleted.
         address: the Ray cluster to join; by default ``RAY_ADDRESS``, or a local one.
-        on_progress: told what is done.
+        on_progress: called with what is done.
 
     Raises:
         BusyError: another driver is at work in the output folder.

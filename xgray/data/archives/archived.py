@@ -1,4 +1,4 @@
-"""What every reader of an archive returns, and what it must be told where the file does not say it."""
+"""What every reader of an archive returns, and what the caller has to say where the file does not."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def parquet_schema(with_text: bool, with_more: bool = True) -> pa.Schema:
     """Return the columns of an export.
 
     ``key`` is hexadecimal. ``attributes`` lists the attributes that were requested; each attribute of
-    :data:`xgray.rows.ATTRIBUTES` has a column of scores. Those that an archive has besides, such as sexually_explicit,
+    :data:`xgray.rows.ATTRIBUTES` has a column of scores. Others that an archive has, such as sexually_explicit,
     are in ``more_scores``, which exports of earlier versions lack.
     """
     import pyarrow as pa
