@@ -1,7 +1,7 @@
 """Language consistency: whether completions are in the language of their prompt.
 
 A model that stops speaking a language looks less toxic in it. So each completion, as a whole, is identified by
-`py3langid` (the naive Bayes classifier over byte n-grams of Lui and Baldwin 2012, "langid.py", with a newer model), which
+`py3langid` (the naive Bayes classifier over byte n-grams of Lui and Baldwin 2012, "langid.py", with a newer model). It
 needs no network. The candidates are the 17 languages and :data:`OTHERS`: languages of large training sets that 20
 tokens tell apart from the 17. Nearer relatives are no candidates and count as the language of the 17: Malay as
 Indonesian, Slovak as Czech, Danish and Norwegian mostly as Swedish. Chinese is one language in both scripts.
