@@ -12,7 +12,7 @@ import pytest
 from xgray.config import Score, Serve
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
-from xgray.serve.http import ScorerInfo, Service, Unavailable
+from xgray.serve.http import ScorerInfo, ServedScorer, Service, Unavailable
 
 KEY = "serve-key-17"
 SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"), {"version": "1", "agreement": {}})
@@ -24,11 +24,12 @@ def scorer():
 
 
 @asynccontextmanager
-async def running(score_batch, key=None, num_concurrent=2, **settings):
+async def running(score_batch, key=None, num_concurrent=2, others=None, **settings):
     """Run a service for the duration of the block and yield a session with it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        service = Service(Serve.model_validate(settings), SCORER_INFO, score_batch, num_concurrent, key)
+        scorers = {"embedding": ServedScorer(SCORER_INFO, score_batch), **(others or {})}
+        service = Service(Serve.model_validate(settings), scorers, num_concurrent, key)
         async with service.listening(bound):
             address = f"http://127.0.0.1:{bound.getsockname()[1]}"
             async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
