@@ -44,7 +44,7 @@ class Connection(web.RequestHandler):
         """
         super().__init__(
             server,
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # None is no log
             keepalive_timeout=KEEPALIVE_SECONDS,
             lingering_time=LINGER_SECONDS,
             max_line_size=MAX_LINE_BYTES,

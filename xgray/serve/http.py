@@ -198,9 +198,7 @@ class Service:
         self._key = key
         self._metrics = Metrics()
         self._offers = {
-            name: _Offer(
-                name, each.info, Batcher(each.score_batch, section.batch_size, num_concurrent, self._metrics)
-            )
+            name: _Offer(name, each.info, Batcher(each.score_batch, section.batch_size, num_concurrent, self._metrics))
             for name, each in scorers.items()
         }
         self._default = next(iter(self._offers.values()))
