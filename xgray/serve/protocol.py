@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from xgray.data.archives.archived import ATTRIBUTE_NAMES
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
-from xgray.rows import ATTRIBUTES, EMPTY_TEXT
+from xgray.rows import EMPTY_TEXT
 from xgray.score.perspective import MAX_BYTES
 from xgray.score.scorer import Scored
 
@@ -251,13 +252,13 @@ def _checked_attributes(request: _Request) -> dict[str, _Attribute]:
     """Return the requested attributes, whose names are in upper case.
 
     Raises:
-        ApiError: there are none, or one is unknown.
+        ApiError: there are none, or Perspective never had one of that name.
     """
     requested = request.requested_attributes or {}
     if not requested:
         raise invalid("NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes")
     for name, options in requested.items():
-        if name != name.upper() or name.lower() not in ATTRIBUTES:
+        if name != name.upper() or not (name.lower() in ATTRIBUTE_NAMES or name.endswith("_EXPERIMENTAL")):
             raise invalid("INVALID_REQUEST", f"Unknown requested attribute: {name[:MAX_NAME]}")
         if options.score_type not in SCORE_TYPES:
             message = f"Requested score type {options.score_type[:MAX_NAME]} is not supported by attribute {name}"
