@@ -15,14 +15,14 @@ SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"), {"version": "
 
 
 @asynccontextmanager
-async def running(score_batch, key=None, num_concurrent=2, others=None, **settings):
+async def running(score_batch, key=None, num_concurrent=2, info=SCORER_INFO, others=None, **settings):
     """Run a service for the duration of the block and yield a session with it.
 
     The scorer is called embedding; ``others`` are served beside it.
     """
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        scorers = {"embedding": ServedScorer(SCORER_INFO, score_batch), **(others or {})}
+        scorers = {"embedding": ServedScorer(info, score_batch), **(others or {})}
         service = Service(Serve.model_validate(settings), scorers, num_concurrent, key)
         async with service.listening(bound):
             address = f"http://127.0.0.1:{bound.getsockname()[1]}"

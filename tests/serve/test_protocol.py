@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -132,6 +133,31 @@ def test_an_unsupported_attribute_is_named():
 )
 def test_malformed_bodies_are_refused_in_googles_words(content, message):
     assert message in refused(content)["message"]
+
+
+def test_names_of_fields_go_without_quotes_and_texts_stay_as_they_are():
+    for text in ('a "b: c", {d: 1}', "back\\slash: \\", "{comment: {text: x}}", "nul \x00 é: 🙂"):
+        content = f"{{comment : {{text: {json.dumps(text)}}}, requestedAttributes: {{TOXICITY:{{}}}}}}".encode()
+        assert parse(content).text == text
+
+
+@pytest.mark.parametrize("content", [b'"' + b'\\"' * 100_000, b"a" * 250_000, b"a " * 120_000, b'{"a": "' * 40_000])
+def test_no_body_takes_long_to_refuse(content):
+    began = time.perf_counter()
+    refused(content)
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("pt-BR", None), ("de-AT", "de"), ("de_at", "de"), ("zh-CN", "zh-hans"), ("zh-TW", None), ("zh-Hant", None)],
+)
+def test_a_region_is_taken_for_its_language_unless_it_writes_otherwise(name, code):
+    if code is None:
+        refused(body(languages=[name]))
+    else:
+        analysis = analyse(body(languages=[name]))
+        assert (analysis.language, analysis.languages) == (code, [name])
 
 
 def test_texts_of_all_kinds_are_read_unchanged():

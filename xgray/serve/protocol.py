@@ -48,6 +48,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Matches are never given up in part (++, *+), so that the time is linear in the length of any body.
 _STRING_OR_NAME = re.compile(rb'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|\b[A-Za-z_]\w*+(?=\s*+:)', re.DOTALL)
 """A JSON string, or the name of a field that is written without quotes."""
+MAX_PARTS = 1000
+"""So many strings and names are looked at; a request of the protocol has fewer."""
 _REGION = re.compile(r"([a-z]{2,3})[-_](?!(?:tw|hk|mo)$)(?:[a-z]{2}|\d{3})")
 """A language of a region, such as pt-br; regions that write Chinese in traditional characters are left out."""
 
@@ -186,7 +188,9 @@ def parse(body: bytes) -> Request:
 
 def _quote_names(content: bytes) -> bytes:
     """Put quotes around the names of fields that have none; strings stay as they are."""
-    return _STRING_OR_NAME.sub(lambda match: match[0] if match[0][:1] == b'"' else b'"%s"' % match[0], content)
+    return _STRING_OR_NAME.sub(
+        lambda match: match[0] if match[0][:1] == b'"' else b'"%s"' % match[0], content, count=MAX_PARTS
+    )
 
 
 def resolve(
