@@ -97,8 +97,8 @@ def print_replay(name: str, report: ReplayReport) -> None:
         else:
             print_line(f"{title}: nothing to compare")
         print_line(_refusals(replayed))
-        if not report.is_answered:
-            print_line("Most texts have no score of the scorer; the answers say nothing of it.")
+    if not report.is_answered:
+        print_line(f"{name} has no score of most texts, so that nothing follows from this.")
 
 
 def _print_differences(title: str, differences: Mapping[str, Mapping[str, Difference]]) -> None:
