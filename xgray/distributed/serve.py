@@ -152,12 +152,14 @@ def _deployments(scorers: Mapping[str, Score], section: Serve) -> dict[str, serv
     Raises:
         InputError: the cluster is too small.
     """
-    threads = max(1, most_cores(cluster_capacity().alive) // (section.max_replicas * len(scorers)))
+    cores = most_cores(cluster_capacity().alive)
+    threads = max(1, cores // (section.max_replicas * len(scorers)))
+    cpus = min(threads, cores / len(scorers))  # more scorers than cores share them
     has_gpus = total("GPU") > 0
     options: dict[str, dict[str, Any]] = {
         name: {"num_cpus": 1, "num_gpus": 1}
         if has_gpus and score.scorer in LOADS_MODEL
-        else {"num_cpus": threads, "runtime_env": thread_environment(threads)}
+        else {"num_cpus": cpus, "runtime_env": thread_environment(threads)}
         for name, score in scorers.items()
     }
     for resource, option in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
@@ -165,7 +167,7 @@ def _deployments(scorers: Mapping[str, Score], section: Serve) -> dict[str, serv
         if needed > total(resource):
             several = f" of each of {len(scorers)} scorers" if len(scorers) > 1 else ""
             raise InputError(
-                f"serve.min_replicas: {section.min_replicas} replicas{several} need {needed} {resource}, and the "
+                f"serve.min_replicas: {section.min_replicas} replicas{several} need {needed:g} {resource}, and the "
                 f"cluster has {total(resource)}. Set a smaller number, or add nodes."
             )
     return {name: _deployment(each, section) for name, each in options.items()}

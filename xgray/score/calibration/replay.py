@@ -38,6 +38,8 @@ MEASURES = ("spearman", "difference", "absolute_difference", *SHARES)
 SINGLE = "a single text has no interval"
 REASONS = {"spearman": "all scores of one of the two are equal"}
 ENTRIES_PER_REPORT = 10_000
+DRAWS, MIN_RESAMPLES = 20_000_000, 200
+"""Fewer resamples of many texts: so many draws, but at least so many resamples. The intervals are narrow then."""
 Results = Mapping[str, Mapping[str, Scored]]
 """What the scorer said, by language and text."""
 
@@ -189,10 +191,10 @@ def replay(
                     texts.setdefault(code, {}).update(dict.fromkeys(str(entry.text) for entry in entries))
         listed = {code: list(in_language) for code, in_language in texts.items()}
         results = score_by_language(runner, scorer, listed, on_progress)
-    measuring = _Measuring(results, scorer.attributes, resamples, seed)
+    total = len(scorer.attributes) * sum(map(len, archive.drawn.values()))
+    measuring = _Measuring(results, scorer.attributes, resamples, seed, _Steps(on_progress, total))
     versions = {}
-    for number, (version, by_language) in enumerate(archive.drawn.items()):
-        on_progress("compare", number, len(archive.drawn))
+    for version, by_language in archive.drawn.items():
         versions[version] = VersionReport(
             num_requests=archive.asked[version].total(),
             num_replayed=sum(len(entries) for code, entries in by_language.items() if code in languages),
@@ -227,6 +229,20 @@ def _refusals(
     }
 
 
+@dataclass
+class _Steps:
+    """Counts the comparisons of an attribute in a language, and reports them."""
+
+    on_progress: OnProgress
+    total: int
+    num: int = 0
+
+    def count(self) -> None:
+        """Report one more."""
+        self.num += 1
+        self.on_progress("compare", self.num, self.total)
+
+
 @dataclass(frozen=True)
 class _Measuring:
     """See :func:`replay`."""
@@ -235,6 +251,7 @@ class _Measuring:
     attributes: Sequence[str]
     resamples: int
     seed: int
+    steps: _Steps
 
 
 def _differences(
@@ -246,6 +263,7 @@ def _differences(
         table: dict[str, Difference] = {}
         drawn: list[dict[str, Resampled]] = []
         for code, entries in by_language.items():
+            measuring.steps.count()
             archived = [entry for entry in entries if attribute in entry.scores]
             if code not in measuring.results or not archived:
                 continue
@@ -278,7 +296,8 @@ def _resample(here: FloatArray, there: FloatArray, resamples: int, seed: Sequenc
         ("", "there_alone"): statistics.mean((is_there & ~is_here).astype(np.float64)),
     }
     sample = Sample(figures, [str(number) for number in range(len(here))])
-    drawn = resample_together({"": sample}, resamples, seed)[""]
+    num_resamples = min(resamples, max(MIN_RESAMPLES, DRAWS // len(here)))
+    drawn = resample_together({"": sample}, num_resamples, seed)[""]
     return {name: each for (_, name), each in drawn.items()}
 
 
