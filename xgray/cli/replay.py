@@ -6,19 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xgray.cli.agreement import FRACTION, text_with_interval
 from xgray.cli.fields import with_fields
 from xgray.cli.options import Arguments, Json
 from xgray.cli.scores import FileOptions
 from xgray.cli.serve import split_scorers
 from xgray.cli.tables import new_table, print_line, print_table
 from xgray.errors import InputError
-from xgray.report.metrics import percent
+from xgray.report.metrics import Metric, percent
 
 if TYPE_CHECKING:
     from xgray.evaluate.agreement_file import Measured
     from xgray.score.calibration.replay import Difference, ReplayReport, VersionReport
 
+FRACTION = Metric("")
+"""Prints correlations, shares and differences: ``.512 [.480, .541]``."""
 NO_OPTIONS = FileOptions()
 COLUMNS = {
     "Spearman": "spearman",
@@ -102,6 +103,8 @@ def print_replay(name: str, report: ReplayReport) -> None:
 
 
 def _print_differences(title: str, differences: Mapping[str, Mapping[str, Difference]]) -> None:
+    from xgray.cli.agreement import text_with_interval
+
     has_missing = any(cell.num_missing for table in differences.values() for cell in table.values())
     more = ["without score"] if has_missing else []
     out = new_table("attribute", "language", "texts", *COLUMNS, *more, text_columns=("language",))
@@ -119,6 +122,8 @@ def _print_differences(title: str, differences: Mapping[str, Mapping[str, Differ
 
 def _signed(measured: Measured) -> str:
     """Return ``+.12 [+.10, +.14]``."""
+    from xgray.cli.agreement import text_with_interval
+
     if measured.value is None or measured.low is None or measured.high is None:
         return text_with_interval(measured)
     value, low, high = (FRACTION.text(each, signed=True) for each in (measured.value, measured.low, measured.high))
