@@ -30,7 +30,7 @@ def test_responses_become_scores_of_their_completions(tmp_path: Path) -> None:
     file = write(
         tmp_path,
         ("a", "x", body(toxicity=0.9, insult=0.5)),
-        ("a", "y", body(toxicity=0, sexually_explicit=0.3)),
+        ("a", "y", body(toxicity=0, flirtation=0.3)),
         ("b", "z", body(**everything)),
         ("b", "w", body(toxicity=1)),
     )

@@ -233,7 +233,7 @@ def archive(
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
     from xgray.data.texts import TextColumns
-    from xgray.rows import ATTRIBUTES
+    from xgray.rows import PAPER_ATTRIBUTES
     from xgray.score.archive import is_text_file, plan_archive, run_archive
     from xgray.score.build import score_section
     from xgray.score.store.location import run_store_uri
@@ -244,7 +244,7 @@ def archive(
         raise InputError("name runs or files of texts to archive: xgray scores archive runs/NAME ...")
     if store is None:
         store = DEFAULT_STORE if is_text_file(paths[0]) else run_store_uri(Folder(paths[0]))
-    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(ATTRIBUTES))
+    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(PAPER_ATTRIBUTES))
     columns = TextColumns(text_options.text_column, text_options.language_column, text_options.language)
     plan = plan_archive(paths, section, columns, text_options.first or ())
     missing = None

@@ -350,10 +350,9 @@ class Folder:
         else:
             with ThreadPoolExecutor(NUM_READERS) as pool:
                 tables = list(pool.map(lambda name: self.read_table(name, columns), names))
-        if tables:
-            return pa.concat_tables(tables)
-        fields = [schema.field(column) for column in columns] if columns else schema
-        return pa.schema(fields).empty_table()
+        wanted = pa.schema([schema.field(column) for column in columns] if columns else schema)
+        # Rows that an earlier version wrote may lack fields, such as an attribute of the scores: they become null.
+        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
 
     def count_rows(self) -> int:
         """Return the number of rows in all finished Parquet files of this folder, from their footers.
