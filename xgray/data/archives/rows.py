@@ -56,7 +56,7 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
         yield from _parquet_rows(file, row_type)
     elif file.suffix == ".csv":
         for number, row in read_csv(file, []):
-            yield f"{file}:{number}", msgspec.convert(row, row_type)
+            yield f"{file}:{number}", _convert(row, row_type, f"{file}:{number}")
     else:
         yield from _json_rows(file, row_type)
 
@@ -90,14 +90,18 @@ def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
             for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
-                    try:
-                        row = msgspec.convert(fields, row_type)
-                    except msgspec.ValidationError as error:
-                        found = ", ".join(fields)
-                        raise InputError(f"{file}: row {number}: {_plain(error)}; columns found: {found}") from None
-                    yield f"{file}: row {number}", row
+                    where = f"{file}: row {number}"
+                    yield where, _convert(fields, row_type, where)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _convert(fields: dict[str, Any], row_type: type[Row], where: str) -> Row:
+    """Return a row of columns as ``row_type``."""
+    try:
+        return msgspec.convert(fields, row_type)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_plain(error)}; columns found: {', '.join(fields)}") from None
 
 
 def _is_read(path: list[str], wanted: Sequence[str]) -> bool:
