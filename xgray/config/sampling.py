@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from xgray.config.section import Model, Section, Switch
 
@@ -199,9 +199,10 @@ class Score(Section):
     openai: OpenAI = OpenAI()
     perspective_url: Address = "https://commentanalyzer.googleapis.com"
     """Perspective: the service's address; the key comes from the environment (PERSPECTIVE_API_KEY)."""
-    archived: bool = False
-    """Perspective: take scores from the score store alone and send no request; a text that is not in it has no
-    score."""
+    archived: bool | str = False
+    """Perspective: take scores from the score store alone and send no request; a text that is not in it has no score.
+    ``true`` takes what the service answered xgray; a year (``2020``), ``unknown`` or the versions that an archive names
+    (``TOXICITY@6``) take what was imported as that."""
     calibration: str | None = None
     """A calibration that ``xgray scorer calibrate`` wrote: it maps the scores onto those of its target."""
     attributes: list[str] = ["toxicity"]
@@ -211,6 +212,11 @@ class Score(Section):
     empty_text: Switch = "corrected"
     """An empty completion has no score, and the number of them is reported; ``released`` scores one space instead."""
     execution: ScoreExecution = ScoreExecution()
+
+    @field_validator("archived", mode="before")
+    @classmethod
+    def _year_as_text(cls, archived: Any) -> Any:
+        return str(archived) if isinstance(archived, int) and not isinstance(archived, bool) else archived
 
 
 class Serve(Section):

@@ -61,9 +61,10 @@ def _build_stored(section: Score, acquire: Acquire | None) -> Scorer:
 
     if section.archived:
         from xgray.score.perspective import perspective_id
+        from xgray.score.perspective_versions import named_archive
 
-        attributes = known_attributes(section.attributes)
-        return ArchivedScorer(ScoreStore.open_existing(uri), perspective_id(section), attributes)
+        scorer_id = perspective_id(section) if section.archived is True else named_archive(str(section.archived))
+        return ArchivedScorer(ScoreStore.open_existing(uri), scorer_id, known_attributes(section.attributes))
     scorer, store = _build_plain(section, acquire), ScoreStore(uri)
     if section.scorer in SERVICES:
         return CachedScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
