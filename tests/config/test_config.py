@@ -62,6 +62,9 @@ def test_a_key_that_resembles_nothing_lists_the_known_ones(tmp_path: Path) -> No
         ("train: {learning_rate: .inf}", "train.learning_rate: Input should be a finite number"),
         ("train: {method: qlora4}", "train.method: "),
         ("seed: -1", "seed: "),
+        ("seed: true", "seed: a number is expected, not true"),
+        ("generate: {k: yes}", "generate.k: "),
+        ("train: {beta: false}", "train.beta: a number is expected, not false"),
         ("languages: []", "languages: at least one language"),
         ("languages: [en, xx]", "languages: unknown language 'xx'"),
         ("languages: [zh, ZH-Hans]", "languages: a language is listed twice"),
@@ -106,6 +109,13 @@ def test_text_that_looks_like_a_number_is_text_in_quotes(tmp_path: Path) -> None
 def test_words_that_older_yaml_reads_as_booleans_are_booleans(tmp_path: Path, text: str, expected: bool) -> None:
     experiment = load(tmp_path, f"{MINIMAL}report: {{mask: {text}}}\n", "--generate.execution.use-gpu", text)
     assert (experiment.report.mask, experiment.generate.execution.use_gpu) == (expected, expected)
+
+
+@pytest.mark.parametrize("tokens", [("--train", "5", "--train.beta", "1"), ("--train.beta", "1", "--train", "5")])
+def test_a_section_given_as_a_whole_and_in_part_is_refused(tokens: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="--train is given a value of its own"):
+        parse_overrides(list(tokens))
+    assert parse_overrides(["--train", "{beta: 1}", "--train.beta", "2"]) == {"train": {"beta": 2}}
 
 
 def test_variant_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:

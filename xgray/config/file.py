@@ -64,7 +64,8 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
     ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them.
 
     Raises:
-        InputError: a token has another form, a value is not valid YAML, or there is no such scorer.
+        InputError: a token has another form, a value is not valid YAML, there is no such scorer, or a section is given
+            a value of its own and one of its fields another.
     """
     values: dict[str, Any] = {}
     rest = list(tokens)
@@ -85,10 +86,23 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
             value = value.split(",")
         if path == ["score"] and isinstance(value, str):
             value = load_score(value)
+        _refuse_section_and_field(values, path, value)
         for key in reversed(path):
             value = {key: value}
         values = merge(values, value)
     return values
+
+
+def _refuse_section_and_field(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Refuse ``--train 5 --train.beta 1``, of which one would be lost."""
+    given: Any = values
+    for depth, key in enumerate(path):
+        if key not in given:
+            return
+        given = given[key]
+        if isinstance(given, dict) != (depth < len(path) - 1 or isinstance(value, dict)):
+            name = ".".join(path[: depth + 1]).replace("_", "-")
+            raise InputError(f"--{name} is given a value of its own and one for a field of it; leave one of them out")
 
 
 def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from xgray.errors import InputError
 
@@ -23,6 +23,22 @@ class Section(BaseModel):
         protected_namespaces=(),
         hide_input_in_errors=True,  # an address may hold a password
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``k: true``, which Pydantic would take for 1."""
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) for item in values):
+            kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"a number is expected, not {str(value).lower()}")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the plain types in an annotation: of ``list[int] | None`` they are ``int`` and ``NoneType``."""
+    return set().union(*map(_kinds, get_args(annotation))) if get_args(annotation) else {annotation}
 
 
 class Model(Section):
