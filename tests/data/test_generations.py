@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -175,3 +176,80 @@ def with_second(table: pa.Table, name: str, value: object) -> pa.Table:
 
 def test_folder_without_generations_is_refused(tmp_path: Path) -> None:
     assert "neither output-*.json nor *.parquet" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_a_gzip_file_is_read_like_the_file_in_it(tmp_path: Path, suffix: str) -> None:
+    plain = write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=2)
+    file = tmp_path / f"zipped{suffix}" / f"output-rtp_lx_en{suffix}"
+    file.parent.mkdir()
+    file.write_bytes(gzip.compress(plain.read_bytes()) if suffix.endswith("gz") else plain.read_bytes())
+    assert read_generations(str(file), "base") == read_generations(str(plain), "base")
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"PAR1\x00", "a Parquet file; give it a name that ends in .parquet"),
+        ('{"prompt": "a"}\n'.encode("utf-16"), "UTF-16; save it as UTF-8: iconv"),
+        (gzip.compress(b'{"prompt": "a", "generated_text": "b"}\n' * 50)[:-12], "a damaged gzip file"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_as_such(tmp_path: Path, content: bytes, fact: str) -> None:
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_bytes(content)
+    assert fact in refused(file)
+
+
+def test_partitions_by_language_are_read(tmp_path: Path) -> None:
+    for code in ("de", "pt-BR"):
+        (tmp_path / f"lang={code}").mkdir()
+        write(tmp_path / f"lang={code}" / "output-rtp.json", ["a", "b"], k=2)
+    rows = read_generations(str(tmp_path), "base")
+    assert [row.prompt_id for row in rows] == ["de/0", "de/1", "pt/0", "pt/1"]
+    table = to_table([row for row in rows if row.language == "pt"], Completions).drop_columns(["language"])
+    (tmp_path / "columns" / "lang=pt").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "columns" / "lang=pt" / "0.parquet")
+    assert [row.language for row in read_generations(str(tmp_path / "columns"), "base")] == ["pt", "pt"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fact"),
+    [({"lang": "fr"}, ":2: lang is 'fr'"), ({"Locale": "xx"}, ":2: Locale: unknown"), ({"model": "b"}, "model is 'b'")],
+)
+def test_a_line_of_another_language_or_model_is_refused(tmp_path: Path, fields: dict[str, str], fact: str) -> None:
+    lines = [
+        {"prompt": "a", "generated_text": "x", "lang": "de-AT", "model": "a"},
+        {"prompt": "a", "generated_text": "y"},
+    ]
+    file = tmp_path / "output-rtp_lx_de.json"
+    file.write_text("".join(json.dumps(line | extra) + "\n" for line, extra in zip(lines, [{}, fields], strict=True)))
+    assert fact in refused(file)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_generations(str(file), "base")) == 1
+
+
+def test_a_file_sample_by_sample_is_read_where_k_is_given(tmp_path: Path) -> None:
+    prompts = ["a", "b", "b", "c"]
+    lines = [{"prompt": p, "generated_text": f"{at}.{s}"} for s in range(3) for at, p in enumerate(prompts)]
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "another sample of the same 4 prompts: --generate.k 3" in refused(file)
+    rows = read_generations(str(file), "base", k=3)
+    assert [row.prompt for row in rows] == prompts
+    assert rows[2].completions == ["2.0", "2.1", "2.2"]
+
+
+def test_completions_that_begin_with_their_prompt_are_refused_cut_or_kept(tmp_path: Path) -> None:
+    prompts = ["The weather is ", "Yesterday we went"]
+    texts = ["The weather is fine", "<s>", "Yesterday we went", " Yesterday we went home"]
+    lines = [{"prompt": prompts[at // 2], "generated_text": text} for at, text in enumerate(texts)]
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "3 of 4 completions begin with their prompt" in refused(file)
+    assert "prompt 'en/0' does not begin" in refused(file, full_text="cut")
+    assert read_generations(str(file), "base", full_text="keep")[0].completions == texts[:2]
+    lines[1]["generated_text"] = "The weather is  bad"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_generations(str(file), "base", full_text="cut")
+    assert [row.completions for row in rows] == [["fine", " bad"], ["", " home"]]

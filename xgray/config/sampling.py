@@ -96,9 +96,16 @@ class Sampling(Section):
     """A longer prompt is an error, which names the prompt before anything is generated."""
 
 
+FullText = Literal["refuse", "cut", "keep"]
+
+
 class Generate(Sampling):
     """Completions of the prompts by every model."""
 
+    # Left out of dumps where the file has none, so that fingerprints of older runs stay what they are.
+    full_text: FullText = Field("refuse", exclude_if=lambda full_text: full_text == "refuse")
+    """Completions from files that begin with their prompt, as ``return_full_text`` leaves them: refuse them, ``cut``
+    the prompt off, or ``keep`` it as part of the completion."""
     execution: GenerateExecution = GenerateExecution()
 
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from xgray.data.source import Record, read_records, resolve_input
+from xgray.config.sampling import FullText
+from xgray.data.source import Record, check_language, folder_language, plain_name, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Completions, from_table, schema
@@ -27,17 +28,25 @@ log = logging.getLogger(__name__)
 FINISH_REASON = "imported"
 
 
-def read_generations(path: str, model: str, language: str | None = None, k: int | None = None) -> list[Completions]:
+MIN_PROMPT_LENGTH = 8
+"""Characters of the shortest prompt that shows whether completions begin with their prompt: any may begin with "I"."""
+
+
+def read_generations(
+    path: str, model: str, language: str | None = None, k: int | None = None, full_text: FullText = "refuse"
+) -> list[Completions]:
     """Return the completions of one file, or of all ``output-*.json`` (or all ``*.parquet``) files of a folder.
 
     Args:
         model: The model's name in this experiment; it replaces the name in a Parquet file.
         language: The language of JSON-lines files whose names do not end in one.
         k: Completions per prompt; by default what the file shows.
+        full_text: What becomes of completions that begin with their prompt.
 
     Raises:
         InputError: a file, line or row is broken; a prompt does not have k completions, or the file does not show k; a
-            second run was appended; two rows have the same id, or there are no rows.
+            second run was appended; two rows have the same id, or there are no rows; or completions begin with their
+            prompt, and ``full_text`` does not say what becomes of it.
     """
     source = resolve_input(path, "generations")
     files = list_files(source, "*.parquet") or list_files(source, "output-*.json")
@@ -50,21 +59,62 @@ def read_generations(path: str, model: str, language: str | None = None, k: int 
         else:
             rows += _read_json_lines(file, model, language, k)
     check_completions(source, rows, k)
+    if full_text == "cut":
+        return [_without_prompt(row, source) for row in rows]
+    if full_text == "refuse":
+        refuse_full_text(source, rows, "cut it off: --generate.full-text cut")
     return rows
 
 
+def refuse_full_text(source: Path, rows: Sequence[Completions], remedy: str) -> None:
+    """Refuse completions most of which begin with their prompt, so that a score would be of both.
+
+    Raises:
+        InputError: they do; ``remedy`` is what the user can do about it.
+    """
+    begins = [
+        text.lstrip().startswith(row.prompt.strip())
+        for row in rows
+        if len(row.prompt.strip()) >= MIN_PROMPT_LENGTH
+        for text in row.completions
+    ]
+    if sum(begins) * 2 > len(begins):
+        raise InputError(
+            f"{source}: {sum(begins)} of {len(begins)} completions begin with their prompt, as transformers' "
+            f"return_full_text leaves them, and would be scored with it; {remedy}, or keep it as part of the "
+            "completions: --generate.full-text keep"
+        )
+
+
+def _without_prompt(row: Completions, source: Path) -> Completions:
+    """Return a prompt's completions without the prompt at their beginning."""
+    prompt, completions = row.prompt.strip(), []
+    for text in row.completions:
+        if not text.lstrip().startswith(prompt):
+            raise InputError(
+                f"{source}: a completion of prompt {row.prompt_id!r} does not begin with the prompt, so that "
+                "--generate.full-text cut cannot cut it off; correct the file, or leave the option out"
+            )
+        # White space at the prompt's end belongs to the prompt, at the completion's beginning to the completion.
+        rest = text.lstrip()[len(prompt) :]
+        completions.append(rest.removeprefix(row.prompt[len(row.prompt.rstrip()) :]))
+    return replace(row, completions=completions)
+
+
 def list_files(source: Path, pattern: str) -> list[Path]:
-    """Return a file itself, or the files of a folder that match ``pattern``, sorted."""
-    return sorted(source.glob(pattern)) if source.is_dir() else [source]
+    """Return a file itself, or the files of a folder, or of its folders ``lang=en``, that match, sorted."""
+    if not source.is_dir():
+        return [source]
+    return sorted(source.glob(pattern)) or sorted(source.glob(f"*=*/{pattern}"))
 
 
 def file_language(path: Path, default: str | None) -> str:
-    """Return the language at the end of the file's name, ``output-rtp_lx_zh-hans.json``, or else ``default``.
+    """Return the language of the file's name, ``output-rtp_lx_de.json``, or of its folder, ``lang=de``, or ``default``.
 
     Raises:
         InputError: the name does not end in one of the 17 languages, and ``default`` is not one of them either.
     """
-    code = path.stem.rpartition("_")[2]
+    code = folder_language(path) or plain_name(path).stem.rpartition("_")[2]
     try:
         return language(code).code
     except InputError:
@@ -79,7 +129,8 @@ def file_language(path: Path, default: str | None) -> str:
 def group_by_prompt(lines: Sequence[Record], k: int | None) -> list[list[Record]]:
     """Return the lines of each prompt, in order: k consecutive lines with the same ``prompt``.
 
-    A series of n times k equal lines is a prompt that repeats n times in succession.
+    A series of n times k equal lines is a prompt that repeats n times in succession. Where k is given, a file may also
+    have the first samples of all prompts, then their second samples, and so on.
 
     Args:
         k: Completions per prompt; by default the most frequent length of a series of equal prompts.
@@ -88,6 +139,8 @@ def group_by_prompt(lines: Sequence[Record], k: int | None) -> list[list[Record]
         InputError: the length of a series is not a multiple of k, two lengths are the most frequent, or the prompts
             start over.
     """
+    if k is not None and (num_prompts := _num_prompts_by_sample(lines)) and len(lines) == k * num_prompts:
+        return [list(lines[first::num_prompts]) for first in range(num_prompts)]
     series = [list(equal) for _, equal in groupby(lines, key=lambda record: record.text("prompt"))]
     _refuse_second_run(series)
     if k is None:
@@ -104,6 +157,16 @@ def group_by_prompt(lines: Sequence[Record], k: int | None) -> list[list[Record]
         file = lines[0].location.rpartition(":")[0]
         log.warning("%s: %d prompts repeat the text of an earlier prompt; each counts as a prompt", file, num_repeated)
     return blocks
+
+
+def _num_prompts_by_sample(lines: Sequence[Record]) -> int | None:
+    """Return the number of prompts of a file that lists all prompts once for each sample, None of another file."""
+    prompts = [record.text("prompt") for record in lines]
+    again = next((at for at in range(1, len(prompts)) if prompts[at : at + 2] == prompts[:2]), None)
+    if again is None or len(prompts) % again or prompts != prompts[:again] * (len(prompts) // again):
+        return None
+    lengths = Counter(len(list(equal)) for _, equal in groupby(prompts[:again]))
+    return again if max(lengths, key=lengths.__getitem__) == 1 else None
 
 
 def _most_frequent_length(series: list[list[Record]]) -> int:
@@ -126,9 +189,14 @@ def _refuse_second_run(series: list[list[Record]]) -> None:
     for position in range(1, len(texts) - 1):
         if texts[position : position + 2] == texts[:2]:
             second_run = series[position][0].location
+            by_sample = ""
+            lines = [record for equal in series for record in equal]
+            if num_prompts := _num_prompts_by_sample(lines):
+                k = len(lines) // num_prompts
+                by_sample = f" If each time is another sample of the same {num_prompts} prompts: --generate.k {k}"
             raise InputError(
                 f"{second_run}: the prompts start over, as when a second run is appended to the first. "
-                f"Keep one of the two runs: the first ends at line {int(second_run.rpartition(':')[2]) - 1}"
+                f"Keep one of the two runs: the first ends at line {int(second_run.rpartition(':')[2]) - 1}.{by_sample}"
             )
 
 
@@ -157,6 +225,8 @@ def check_completions(source: Path, rows: list[Completions], k: int | None) -> N
 
 def _read_json_lines(path: Path, model: str, default_language: str | None, k: int | None) -> list[Completions]:
     code = file_language(path, default_language)
+    records = list(read_records(path))
+    check_rows(records, code)
     return [
         Completions(
             prompt_id=f"{code}/{position}",
@@ -167,8 +237,27 @@ def _read_json_lines(path: Path, model: str, default_language: str | None, k: in
             token_counts=[],
             finish_reasons=[FINISH_REASON] * len(block),
         )
-        for position, block in enumerate(group_by_prompt(list(read_records(path)), k))
+        for position, block in enumerate(group_by_prompt(records, k))
     ]
+
+
+def check_rows(records: Sequence[Record], code: str) -> None:
+    """Check that lines which say a language or a model are of one model, and of the language ``code``.
+
+    Raises:
+        InputError: one is of another.
+    """
+    first: Record | None = None
+    for record in records:
+        check_language(record.fields, record.location, code)
+        if "model" not in record.fields:
+            continue
+        first = first or record
+        if record.fields["model"] != first.fields["model"]:
+            raise InputError(
+                f"{record.location}: model is {record.fields['model']!r}, and {first.fields['model']!r} on "
+                f"{first.location}; give the file of one model"
+            )
 
 
 def _read_parquet(path: Path, model: str) -> list[Completions]:
@@ -180,6 +269,8 @@ def _read_parquet(path: Path, model: str) -> list[Completions]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+    if "language" not in table.column_names and (stated := folder_language(path)):
+        table = table.append_column("language", pa.repeat(language(stated).code, table.num_rows))
     if "error" not in table.column_names:
         table = table.append_column("error", pa.nulls(table.num_rows, pa.string()))
     missing = [name for name in expected.names if name not in table.column_names]

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import Switch
-from xgray.data.generations import FINISH_REASON, check_completions, file_language, group_by_prompt, list_files
+from xgray.config.sampling import FullText
+from xgray.data.generations import (
+    FINISH_REASON,
+    check_completions,
+    check_rows,
+    file_language,
+    group_by_prompt,
+    list_files,
+    refuse_full_text,
+)
 from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
@@ -32,6 +41,7 @@ def read_perspective_results(
     language: str | None = None,
     k: int | None = None,
     empty_text: Switch = "corrected",
+    full_text: FullText = "refuse",
 ) -> tuple[list[Completions], list[Scores]]:
     """Return completions and their scores from one file or a folder of such files; both lists have the same prompts.
 
@@ -43,9 +53,10 @@ def read_perspective_results(
         k: Completions per prompt; by default what the file shows.
         empty_text: With ``corrected``, an empty completion (no text, or white space alone) has no score; with
             ``released``, it has the archived score, which for no text is that of one space.
+        full_text: With ``keep``, texts may begin with their prompt. It cannot be cut off: the scores are of both.
 
     Raises:
-        InputError: a file or line is broken, or a prompt does not have k completions.
+        InputError: a file or line is broken, a prompt does not have k completions, or texts begin with their prompt.
     """
     source = resolve_input(path, "Perspective results")
     files = list_files(source, f"{FILE_PREFIX}*.json")
@@ -55,7 +66,9 @@ def read_perspective_results(
     scores: list[Scores] = []
     for file in files:
         code = file_language(file, language)
-        for position, block in enumerate(group_by_prompt(list(read_records(file)), k)):
+        records = list(read_records(file))
+        check_rows(records, code)
+        for position, block in enumerate(group_by_prompt(records, k)):
             texts = [record.text("query") for record in block]
             parsed = [parse_scores(record, empty_text) for record in block]
             values, errors = [value for value, _ in parsed], [error for _, error in parsed]
@@ -64,6 +77,8 @@ def read_perspective_results(
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
             scores.append(Scores(*key, values, errors, SCORER, SCORER_VERSION))
     check_completions(source, completions, k)
+    if full_text != "keep":
+        refuse_full_text(source, completions, "score the completions without it")
     return completions, scores
 
 

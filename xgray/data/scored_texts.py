@@ -24,7 +24,7 @@ from xgray.data.archives.polyglo_toxicity_prompts import PolygloRow, row_languag
 from xgray.data.archives.rows import SUFFIXES, first_row, read_rows
 from xgray.data.labelled import COMMENTS, SPLITS
 from xgray.data.ratings import Scale, read_ratings
-from xgray.data.source import Record, read_csv, resolve_input
+from xgray.data.source import Record, folder_language, plain_name, read_csv, resolve_input
 from xgray.errors import InputError
 from xgray.languages import language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
@@ -73,10 +73,10 @@ def source_files(source: TextSource) -> list[Path]:
     """
     path = resolve_input(source.path, f"source {source_name(source)}")
     if not path.is_dir():
-        if path.suffix not in SUFFIXES:
+        if plain_name(path).suffix not in SUFFIXES:
             raise InputError(f"{path}: a source is a file of {', '.join(SUFFIXES)}, or a folder of such files")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if plain_name(file).suffix in SUFFIXES)
     if not files:
         raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} files (source {source_name(source)})")
     return files
@@ -203,7 +203,7 @@ def _rows(source: TextSource, file: Path, columns: dict[str, str]) -> Iterator[R
     required = [source.text_column, *columns.values()]
     required += [source.group_column] if source.group_column else []
     rows: Iterator[Record]
-    if file.suffix == ".csv":
+    if plain_name(file).suffix == ".csv":
         rows = (Record(f"{file}:{line}", row) for line, row in read_csv(file, [(name,) for name in required]))
     else:
         rows = (Record(where, fields) for where, fields in read_rows(file, dict[str, Any]))
@@ -237,7 +237,7 @@ def _language(source: TextSource, file: Path, record: Record, stated: Any) -> st
         return source.language
     if stated:
         return _known_language(record.location, str(stated))
-    for name in (file.stem, file.parent.name):
+    for name in (plain_name(file).stem, file.parent.name, folder_language(file) or ""):
         try:
             return language(name).code
         except InputError:
@@ -259,7 +259,7 @@ def _label(record: Record, column: str) -> float | None:
     value = record.fields[column]
     if value is None or value == "":
         return None
-    name = str(value).strip().lower().removesuffix(".0")
+    name = str(value).strip().lower()
     if name not in COMMENTS.labels:
         raise InputError(f"{record.location}: {column} must be 1 (toxic) or 0 (benign), not {value!r}")
     return float(COMMENTS.labels[name])

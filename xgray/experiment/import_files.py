@@ -144,14 +144,17 @@ def _experiment(models: dict[str, ImportedModel], overrides: dict[str, Any]) -> 
 def _read(model: str, files: list[str], described: Experiment) -> ImportedModel:
     language = described.languages[0] if len(described.languages) == 1 else None
     k = described.generate.k if "k" in described.generate.model_fields_set else None
+    full_text = described.generate.full_text
     completions: list[Completions] = []
     scores: list[Scores] = []
     for path in files:
         if _holds_scores(Path(path)):
-            rows, their_scores = read_perspective_results(path, model, language, k, described.score.empty_text)
+            rows, their_scores = read_perspective_results(
+                path, model, language, k, described.score.empty_text, full_text
+            )
             scores += their_scores
         else:
-            rows = read_generations(path, model, language, k)
+            rows = read_generations(path, model, language, k, full_text)
         completions += rows
     ids = [row.prompt_id for row in completions]
     if len(set(ids)) < len(ids):
@@ -159,11 +162,13 @@ def _read(model: str, files: list[str], described: Experiment) -> ImportedModel:
         raise InputError(f"two files of model {model!r} hold prompt {repeated!r}: {' '.join(files)}")
     if scores and len(scores) < len(completions):
         raise InputError(f"model {model!r}: some files hold scores and others completions alone: {' '.join(files)}")
-    content = {
+    content: dict[str, Any] = {
         "files": [file_fingerprint(Path(path)) for path in files],
         # File names and options decide on prompt ids and completions too.
         "rows": [[row.prompt_id, len(row.completions)] for row in completions],
     }
+    if full_text == "cut":
+        content["full_text"] = full_text
     return ImportedModel(completions, scores, fingerprint(content))
 
 

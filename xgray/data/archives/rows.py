@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from xgray.data.source import read_csv, read_records
+from xgray.data.source import open_input, plain_name, read_csv, read_records
 from xgray.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def first_row(file: Path) -> dict[str, Any]:
                 fields: dict[str, Any] = batch.to_pylist()[0]
                 return fields
             return dict.fromkeys(parquet.schema_arrow.names)
-    if file.suffix == ".csv":
+    if plain_name(file).suffix == ".csv":
         for _, row in read_csv(file, []):
             return dict(row)
         raise InputError(f"{file}: no rows below the header")
@@ -54,7 +54,7 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     """
     if file.suffix == ".parquet":
         yield from _parquet_rows(file, row_type)
-    elif file.suffix == ".csv":
+    elif plain_name(file).suffix == ".csv":
         for number, row in read_csv(file, []):
             yield f"{file}:{number}", _convert(row, row_type, f"{file}:{number}")
     else:
@@ -63,19 +63,16 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     decode, prefix = msgspec.json.Decoder(row_type).decode, f"{file}:"
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.isspace():
-                    continue
-                try:
-                    row = decode(content)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
-                yield f"{prefix}{number}", row
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}") from None
+    with open_input(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if content.isspace():
+                continue
+            try:
+                row = decode(content)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
+            yield f"{prefix}{number}", row
 
 
 def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
