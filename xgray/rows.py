@@ -22,6 +22,9 @@ ATTRIBUTES = (*PAPER_ATTRIBUTES, "sexually_explicit")
 EMPTY_TEXT = "empty text"
 """The error of a completion without a score because it holds nothing but white space."""
 
+NOT_ARCHIVED = "not in the score store"
+"""The error of a text that is scored from archived scores alone, which lack it."""
+
 AttributeScores = dict[str, float | None]
 """One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""
 

@@ -45,6 +45,7 @@ from xgray.errors import StageError
 from xgray.generate.engine import check_prompts
 from xgray.rows import Completions, Scores
 from xgray.runs.blocks import Missing, RowCounts, count_rows, find_missing, has_each_prompt_once
+from xgray.runs.failures import refuse_failures
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PromptFile
@@ -135,7 +136,7 @@ def run_pipeline(
 
     Raises:
         InputError: a prompt is too long, or the model or the scorer cannot be loaded.
-        StageError: actors failed; calling again goes on from the last committed block.
+        StageError: actors failed, or most of what they made are errors; calling again goes on from what is committed.
     """
     by_name = _by_name(models)
     prompts = PromptFile(settings.run) if settings.generate else None
@@ -159,6 +160,12 @@ def run_pipeline(
     del missing
     _run_blocks(new, unscored, by_name, settings, tallies, on_progress)
     _check_complete(by_name, tallies, prompts, size)
+    for (stage, name), _ in tallies.items():
+        model = by_name[name]
+        if stage == "generate":
+            refuse_failures(f"{stage}/{name}", model.completions, Completions, model.scores)
+        else:
+            refuse_failures(f"{stage}/{name}", model.scores, Scores, model.scores)
     return tallies
 
 
