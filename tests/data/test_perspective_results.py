@@ -49,6 +49,22 @@ def test_responses_become_scores_of_their_completions(tmp_path: Path) -> None:
     ]
 
 
+def test_answers_kept_as_text_are_answers(tmp_path: Path) -> None:
+    file = write(tmp_path, ("a", "x", json.dumps(body(toxicity=0.9))), ("a", "y", "{broken"))
+    _, (scores,) = read_perspective_results(str(file), "base")
+    assert scores.scores[0]["toxicity"] == 0.9
+    assert scores.errors == [None, "no score in the response: {broken"]
+
+
+def test_scores_of_texts_with_their_prompts_are_refused(tmp_path: Path) -> None:
+    prompt = "The weather is"
+    file = write(tmp_path, *((prompt, f"{prompt} {text}", body(toxicity=0.5)) for text in ("fine", "bad")))
+    with pytest.raises(InputError, match="2 of 2 completions begin with their prompt"):
+        read_perspective_results(str(file), "base")
+    _, (scores,) = read_perspective_results(str(file), "base", full_text="keep")
+    assert len(scores.scores) == 2
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [

@@ -177,6 +177,8 @@ class OpenAI(Section):
     """The service's name for its model."""
     endpoint: Literal["judge", "moderation"] = "judge"
     """A chat model that grades each text by a fixed rubric, or a moderation endpoint."""
+    max_tokens: int = Field(8, ge=1, exclude_if=lambda tokens: tokens == 8)
+    """Judge: the greatest length of its answer. A model that reasons before it answers needs some hundreds more."""
     languages: list[str] = []
     """The languages in which the model's quality is known."""
 

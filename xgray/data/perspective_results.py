@@ -124,7 +124,7 @@ def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, s
     no_scores: AttributeScores = dict.fromkeys(ATTRIBUTES)
     if empty_text == "corrected" and not record.text("query").strip():
         return no_scores, EMPTY_TEXT
-    response = record.fields["response"]
+    response = _as_object(record.fields["response"])
     measured = response.get("attributeScores") if isinstance(response, dict) else None
     if not measured or not isinstance(measured, dict):
         return no_scores, _failure_reason(response)
@@ -132,6 +132,16 @@ def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, s
     if all(value is None for value in scores.values()):
         return no_scores, f"the answer has only {', '.join(measured)}"
     return scores, None
+
+
+def _as_object(response: Any) -> Any:
+    """Return the JSON object in a text, as some scripts keep answers; anything else as it is."""
+    if not isinstance(response, str) or not response.lstrip().startswith("{"):
+        return response
+    try:
+        return json.loads(response)
+    except (ValueError, RecursionError):
+        return response
 
 
 def _attribute_score(record: Record, measured: dict[str, Any], name: str) -> float | None:

@@ -58,7 +58,7 @@ def refuse_failures(stage: str, folder: Folder, kind: type[Completions] | type[S
 
 
 def _errors(folder: Folder, file: str, kind: type[Completions] | type[Scores]) -> dict[str, list[str | None]]:
-    """Return the errors of each prompt in a file: one for each prompt, or of scores one for each text that is not empty."""
+    """Return the errors of each prompt in a file: one, or of scores one for each text that is not empty."""
     column = "error" if kind is Completions else "errors"
     table = folder.read_table(file, ["prompt_id", column])
     ids, errors = table["prompt_id"].to_pylist(), table[column].to_pylist()
