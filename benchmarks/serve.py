@@ -140,7 +140,7 @@ def service(section: Serve) -> Iterator[tuple[str, psutil.Process]]:
     """Run a service for the duration of the block and yield its address and process."""
     from xgray.distributed.serve import run_service
 
-    process = multiprocessing.get_context("spawn").Process(target=run_service, args=(Score(), section))
+    process = multiprocessing.get_context("spawn").Process(target=run_service, args=({"embedding": Score()}, section))
     process.start()
     url = f"http://{section.host}:{section.port}"
     while True:

@@ -1,4 +1,4 @@
-"""A service of the local scorer in a process of its own: ``serve_driver.py SETTINGS_JSON``."""
+"""A service of local scorers in a process of its own: ``serve_driver.py SETTINGS_JSON``."""
 
 import json
 import logging
@@ -14,6 +14,9 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_service(Score.model_validate(settings["score"]), Serve.model_validate(settings["serve"]))
+        run_service(
+            {name: Score.model_validate(score) for name, score in settings["scorers"].items()},
+            Serve.model_validate(settings["serve"]),
+        )
     except XgrayError as error:
         sys.exit(f"{type(error).__name__}: {error}")

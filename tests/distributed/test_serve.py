@@ -26,8 +26,8 @@ KEY = "serve-key-17"
 TEXTS = [f"{text} number {index}" for index in range(3) for text in ("Good morning", "You idiot", "Nobody likes you,")]
 
 
-def start(port, score=None, **serve):
-    settings = json.dumps({"score": score or {}, "serve": {"port": port} | serve})
+def start(port, scorers=None, **serve):
+    settings = json.dumps({"scorers": scorers or {"embedding": {}}, "serve": {"port": port} | serve})
     environment = {**os.environ, "XGRAY_SERVE_KEY": KEY}
     arguments = "-m", "tests.distributed.serve_driver", settings
     return start_python(*arguments, environment=environment, stderr=subprocess.STDOUT)
@@ -35,7 +35,7 @@ def start(port, score=None, **serve):
 
 def ready(url):
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=20) as answer:
+        with urllib.request.urlopen(f"{url}/readyz?key={KEY}", timeout=20) as answer:
             return answer.status == 200
     except (urllib.error.URLError, ConnectionError):
         return False
@@ -57,7 +57,9 @@ def running(**serve):
 
 @pytest.fixture(scope="module")
 def service():
-    with running() as (process, url):
+    """A service of two scorers."""
+    dummy = {"scorer": "dummy", "unvalidated_languages": True}
+    with running(scorers={"embedding": {}, "dummy": dummy}) as (process, url):
         yield process, url
 
 
@@ -150,6 +152,14 @@ def test_googles_client_is_built_from_our_document_and_gets_scores_and_errors(se
         answer = client.comments().analyze(body=request(text)).execute()
         assert value(answer) == expected[text]
         assert answer["languages"] == ["en"]
+    dummy = build(
+        "commentanalyzer",
+        "v1alpha1",
+        developerKey=KEY,
+        discoveryServiceUrl=f"{service[1]}/dummy/$discovery/rest?version=v1alpha1",
+        static_discovery=False,
+    )
+    assert value(dummy.comments().analyze(body=request(TEXTS[0])).execute()) != expected[TEXTS[0]]
     with pytest.raises(HttpError) as raised:
         client.comments().analyze(body=request("")).execute()
     assert raised.value.status_code == 400
@@ -181,10 +191,11 @@ def test_a_replica_killed_under_load_costs_no_correct_answer(service, expected):
         async with session_of(url) as session:
             asking = [asyncio.create_task(ask(session, offset)) for offset in range(16)]
             await asyncio.sleep(2)
-            (victim,) = replicas(process)
+            victims = {replica.pid: replica for replica in replicas(process)}
             num_before = len(answers)
-            victim.kill()
-            while not [one for one in replicas(process) if one.pid != victim.pid]:
+            for victim in victims.values():
+                victim.kill()
+            while len([one for one in replicas(process) if one.pid not in victims]) < len(victims):
                 await asyncio.sleep(0.2)
             while not await asyncio.to_thread(ready, url):
                 await asyncio.sleep(0.5)
@@ -241,19 +252,19 @@ def test_an_interrupt_answers_requests_in_progress_and_leaves_no_process(growing
 
 @pytest.mark.slow
 def test_a_scorer_that_cannot_be_built_is_reported_in_one_line(tmp_path):
-    output, _ = finish(start(*free_ports(1), {"labelled": str(tmp_path / "absent")}), 1)
+    output, _ = finish(start(*free_ports(1), {"embedding": {"labelled": str(tmp_path / "absent")}}), 1)
     (line,) = [line for line in output.splitlines() if line.startswith("InputError")]
     assert "no such file or folder" in line
 
 
 def test_services_that_cannot_run_are_refused_before_anything_starts():
     with pytest.raises(InputError, match="perspective is a service already"):
-        run_service(Score(scorer="perspective"), Serve())
+        run_service({"perspective": Score(scorer="perspective")}, Serve())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match=r"serve\.port: cannot listen at 127\.0\.0\.1"):
-            run_service(Score(), Serve(port=taken.getsockname()[1]))
+            run_service({"embedding": Score()}, Serve(port=taken.getsockname()[1]))
     with pytest.raises(InputError, match="max_replicas"):
         validate(Serve, {"min_replicas": 3, "max_replicas": 2}, "serve")
 

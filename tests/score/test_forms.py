@@ -170,6 +170,13 @@ def test_answers_may_stand_beside_their_texts_in_one_line(tmp_path):
 GOOGLE = "id,comment_text,TOXICITY@6,SEVERE_TOXICITY@2,INSULT,TOXICITY@5\n7,you idiot,0.98,0.5,0.75,0.9\n"
 
 
+def test_a_log_of_requests_says_texts_and_languages(tmp_path):
+    request = {"comment": {"text": "Guten Morgen"}, "languages": ["de"], "requestedAttributes": {"TOXICITY": {}}}
+    response = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.5}}}}
+    entries = imported(write(tmp_path / "log.jsonl", {"request": request, "response": response}))
+    assert {key: entry.scores for key, entry in entries.items()} == {("Guten Morgen", "de"): {"toxicity": 0.5}}
+
+
 def test_googles_sample_keeps_the_versions_of_its_models_apart(tmp_path):
     path = tmp_path / "sample.csv"
     path.write_text(GOOGLE)

@@ -3,36 +3,20 @@
 import asyncio
 import gzip
 import json
-import socket
-from contextlib import asynccontextmanager
+import logging
 
-import aiohttp
 import pytest
 
-from xgray.config import Score, Serve
+from tests.serve.local_service import KEY, fixed, raw, running
+from xgray.config import Score
 from xgray.score.build import build_scorer
 from xgray.score.scorer import score_texts
-from xgray.serve.http import ScorerInfo, Service, Unavailable
-
-KEY = "serve-key-17"
-SCORER_INFO = ScorerInfo("embedding", ("toxicity",), ("en", "de"), {"version": "1", "agreement": {}})
+from xgray.serve.http import Unavailable
 
 
 @pytest.fixture(scope="module")
 def scorer():
     return build_scorer(Score())
-
-
-@asynccontextmanager
-async def running(score_batch, key=None, num_concurrent=2, **settings):
-    """Run a service for the duration of the block and yield a session with it."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        service = Service(Serve.model_validate(settings), SCORER_INFO, score_batch, num_concurrent, key)
-        async with service.listening(bound):
-            address = f"http://127.0.0.1:{bound.getsockname()[1]}"
-            async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
-                yield session
 
 
 def in_process(scorer, sizes=None):
@@ -199,6 +183,96 @@ def test_the_card_says_what_the_scorer_is(scorer):
     assert card == {"attributes": ["toxicity"], "languages": ["en", "de"], "version": "1", "agreement": {}}
 
 
+def test_several_scorers_are_chosen_by_name():
+    def score(answer, attribute="TOXICITY"):
+        return answer["attributeScores"][attribute]["summaryScore"]["value"]
+
+    async def main():
+        seen = {}
+        others = {"guard-2": fixed({"toxicity": 0.75, "threat": 0.25}, languages=("fr",))}
+        async with running(fixed({"toxicity": 0.5}).score_batch, others=others) as session:
+            for name in ("", "/embedding", "/guard-2", "/other"):
+                body = request("bonjour", "fr" if name == "/guard-2" else "en")
+                async with session.post(f"{name}/v1alpha1/comments:analyze", json=body) as response:
+                    seen[name] = response.status, await response.json()
+            for path in ("/card", "/guard-2/card", "/$discovery/rest", "/guard-2/$discovery/rest"):
+                async with session.get(path) as response:
+                    seen[path] = await response.json()
+            assert (await session.get("/readyz")).status == 200
+        return seen
+
+    seen = asyncio.run(main())
+    assert [score(seen[name][1]) for name in ("", "/embedding", "/guard-2")] == [0.5, 0.5, 0.75]
+    assert seen["/other"][0] == 404
+    assert "embedding, guard-2" in seen["/other"][1]["error"]["message"]
+    assert seen["/card"]["attributes"] == ["toxicity"]
+    assert seen["/card"]["scorers"]["guard-2"] == seen["/guard-2/card"]
+    assert seen["/guard-2/card"]["languages"] == ["fr"]
+    assert seen["/guard-2/$discovery/rest"]["baseUrl"] == seen["/$discovery/rest"]["baseUrl"] + "guard-2/"
+
+
+SECRET = b"private-text-5"
+CALL = b"POST /v1alpha1/comments:analyze?key=" + SECRET
+MALFORMED = {
+    "no HTTP": SECRET + b"\r\n\r\n",
+    "version": CALL + b" HTTP/9.z\r\n\r\n",
+    "space in the path": CALL + b" and HTTP/1.1\r\n\r\n",
+    "method": b"P(ST /?key=" + SECRET + b" HTTP/1.1\r\n\r\n",
+    "long line": CALL + b"x" * 9000 + b" HTTP/1.1\r\n\r\n",
+    "long header": CALL + b" HTTP/1.1\r\nx-goog-api-key: " + SECRET * 700 + b"\r\n\r\n",
+    "header": CALL + b" HTTP/1.1\r\nbad header " + SECRET + b"\r\n\r\n",
+    "two lengths": CALL + b" HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n" + SECRET,
+    "chunk": CALL + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz" + SECRET + b"\r\n\r\n",
+    "late chunk": CALL + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{zz" + SECRET + b"\r\n\r\n",
+    "compression": CALL + b" HTTP/1.1\r\nContent-Encoding: br\r\nContent-Length: 14\r\n\r\n" + SECRET,
+    "address": b"GET http://[::1/" + SECRET + b" HTTP/1.1\r\n\r\n",
+    "expectation": CALL + b" HTTP/1.1\r\nExpect: " + SECRET + b"\r\nContent-Length: 0\r\n\r\n",
+    "host": b"GET /$discovery/rest HTTP/1.1\r\nHost: [" + SECRET + b"\r\n\r\n",
+    "port": b"GET /$discovery/rest HTTP/1.1\r\nHost: x:" + SECRET + b"\r\n\r\n",
+    "no host": b"GET /$discovery/rest HTTP/1.0\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + SECRET,
+    "second request": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET " + SECRET + b"\r\n\r\n",
+}
+
+
+def test_malformed_http_is_answered_in_json_and_logged_nowhere(caplog, capfd):
+    caplog.set_level(0)
+
+    async def main():
+        async with running(fixed({"toxicity": 0.5}).score_batch) as session:
+            answers = {name: await raw(session, content) for name, content in MALFORMED.items()}
+            async with session.get("/metrics") as response:
+                return answers, await response.text()
+
+    answers, metrics = asyncio.run(main())
+    for name, content in answers.items():
+        head, _, body = content.rpartition(b"\r\n\r\n")
+        assert b" 400 Bad Request\r\n" in head, name
+        assert b"Content-Type: application/json" in head, name
+        error = json.loads(body)["error"]
+        assert (error["code"], error["status"]) == (400, "INVALID_ARGUMENT"), name
+        assert SECRET not in content, name
+    assert 'xgray_refusals_total{kind="MALFORMED_HTTP"}' in metrics
+    written = metrics + caplog.text + "".join(capfd.readouterr())
+    assert SECRET.decode() not in written
+    assert "Traceback" not in written
+
+
+def test_a_failure_of_the_service_is_logged_without_the_text(caplog):
+    async def main():
+        async def fails(items):
+            raise RuntimeError(f"cannot score {items}")
+
+        async with running(fails) as session:
+            return await analyze(session, "a private text")
+
+    status, body, _ = asyncio.run(main())
+    assert (status, body["error"]["status"]) == (500, "INTERNAL")
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "RuntimeError" in record.getMessage()
+    assert "private" not in caplog.text
+
+
 def test_the_key_is_required_and_never_repeated(scorer, caplog, capfd):
     caplog.set_level(0)
 
@@ -211,12 +285,19 @@ def test_the_key_is_required_and_never_repeated(scorer, caplog, capfd):
                 await analyze(session, "hello", params={"key": KEY + "8"}),
                 await analyze(session, "hello", params={"key": "wrong-key"}, headers={"x-goog-api-key": KEY}),
             ]
-            for path in ("/healthz", "/readyz", "/metrics", "/$discovery/rest?version=v1alpha1"):
+            for path in ("/healthz", "/$discovery/rest?version=v1alpha1"):
                 assert (await session.get(path)).status == 200
-            async with session.get("/metrics") as response:
+            for path in ("/readyz", "/metrics", "/card", "/embedding/card", "/other/card", "/other/$discovery/rest"):
+                async with session.get(path) as response:
+                    seen.append((response.status, await response.json(), response.headers))
+                assert "embedding" not in json.dumps(seen[-1][1])
+                assert (await session.get(path, headers={"x-goog-api-key": KEY})).status in (200, 404)
+            async with session.get("/metrics", params={"key": KEY}) as response:
                 return seen, await response.text()
 
     seen, metrics = asyncio.run(main())
+    assert {status for status, _, _ in seen[5:]} == {403}
+    seen = seen[:5]
     assert [status for status, _, _ in seen] == [200, 200, 403, 400, 400]
     assert seen[2][1]["error"]["status"] == "PERMISSION_DENIED"
     assert seen[3][1]["error"]["details"][0]["reason"] == "API_KEY_INVALID"
@@ -236,7 +317,7 @@ def test_requests_texts_and_refusals_are_counted(scorer):
     counts = asyncio.run(main())
     assert counts['xgray_requests_total{status="200"}'] == "3.0"
     assert counts['xgray_requests_total{status="400"}'] == "2.0"
-    assert counts['xgray_texts_total{language="de"}'] == "2.0"
+    assert counts['xgray_texts_total{language="de",scorer="embedding"}'] == "2.0"
     assert counts['xgray_refusals_total{kind="COMMENT_EMPTY"}'] == "1.0"
     assert counts['xgray_refusals_total{kind="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}'] == "1.0"
     assert counts["xgray_batch_texts_count"] == "3.0"

@@ -1,10 +1,11 @@
 import json
+import time
 
 import pytest
 
 from xgray.rows import EMPTY_TEXT
 from xgray.score.scorer import Scored
-from xgray.serve.protocol import ApiError, answer, check_key, discovery, parse
+from xgray.serve.protocol import ApiError, answer, check_key, discovery, parse, resolve
 
 ATTRIBUTES, LANGUAGES = ("toxicity", "insult"), ("en", "de", "zh-hans")
 
@@ -14,10 +15,14 @@ def body(**changes):
     return json.dumps({key: value for key, value in whole.items() if value is not None}).encode()
 
 
-def refused(content):
+def analyse(content, **options):
+    return resolve(parse(content), ATTRIBUTES, LANGUAGES, **options)
+
+
+def refused(content, **options):
     """Return the error that parsing a body raises."""
     with pytest.raises(ApiError) as raised:
-        parse(content, ATTRIBUTES, LANGUAGES)
+        analyse(content, **options)
     error = json.loads(raised.value.body())["error"]
     assert error["code"] == raised.value.code == 400
     assert error["status"] == "INVALID_ARGUMENT"
@@ -36,12 +41,17 @@ def test_every_field_of_perspectives_requests_is_accepted():
         sessionId="session",
         communityId="community",
     )
-    analysis = parse(request, ATTRIBUTES, LANGUAGES)
-    assert (analysis.text, analysis.language, analysis.languages) == ("guten Tag", "zh-hans", ["zh"])
-    assert analysis.thresholds == {"toxicity": 0.4, "insult": 0.0}
+    analysis = analyse(request)
+    assert (analysis.request.text, analysis.language, analysis.languages) == ("guten Tag", "zh-hans", ["zh"])
+    assert analysis.request.thresholds == {"toxicity": 0.4, "insult": 0.0}
     response = json.loads(answer(analysis, Scored({"toxicity": 0.1 + 0.2, "insult": 0.0})))
     assert response == {
-        "attributeScores": {"INSULT": {"summaryScore": {"value": 0.0, "type": "PROBABILITY"}}},
+        "attributeScores": {
+            "INSULT": {
+                "spanScores": [{"begin": 0, "end": 9, "score": {"value": 0.0, "type": "PROBABILITY"}}],
+                "summaryScore": {"value": 0.0, "type": "PROBABILITY"},
+            }
+        },
         "languages": ["zh"],
         "clientToken": "token",
     }
@@ -52,8 +62,8 @@ def test_every_field_of_perspectives_requests_is_accepted():
 
 def test_snake_case_names_and_nulls_are_read_as_google_reads_them():
     content = b'{"comment": {"text": "hi", "type": null}, "requested_attributes": {"TOXICITY": {"score_threshold": 1}},'
-    analysis = parse(content + b'"languages": ["de"], "client_token": null}', ATTRIBUTES, LANGUAGES)
-    assert (analysis.language, analysis.thresholds) == ("de", {"toxicity": 1.0})
+    analysis = analyse(content + b'"languages": ["de"], "client_token": null}')
+    assert (analysis.language, analysis.request.thresholds) == ("de", {"toxicity": 1.0})
     assert json.loads(answer(analysis, Scored({"toxicity": 0.5}))) == {"languages": ["de"]}
 
 
@@ -125,6 +135,31 @@ def test_malformed_bodies_are_refused_in_googles_words(content, message):
     assert message in refused(content)["message"]
 
 
+def test_names_of_fields_go_without_quotes_and_texts_stay_as_they_are():
+    for text in ('a "b: c", {d: 1}', "back\\slash: \\", "{comment: {text: x}}", "nul \x00 é: 🙂"):
+        content = f"{{comment : {{text: {json.dumps(text)}}}, requestedAttributes: {{TOXICITY:{{}}}}}}".encode()
+        assert parse(content).text == text
+
+
+@pytest.mark.parametrize("content", [b'"' + b'\\"' * 100_000, b"a" * 250_000, b"a " * 120_000, b'{"a": "' * 40_000])
+def test_no_body_takes_long_to_refuse(content):
+    began = time.perf_counter()
+    refused(content)
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("pt-BR", None), ("de-AT", "de"), ("de_at", "de"), ("zh-CN", "zh-hans"), ("zh-TW", None), ("zh-Hant", None)],
+)
+def test_a_region_is_taken_for_its_language_unless_it_writes_otherwise(name, code):
+    if code is None:
+        refused(body(languages=[name]))
+    else:
+        analysis = analyse(body(languages=[name]))
+        assert (analysis.language, analysis.languages) == (code, [name])
+
+
 def test_texts_of_all_kinds_are_read_unchanged():
     for text in (
         "a",
@@ -135,7 +170,7 @@ def test_texts_of_all_kinds_are_read_unchanged():
         "🙂👩‍👩‍👧",
         " \n",
     ):
-        assert parse(body(comment={"text": text}), ATTRIBUTES, LANGUAGES).text == text
+        assert parse(body(comment={"text": text})).text == text
 
 
 @pytest.mark.parametrize(
@@ -149,7 +184,7 @@ def test_texts_of_all_kinds_are_read_unchanged():
 )
 def test_a_missing_score_is_answered_with_an_error(scored, code, kind):
     with pytest.raises(ApiError) as raised:
-        answer(parse(body(), ATTRIBUTES, LANGUAGES), scored)
+        answer(analyse(body()), scored)
     assert (raised.value.code, raised.value.kind) == (code, kind)
 
 

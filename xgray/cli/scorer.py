@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from xgray.cli.fields import add_command, with_fields
 from xgray.cli.options import DEFAULT_STORE, Arguments, Flag, Json
+from xgray.cli.replay import replay
 from xgray.cli.tables import new_table, print_line, print_table
 from xgray.errors import InputError
 from xgray.report.metrics import METRICS, MISSING, Metric
@@ -245,7 +246,7 @@ def train(*arguments: Arguments, force: Flag = False, address: str | None = None
         print_card(card, str(Folder(section.output) / SCORER))
 
 
-for command in (fit, measure, sample, calibrate, train):
+for command in (fit, measure, sample, calibrate, replay, train):
     add_command(scorer, command)
 
 

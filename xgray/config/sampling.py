@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from xgray.config.section import Model, Section, Switch
+from xgray.errors import InputError
+from xgray.languages import language
 
 
 def _service(address: str) -> str:
@@ -249,6 +251,23 @@ class Serve(Section):
     """Seconds within which a client has to send its request, header and body."""
     timeout_seconds: float = Field(60.0, gt=0)
     """Seconds within which a text is scored; after them the request fails (503)."""
+    default_language: str | None = None
+    """The language of comments whose request names none; by default it is identified from the text, as Perspective
+    does, and a comment in which it cannot be identified is refused."""
+    partial_answers: bool = False
+    """Answer a request that also names attributes which the scorer does not measure with the scores of the others; by
+    default it is refused, and the refusal says what is measured."""
+    origins: list[str] = ["*"]
+    """The web pages whose scripts may use the service (CORS), as ``https://forum.example``; ``*`` are all, as with
+    Perspective, and ``[]`` is none."""
+
+    @field_validator("default_language")
+    @classmethod
+    def _known_language(cls, code: str | None) -> str | None:
+        try:
+            return language(code).code if code is not None else None
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _valid_range(self) -> Serve:

@@ -1,6 +1,6 @@
-"""Serve a scorer over HTTP: its replicas run under Ray Serve, the HTTP side runs in this process.
+"""Serve scorers over HTTP: their replicas run under Ray Serve, the HTTP side runs in this process.
 
-    clients ──HTTP──▶ xgray.serve.http ──batches──▶ replicas of the scorer
+    clients ──HTTP──▶ xgray.serve.http ──batches──▶ replicas of each scorer
 
 Ray Serve routes the batches, scales the replicas with the load, and restarts those that die. Ray Serve's HTTP proxy is
 not used: the proxy and the hop behind it take 6 ms of a core per request, a quarter of the time for scoring it, while a
@@ -17,7 +17,7 @@ import signal
 import socket
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -32,10 +32,10 @@ from xgray.distributed.job_environment import enter_directory
 from xgray.distributed.keys import take_keys
 from xgray.distributed.nodes import most_cores
 from xgray.errors import InputError
-from xgray.languages import LANGUAGES
 from xgray.score.build import build_scorer
 from xgray.score.scorer import Scored, Scorer, score_texts
-from xgray.serve.http import PROBE, Item, ScorerInfo, Service, Unavailable
+from xgray.score.served import served_languages
+from xgray.serve.http import PROBE, Item, ScoreBatch, ScorerInfo, ServedScorer, Service, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +51,19 @@ bursts, and the start of a replica takes longer than this."""
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
-def run_service(score: Score, section: Serve, address: str | None = None) -> None:
-    """Serve the scorer of ``score`` until the process is interrupted or terminated (SIGINT, SIGTERM).
+def run_service(scorers: Mapping[str, Score], section: Serve, address: str | None = None) -> None:
+    """Serve scorers until the process is interrupted or terminated (SIGINT, SIGTERM).
 
     If the environment variable ``XGRAY_SERVE_KEY`` is set, clients have to send this key.
 
     Args:
+        scorers: the ``score`` section of each scorer by its name; the first answers requests that name none.
         address: the Ray cluster to join; by default RAY_ADDRESS, or a local one.
 
     Raises:
-        InputError: the address is taken, the scorer cannot be served or built, or the cluster is too small.
+        InputError: the address is taken, a scorer cannot be served or built, or the cluster is too small.
     """
-    if score.scorer == "perspective":
+    if any(score.scorer == "perspective" for score in scorers.values()):
         raise InputError(
             "score.scorer: perspective is a service already. Choose a local scorer, such as embedding or classifier."
         )
@@ -70,16 +71,23 @@ def run_service(score: Score, section: Serve, address: str | None = None) -> Non
     key = os.environ.pop(KEY_VARIABLE, "").strip() or None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _bound(section.host, section.port) as bound, connect(address):
-        name = f"xgray-{uuid.uuid4().hex[:8]}"
+        unique = f"xgray-{uuid.uuid4().hex[:8]}"
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         try:
-            handle = serve.run(
-                _deployment(score, section).bind(score, os.getcwd()), name=name, route_prefix=None, logging_config=QUIET
-            )
-            asyncio.run(_serve(handle, section, key, bound))
+            handles = {
+                name: serve.run(
+                    deployment.bind(scorers[name], os.getcwd()),
+                    name=f"{unique}-{name}",
+                    route_prefix=None,
+                    logging_config=QUIET,
+                )
+                for name, deployment in _deployments(scorers, section).items()
+            }
+            asyncio.run(_serve(handles, section, key, bound))
         finally:
             # Ray Serve itself ends with a local Ray; on a cluster others may use it too.
-            serve.delete(name)
+            for name in scorers:
+                serve.delete(f"{unique}-{name}")
 
 
 class ScorerReplica:
@@ -132,30 +140,41 @@ def scorer_info(scorer: Scorer, section: Score) -> ScorerInfo:
     """Return the attributes and languages that the scorer serves.
 
     Raises:
-        InputError: it serves no language, so that every request would be refused.
+        InputError: it serves no language.
     """
-    languages = tuple(LANGUAGES) if section.unvalidated_languages else scorer.validated
-    if not languages:
-        raise InputError(
-            f"score.scorer: {scorer.name} declares no language. Name some (score.classifier.languages, "
-            "score.guard.languages, score.openai.languages), or set score.unvalidated_languages: true"
-        )
     name = f"{scorer.name} {scorer.version} on {scorer.device}"
-    return ScorerInfo(name, scorer.attributes, languages, scorer.provenance())
+    return ScorerInfo(name, scorer.attributes, served_languages(scorer, section), scorer.provenance())
 
 
-def _deployment(score: Score, section: Serve) -> serve.Deployment:
-    """Return the replicas' deployment: on GPUs if the scorer uses them, else on equal shares of a machine's cores."""
-    threads = max(1, most_cores(cluster_capacity().alive) // section.max_replicas)
-    options: dict[str, Any] = {"num_cpus": threads, "runtime_env": thread_environment(threads)}
-    if total("GPU") and score.scorer in LOADS_MODEL:
-        options = {"num_cpus": 1, "num_gpus": 1}
-    for resource, count in (("CPU", options["num_cpus"]), ("GPU", options.get("num_gpus", 0))):
-        if (needed := section.min_replicas * count) > total(resource):
+def _deployments(scorers: Mapping[str, Score], section: Serve) -> dict[str, serve.Deployment]:
+    """Return each scorer's deployment: on GPUs if it uses them, else on equal shares of a machine's cores.
+
+    Raises:
+        InputError: the cluster is too small.
+    """
+    cores = most_cores(cluster_capacity().alive)
+    threads = max(1, cores // (section.max_replicas * len(scorers)))
+    cpus = min(threads, cores / len(scorers))  # more scorers than cores share them
+    has_gpus = total("GPU") > 0
+    options: dict[str, dict[str, Any]] = {
+        name: {"num_cpus": 1, "num_gpus": 1}
+        if has_gpus and score.scorer in LOADS_MODEL
+        else {"num_cpus": cpus, "runtime_env": thread_environment(threads)}
+        for name, score in scorers.items()
+    }
+    for resource, option in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        needed = section.min_replicas * sum(each.get(option, 0) for each in options.values())
+        if needed > total(resource):
+            several = f" of each of {len(scorers)} scorers" if len(scorers) > 1 else ""
             raise InputError(
-                f"serve.min_replicas: {section.min_replicas} replicas need {needed} {resource}, and the cluster has "
-                f"{total(resource)}. Set a smaller number, or add nodes."
+                f"serve.min_replicas: {section.min_replicas} replicas{several} need {needed:g} {resource}, and the "
+                f"cluster has {total(resource)}. Set a smaller number, or add nodes."
             )
+    return {name: _deployment(each, section) for name, each in options.items()}
+
+
+def _deployment(options: dict[str, Any], section: Serve) -> serve.Deployment:
+    """Return the deployment of a scorer's replicas, each with these options of its actor."""
     scale: dict[str, Any] = {"num_replicas": section.min_replicas}
     if section.max_replicas > section.min_replicas:
         scale = {
@@ -175,15 +194,36 @@ def _deployment(score: Score, section: Serve) -> serve.Deployment:
     )
 
 
-async def _serve(handle: DeploymentHandle, section: Serve, key: str | None, bound: socket.socket) -> None:
+async def _serve(
+    handles: Mapping[str, DeploymentHandle], section: Serve, key: str | None, bound: socket.socket
+) -> None:
     """Answer requests until a signal arrives.
 
     Raises:
-        XgrayError: the replicas could not build their scorer.
+        XgrayError: the replicas of a scorer could not build it.
     """
-    info: ScorerInfo | Failure = await handle.info.remote()
-    if isinstance(info, Failure):
-        raise info.error()
+    scorers = {}
+    for name, handle in handles.items():
+        info: ScorerInfo | Failure = await handle.info.remote()
+        if isinstance(info, Failure):
+            raise info.error()
+        scorers[name] = ServedScorer(info, _batches(handle))
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = Service(section, scorers, BATCHES_PER_REPLICA * section.max_replicas, key)
+    async with service.listening(bound):
+        for name, served in scorers.items():
+            path = "" if name == next(iter(scorers)) else f"/{name}"
+            log.info("serving %s at http://%s:%d%s", served.info.scorer, section.host, section.port, path)
+        if key is None and not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
+            log.warning("anybody who reaches this address is answered. Set %s to require a key.", KEY_VARIABLE)
+        await stop.wait()
+        log.info("stopping after the requests in progress are answered")
+
+
+def _batches(handle: DeploymentHandle) -> ScoreBatch:
+    """Return the function that has the replicas behind a handle score a batch of texts."""
 
     async def score_batch(items: Sequence[Item]) -> Sequence[Scored]:
         for _ in range(TRIES):
@@ -200,16 +240,7 @@ async def _serve(handle: DeploymentHandle, section: Serve, key: str | None, boun
             "The scorer died with this text, or with another text of the same batch. It is being restarted."
         )
 
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    service = Service(section, info, score_batch, BATCHES_PER_REPLICA * section.max_replicas, key)
-    async with service.listening(bound):
-        log.info("serving %s at http://%s:%d", info.scorer, section.host, section.port)
-        if key is None and not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
-            log.warning("anybody who reaches this address is answered. Set %s to require a key.", KEY_VARIABLE)
-        await stop.wait()
-        log.info("stopping after the requests in progress are answered")
+    return score_batch
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,7 +1,7 @@
 """The wire protocol of Google's Comment Analyzer (Perspective) API, ``v1alpha1``, as a service speaks it.
 
-    body of a request ──parse──▶ Analysis ──scorer──▶ Scored ──answer──▶ body of a response
-                         └──────────── ApiError, with Google's error body ───────┘
+    body ──parse──▶ Request ──resolve──▶ Analysis ──scorer──▶ Scored ──answer──▶ body of a response
+               └──────────────────── ApiError, with Google's error body ─────────┘
 
 Source: https://github.com/conversationai/perspectiveapi/tree/master/2-api (``methods.md``, ``limits.md``).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from xgray.data.archives.archived import ATTRIBUTE_NAMES
 from xgray.errors import InputError
+from xgray.languages import LANGUAGES
 from xgray.languages import language as language_of
-from xgray.rows import ATTRIBUTES, EMPTY_TEXT
+from xgray.rows import EMPTY_TEXT
 from xgray.score.perspective import MAX_BYTES
 from xgray.score.scorer import Scored
 
@@ -41,6 +44,14 @@ SCORE_TYPES = (None, "SCORE_TYPE_UNSPECIFIED", "PROBABILITY")
 TEXT_TYPES = (None, "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
 MAX_NAME = 100
 """An error repeats at most so many characters of what the client sent."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Matches are never given up in part (++, *+), so that the time is linear in the length of any body.
+_STRING_OR_NAME = re.compile(rb'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|\b[A-Za-z_]\w*+(?=\s*+:)', re.DOTALL)
+"""A JSON string, or the name of a field that is written without quotes."""
+MAX_PARTS = 1000
+"""So many strings and names are looked at; a request of the protocol has fewer."""
+_REGION = re.compile(r"([a-z]{2,3})[-_](?!(?:tw|hk|mo)$)(?:[a-z]{2}|\d{3})")
+"""A language of a region, such as pt-br; regions that write Chinese in traditional characters are left out."""
 
 
 class ApiError(Exception):
@@ -115,52 +126,110 @@ class _Request(_Message):
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """A request that can be answered."""
+class Request:
+    """A request that follows the protocol; whether a scorer can answer it is not known yet."""
 
     text: str
-    language: str
-    """A code of :data:`xgray.languages.LANGUAGES`."""
-    languages: list[str]
-    """The language codes as the client spells them."""
     thresholds: dict[str, float]
-    """By attribute, in lower case; lower scores are left out of the answer."""
+    """The requested attributes, in lower case; lower scores are left out of the answer."""
+    languages: list[str]
+    """The language codes as the client spells them; empty if it names none."""
+    wants_spans: bool
     client_token: str | None
 
 
-def parse(body: bytes, attributes: Collection[str], languages: Collection[str]) -> Analysis:
-    """Return what a request's body asks for.
+@dataclass(frozen=True)
+class Analysis:
+    """A request that a scorer can answer."""
+
+    request: Request
+    language: str
+    """A code of :data:`xgray.languages.LANGUAGES`."""
+    attributes: tuple[str, ...]
+    """The requested attributes that the scorer measures, in lower case."""
+    is_detected: bool
+    """Whether the language was identified from the text."""
+
+    @property
+    def languages(self) -> list[str]:
+        """The language codes of the answer: those of the request, or else the one that takes their place."""
+        return self.request.languages or [LANGUAGES[self.language].short]
+
+
+def parse(body: bytes) -> Request:
+    """Return the request that a body holds.
+
+    As Google does, it takes a byte order mark and names of fields without quotes, as in Google's example for curl.
+
+    Raises:
+        ApiError: the body is not a request of the protocol.
+    """
+    content = body.removeprefix(BYTE_ORDER_MARK)
+    try:
+        request = _Request.model_validate_json(content)
+    except ValidationError as error:
+        quoted = _quote_names(content) if error.errors(include_url=False)[0]["type"] == "json_invalid" else content
+        if quoted == content:
+            raise _malformed(error) from None
+        try:
+            request = _Request.model_validate_json(quoted)
+        except ValidationError as second_error:
+            raise _malformed(second_error) from None
+    text = _checked_text(request)
+    requested = _checked_attributes(request)
+    return Request(
+        text=text,
+        thresholds={name.lower(): options.score_threshold or 0.0 for name, options in requested.items()},
+        languages=request.languages or [],
+        wants_spans=bool(request.span_annotations),
+        client_token=request.client_token,
+    )
+
+
+def _quote_names(content: bytes) -> bytes:
+    """Put quotes around the names of fields that have none; strings stay as they are."""
+    return _STRING_OR_NAME.sub(
+        lambda match: match[0] if match[0][:1] == b'"' else b'"%s"' % match[0], content, count=MAX_PARTS
+    )
+
+
+def resolve(
+    request: Request,
+    attributes: Collection[str],
+    languages: Collection[str],
+    *,
+    default_language: str | None = None,
+    detected: str | None = None,
+    partial: bool = False,
+) -> Analysis:
+    """Return how a scorer answers a request.
 
     Args:
         attributes: the attributes that the scorer measures, in lower case.
         languages: the codes of the languages that it scores.
+        default_language: the code that takes the place of the languages if the request names none.
+        detected: the code of the text's language where it was identified in place of both.
+        partial: whether attributes that the scorer does not measure are left out of the answer, instead of refused.
 
     Raises:
-        ApiError: the body is not a request, or not one that the scorer can answer.
+        ApiError: the scorer cannot answer it; the message says what it measures.
     """
-    try:
-        request = _Request.model_validate_json(body)
-    except ValidationError as error:
-        raise _malformed(error) from None
-    text = _checked_text(request)
-    requested = _checked_attributes(request)
-    if not request.languages:
-        message = "Unable to detect language: this service detects none, so name it in 'languages'."
-        raise invalid("LANGUAGE_DETECTION_FAILED", message)
-    language = _single_language(request.languages, languages)
-    if language is None:
-        raise _unsupported(next(iter(requested)), request.languages)
-    for name in requested:
+    if request.languages:
+        code = _single_language(request.languages)
+    else:
+        code = default_language or detected
+        if code is None:
+            message = "Unable to detect language of the comment; name it in 'languages'."
+            raise invalid("LANGUAGE_DETECTION_FAILED", message)
+    asked = request.languages or [str(code)]
+    if code is None or code not in languages:
+        raise _unsupported(next(iter(request.thresholds)), asked, attributes, languages)
+    measured = tuple(name for name in request.thresholds if name in attributes)
+    missing = [name for name in request.thresholds if name not in attributes]
+    if missing and not (partial and measured):
         # To the client, an attribute that the scorer does not measure is supported in no language.
-        if name.lower() not in attributes:
-            raise _unsupported(name, request.languages)
-    return Analysis(
-        text=text,
-        language=language,
-        languages=request.languages,
-        thresholds={name.lower(): options.score_threshold or 0.0 for name, options in requested.items()},
-        client_token=request.client_token,
-    )
+        raise _unsupported(missing[0], asked, attributes, languages)
+    return Analysis(request, code, measured, is_detected=not request.languages and default_language is None)
 
 
 def _checked_text(request: _Request) -> str:
@@ -187,13 +256,13 @@ def _checked_attributes(request: _Request) -> dict[str, _Attribute]:
     """Return the requested attributes, whose names are in upper case.
 
     Raises:
-        ApiError: there are none, or one is unknown.
+        ApiError: there are none, or Perspective never had one of that name.
     """
     requested = request.requested_attributes or {}
     if not requested:
         raise invalid("NO_REQUESTED_ATTRIBUTES", "Missing requested_attributes")
     for name, options in requested.items():
-        if name != name.upper() or name.lower() not in ATTRIBUTES:
+        if name != name.upper() or not (name.lower() in ATTRIBUTE_NAMES or name.endswith("_EXPERIMENTAL")):
             raise invalid("INVALID_REQUEST", f"Unknown requested attribute: {name[:MAX_NAME]}")
         if options.score_type not in SCORE_TYPES:
             message = f"Requested score type {options.score_type[:MAX_NAME]} is not supported by attribute {name}"
@@ -213,18 +282,27 @@ def answer(analysis: Analysis, scored: Scored) -> bytes:
         if scored.is_permanent:
             raise invalid("INVALID_REQUEST", f"The comment has no score: {scored.error}")
         raise ApiError(503, f"The comment has no score now: {scored.error}")
+    request = analysis.request
     scores = {}
-    for name, threshold in analysis.thresholds.items():
+    for name in analysis.attributes:
         value = scored.scores[name]
         if value is None:
             raise ApiError(503, f"The comment has no score now for {name.upper()}")
-        if value >= threshold:
-            scores[name.upper()] = {"summaryScore": {"value": value, "type": "PROBABILITY"}}
+        if value >= request.thresholds[name]:
+            score = {"value": value, "type": "PROBABILITY"}
+            scores[name.upper()] = _spans(request.text, score) if request.wants_spans else {"summaryScore": score}
     body: dict[str, Any] = {"attributeScores": scores} if scores else {}
     body["languages"] = analysis.languages
-    if analysis.client_token is not None:
-        body["clientToken"] = analysis.client_token
+    if analysis.is_detected:
+        body["detectedLanguages"] = analysis.languages
+    if request.client_token is not None:
+        body["clientToken"] = request.client_token
     return json.dumps(body).encode()
+
+
+def _spans(text: str, score: dict[str, Any]) -> dict[str, Any]:
+    """Return a score with its spans: one, the whole text, as the scorer reads a text as a whole."""
+    return {"spanScores": [{"begin": 0, "end": len(text), "score": score}], "summaryScore": score}
 
 
 def check_key(expected: str, given: Sequence[str]) -> None:
@@ -252,21 +330,36 @@ def check_key(expected: str, given: Sequence[str]) -> None:
         raise ApiError(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID", [detail])
 
 
-def _single_language(requested: Sequence[str], languages: Collection[str]) -> str | None:
-    """Return the code of the requested language; None if there are several, or the scorer does not score it."""
+def _single_language(requested: Sequence[str]) -> str | None:
+    """Return the code of the requested language; None if there are several, or it is unknown."""
     try:
-        codes = {language_of(name).code for name in requested}
+        codes = {_known_code(name) for name in requested}
     except InputError:
         return None
-    return codes.pop() if len(codes) == 1 and codes <= set(languages) else None
+    return codes.pop() if len(codes) == 1 else None
 
 
-def _unsupported(attribute: str, languages: Sequence[str]) -> ApiError:
+def _known_code(name: str) -> str:
+    """Return the code of a language; one of a region, such as ``pt-BR``, is taken for the language.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    region = _REGION.fullmatch(name.lower())
+    return language_of(region[1] if region else name).code
+
+
+def _unsupported(
+    attribute: str, languages: Sequence[str], measured: Collection[str], scored: Collection[str]
+) -> ApiError:
+    """Return Google's refusal of an attribute in languages, and what there is."""
     listed = [language[:MAX_NAME] for language in languages]
+    there = f"{', '.join(name.upper() for name in measured)} in {', '.join(LANGUAGES[code].short for code in scored)}"
     return invalid(
         "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
-        f"Attribute {attribute} does not support request languages: {', '.join(listed)}",
-        languageNotSupportedByAttributeError={"requestedLanguages": listed, "attribute": attribute},
+        f"Attribute {attribute.upper()} does not support request languages: {', '.join(listed)}. "
+        f"This service measures {there}.",
+        languageNotSupportedByAttributeError={"requestedLanguages": listed, "attribute": attribute.upper()},
     )
 
 

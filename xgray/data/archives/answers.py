@@ -2,7 +2,8 @@
 
 DExperts and others kept one answer a line, ``{"request_id": "generation-7", "response": {"attributeScores": ...}}``,
 and the texts in a file of their own, a line for each. Others keep the text in the same line, as ``text``,
-``comment_text`` or ``comment``. An answer may be a JSON object, or text that holds one.
+``comment_text`` or ``comment``; or, as a log of requests does, the request: ``{"request": {"comment": {"text": ...}},
+"response": ...}``. An answer may be a JSON object, or text that holds one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ Kept = Answer | str | None
 """An answer as files keep it: an object, a text that holds one, or nothing."""
 
 
+class Comment(msgspec.Struct, gc=False):
+    text: str | None = None
+
+
+class LoggedRequest(msgspec.Struct, gc=False):
+    """The body of a request, as far as it is read."""
+
+    comment: Comment | None = None
+    languages: list[str] | None = None
+
+
 class AnswerRow(msgspec.Struct):
     """A line with an answer: in ``response``, or the line itself."""
 
@@ -50,9 +62,16 @@ class AnswerRow(msgspec.Struct):
     languages: list[str] | None = None
     request_id: str | int | None = None
     error: Any = None
+    request: LoggedRequest | None = None
     text: str | None = None
     comment_text: str | None = None
     comment: str | None = None
+
+    @property
+    def own_text(self) -> str | None:
+        """The text that is kept in the same line."""
+        logged = self.request.comment.text if self.request and self.request.comment else None
+        return next((text for text in (self.text, self.comment_text, self.comment, logged) if text is not None), None)
 
 
 def answer_scores(kept: Kept, where: str) -> dict[str, float]:
@@ -98,27 +117,28 @@ def read_answers(file: Path, options: ArchiveOptions) -> Iterator[ArchivedText]:
             options.left_out[_reason(as_answer(kept, where), row.error)] += 1
         elif not text.strip():
             options.left_out[EMPTY] += 1
-        elif code := _language(as_answer(kept, where), options, where):
+        elif code := _language(as_answer(kept, where), row.request, options, where):
             yield ArchivedText(text, code, scores, tuple(scores))
 
 
 def _own_text(row: AnswerRow, where: str) -> str:
-    text = next((text for text in (row.text, row.comment_text, row.comment) if text is not None), None)
+    text = row.own_text
     if text is None:
         raise InputError(
-            f"{where}: an answer without its text (text, comment_text or comment); name the file of the texts: "
-            "--texts FILE"
+            f"{where}: an answer without its text (text, comment_text, comment or request); name the file of the "
+            "texts: --texts FILE"
         )
     return text
 
 
-def _language(answer: Answer | None, options: ArchiveOptions, where: str) -> str | None:
+def _language(answer: Answer | None, request: LoggedRequest | None, options: ArchiveOptions, where: str) -> str | None:
     """Return the language in which the text was scored; None for one that xgray does not know."""
-    if answer is None or not answer.languages:
+    languages = (answer.languages if answer else None) or (request.languages if request else None)
+    if not languages:
         return options.language(where)
-    code = known_language(answer.languages[0])
+    code = known_language(languages[0])
     if code is None:
-        options.left_out[f"language {answer.languages[0]}"] += 1
+        options.left_out[f"language {languages[0]}"] += 1
     return code
 
 
