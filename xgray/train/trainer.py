@@ -41,6 +41,7 @@ from trl.models import prepare_deepspeed
 
 from xgray.config import Train
 from xgray.errors import InputError
+from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
@@ -97,6 +98,7 @@ def build_trainer(
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
+    check_loadable(model.path, model.revision)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
@@ -198,8 +200,10 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
         )
     try:
-        policy = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
-    except OSError as error:
+        policy = AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"model.id: cannot load {model!r}: {str(error).splitlines()[0]}") from None
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
