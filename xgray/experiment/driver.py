@@ -10,6 +10,7 @@ import yaml
 
 from xgray.experiment.checks import (
     check_capacity,
+    check_models,
     check_other_stages,
     check_scorer,
     check_stages,
@@ -66,6 +67,7 @@ def run_experiment(
         on_progress(label, done, total, errors)
 
     check_other_stages(plan, selected, force)
+    check_models(plan, selected, force)
     check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
         check_scorer(plan, selected, force)

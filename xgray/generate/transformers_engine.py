@@ -50,7 +50,7 @@ class TransformersEngine:
 
     def __init__(self, weights: Weights, section: Generate) -> None:
         self._section = section
-        self._tokenizer = load_tokenizer(weights.path, weights.revision)
+        self._tokenizer = load_tokenizer(*weights.tokenizer_source)
         self._model = load_causal_lm(weights.path, weights.dtype, weights.revision)
         self._ends = end_tokens(self._model.config, self._tokenizer)
         self._adapted: PeftModel | None = None

@@ -39,7 +39,7 @@ class VllmEngine:
         check_device(weights.path, config, torch.cuda.is_available())
         for adapter in weights.adapters:
             check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
-        self._ends = end_tokens(config, load_tokenizer(weights.path, weights.revision))
+        self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens)
         options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
@@ -47,6 +47,8 @@ class VllmEngine:
             self._llm = LLM(
                 model=local_weights(weights.path),
                 revision=weights.revision,
+                tokenizer=local_weights(weights.tokenizer_source[0]),
+                tokenizer_revision=weights.tokenizer_source[1],
                 dtype=weights.dtype,
                 seed=0,
                 max_model_len=length,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError
 from xgray.models.complete import check_weights, refuse_incomplete
+from xgray.models.files import has_tokenizer
 from xgray.models.gguf import quiet_deepspeed
 from xgray.models.source import local_weights, resolve
 from xgray.rows import Prompt
@@ -175,12 +177,20 @@ def check_device(path: str, config: Any, has_cuda: bool) -> None:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token."""
+    """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token.
+
+    Raises:
+        InputError: the folder holds none.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        local_weights(path), revision=revision, padding_side="left", trust_remote_code=False
-    )
+    local = local_weights(path)
+    if Path(local).is_dir() and not has_tokenizer(Path(local)):  # transformers would make an empty one
+        raise InputError(
+            f"the model {path!r} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Save that of the "
+            "model it was made from into the folder with save_pretrained."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(local, revision=revision, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
