@@ -190,7 +190,7 @@ def truncated(folder):
         (with_config(problem_type="regression"), "is a regression"),
         (with_config(model_type="nonsense"), "score.classifier.model: cannot read .*nonsense"),
         (without_head, "no weights classifier.dense.bias, "),
-        (as_pickle, "cannot load the model .*safetensors"),
+        (as_pickle, r"a pickle \(pytorch_model.bin\).*Convert it once: python -c"),
         (truncated, "cannot load the model"),
         (shutil.rmtree, r"score\.classifier\.model\.id: no such folder"),
     ],

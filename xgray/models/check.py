@@ -20,26 +20,29 @@ from xgray.models.source import is_adapter, local_weights, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_EFFECT = {
-    "transformers_version",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "top_h",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "max_length",
-    "max_new_tokens",
-    "bos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "use_cache",
-    "cache_implementation",
+CHANGES_TEXTS: dict[str, Any] = {
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+    "num_beams": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "penalty_alpha": 0,
+    "remove_invalid_values": False,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "stop_strings": [],
+    "sequence_bias": {},
+    "watermarking_config": {},
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
 }
-"""Fields of a ``generation_config.json`` that never changed a text: the section ``generate`` states them too."""
+"""Fields of a ``generation_config.json`` that change texts beyond what the section ``generate`` states, each with the
+value, next to null, that changes nothing."""
 
 PROBE = "a"
 """A text whose tokens show what a tokenizer adds at either end."""
@@ -163,12 +166,13 @@ def unfollowed(model: Model) -> dict[str, Any]:
     of these fields and vLLM the ends, so that their texts are others.
     """
     path = resolve(model)
+    content = generation_config(path, model.revision)
     stated = {
-        name: value
-        for name, value in generation_config(path, model.revision).items()
-        if name not in NO_EFFECT and not name.startswith("_") and value is not None
+        name: content[name]
+        for name, neutral in CHANGES_TEXTS.items()
+        if content.get(name, neutral) not in (None, neutral)
     }
-    ends = stated.pop("eos_token_id", None)
+    ends = content.get("eos_token_id")
     if ends is not None and _ids(ends) != _ids(_stated_ends(path, model.revision)):
         stated["eos_token_id"] = ends
     return stated
@@ -206,6 +210,6 @@ def sampling_facts(path: str, revision: str | None, tokenizer: PreTrainedTokeniz
         "not_followed": {
             name: value
             for name, value in generation_config(local_weights(path), revision).items()
-            if not name.startswith("_") and name != "transformers_version"
+            if not name.startswith(("_", "output_", "transformers_version")) and value is not None
         },
     }

@@ -8,6 +8,7 @@ old names and the like count as they do when the model is loaded, and it takes a
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,9 @@ def check_adapter(folder: Path, skeleton: Any) -> None:
     config = adapter_configuration(folder)
     stored = tensor_shapes(folder / ADAPTER_WEIGHTS)
     try:
-        adapted = get_peft_model(skeleton, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about training
+            adapted = get_peft_model(skeleton, config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"the adapter {folder} does not fit the base model: {_first_line(error)}") from None
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
