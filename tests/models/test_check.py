@@ -43,7 +43,11 @@ def changed(whole, tmp_path):
 def experiment(tmp_path):
     def make(model, **sections):
         required = {"name": "e", "runs": str(tmp_path / "runs"), "model": {"id": str(model)}, "languages": ["en"]}
-        quick = {"generate": {"execution": {"engine": "transformers"}}, "score": {"scorer": "dummy"}, "variants": []}
+        quick = {
+            "generate": {"execution": {"engine": "transformers"}},
+            "score": {"scorer": "dummy", "unvalidated_languages": True},
+            "variants": [],
+        }
         return Experiment.model_validate({**required, **quick, **sections})
 
     return make
@@ -133,7 +137,7 @@ def test_a_run_refuses_a_model_before_it_begins_and_names_the_field(whole, chang
     ):
         with pytest.raises(InputError, match=message):
             run_experiment(make_plan(experiment(**{"model": whole, **sections})))
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").rglob("pending.json")), "no stage has begun"
 
 
 GENERATION = {

@@ -119,6 +119,19 @@ def test_a_missing_shard_is_named(changed):
         check_loadable(str(folder))
 
 
+def test_a_model_of_the_hub_is_compared_in_the_hubs_cache(changed, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshots = tmp_path / "hub" / "models--made--short" / "snapshots"
+    snapshots.mkdir(parents=True)
+    changed(without_a_layer).rename(snapshots / ("0" * 40))
+    with pytest.raises(InputError, match=r"'made/short': it has no weights model\.layers\.1\."):
+        check_loadable("made/short", "0" * 40)
+    (snapshots / ("0" * 40) / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"no weights as safetensors.*hf download made/short"):
+        check_loadable("made/short", "0" * 40)
+
+
 def test_pickles_are_refused_with_a_command_that_converts_them(whole, changed):
     folder = changed()
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")

@@ -226,7 +226,8 @@ def _skeleton(model: Model) -> PreTrainedModel:
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
-    return load_skeleton(resolve(model), model.revision)
+    with _naming("model.id"):
+        return load_skeleton(resolve(model), model.revision)
 
 
 def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:

@@ -67,7 +67,6 @@ def run_experiment(
         on_progress(label, done, total, errors)
 
     check_other_stages(plan, selected, force)
-    check_models(plan, selected, force)
     check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
         check_scorer(plan, selected, force)
@@ -76,6 +75,7 @@ def run_experiment(
             from xgray.experiment.stages.sample import new_prompts
 
             prompts = new_prompts(plan)  # refuses wrong prompts before `begin` deletes old results
+        check_models(plan, selected, force)  # last of the checks, as it takes seconds
         planned = [stage for stage in selected if stage.begin(force)]
         write_resolved(plan)
         if prompts is not None:

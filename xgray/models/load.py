@@ -51,7 +51,7 @@ def sequence_limit(config: Any, tokenizer_limit: int) -> int:
 
     quiet_deepspeed()
     with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(config)
+        skeleton = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     # RoBERTa and related models number positions from after the padding token's.
     tables = [module for name, module in skeleton.named_modules() if name.endswith("position_embeddings")]
     first_positions = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
@@ -139,7 +139,7 @@ def load_skeleton(path: str, revision: str | None = None, kind: Any = None) -> P
     if kind is None:
         refuse_other_kinds(path, config)
     with torch.device("meta"):
-        model: PreTrainedModel = (kind or AutoModelForCausalLM).from_config(config)
+        model: PreTrainedModel = (kind or AutoModelForCausalLM).from_config(config, trust_remote_code=False)
     return model
 
 

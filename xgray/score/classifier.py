@@ -21,7 +21,7 @@ import numpy as np
 
 from xgray.config import Model, Score
 from xgray.errors import InputError
-from xgray.models.load import device_name, load_sequence_classifier, load_tokenizer, sequence_limit
+from xgray.models.load import device_name, load_config, load_sequence_classifier, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
 from xgray.models.source import model_fingerprint, resolve
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT
@@ -220,11 +220,9 @@ def label_columns(labels: dict[str, str], attributes: Sequence[str], id2label: d
 
 
 def _configuration(path: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
+        config = load_config(path, revision)
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"score.classifier.model: cannot read {path!r}: {str(error).splitlines()[0]}") from None
     architectures = config.architectures or ["unknown"]
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
