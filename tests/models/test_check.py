@@ -18,6 +18,9 @@ from xgray.experiment.weights import model_weights
 from xgray.generate.build import build_engine
 from xgray.models.check import added_tokens, check_model, sampling_facts, unfollowed
 from xgray.models.load import end_tokens, load_causal_lm, load_config, load_tokenizer
+from xgray.models.source import model_fingerprint
+from xgray.runs.manifest import StageResult
+from xgray.storage.fingerprint import file_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,19 @@ def test_a_run_refuses_a_model_before_it_begins_and_names_the_field(whole, chang
         with pytest.raises(InputError, match=message):
             run_experiment(make_plan(experiment(**{"model": whole, **sections})))
     assert not list((tmp_path / "runs").rglob("pending.json")), "no stage has begun"
+
+
+def test_a_run_of_a_folder_with_other_files_that_an_earlier_version_finished_stays_finished(changed, experiment):
+    folder = changed("README.md")  # which earlier versions hashed too
+    planned = make_plan(experiment(folder)).stage("generate", "base")
+    earlier = file_fingerprint(folder)
+    assert planned.payload["inputs"]["model"] == model_fingerprint(Model(id=str(folder))) != earlier
+    payload = {**planned.payload, "inputs": {**planned.payload["inputs"], "model": earlier}}
+    planned.place.begin(payload)
+    planned.place.finish(payload, StageResult())
+    assert make_plan(experiment(folder)).stage("generate", "base").is_finished
+    changed("config.json", pad_token_id=0)
+    assert not make_plan(experiment(folder)).stage("generate", "base").is_finished
 
 
 GENERATION = {

@@ -12,6 +12,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from xgray.config import Model
@@ -107,7 +110,38 @@ def model_fingerprint(model: Model) -> str:
     the hub must have been pinned to a commit, see :func:`xgray.models.revisions.pin_revision`.
     """
     path = Path(resolve(model))
-    return folder_fingerprint(path) if path.is_dir() else f"{model.id}@{model.revision}"
+    if not path.is_dir():
+        return f"{model.id}@{model.revision}"
+    identity = folder_fingerprint(path)
+    if num_files(path) == len(model_files(path)):
+        return identity  # which is also what earlier versions recorded
+    recorded = _RECORDED.get()()
+    if recorded and identity not in recorded:
+        earlier = file_fingerprint(path)
+        return earlier if earlier in recorded else identity
+    return identity
+
+
+def num_files(folder: Path) -> int:
+    """Return the number of files below a folder."""
+    return sum(file.is_file() for file in folder.rglob("*"))
+
+
+_RECORDED: ContextVar[Callable[[], Collection[str]]] = ContextVar("recorded identities", default=frozenset)
+
+
+@contextmanager
+def recorded_identities(read: Callable[[], Collection[str]]) -> Iterator[None]:
+    """Let :func:`model_fingerprint` return what an earlier version recorded of a folder, all of whose files it hashed.
+
+    Args:
+        read: returns the identities that a run recorded; called only for a folder with files that do not matter.
+    """
+    token = _RECORDED.set(read)
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
 
 
 def folder_fingerprint(folder: Path) -> str:
