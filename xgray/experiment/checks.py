@@ -102,7 +102,8 @@ class LoadedModel:
     model: Model
     base: Model | None = None
     """The base model, if this one is a variant's checkpoint: it brings the tokenizer, or what an adapter is put on."""
-    is_seq2seq: bool = False
+    measures_as: str | None = None
+    """``causal`` or ``seq2seq`` for the model that measures fluency, whose tokenizer need not suit sampling."""
 
 
 def loaded_models(plan: Plan, stages: Sequence[PlannedStage]) -> list[LoadedModel]:
@@ -122,8 +123,7 @@ def loaded_models(plan: Plan, stages: Sequence[PlannedStage]) -> list[LoadedMode
     fluency = experiment.evaluate.fluency
     if any(stage.name == "evaluate" for stage in stages) and fluency.kind != "none":
         field = "model.id" if fluency.model is None else "evaluate.fluency.model"
-        measuring = LoadedModel(field, fluency.model or experiment.model, is_seq2seq=fluency.kind == "seq2seq")
-        models += [measuring] if measuring not in models else []
+        models.append(LoadedModel(field, fluency.model or experiment.model, measures_as=fluency.kind))
     return models
 
 
@@ -133,19 +133,22 @@ def check_models(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> N
     Raises:
         InputError: names the field, what does not fit, and what to do.
     """
+    stages = unfinished(selected, force)
+    models = loaded_models(plan, stages)
+    if not models:
+        return
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
     from xgray.models.check import check_checkpoint, check_model
 
-    stages = unfinished(selected, force)
-    for loaded in loaded_models(plan, stages):
+    measuring = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+    for loaded in models:
         with _naming(loaded.field):
-            if loaded.is_seq2seq:
-                from transformers import AutoModelForSeq2SeqLM
-
-                check_model(loaded.model, AutoModelForSeq2SeqLM)
+            if loaded.measures_as is not None:
+                check_model(loaded.model, measuring[loaded.measures_as])
                 continue
             config = check_checkpoint(loaded.model, loaded.base) if loaded.base else check_model(loaded.model)
-        if loaded.field != "evaluate.fluency.model":
-            _check_context(plan, stages, loaded, config)
+        _check_context(plan, stages, loaded, config)
 
 
 @contextlib.contextmanager

@@ -53,8 +53,8 @@ def check_model(model: Model, kind: Any = None, tokenizer_of: Model | None = Non
 
     Args:
         model: a whole model.
-        kind: the class of transformers that loads it; by default ``AutoModelForCausalLM``, whose tokenizers must also
-            leave the ends of a text open.
+        kind: the class of transformers that loads a model which only measures; by default a causal language model that
+            is trained or sampled, whose tokenizer is checked as well.
         tokenizer_of: the model whose tokenizer stands in where this one has none.
 
     Raises:
