@@ -63,13 +63,13 @@ def check_model(model: Model, kind: Any = None, tokenizer_of: Model | None = Non
     path = resolve(model)
     try:
         skeleton = load_skeleton(path, model.revision, kind)
+        if Path(path).is_dir():
+            check_weights(path, skeleton)
+        if kind is None:
+            source = model if tokenizer_of is None or not lacks_tokenizer(path) else tokenizer_of
+            check_tokenizer(path, skeleton.config, load_tokenizer(resolve(source), source.revision))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
-    if Path(path).is_dir():
-        check_weights(path, skeleton)
-    if kind is None:
-        source = model if tokenizer_of is None or not lacks_tokenizer(path) else tokenizer_of
-        check_tokenizer(path, skeleton.config, load_tokenizer(resolve(source), source.revision))
     return skeleton.config
 
 

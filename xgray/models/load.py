@@ -180,7 +180,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder holds none, or a damaged one.
     """
     from transformers import AutoTokenizer
 
@@ -190,7 +190,18 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
             f"the model {path!r} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Save that of the "
             "model it was made from into the folder with save_pretrained."
         )
-    tokenizer = AutoTokenizer.from_pretrained(local, revision=revision, padding_side="left", trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            local, revision=revision, padding_side="left", trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers library raises this very type
+        if not Path(local).is_dir():
+            raise  # the hub may answer another time
+        reason = str(error).strip().splitlines()[:1]
+        raise InputError(
+            f"cannot read the tokenizer of {path!r}: {' '.join([type(error).__name__, *reason])}. Copy or download its "
+            "files again."
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
