@@ -89,7 +89,7 @@ def test_a_tokenizer_that_ends_every_text_is_refused_and_a_beginning_is_recorded
 def test_a_damaged_tokenizer_is_named(changed):
     folder = changed("config.json")
     (folder / "tokenizer.json").write_text('{"version": 1}')
-    with pytest.raises(InputError, match="cannot read the tokenizer of .*copy"):
+    with pytest.raises(InputError, match=r"cannot read the tokenizer of .*copy"):
         check_model(Model(id=str(folder)))
 
 
