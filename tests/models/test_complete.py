@@ -240,6 +240,14 @@ def test_an_encoder_without_a_layer_is_refused(changed, encoder, load):
         load(str(changed(without_an_encoder_layer, encoder)))
 
 
+def test_a_pooler_that_the_head_reads_must_be_there(changed, tmp_path):
+    bert = tiny_classifier(tmp_path / "bert", "bert")
+    folder = str(changed(lambda weights: {name: weights[name] for name in weights if "pooler" not in name}, bert))
+    with pytest.raises(InputError, match=r"no weights bert\.pooler\.dense\.bias, "):
+        load_sequence_classifier(folder, "float32")
+    load_encoder(folder, None, ["toxicity"], seed=0)
+
+
 def test_poolers_that_no_classifier_uses_are_left_out(changed, encoder):
     folder = str(changed(with_a_pooler, encoder))
     load_encoder(folder, None, ["toxicity"], seed=0)

@@ -27,36 +27,37 @@ from xgray.models.files import (
 
 NUM_NAMED = 3
 """Weights that an error message names; of the others it gives the number."""
-NO_WEIGHTS = re.compile(
-    r"(?:^|\.)(?:(?:self_)?(?:attn|attention)\.(?:masked_)?bias|position_ids|(?:rotary_emb\.)?inv_freq)$"
-    r"|(?:^|\.)pooler\."
+POOLER = re.compile(r"(?:^|\.)pooler\.")
+"""The layer between some encoders and their head."""
+LEFT_OVER = re.compile(
+    rf"(?:^|\.)(?:(?:self_)?(?:attn|attention)\.(?:masked_)?bias|position_ids|inv_freq)$|{POOLER.pattern}"
 )
 """What older checkpoints hold beside the weights: causal masks, positions and frequencies, which follow from the
-configuration, and the pooler of encoders, which classifiers of these architectures do not use."""
+configuration, and a pooler where the architecture has none."""
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def refuse_incomplete(path: str, info: Mapping[str, Any], head_prefix: str | None = None) -> None:
+def refuse_incomplete(path: str, info: Mapping[str, Any], body_prefix: str | None = None) -> None:
     """Refuse a model some of whose weights were not in the files, were left over, or had another shape.
 
     Args:
         path: the model, for the message.
         info: what transformers reports (``output_loading_info``).
-        head_prefix: how the names of the weights begin that must be whole; others may be drawn or dropped, where a new
-            head is put on an encoder. By default all must be.
+        body_prefix: how the names begin of the weights that must be there, where a new head is put on an encoder:
+            the head and the pooler may be drawn, and an old head is left out. By default all must be there.
 
     Raises:
         InputError: names the weights.
     """
 
     def counts(name: str) -> bool:
-        return not NO_WEIGHTS.search(name) and (head_prefix is None or name.startswith(head_prefix))
+        return body_prefix is None or (name.startswith(body_prefix) and not POOLER.search(name))
 
     missing = sorted(name for name in info["missing_keys"] if counts(name))
-    unexpected = sorted(name for name in info["unexpected_keys"] if counts(name))
+    unexpected = sorted(name for name in info["unexpected_keys"] if counts(name) and not LEFT_OVER.search(name))
     mismatched = sorted(
         f"{name} (stored {_shape(stored)}, the configuration says {_shape(expected)})"
         for name, stored, expected in info["mismatched_keys"]
@@ -158,7 +159,7 @@ def compare(skeleton: Any, shapes: Shapes) -> dict[str, Any]:
     return report
 
 
-def check_weights(path: str, skeleton: Any, revision: str | None = None, whole: bool = True) -> None:
+def check_weights(path: str, skeleton: Any, revision: str | None = None) -> None:
     """Refuse a checkpoint whose weights are not those of its architecture.
 
     Weights that are quantized have names of their own, and are checked when they are loaded.
@@ -167,7 +168,6 @@ def check_weights(path: str, skeleton: Any, revision: str | None = None, whole: 
         path: a local folder or a hub id.
         skeleton: a model of the architecture without weights (:func:`xgray.models.load.load_skeleton`).
         revision: a commit of the hub.
-        whole: whether the head must be there too.
 
     Raises:
         InputError: names the weights that are missing, unexpected or of another shape.
@@ -180,7 +180,7 @@ def check_weights(path: str, skeleton: Any, revision: str | None = None, whole: 
     except RuntimeError as error:  # weights that transformers joins do not fit together
         reason = _first_line(error)
         raise InputError(f"cannot load the model {path!r}: its weights do not fit together: {reason}") from None
-    refuse_incomplete(path, info, None if whole else f"{skeleton.base_model_prefix}.")
+    refuse_incomplete(path, info)
 
 
 def _first_line(error: Exception) -> str:
