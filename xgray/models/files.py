@@ -5,6 +5,7 @@ Nothing here imports torch, so that a folder is examined in milliseconds, before
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -203,10 +204,15 @@ def plain_folder(folder: Path) -> Path:
     renamed = plain_names(name for file in files for name in tensor_shapes(file))
     if not renamed:
         return folder
-    old, new = next(iter(renamed.items()))
-    log.warning("model %s: the weights' names lose what torch put in (%s is read as %s)", folder, old, new)
+    _say(folder, *next(iter(renamed.items())))
     target = cache_folder() / "models" / f"{folder.name}-{file_fingerprint(folder, model_files(folder))[:16]}-plain"
     return make_once(target, lambda working: _rename(folder, files, renamed, working))
+
+
+@functools.cache
+def _say(folder: Path, old: str, new: str) -> None:
+    """Log once in each process that a model's weights are read under other names."""
+    log.warning("model %s: the names of its weights lose what torch put in: %s is read as %s", folder, old, new)
 
 
 def _rename(folder: Path, files: list[Path], renamed: dict[str, str], target: Path) -> None:
