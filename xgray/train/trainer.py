@@ -41,6 +41,7 @@ from trl.models import prepare_deepspeed
 
 from xgray.config import Train
 from xgray.errors import InputError
+from xgray.models.check import check_tokenizer
 from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
@@ -94,11 +95,13 @@ def build_trainer(
         callbacks: Called before the line in ``metrics.jsonl`` is written.
 
     Raises:
-        InputError: the section asks for what this machine cannot do, or the model does not exist.
+        InputError: the section asks for what this machine cannot do, or the model does not exist, is not whole, or has a
+            tokenizer that cannot be trained with.
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
-    check_loadable(model.path, model.revision)  # also before the arguments: ZeRO-3 would take part in it
+    skeleton = check_loadable(model.path, model.revision)  # also before the arguments: ZeRO-3 would take part in it
+    check_tokenizer(model.path, skeleton.config, model.tokenizer)
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
