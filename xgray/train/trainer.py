@@ -95,8 +95,8 @@ def build_trainer(
         callbacks: Called before the line in ``metrics.jsonl`` is written.
 
     Raises:
-        InputError: the section asks for what this machine cannot do, or the model does not exist, is not whole, or has a
-            tokenizer that cannot be trained with.
+        InputError: the section asks for what this machine cannot do; or the model does not exist, is not whole, or its
+            tokenizer cannot be trained with.
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
