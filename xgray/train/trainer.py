@@ -100,8 +100,7 @@ def build_trainer(
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
-    skeleton = check_loadable(model.path, model.revision)  # also before the arguments: ZeRO-3 would take part in it
-    check_tokenizer(model.path, skeleton.config, model.tokenizer)
+    _check_model(model)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
@@ -128,6 +127,13 @@ def build_trainer(
     # Computing the reference may have drawn random numbers, depending on how much of it was in the cache.
     set_seed(seed)
     return trainer
+
+
+def _check_model(model: StartingModel) -> None:
+    try:
+        check_tokenizer(model.path, check_loadable(model.path, model.revision).config, model.tokenizer)
+    except InputError as error:
+        raise InputError(f"model.id: {error}") from None
 
 
 def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_validation: int) -> DPOConfig:
