@@ -110,13 +110,17 @@ def test_a_stage_that_is_needed_is_missed_before_anything_is_deleted(experiment)
     assert files(plan) == before
 
 
+SHORT = {"max_length": 128}
+"""What the tiny model reads."""
+
+
 def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, monkeypatch):
     begun = []
     monkeypatch.setattr("xgray.experiment.driver._run_stages", lambda plan, todo, *rest: begun.extend(todo))
-    finished(make_plan(experiment()))
-    plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
+    finished(make_plan(experiment(train=SHORT)))
+    plan = make_plan(experiment(train=SHORT, variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
     run_experiment(plan, ("train",))
     assert [stage.label for stage in begun] == ["train/second"]
-    plan = make_plan(experiment(train={"beta": 0.3}))
+    plan = make_plan(experiment(train={**SHORT, "beta": 0.3}))
     run_experiment(plan, ("train",), force=True)
     assert [stage.label for stage in begun] == ["train/second", "train/dpo"]

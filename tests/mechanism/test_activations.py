@@ -31,7 +31,7 @@ def test_a_continuation_counts_up_to_its_end_of_text_token():
     assert len(tokens) == NEW_TOKENS
     end = tokens[4]
     length = tokens.index(end) + 1
-    model.generation_config.eos_token_id = end
+    model.config.eos_token_id = model.generation_config.eos_token_id = end
     means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 8)
     assert counts[0] == length
     for text, row, count in zip(TEXTS, means, counts, strict=True):

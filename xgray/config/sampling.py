@@ -141,6 +141,10 @@ class Classifier(Section):
     """The sequence classifier; both scorers need one."""
     labels: dict[str, str] = {}
     """The model's label for each attribute: ``{toxicity: toxic}``."""
+    # Left out of dumps where the file has none, so that fingerprints of older runs stay what they are.
+    activation: Literal["sigmoid", "softmax"] | None = Field(None, exclude_if=lambda activation: activation is None)
+    """What makes probabilities of the model's outputs; by default what its ``problem_type`` says: a sigmoid for
+    multi-label models and for models of a single label, a softmax for all others."""
     languages: list[str] = []
     """The languages in which the model's quality is known."""
 

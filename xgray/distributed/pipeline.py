@@ -196,7 +196,7 @@ def _check_lengths(
         if not unchecked:
             continue
         context = context_length(load_config(path, revision))
-        tokenizer = load_tokenizer(path, revision)
+        tokenizer = load_tokenizer(*model.weights.tokenizer_source)
         check_prompts((prompts.read(block.start, block.stop) for block in unchecked), tokenizer, generate, context)
         seen.update(block.start for block in unchecked)
 

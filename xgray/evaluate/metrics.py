@@ -146,7 +146,7 @@ def _load_diversity_tokenizer(section: Evaluate, base: Model) -> PreTrainedToken
         if Path(named).is_dir():
             return load_tokenizer(named)
         return load_tokenizer(resolve(Model(id=named)), section.diversity_tokenizer_revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InputError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"evaluate.diversity_tokenizer: cannot load a tokenizer from {named}: {reason}. "

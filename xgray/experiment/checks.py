@@ -5,11 +5,13 @@ A stage's own checks stand in its file, as ``check(plan, planned)``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from xgray.config import Experiment, Model, Neuron
+from xgray.config import BASE, Experiment, Model, Neuron
 from xgray.config.stages import stage_named, stage_names
 from xgray.errors import InputError
 from xgray.experiment.plan import Plan, PlannedStage, resolved_score, stage_module
@@ -17,6 +19,9 @@ from xgray.runs.manifest import FolderState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LOADING = ("train", "probe", "vectors", "activations", "retrieve", "capability")
+"""The stages that load models whatever the engine is."""
 
 
 def unfinished(stages: Sequence[PlannedStage], force: bool) -> list[PlannedStage]:
@@ -88,6 +93,101 @@ def check_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> N
             check(plan, stage)
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model of the experiment that a stage loads."""
+
+    field: str
+    """The field of the experiment file that names it."""
+    model: Model
+    base: Model | None = None
+    """The base model, if this one is a variant's checkpoint: it brings the tokenizer, or what an adapter is put on."""
+    measures_as: str | None = None
+    """``causal`` or ``seq2seq`` for the model that measures fluency, whose tokenizer need not suit sampling."""
+
+
+def loaded_models(plan: Plan, stages: Sequence[PlannedStage]) -> list[LoadedModel]:
+    """Return the models that these stages load, those of the scorer left out, which checks its own."""
+    from xgray.generate.build import engine_name
+
+    experiment = plan.experiment
+    uses_engine = plan.imported is None and engine_name(experiment.generate) != "dummy"
+    loading = [
+        stage for stage in stages if stage.name in LOADING or (uses_engine and stage.name in ("generate", "intervene"))
+    ]
+    models = [LoadedModel("model.id", experiment.model)] if loading else []
+    for name in sorted({stage.model for stage in loading if stage.model and stage.model in plan.models} - {BASE}):
+        if experiment.variant(name).checkpoint is not None:
+            checkpoint = experiment.variant(name).checkpoint_model
+            models.append(LoadedModel(f"variants.{name}.checkpoint", checkpoint, experiment.model))
+    fluency = experiment.evaluate.fluency
+    if any(stage.name == "evaluate" for stage in stages) and fluency.kind != "none":
+        field = "model.id" if fluency.model is None else "evaluate.fluency.model"
+        models.append(LoadedModel(field, fluency.model or experiment.model, measures_as=fluency.kind))
+    return models
+
+
+def check_models(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
+    """Refuse models that cannot be loaded whole, whose tokenizer does not fit, or whose context is too short.
+
+    Raises:
+        InputError: names the field, what does not fit, and what to do.
+    """
+    stages = unfinished(selected, force)
+    models = loaded_models(plan, stages)
+    if not models:
+        return
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from xgray.models.check import check_checkpoint, check_model
+
+    measuring = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+    for loaded in models:
+        with _naming(loaded.field):
+            if loaded.measures_as is not None:
+                check_model(loaded.model, measuring[loaded.measures_as])
+                continue
+            config = check_checkpoint(loaded.model, loaded.base) if loaded.base else check_model(loaded.model)
+        _check_context(plan, stages, loaded, config)
+
+
+@contextlib.contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Let errors about a model begin with the field that names it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{field}: {str(error).removeprefix('model.id: ')}") from None
+
+
+def _check_context(plan: Plan, stages: Sequence[PlannedStage], loaded: LoadedModel, config: Any) -> None:
+    """Refuse lengths of the experiment file beyond the positions of a model.
+
+    Raises:
+        InputError: names the field and the greatest value.
+    """
+    from xgray.models.load import context_length
+
+    experiment, context = plan.experiment, context_length(config)
+    lengths: dict[str, int] = {}
+    for stage in stages:
+        if stage.name == "train" and loaded.base is None:
+            variant = experiment.variant(stage.model or "")
+            field = f"variants.{variant.name}.train" if "max_length" in variant.train else "train"
+            lengths[f"{field}.max_length"] = experiment.train_section(variant).max_length
+        elif stage.name == "generate":
+            lengths["generate.max_new_tokens"] = experiment.generate.max_new_tokens + 1
+        elif stage.name == "intervene" and experiment.intervene is not None:
+            lengths["intervene.generate.max_new_tokens"] = experiment.intervene.generate.max_new_tokens + 1
+    for field, length in lengths.items():
+        if length > context:
+            most = context - field.endswith("max_new_tokens")  # a prompt has one token at least
+            raise InputError(
+                f"{field}: more than the model {loaded.model.id} reads, whose context is {context} tokens. Set it to "
+                f"{most} at most."
+            )
+
+
 def check_scorer(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
     """Build the scorer once, and refuse languages that it cannot score.
 
@@ -129,7 +229,8 @@ def _skeleton(model: Model) -> PreTrainedModel:
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
-    return load_skeleton(resolve(model), model.revision)
+    with _naming("model.id"):
+        return load_skeleton(resolve(model), model.revision)
 
 
 def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
@@ -139,10 +240,12 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
         InputError: names what is too large, and what the cluster has.
     """
     from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.nodes import num_fitting
     from xgray.distributed.placement import place_engines, place_training, place_workers
     from xgray.train.feasible import check_feasible
 
     experiment, cluster = plan.experiment, cluster_capacity()
+    _check_devices(plan, planned, has_cuda=num_fitting(cluster.maximum, 0, 1) > 0)
     for stage in planned:
         uses = stage.stage.uses
         if "trainer" in uses:
@@ -154,6 +257,17 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
                 place_workers(cluster, stage.name, settings.execution.num_workers)
     if any("engine" in stage.stage.uses for stage in planned):
         place_engines(cluster, experiment.generate, experiment.score)
+
+
+def _check_devices(plan: Plan, stages: Sequence[PlannedStage], has_cuda: bool) -> None:
+    from xgray.models.load import check_device, load_config
+    from xgray.models.source import is_adapter, resolve
+
+    for loaded in loaded_models(plan, stages):
+        path = resolve(loaded.model)
+        if not is_adapter(path):
+            with _naming(loaded.field):
+                check_device(path, load_config(path, loaded.model.revision), has_cuda)
 
 
 def selected_stages(plan: Plan, names: Collection[str] | None) -> list[PlannedStage]:

@@ -10,6 +10,7 @@ import yaml
 
 from xgray.experiment.checks import (
     check_capacity,
+    check_models,
     check_other_stages,
     check_scorer,
     check_stages,
@@ -74,6 +75,7 @@ def run_experiment(
             from xgray.experiment.stages.sample import new_prompts
 
             prompts = new_prompts(plan)  # refuses wrong prompts before `begin` deletes old results
+        check_models(plan, selected, force)  # last of the checks, as it takes seconds
         planned = [stage for stage in selected if stage.begin(force)]
         write_resolved(plan)
         if prompts is not None:

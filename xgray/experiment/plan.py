@@ -11,15 +11,25 @@ refused before anything is spent, and a finished run costs no more than hashing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 from xgray.config import BASE, Experiment, Score, Section
 from xgray.config.stages import Stage, model_names, stages_of
 from xgray.errors import InputError
-from xgray.runs.manifest import FolderState, StageFolder, StageResult, section_payload
+from xgray.runs.manifest import (
+    MANIFEST,
+    PENDING,
+    FolderState,
+    StageFolder,
+    StageResult,
+    read_record,
+    section_payload,
+)
 from xgray.runs.progress import OnProgress
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
@@ -190,15 +200,38 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
         InputError: an input file is missing or wrong.
     """
     from xgray.models.revisions import pin_experiment
+    from xgray.models.source import recorded_identities
 
     experiment = pin_experiment(experiment, imported is None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
-    for stage, model in stages_of(experiment, imported is not None):
-        payload = {"version": stage.version, **stage_module(stage).payload(plan, model)}
-        folder = plan.run / stage.name / model if model else plan.run / stage.name
-        plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload))
+    places = [
+        (stage, StageFolder(plan.run / stage.name / model if model else plan.run / stage.name, stage.name, model))
+        for stage, model in stages_of(experiment, imported is not None)
+    ]
+    with recorded_identities(cache(lambda: _recorded([place for _, place in places]))):
+        for stage, place in places:
+            payload = {"version": stage.version, **stage_module(stage).payload(plan, place.model)}
+            plan.add(PlannedStage(stage, place, payload))
     return plan
+
+
+def _recorded(places: Sequence[StageFolder]) -> frozenset[str]:
+    """Return all texts in the payloads that the stages of a run have recorded, identities of models among them."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from texts(part)
+
+    found: set[str] = set()
+    for place in places:
+        for name in (MANIFEST, PENDING):
+            if place.folder.exists(name):
+                with suppress(InputError):  # a damaged record is refused where the stage's state is asked for
+                    found.update(texts(read_record(place.folder, name)["payload"]))
+    return frozenset(found)
 
 
 def inside_payload(

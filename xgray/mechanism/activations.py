@@ -57,16 +57,21 @@ def measure_activations(
         raise InputError(f"text {tokens.index([]) + 1} of {len(texts)} is empty: there is no token to continue from.")
     means = np.empty((len(texts), len(neurons)), dtype=np.float32)
     counts = np.empty(len(texts), dtype=np.int32)
+    ends = end_tokens(model.config, tokenizer)
     with inference():
         for batch in by_length(tokens, batch_size):
-            sums, num_tokens, logits = _sums(model, [tokens[index] for index in batch], neurons, new_tokens)
+            sums, num_tokens, logits = _sums(model, [tokens[index] for index in batch], neurons, new_tokens, ends)
             _check_numbers(sums, logits, neurons, batch, len(texts))
             means[batch], counts[batch] = sums / num_tokens[:, None], num_tokens
     return means, counts
 
 
 def _sums(
-    model: PreTrainedModel, tokens: list[list[int]], neurons: Sequence[Neuron], new_tokens: int
+    model: PreTrainedModel,
+    tokens: list[list[int]],
+    neurons: Sequence[Neuron],
+    new_tokens: int,
+    end_token_ids: list[int],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Continue one batch of texts greedily.
 
@@ -82,7 +87,7 @@ def _sums(
     num_tokens = torch.zeros(len(tokens), dtype=torch.int32, device=model.device)
     logits = torch.zeros(len(tokens), device=model.device)
     is_running = torch.ones(len(tokens), dtype=torch.bool, device=model.device)
-    ends = torch.tensor(end_tokens(model), dtype=torch.long, device=model.device)
+    ends = torch.tensor(end_token_ids, dtype=torch.long, device=model.device)
     cache = None
 
     def take(columns: list[int], activations: torch.Tensor) -> None:

@@ -41,6 +41,8 @@ from trl.models import prepare_deepspeed
 
 from xgray.config import Train
 from xgray.errors import InputError
+from xgray.models.check import check_tokenizer
+from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
@@ -93,10 +95,12 @@ def build_trainer(
         callbacks: Called before the line in ``metrics.jsonl`` is written.
 
     Raises:
-        InputError: the section asks for what this machine cannot do, or the model does not exist.
+        InputError: the section asks for what this machine cannot do; or the model does not exist, is not whole, or its
+            tokenizer cannot be trained with.
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
+    _check_model(model)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
@@ -123,6 +127,13 @@ def build_trainer(
     # Computing the reference may have drawn random numbers, depending on how much of it was in the cache.
     set_seed(seed)
     return trainer
+
+
+def _check_model(model: StartingModel) -> None:
+    try:
+        check_tokenizer(model.path, check_loadable(model.path, model.revision).config, model.tokenizer)
+    except InputError as error:
+        raise InputError(f"model.id: {error}") from None
 
 
 def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_validation: int) -> DPOConfig:
@@ -198,8 +209,10 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
         )
     try:
-        policy = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
-    except OSError as error:
+        policy = AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"model.id: cannot load {model!r}: {str(error).splitlines()[0]}") from None
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -80,7 +80,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     prompts = {language: list(group) for language, group in groupby(all_prompts, lambda prompt: prompt.language)}
     check_lengths(
         prompts.values(),
-        load_tokenizer(weights.path, weights.revision),
+        load_tokenizer(*weights.tokenizer_source),
         context_length(load_config(weights.path, weights.revision)) - section.new_tokens,
         "the model's context less activations.new_tokens",
     )
@@ -149,7 +149,7 @@ class ActivationWorker:
         from xgray.models.load import load_causal_lm, load_tokenizer
 
         self.neurons, self.section, self.rows = neurons, section, rows
-        self.tokenizer = load_tokenizer(weights.path, weights.revision)
+        self.tokenizer = load_tokenizer(*weights.tokenizer_source)
         self.model = load_causal_lm(weights.path, weights.dtype, weights.revision)
         check_neurons(neurons, self.model, "activations.neurons")
 

@@ -153,7 +153,9 @@ class CapabilityWorker:
         from xgray.evaluate.harness import load_harness_model
 
         weights = self._weights
-        return load_harness_model(weights.path, weights.dtype, weights.revision, self._section.execution.batch_size)
+        return load_harness_model(
+            weights.path, weights.dtype, weights.revision, self._section.execution.batch_size, weights.tokenizer
+        )
 
     def work(self, unit: tuple[str, str]) -> str:
         """Run one task, write its results, and return the name of the device."""

@@ -19,6 +19,7 @@ from xgray.config.stages import stage_named
 from xgray.evaluate.metrics_file import EvaluateMetrics, InterveneMetrics, SettingMetrics
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
+from xgray.experiment.stages.generate import not_followed
 from xgray.experiment.stages.sample import generate_and_score, new_prompts
 from xgray.experiment.weights import model_weights
 from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_neurons
@@ -54,6 +55,7 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         measured_with=plan.stage("evaluate").payload["measured_with"],
         engine=engine_name(experiment.generate),
         seed=experiment.seed,
+        **not_followed(experiment, BASE),
     )
 
 

@@ -9,7 +9,7 @@ and scores its settings through the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE
 from xgray.experiment.plan import Plan, PlannedStage, resolved_score
@@ -109,4 +109,24 @@ def generate_and_score(
     tallies = run_pipeline(targets, settings, on_progress)
     if scored and section.execution.store:
         ScoreStore(section.execution.store).compact()
-    return [tallies[stage.name, stage.model or BASE].result(stage.name) for stage in planned]
+    results = [tallies[stage.name, stage.model or BASE].result(stage.name) for stage in planned]
+    facts = _sampling_facts(targets) if sampled and engine not in (None, "dummy") else {}
+    for stage, result in zip(planned, results, strict=True):
+        if stage.name == "generate" and stage.model in facts:
+            result.measured["checkpoint"] = facts[stage.model]
+    return results
+
+
+def _sampling_facts(targets: Sequence[PipelineModel]) -> dict[str, dict[str, Any]]:
+    """Return what each model's checkpoint brings to its texts: their ends, their beginnings, what is not followed."""
+    from xgray.models.check import sampling_facts
+    from xgray.models.load import load_tokenizer
+
+    facts = {}
+    for target in targets:
+        weights = target.weights
+        path, revision = weights.tokenizer_source
+        facts[target.model] = sampling_facts(weights.path, weights.revision, load_tokenizer(path, revision))
+        if weights.tokenizer is not None:
+            facts[target.model]["tokenizer"] = "the base model's; the checkpoint has none"
+    return facts
