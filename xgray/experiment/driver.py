@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 
 import yaml
@@ -43,7 +43,7 @@ def run_experiment(
 
     Args:
         names: the stages to run; all by default.
-        force: whether results of another configuration may be deleted.
+        force: whether results of another configuration may be replaced.
         address: the Ray cluster to join; by default ``RAY_ADDRESS``, or a local one.
 
     Raises:
@@ -69,27 +69,42 @@ def run_experiment(
     check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
         check_scorer(plan, selected, force)
+        planned = unfinished(selected, force)
         prompts = None
-        if any(stage.name == "generate" for stage in unfinished(selected, force)):
+        if any(stage.name == "generate" for stage in planned):
             from xgray.experiment.stages.sample import new_prompts
 
-            prompts = new_prompts(plan)  # refuses wrong prompts before `begin` deletes old results
-        planned = [stage for stage in selected if stage.begin(force)]
-        write_resolved(plan)
-        if prompts is not None:
-            plan.run.write_bytes(PROMPTS, prompts)
-            del prompts
-        _run_stages(plan, planned, address, report, meter)
+            prompts = new_prompts(plan)  # refuses wrong prompts before the cluster is started
+
+        def begin() -> None:
+            nonlocal prompts
+            for stage in planned:
+                stage.begin(force)
+            write_resolved(plan)
+            if prompts is not None:
+                plan.run.write_bytes(PROMPTS, prompts)
+                prompts = None  # it may be large
+
+        _run_stages(plan, planned, begin, address, report, meter)
 
 
 def _run_stages(
-    plan: Plan, planned: Sequence[PlannedStage], address: str | None, on_progress: OnProgress, meter: Meter
+    plan: Plan,
+    planned: Sequence[PlannedStage],
+    begin: Callable[[], None],
+    address: str | None,
+    on_progress: OnProgress,
+    meter: Meter,
 ) -> None:
+    """Run the stages; ``begin`` puts old results away, and is called once a cluster with room for the stages is up."""
     last = max((index for index, stage in enumerate(planned) if stage.stage.uses), default=-1)
     on_cluster, afterwards = planned[: last + 1], planned[last + 1 :]
     if on_cluster:
         with _cluster(plan, on_cluster, address, on_progress):
+            begin()
             _run_groups(plan, on_cluster, _exported(plan.experiment.name, on_progress), meter)
+    else:
+        begin()
     _run_groups(plan, afterwards, on_progress, meter)  # the report, for one, needs no cluster
 
 

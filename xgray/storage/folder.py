@@ -400,15 +400,17 @@ class Folder:
         with suppress(FileNotFoundError):
             with_retries(lambda: filesystem.delete_file(path))
 
-    def clear(self, kept: str) -> None:
-        """Delete everything in this folder except the file ``kept``."""
+    def clear(self, *kept: str) -> None:
+        """Delete everything in this folder except the files and folders named ``kept``."""
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._resolve("")
         for info in with_retries(lambda: filesystem.get_file_info(FileSelector(path))):
+            if info.base_name in kept:
+                continue
             if info.type == FileType.Directory:
                 (self / info.base_name).delete()
-            elif info.base_name != kept:
+            else:
                 self.remove(info.base_name)
 
     def delete(self) -> None:
