@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from tests.processes import xgray
 from xgray.experiment.driver import write_resolved
@@ -221,6 +224,17 @@ def test_a_run_of_imported_files_is_reported_again_without_them(tmp_path, local_
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["metrics"] == json.loads(done.stdout)["metrics"]
     assert page.read_text() != before
+
+
+def test_the_ray_that_a_command_starts_is_for_this_machine_and_this_user(local_ray):
+    """All of it listens on loopback, and nobody else can enter the folder of its session."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    connections = [connection for process in family for connection in process.net_connections("inet")]
+    addresses = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:

@@ -32,8 +32,8 @@ def read_experiment(
 ) -> tuple[Experiment, Folder | None] | None:
     """Return the experiment of one experiment file or run directory, and the directory where it is one.
 
-    A run is the directory that was named, whatever name and place its ``experiment.yaml`` has: it may be a copy, or have
-    been moved.
+    A run is the directory that was named, whatever name and place its ``experiment.yaml`` has: it may be a copy, or
+    have been moved.
 
     Args:
         paths: the command's positional arguments.

@@ -11,6 +11,7 @@ import yaml
 from xgray.experiment.checks import (
     check_capacity,
     check_other_stages,
+    check_rows,
     check_scorer,
     check_stages,
     check_stages_exist,
@@ -66,6 +67,7 @@ def run_experiment(
         on_progress(label, done, total, errors)
 
     check_other_stages(plan, selected, force)
+    check_rows(plan, selected, force)
     check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
         check_scorer(plan, selected, force)
