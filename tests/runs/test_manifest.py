@@ -146,8 +146,12 @@ def test_a_damaged_record_is_refused_by_name_and_can_be_forced(stage: StageFolde
 
 def test_a_force_that_is_killed_half_way_leaves_nothing_to_continue(stage: StageFolder) -> None:
     stage.begin({"k": 4})
+    rows = stage.rows.local
+    assert rows is not None
     for number in range(3000):
-        (stage.rows / str(number % 50)).write_bytes(f"{number}.parquet", b"rows")
+        folder = rows / str(number % 50)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.parquet").write_bytes(b"rows")
     code = (
         "import sys; from xgray.runs.manifest import StageFolder; from xgray.storage.folder import Folder\n"
         "StageFolder(Folder(sys.argv[1]), 'generate', 'base').begin({'k': 5}, force=True)\n"

@@ -173,6 +173,6 @@ def _result(plan: Plan, names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "run": plan.run.uri,
         "stages": {planned.label: planned.place.manifest() for planned in chosen},
-        "metrics": evaluate.folder.read_json("metrics.json") if evaluate.is_finished else None,
-        "mechanism": {planned.label: planned.folder.read_json("metrics.json") for planned in inside},
+        "metrics": evaluate.folder.read_mapping("metrics.json") if evaluate.is_finished else None,
+        "mechanism": {planned.label: planned.folder.read_mapping("metrics.json") for planned in inside},
     }

@@ -167,7 +167,7 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
 
     if run is None:
         number = write_parquet(ScoreStore.open_existing(store).whole_entries(), file, with_text=not without_text)
-        print(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
+        print_line(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
         return
     from xgray.score.archive import export_run
     from xgray.storage.folder import Folder
@@ -175,7 +175,7 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
     if "://" in file:
         raise InputError(f"{file}: --run writes a folder of files on this machine; name a local one")
     for written in export_run(Folder(run), store, Path(file)):
-        print(written)
+        print_line(str(written))
 
 
 @Parameter("*")
@@ -305,7 +305,7 @@ def check(*, store: str = DEFAULT_STORE, salvage: Flag = False) -> None:
         raise StageError(
             f"{len(damaged)} damaged files: --salvage keeps their readable rows; the other texts are scored again"
         )
-    print(f"{target.folder}: {target.num_rows:,} scores")
+    print_line(f"{target.folder}: {target.num_rows:,} scores")
 
 
 def _salvaged(store: ScoreStore, num_kept: int, is_whole: bool) -> str:
@@ -335,7 +335,7 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
     for source in sources:
         target.merge(source)
     target.compact()
-    print(f"{target.folder}: {target.num_rows:,} scores")
+    print_line(f"{target.folder}: {target.num_rows:,} scores")
 
 
 def print_estimate(plan: ArchivePlan) -> None:

@@ -31,8 +31,8 @@ def serve(*arguments: Arguments, address: str | None = None) -> None:
     values = parse_overrides(list(arguments))
     if others := [name for name in values if name not in ("score", "serve")]:
         raise InputError(f"--{others[0]}: not a field of the sections score and serve")
-    score: Score = validate(Score, values.get("score", {}), "options")
+    score: Score = validate(Score, values.get("score", {}), "options", "score.")
     if "attributes" not in values.get("score", {}) and score.scorer == "embedding" and uses_packaged_weights(score):
         score = score.model_copy(update={"attributes": packaged_card().attributes})
-    section = validate(Serve, values.get("serve", {}), "options")
+    section = validate(Serve, values.get("serve", {}), "options", "serve.")
     run_service(score, section, address)

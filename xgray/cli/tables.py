@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xgray.report.metrics import CONSISTENCY, METRICS, TOXICITY, percent
 from xgray.runs.progress import duration
+from xgray.runs.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +27,18 @@ LOG_WIDTH = 170
 
 
 def plain_console() -> Console:
-    """Return a console that prints text as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
-    from rich.console import Console
+    """Return a console that prints text as it is, but for what would act on the terminal.
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    rich takes ``[cpu]`` for markup and ``:100:`` for an emoji.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    console = PlainConsole(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_WIDTH
     return console

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xgray.errors import InputError
+from xgray.storage.parse import check_regular
 
 
 def resolve_input(path: str, kind: str) -> Path:
@@ -32,6 +33,7 @@ def resolve_input(path: str, kind: str) -> Path:
     resolved = Path(path).expanduser()
     if not resolved.exists():
         raise InputError(f"{resolved}: no such file or folder ({kind})")
+    check_regular(resolved)
     return resolved
 
 
@@ -77,6 +79,7 @@ def read_records(path: Path) -> Iterator[Record]:
         InputError: the file cannot be read or is empty, or a line is not a JSON object in UTF-8.
     """
     is_empty = True
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -116,6 +119,7 @@ def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[in
     Raises:
         InputError: the file cannot be read or is not CSV in UTF-8, or a required column is missing or twice there.
     """
+    check_regular(file)
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)

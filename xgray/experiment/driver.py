@@ -8,6 +8,7 @@ from importlib import import_module
 
 import yaml
 
+from xgray.errors import StageError, XgrayError
 from xgray.experiment.checks import (
     check_capacity,
     check_other_stages,
@@ -22,7 +23,7 @@ from xgray.experiment.plan import Plan, PlannedStage, stage_module
 from xgray.runs import interrupts
 from xgray.runs.attempt_log import log_attempt
 from xgray.runs.lease import Lease
-from xgray.runs.manifest import StageResult
+from xgray.runs.manifest import LOGS, StageResult
 from xgray.runs.progress import Meter, OnProgress
 from xgray.runs.prompts import PROMPTS
 
@@ -112,9 +113,29 @@ def _run_stages(
 
 def _run_groups(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress, meter: Meter) -> None:
     for group in _groups(planned):
-        with log_attempt([stage.place for stage in group], meter):
+        with _failures_named(group), log_attempt([stage.place for stage in group], meter):
             for stage, result in zip(group, _run_group(plan, group, on_progress), strict=True):
                 stage.finish(result)
+
+
+@contextlib.contextmanager
+def _failures_named(group: Sequence[PlannedStage]) -> Iterator[None]:
+    """Let whatever a library raises in a stage name the stage, and the log that has the traceback.
+
+    Raises:
+        StageError: in the place of an error that is neither xgray's nor of the disk.
+    """
+    try:
+        yield
+    except (XgrayError, OSError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise StageError(
+            f"{group[0].label}: {type(error).__name__}: {reason}. A file of the run or of the model may be damaged; "
+            f"the last file in {group[0].folder / LOGS} says more. Results so far are kept; the same command resumes "
+            "the run"
+        ) from error
 
 
 def _groups(planned: Sequence[PlannedStage]) -> Iterator[list[PlannedStage]]:

@@ -34,9 +34,19 @@ REPLACED = f"{TEMPORARY_MARK}replaced"
 LOGS = "logs"
 FORMAT = 1
 """Format of manifests, raised when an earlier xgray could not read what is written now."""
-_REQUIRED_FIELDS = {
-    PENDING: {"fingerprint", "payload"},
-    MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
+_REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
+    PENDING: {"fingerprint": str, "payload": dict},
+    MANIFEST: {
+        "fingerprint": str,
+        "payload": dict,
+        "stage": str,
+        "counts": dict,
+        "measured": dict,
+        "device": str,
+        "seconds": int | float,
+        "finished": str,
+        "argv": list,
+    },
 }
 
 
@@ -219,9 +229,18 @@ def read_record(folder: Folder, name: str) -> dict[str, Any]:
             f"{file} was written by a newer xgray (format {record['format']}, this version reads {FORMAT}). "
             "Use that version, or redo the stage with this one (--force)"
         )
-    missing = sorted(_REQUIRED_FIELDS[name] - record.keys())
+    required = _REQUIRED_FIELDS[name]
+    missing = sorted(required.keys() - record.keys())
     if missing:
         raise InputError(f"{file} is damaged ({', '.join(missing)} missing). {remedy}")
+    wrong = [field for field, kind in required.items() if not isinstance(record[field], kind)]
+    if not isinstance(record["payload"], dict) or not isinstance(record["payload"].get("inputs", {}), dict):
+        wrong = [*wrong, "payload"]
+    counts = record.get("counts", {})
+    if isinstance(counts, dict) and not all(isinstance(value, int | float | None) for value in counts.values()):
+        wrong = [*wrong, "counts"]
+    if wrong:
+        raise InputError(f"{file} is damaged ({wrong[0]} is of another type). {remedy}")
     return record
 
 

@@ -15,15 +15,17 @@ def load_run(run: Folder) -> Experiment:
     Raises:
         InputError: the folder holds no run, or its file is damaged or of another version.
     """
-    import yaml
+    from ruamel.yaml.error import YAMLError
+
+    from xgray.config.file import read_yaml
 
     if not run.exists("experiment.yaml"):
         raise InputError(f"{run}: no run here (experiment.yaml is missing)")
     file = str(run / "experiment.yaml")
     remedy = "Delete it and run the experiment again, which writes it from the experiment file; finished stages stay"
     try:
-        values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-31-12 is not a date
+        values: Any = read_yaml(run.read_bytes("experiment.yaml").decode())
+    except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{file}{line} is damaged (no YAML). {remedy}") from None

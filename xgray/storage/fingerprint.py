@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from xgray.storage.parse import check_regular
+
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -28,8 +30,13 @@ def fingerprint(payload: dict[str, Any]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of all files below a folder, in hexadecimal."""
+    """Return the SHA-256 of a file, or of the names and contents of all files below a folder, in hexadecimal.
+
+    Raises:
+        InputError: it is a device or a pipe.
+    """
     digest = hashlib.sha256()
+    check_regular(path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
         with file.open("rb") as stream:

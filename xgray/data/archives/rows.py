@@ -12,6 +12,7 @@ import msgspec
 
 from xgray.data.source import read_csv, read_records
 from xgray.errors import InputError
+from xgray.storage.parse import check_regular
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -56,13 +57,17 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
         yield from _parquet_rows(file, row_type)
     elif file.suffix == ".csv":
         for number, row in read_csv(file, []):
-            yield f"{file}:{number}", msgspec.convert(row, row_type)
+            try:
+                yield f"{file}:{number}", msgspec.convert(row, row_type)
+            except msgspec.ValidationError as error:
+                raise InputError(f"{file}:{number}: {_plain(error)}; columns found: {', '.join(row)}") from None
     else:
         yield from _json_rows(file, row_type)
 
 
 def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     decode, prefix = msgspec.json.Decoder(row_type).decode, f"{file}:"
+    check_regular(file)
     try:
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -71,7 +76,7 @@ def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
                     continue
                 try:
                     row = decode(content)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
                 yield f"{prefix}{number}", row
     except OSError as error:
@@ -114,6 +119,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(file)
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
@@ -126,6 +132,8 @@ def _explain(line: bytes, error: Exception) -> str:
         fields = json.loads(line)
     except UnicodeDecodeError:
         return "not UTF-8; save the file as UTF-8"
+    except RecursionError:
+        return "broken JSON (nested too deeply)"
     except ValueError as broken:
         reason = str(broken).partition(":")[0]
         return f"broken JSON ({reason}), as when a file is cut off; one JSON object a line is expected"
