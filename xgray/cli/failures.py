@@ -17,6 +17,8 @@ from xgray.runs.terminal import printable
 
 SHOW_TRACEBACK = "XGRAY_TRACEBACK"
 """The environment variable that has tracebacks printed."""
+MAX_CHARACTERS = 3000
+"""A message that is longer, because a file holds strange things, is cut."""
 KEPT = "Results so far are kept"
 
 
@@ -45,6 +47,8 @@ def describe(error: BaseException) -> tuple[str, int]:
 def fail(error: BaseException) -> None:
     """Print the error's line, and end the process with its exit code."""
     message, code = describe(error)
+    if len(message) > MAX_CHARACTERS:
+        message = f"{message[:MAX_CHARACTERS]}…"
     if os.environ.get(SHOW_TRACEBACK):
         message = f"{''.join(traceback.format_exception(error))}\n{message}"
     print(f"xgray: {printable(redact(message))}", file=sys.stderr)

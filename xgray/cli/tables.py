@@ -76,10 +76,12 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     evaluate, report = plan.stage("evaluate"), plan.stage("report")
     if evaluate.is_finished and {"evaluate", "report"} & set(names):
         from xgray.report.files import RunFiles
+        from xgray.runs.resolved import reading_files
 
         files = RunFiles(plan.run)
-        _print_metrics(files.metrics)
-        print_quality(files)
+        with reading_files(plan.run):
+            _print_metrics(files.metrics)
+            print_quality(files)
     for planned in plan.stages:
         manifest = planned.place.manifest()
         if manifest and planned.name in names:

@@ -24,6 +24,7 @@ from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
 from xgray.report.sections import Section
 from xgray.runs.manifest import StageResult
+from xgray.runs.resolved import reading_files
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
 
     Raises:
         InputError: the run was not evaluated yet.
+        StageError: a file of the run is damaged.
     """
+    with reading_files(run):
+        return _build_report(run, experiment)
+
+
+def _build_report(run: Folder, experiment: Experiment) -> StageResult:
     start = time.monotonic()
     files = RunFiles(run)
     folder = run / "report"

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from xgray.config import Experiment, validate
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError, XgrayError
 from xgray.storage.folder import Folder
+
+
+@contextmanager
+def reading_files(run: Folder) -> Iterator[None]:
+    """While the block reads what stages of a run have written, turn what it stumbles over into an error of the run.
+
+    Raises:
+        StageError: a file does not hold what a stage writes there.
+    """
+    try:
+        yield
+    except (XgrayError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise StageError(
+            f"{run}: a file of a finished stage cannot be read ({reason}): it is damaged, or of another version of "
+            "xgray. Redo the stage that wrote it (--force)"
+        ) from error
 
 
 def load_run(run: Folder) -> Experiment:

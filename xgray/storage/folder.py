@@ -153,6 +153,21 @@ def _upload_and_copy(filesystem: FileSystem, path: str, content: bytes | pa.Buff
             filesystem.delete_file(temporary)
 
 
+@contextmanager
+def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
+    """Turn pyarrow's error about a damaged file into a StageError that names the file, or ``what`` of a folder."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # An error of the disk has a number, and one of an object store comes from a remote folder.
+        if isinstance(error, OSError) and (error.errno is not None or folder.local is None):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StageError(f"{folder}: {what}is damaged ({reason}); {REMAKE_ROWS}") from None
+
+
 def _kind(type_: pa.DataType) -> str:
     """Return the kind of a column's values: ``string``, ``list``, ``int``, ..."""
     return re.sub(r"^large_|_view|[0-9<(\[].*", "", str(type_))
@@ -363,14 +378,10 @@ class Folder:
         Raises:
             StageError: the file is damaged.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with _naming_damage(self / name):
             return pq.ParquetFile(self._parquet_source(name))
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise StageError(f"{self / name} is damaged ({reason}); {REMAKE_ROWS}") from None
 
     def _parquet_source(self, name: str) -> str | pa.BufferReader:
         import pyarrow as pa
@@ -387,15 +398,11 @@ class Folder:
         Raises:
             StageError: the file is damaged. Files are written whole, so something else has cut it.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         source = self._parquet_source(name)
-        try:
+        with _naming_damage(self / name):
             return pq.read_table(source, columns=columns)
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise StageError(f"{self / name} is damaged ({reason}); {REMAKE_ROWS}") from None
 
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """Read all finished Parquet files of this folder as one table; an empty table if there are none.
@@ -442,7 +449,7 @@ class Folder:
         """
         import pyarrow as pa
 
-        with self._naming_damage():
+        with _naming_damage(self, "a file "):
             return with_retries(self._dataset(pa.schema([])).count_rows)
 
     def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -451,7 +458,7 @@ class Folder:
         Raises:
             StageError: a file is damaged.
         """
-        with self._naming_damage():
+        with _naming_damage(self, "a file "):
             yield from self._dataset(schema).to_batches(columns=columns)
 
     def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
@@ -462,16 +469,6 @@ class Folder:
         return ds.FileSystemDataset.from_paths(
             files, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
         )
-
-    @contextmanager
-    def _naming_damage(self) -> Iterator[None]:
-        """Turn pyarrow's error about a damaged file into a StageError that names this folder."""
-        import pyarrow as pa
-
-        try:
-            yield
-        except pa.ArrowInvalid as error:
-            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; {REMAKE_ROWS}") from None
 
     def remove(self, name: str) -> None:
         """Delete one file, if it exists."""
