@@ -98,7 +98,7 @@ class Run:
         folder = self.folder / stage / model if model else self.folder / stage
         if not folder.exists("manifest.json") or not folder.exists("metrics.json"):
             raise InputError(f"{folder}: the stage is not finished; xgray {stage} {self.folder} runs it")
-        metrics: dict[str, Any] = folder.read_json("metrics.json")
+        metrics: dict[str, Any] = folder.read_mapping("metrics.json")
         return metrics
 
     def completions(self, model: str = BASE, language: str | None = None) -> pa.Table:

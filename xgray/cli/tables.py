@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xgray.report.metrics import CONSISTENCY, METRICS, TOXICITY, percent
 from xgray.runs.progress import duration
+from xgray.runs.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +27,18 @@ LOG_WIDTH = 170
 
 
 def plain_console() -> Console:
-    """Return a console that prints text as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
-    from rich.console import Console
+    """Return a console that prints text as it is, but for what would act on the terminal.
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    rich takes ``[cpu]`` for markup and ``:100:`` for an emoji.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    console = PlainConsole(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_WIDTH
     return console
@@ -67,10 +76,12 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     evaluate, report = plan.stage("evaluate"), plan.stage("report")
     if evaluate.is_finished and {"evaluate", "report"} & set(names):
         from xgray.report.files import RunFiles
+        from xgray.runs.resolved import reading_files
 
         files = RunFiles(plan.run)
-        _print_metrics(files.metrics)
-        print_quality(files)
+        with reading_files(plan.run):
+            _print_metrics(files.metrics)
+            print_quality(files)
     for planned in plan.stages:
         manifest = planned.place.manifest()
         if manifest and planned.name in names:

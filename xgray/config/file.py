@@ -13,8 +13,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
 from xgray.config import Experiment, ScorerTraining, merge, validate
+from xgray.config.section import shorten
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
+from xgray.storage.parse import check_values, read_small_file
 
 
 class _Constructor(SafeConstructor):
@@ -37,11 +39,18 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML 1.2 text, where ``5e-6`` is a number; a key that is given twice is an error.
 
     Raises:
-        YAMLError: the text is not valid YAML; a ``MarkedYAMLError`` has the line.
+        YAMLError: the text is not valid YAML, or too deep or large; a ``MarkedYAMLError`` has the line.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
-    return yaml.load(text)
+    try:
+        value = yaml.load(text)
+        check_values(value)
+    except RecursionError:
+        raise YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:  # also of the library's bugs
+        raise YAMLError(str(error).partition("\n")[0]) from None
+    return value
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,7 +90,9 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
         try:
             value: Any = read_yaml(text)
         except YAMLError:
-            raise InputError(f"{token}: cannot read the value {text!r}; it is read as YAML, so quote it") from None
+            raise InputError(
+                f"{token}: cannot read the value {shorten(text)}; it is read as YAML, so quote it"
+            ) from None
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
         if path == ["score"] and isinstance(value, str):
@@ -170,7 +181,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _read_file(path: Path, kind: str) -> Any:
     """Return the value of a YAML file; ``kind`` says in error messages what it is."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small_file(path).decode("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot read the {kind}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -39,7 +39,7 @@ class Probe(Section):
     """Overrides the protocol's learning rate."""
     batch_size: int = Field(10, ge=1)
     """Texts in one optimizer step."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=1_000_000)
     """Passes over the training texts."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """The share of the texts that is held out of training; not used where the file has a ``split`` column."""
@@ -55,7 +55,7 @@ class Vectors(Section):
     """Number of value vectors of the highest cosine with the probe: the potential sources."""
     num_tokens: int = Field(30, ge=1)
     """Number of tokens that are reported of each value vector's projection on the vocabulary."""
-    new_tokens: int = Field(20, ge=1)
+    new_tokens: int = Field(20, ge=1, le=1_000_000)
     """Greedy tokens after each English prompt. A potential source whose mean activation over them is above 0 is an
     actual source."""
     limit: int | None = Field(None, ge=1)
@@ -70,7 +70,7 @@ class Activations(Section):
 
     neurons: list[Neuron] | None = Field(None, min_length=1)
     """The neurons ``[[layer, index], ...]``; by default the actual sources that ``vectors`` found."""
-    new_tokens: int = Field(20, ge=1)
+    new_tokens: int = Field(20, ge=1, le=1_000_000)
     """Number of greedy tokens after each prompt."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
@@ -80,7 +80,7 @@ class Activations(Section):
 class Greedy(Sampling):
     """Sampling settings as in ``generate``, greedy by default; ``generate.execution`` says how it is run."""
 
-    k: int = Field(1, ge=1)
+    k: int = Field(1, ge=1, le=10_000)
     """Completions per prompt."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""

@@ -72,23 +72,23 @@ class GenerateExecution(Section):
     dummy: Dummy = Dummy()
     use_gpu: bool | None = None
     """Whether each engine uses GPUs; by default if the cluster has any."""
-    num_actors: int | None = Field(None, ge=1)
+    num_actors: int | None = Field(None, ge=1, le=100_000)
     """Number of engines; by default as many as the cluster's GPUs serve, or one on a machine without a GPU. Engines
     that find no room start when nodes join."""
     cpus_per_actor: int | None = Field(None, ge=1)
     """Cores per engine; by default the machine's cores are shared among its engines."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs per engine."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Prompts in one call of an engine, and in one file of the run."""
 
 
 class Sampling(Section):
     """How completions are sampled."""
 
-    k: int = Field(25, ge=1)
+    k: int = Field(25, ge=1, le=10_000)
     """Completions per prompt."""
-    max_new_tokens: int = Field(20, ge=1)
+    max_new_tokens: int = Field(20, ge=1, le=1_000_000)
     """The greatest length of a completion in tokens."""
     temperature: float = Field(0.9, ge=0)
     """Temperature of sampling; 0 is greedy."""
@@ -114,7 +114,7 @@ class Generate(Sampling):
 class ScoreExecution(Section):
     """How completions are scored."""
 
-    num_actors: int = Field(1, ge=1)
+    num_actors: int = Field(1, ge=1, le=100_000)
     """Number of scorers at work at the same time."""
     store: str | None = None
     """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
@@ -123,11 +123,11 @@ class ScoreExecution(Section):
     languages in which the scorer reaches the floor count as validated."""
     requests_per_second: float = Field(1.0, gt=0)
     """Perspective: the key's rate limit. It holds for the whole cluster and is never exceeded."""
-    concurrency: int = Field(100, ge=1)
+    concurrency: int = Field(100, ge=1, le=100_000)
     """Services: the greatest number of open requests per actor."""
-    timeout_seconds: float = Field(20.0, gt=0)
+    timeout_seconds: float = Field(20.0, gt=0, le=86_400)
     """Services: how long a request may take."""
-    max_attempts: int = Field(8, ge=1)
+    max_attempts: int = Field(8, ge=1, le=1000)
     """Services: number of tries of a request before its score is recorded as missing."""
     batch_tokens: int = Field(4096, ge=1)
     """Classifier and guard: tokens in one forward pass, padding included; the part of a guard's prompt that all texts
@@ -241,15 +241,15 @@ class Serve(Section):
     """The address to listen on; 0.0.0.0 serves other machines."""
     port: int = Field(8080, ge=1, le=65535)
     """The port to listen on."""
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=1, le=100_000)
     """The smallest number of copies of the scorer."""
-    max_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, le=100_000)
     """The greatest number of copies of the scorer. The load decides; they share a machine's cores evenly."""
     batch_size: int = Field(32, ge=1)
     """The greatest number of texts that a scorer takes at once. No text waits for a batch to fill."""
     max_requests: int = Field(2000, ge=1)
     """The greatest number of open requests for scores; one more is refused (429)."""
-    max_body_bytes: int = Field(256 * 1024, ge=1024)
+    max_body_bytes: int = Field(256 * 1024, ge=1024, le=2**30)
     """The greatest size of a request's body."""
     read_timeout_seconds: float = Field(10.0, gt=0)
     """Seconds within which a client has to send its request, header and body."""

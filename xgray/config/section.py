@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from xgray.errors import InputError
 
 Switch = Literal["corrected", "released"]
+SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 class Section(BaseModel):
@@ -56,10 +58,17 @@ class Model(Section):
 class MeasuringExecution(Section):
     """How a stage is run that passes texts through a model."""
 
-    num_workers: int | None = Field(None, ge=1)
+    num_workers: int | None = Field(None, ge=1, le=100_000)
     """Number of copies of the model; by default one per GPU, or one per machine without a GPU."""
     batch_size: int = Field(32, ge=1)
     """Texts in one forward pass."""
+
+
+def shorten(value: Any) -> str:
+    """Return a value for a message, without what is too long for a line."""
+    text = value[: SHOWN + 1] if isinstance(value, str) else value
+    shown = repr(text)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -88,13 +97,14 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return list(current.model_fields)
 
 
-def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
+def validate(section: type[Any], values: dict[str, Any], where: str, prefix: str = "") -> Any:
     """Build a section from ``values``.
 
     Args:
         section: the section's model.
         values: its fields, as YAML holds them.
         where: the file or option that they come from, for the error's message.
+        prefix: what stands before the names of the fields in the message, such as ``serve.``.
 
     Raises:
         InputError: a field is wrong; the message has one line per field, with the nearest known key for an unknown one.
@@ -106,7 +116,7 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            path = ".".join(str(part) for part in problem["loc"])
+            path = (prefix + ".".join(str(part)[:SHOWN] for part in problem["loc"])).removesuffix(".")
             if problem["type"] == "extra_forbidden":
                 known = fields_at(section, problem["loc"])
                 near = get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -114,7 +124,7 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
                 lines.append(f"{where}: unknown key {path!r}; {hint}")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
-                given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
+                given = "" if problem["type"] in ("missing", "value_error") else f" (got {shorten(problem['input'])})"
                 if "://" in given:  # an address may hold a password
                     given = ""
                 lines.append(f"{where}: {path + ': ' if path else ''}{message}{given}")

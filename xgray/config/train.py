@@ -13,7 +13,7 @@ from xgray.config.stages import BASE
 class TrainingWorkers(Section):
     """The workers of any training, and what they compute with."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(1, ge=1, le=100_000)
     """Number of training workers, each with a share of the batch."""
     use_gpu: bool | None = None
     """Whether each worker uses a GPU; by default if the cluster has one."""
@@ -40,7 +40,7 @@ class Train(Section):
     """Use at most this many pairs, the first of the file."""
     method: Literal["full", "lora", "qlora"] = "full"
     """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
-    lora_r: int = Field(64, ge=1)
+    lora_r: int = Field(64, ge=1, le=65_536)
     """Rank of the LoRA adapter."""
     lora_alpha: int = Field(16, ge=1)
     """The adapter's output is scaled by ``lora_alpha / lora_r``."""
@@ -63,16 +63,16 @@ class Train(Section):
     """Optimizer steps over which the learning rate rises linearly from 0."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, le=1_000_000)
     """Pairs in one forward and backward pass, over all workers. Pairs of an epoch that do not fill a batch are left
     out."""
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1, le=1_000_000)
     """Batches in one optimizer step."""
-    epochs: float = Field(5, gt=0)
+    epochs: float = Field(5, gt=0, le=1_000_000)
     """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, whatever ``epochs`` is."""
-    max_length: int = Field(256, ge=8)
+    max_length: int = Field(256, ge=8, le=10_000_000)
     """The greatest length of a prompt with its continuation; see ``length_filter``."""
     max_prompt_length: int = Field(64, ge=1)
     """The greatest length of a prompt in tokens; longer prompts lose their beginning."""

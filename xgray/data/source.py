@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 
 from xgray.errors import InputError
 from xgray.languages import language
+from xgray.storage.parse import check_regular
 
 LANGUAGE_FIELDS = ("language", "lang", "Language", "Locale", "locale")
 """The names under which files say the language of a row."""
@@ -40,6 +41,7 @@ def resolve_input(path: str, kind: str) -> Path:
     resolved = Path(path).expanduser()
     if not resolved.exists():
         raise InputError(f"{resolved}: no such file or folder ({kind})")
+    check_regular(resolved)
     return resolved
 
 
@@ -114,9 +116,10 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
     """Open a file of text to read its bytes, those of a gzip file decompressed.
 
     Raises:
-        InputError: the file cannot be read, is a damaged gzip file, or is of a kind that its beginning shows to be no
-            text in UTF-8.
+        InputError: the file cannot be read, is a device, a pipe or a damaged gzip file, or its beginning shows that it
+            is no text in UTF-8.
     """
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             start = stream.read(4)

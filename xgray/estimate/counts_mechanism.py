@@ -21,7 +21,7 @@ COUNTED_ELSEWHERE = ("train", "generate", "score", "evaluate", "report")
 
 def has_begun(stage: PlannedStage) -> bool:
     """Return whether the stage's folder holds unfinished results of this very plan."""
-    return stage.folder.exists(PENDING) and stage.folder.read_json(PENDING)["fingerprint"] == stage.fingerprint
+    return stage.folder.exists(PENDING) and stage.folder.read_mapping(PENDING)["fingerprint"] == stage.fingerprint
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from xgray.config import Section, validate
 from xgray.config.file import read_yaml
 from xgray.errors import InputError
 from xgray.storage.folder import Folder
+from xgray.storage.parse import read_small_file
 
 
 class StageRates(Section):
@@ -135,7 +136,7 @@ def read_rates(path: Path) -> Rates:
         InputError: the file is missing or no YAML, or a rate is unknown or out of range.
     """
     try:
-        values: Any = read_yaml(path.read_text(encoding="utf-8"))
+        values: Any = read_yaml(read_small_file(path).decode())
     except OSError as error:
         raise InputError(f"--rates: {path}: cannot read it: {error.strerror}") from None
     except (UnicodeDecodeError, YAMLError) as error:

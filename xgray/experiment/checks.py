@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Model, Neuron
 from xgray.config.stages import stage_named, stage_names
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.experiment.plan import Plan, PlannedStage, resolved_score, stage_module
-from xgray.runs.manifest import FolderState
+from xgray.runs.manifest import MANIFEST, FolderState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,6 +79,27 @@ def check_other_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool
             outdated.append(stage)
         else:
             stage.state()
+
+
+def check_rows(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
+    """Check that finished stages still have the rows that the stages to run are made from.
+
+    Raises:
+        StageError: rows are missing; without this check they would be missing from the results without a word.
+    """
+    sources = list(unfinished(selected, force))
+    for stage in sources:  # grows while it is walked through
+        sources += [needed for needed in plan.needs(stage) if needed not in sources]
+    for stage in sources:
+        manifest = stage.place.manifest() if stage.stage.progress == "rows" and stage.is_finished else None
+        expected = manifest["counts"].get("num_prompts") if manifest else None
+        num_rows = stage.rows.count_rows() if expected is not None else None
+        if num_rows != expected:
+            raise StageError(
+                f"{stage.rows}: {num_rows} rows, but stage {stage.label} finished with {expected}: files were deleted "
+                f"or added. Restore them, or delete {stage.folder / MANIFEST}; the same command then makes the rows "
+                "that are missing"
+            )
 
 
 def check_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:

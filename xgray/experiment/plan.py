@@ -90,15 +90,18 @@ class PlannedStage:
         return self.place.state(self.payload, self._may_replace(force))
 
     def begin(self, force: bool = False) -> bool:
-        """Mark the folder as begun, and return whether there is something to do; ``force`` deletes other results."""
-        return self.place.begin(self.payload, self._may_replace(force))
+        """Mark the folder as begun, and return whether there is something to do; ``force`` replaces other results.
+
+        A report stays as it is until the next one is whole.
+        """
+        return self.place.begin(self.payload, self._may_replace(force), keeps_files=self.name == "report")
 
     def finish(self, result: StageResult) -> None:
         """Write the manifest."""
         self.place.finish(self.payload, result)
 
     def _may_replace(self, force: bool) -> bool:
-        """Whether results of another configuration may be deleted: a report always, it is written again in seconds."""
+        """Whether results of another configuration may be replaced: a report always, it is written again in seconds."""
         return force or self.name == "report"
 
 

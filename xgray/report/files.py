@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE
 from xgray.config.stages import stage_named, stage_names
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.evaluate.agreement_file import Agreement, read_table
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
 from xgray.runs.manifest import MANIFEST, PENDING, read_record
 from xgray.storage.folder import Folder
+from xgray.storage.parse import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,13 +50,13 @@ class RunFiles:
         folder = self.run / "evaluate"
         if not folder.exists("metrics.json"):
             raise InputError(f"{folder / 'metrics.json'}: no such file; run the evaluate stage first")
-        metrics: EvaluateMetrics = folder.read_json("metrics.json")
+        metrics: EvaluateMetrics = folder.read_mapping("metrics.json")
         return metrics
 
     def stage_metrics(self, label: str) -> Any:
         """Return ``metrics.json`` of a stage, such as ``activations/dpo``; None while the stage is not finished."""
         folder = self.run / label
-        return folder.read_json("metrics.json") if folder.exists(MANIFEST) else None
+        return folder.read_mapping("metrics.json") if folder.exists(MANIFEST) else None
 
     @property
     def languages(self) -> list[str]:
@@ -176,7 +176,13 @@ class RunFiles:
             if folder.exists("metrics.jsonl"):
                 # A last line without a newline was cut off when the process was killed.
                 lines = folder.read_bytes("metrics.jsonl").split(b"\n")[:-1]
-                records[variant] = [record for record in map(json.loads, lines) if "step" in record]
+                try:
+                    values = list(map(parse_json, lines))
+                except ValueError as error:
+                    raise StageError(
+                        f"{folder / 'metrics.jsonl'} is damaged ({error}). Redo its stage (--force)"
+                    ) from None
+                records[variant] = [record for record in values if isinstance(record, dict) and "step" in record]
         return {variant: records[variant] for variant in sorted(records, key=self._position)}
 
     def _position(self, variant: str) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xgray.storage.parse import check_regular
+
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -34,8 +36,12 @@ def file_fingerprint(path: Path, only: Sequence[Path] | None = None) -> str:
     Args:
         path: the file or the folder.
         only: the folder's files that count, sorted; by default all below it.
+
+    Raises:
+        InputError: it is a device or a pipe.
     """
     digest = hashlib.sha256()
+    check_regular(path)
     if only is not None:
         files: Sequence[Path] = only
     else:

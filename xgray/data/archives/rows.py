@@ -12,6 +12,7 @@ import msgspec
 
 from xgray.data.source import open_input, plain_name, read_csv, read_records
 from xgray.errors import InputError
+from xgray.storage.parse import check_regular
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -70,7 +71,7 @@ def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
                 continue
             try:
                 row = decode(content)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
             yield f"{prefix}{number}", row
 
@@ -115,6 +116,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(file)
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
@@ -127,6 +129,8 @@ def _explain(line: bytes, error: Exception) -> str:
         fields = json.loads(line)
     except UnicodeDecodeError:
         return "not UTF-8; save the file as UTF-8"
+    except RecursionError:
+        return "broken JSON (nested too deeply)"
     except ValueError as broken:
         reason = str(broken).partition(":")[0]
         return f"broken JSON ({reason}), as when a file is cut off; one JSON object a line is expected"

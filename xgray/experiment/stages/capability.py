@@ -102,7 +102,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
 
 def _rows(folder: Folder, tasks: Iterable[str]) -> list[TaskRow]:
     """Read the rows of all tasks and groups from a model's results."""
-    return [row for task in tasks for row in (folder / RESULTS).read_json(result_file(task))["rows"]]
+    return [row for task in tasks for row in (folder / RESULTS).read_mapping(result_file(task))["rows"]]
 
 
 def result_file(task: str) -> str:

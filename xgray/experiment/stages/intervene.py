@@ -109,7 +109,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         {
             "neurons": neurons,
             "decoding": section.generate.model_dump(mode="json"),
-            **metrics_by_setting(evaluation.folder.read_json("metrics.json"), edits),
+            **metrics_by_setting(evaluation.folder.read_mapping("metrics.json"), edits),
         },
     )
     planned.folder.write_json("metrics.json", metrics)

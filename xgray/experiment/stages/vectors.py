@@ -129,7 +129,7 @@ def _write_potential(folder: Folder, vectors: Sequence[ValueVector], layers: Seq
 
 
 def _read_potential(folder: Folder) -> tuple[list[ValueVector], list[LayerCosines]]:
-    content = folder.read_json(POTENTIAL)
+    content = folder.read_mapping(POTENTIAL)
     vectors = [ValueVector(**vector) for vector in content["vectors"]]
     return vectors, [LayerCosines(**layer) for layer in content["layers"]]
 
