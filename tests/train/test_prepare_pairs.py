@@ -121,3 +121,77 @@ def test_key_depends_on_every_token_and_on_the_context():
     keys = {other.key({"model": "m"}) for other in [pair, *others]} | {pair.key({"model": "n"})}
     assert len(keys) == 5
     assert pair.key({"model": "m"}) == TokenizedPair([1, 2], [3], [4]).key({"model": "m"})
+
+
+def as_trl_0_8_6(pair, tokenizer, max_length=256, max_prompt_length=64):
+    """The ids and labels (-100 where the loss does not count) of both sides, in the steps of TRL 0.8.6's DPO trainer."""
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    sides = {}
+    for name, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        prompt, whole = ids(pair.prompt), ids(pair.prompt + completion)
+        start = len(prompt) if whole[: len(prompt)] == prompt else len(prompt) - 1
+        prompt, answer = whole[:start], whole[start:]
+        if tokenizer.bos_token_id is not None:
+            prompt = [tokenizer.bos_token_id] + prompt
+        sides[name] = [prompt, answer + [tokenizer.eos_token_id]]
+    longer = max(len(answer) for _, answer in sides.values())
+    for side in sides.values():
+        if len(side[0]) + longer > max_length:
+            side[0] = side[0][-max_prompt_length:]
+        if len(side[0]) + longer > max_length:
+            side[1] = side[1][: max_length - max_prompt_length]
+    return {name: (prompt + answer, [-100] * len(prompt) + answer) for name, (prompt, answer) in sides.items()}
+
+
+def ids_and_labels(pair):
+    """The same of one of our pairs."""
+    sides = {}
+    for name, completion, uncounted in (
+        ("chosen", pair.chosen_ids, pair.chosen_uncounted),
+        ("rejected", pair.rejected_ids, pair.rejected_uncounted),
+    ):
+        begin = len(pair.prompt_ids) + uncounted
+        ids = pair.prompt_ids + completion
+        sides[name] = ids, [-100] * begin + ids[begin:]
+    return sides
+
+
+RELEASED_PAIRS = [
+    *PAIRS[:3],
+    PreferencePair("He called me a stu", "pid idiot!", "dent."),  # the prompt's last token merges on one side
+    PreferencePair("The teacher " * 8, " sang", " slept"),  # over 12 tokens, and cut only if the pair is over 32
+    PreferencePair("The teacher " * 8, " sang " * 20, " slept"),  # prompt and completion are cut
+    PreferencePair("Oh", " sang " * 20, " slept"),  # the completion alone is too long
+    PreferencePair("The teacher " * 8 + "stu", "pid idiot! " + " sang" * 20, "dent"),  # cut at different places
+    PreferencePair("", "sang", "slept"),
+]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_released_tokens_and_labels_are_those_of_trl_0_8_6(tiny_model, begins):
+    from xgray.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_model)
+    if not begins:
+        tokenizer.bos_token = None
+    for max_length, max_prompt_length in ((256, 64), (32, 12), (20, 16)):
+        section = Train(
+            validation_share=0,
+            batch_size=1,
+            tokenization="released",
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+        )
+        prepared = prepare_pairs(RELEASED_PAIRS, tokenizer, section, seed=0)
+        expected = [as_trl_0_8_6(pair, tokenizer, max_length, max_prompt_length) for pair in RELEASED_PAIRS]
+        assert [ids_and_labels(pair) for pair in prepared.train] == expected
+        assert (prepared.num_truncated > 0) == (max_length < 256)
+
+
+def test_released_tokenization_needs_room_for_completions(tokenizer):
+    section = Train(tokenization="released", max_length=64, max_prompt_length=64)
+    with pytest.raises(InputError, match=r"64 - 64.*Set train\.max_length"):
+        prepare_pairs(PAIRS, tokenizer, section, seed=0)

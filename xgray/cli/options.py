@@ -42,6 +42,7 @@ def read_experiment(
     """
     from xgray.config import Experiment, merge, validate
     from xgray.config.file import load_experiment
+    from xgray.config.protocol import without_default_switches
     from xgray.runs.resolved import load_run
     from xgray.storage.folder import Folder
 
@@ -56,7 +57,7 @@ def read_experiment(
     folder = Folder(path)
     if not folder.exists("experiment.yaml"):
         return None
-    resolved = load_run(folder).model_dump(mode="json")
+    resolved = without_default_switches(load_run(folder).model_dump(mode="json"), Experiment)
     if section and resolved[section] is None:
         resolved[section] = {}
     return validate(Experiment, merge(resolved, overrides), path), folder

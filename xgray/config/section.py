@@ -11,6 +11,17 @@ from xgray.errors import InputError
 
 Switch = Literal["corrected", "released"]
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""The precision of a model's weights and arithmetic."""
+
+
+def is_corrected(value: str) -> bool:
+    """Return whether a switch says ``corrected``.
+
+    A switch that older runs lack is left out of dumps where it does, so that their fingerprints stay what they are.
+    """
+    return value == "corrected"
+
 
 class Section(BaseModel):
     """A part of the experiment file: immutable, and unknown keys are refused."""
@@ -33,8 +44,9 @@ class Model(Section):
     package."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The precision in which the model generates and is measured; training has ``train.dtype``."""
+    dtype: Dtype = "float32"
+    """The precision in which the model generates; training has ``train.dtype``, and the sections that look inside the
+    network have a ``dtype`` of their own."""
 
 
 class MeasuringExecution(Section):
