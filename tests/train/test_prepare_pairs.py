@@ -124,7 +124,7 @@ def test_key_depends_on_every_token_and_on_the_context():
 
 
 def as_trl_0_8_6(pair, tokenizer, max_length=256, max_prompt_length=64):
-    """The ids and labels (-100 where the loss does not count) of both sides, in the steps of TRL 0.8.6's DPO trainer."""
+    """The ids and labels (-100 where nothing is counted) of both sides, in the steps of TRL 0.8.6's DPO trainer."""
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -135,8 +135,8 @@ def as_trl_0_8_6(pair, tokenizer, max_length=256, max_prompt_length=64):
         start = len(prompt) if whole[: len(prompt)] == prompt else len(prompt) - 1
         prompt, answer = whole[:start], whole[start:]
         if tokenizer.bos_token_id is not None:
-            prompt = [tokenizer.bos_token_id] + prompt
-        sides[name] = [prompt, answer + [tokenizer.eos_token_id]]
+            prompt = [tokenizer.bos_token_id, *prompt]
+        sides[name] = [prompt, [*answer, tokenizer.eos_token_id]]
     longer = max(len(answer) for _, answer in sides.values())
     for side in sides.values():
         if len(side[0]) + longer > max_length:

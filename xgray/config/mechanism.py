@@ -69,8 +69,8 @@ class Vectors(Section):
     """The value vectors nearest to the probe, and which of their neurons are active before toxic text."""
 
     probe: str | None = Field(None, exclude_if=lambda probe: probe is None)
-    """The probe's weights in a file, such as the paper's ``english-probe.pt``: ``.pt``, ``.safetensors`` or ``.npy``. By
-    default the probe that the stage ``probe`` fits."""
+    """The probe's weights in a file, such as the paper's ``english-probe.pt``: ``.pt``, ``.safetensors`` or ``.npy``.
+    By default the probe that the stage ``probe`` fits."""
     top_k: int = Field(100, ge=1)
     """Number of value vectors of the highest cosine with the probe: the potential sources."""
     num_tokens: int = Field(30, ge=1)
@@ -103,9 +103,9 @@ class Activations(Section):
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
     protocol: Switch = Field("corrected", exclude_if=is_corrected)
-    """``corrected``: a prompt is read as the tokenizer writes it, and a continuation counts up to its end-of-text token.
-    ``released``, as in the paper's script: a GPT-2 model, such as mGPT, reads a beginning-of-text token before every
-    prompt, and every continuation has ``new_tokens`` tokens, past the end of the text."""
+    """``corrected``: a prompt is read as the tokenizer writes it, and a continuation counts up to its end of text.
+    ``released``, as in the paper's script: a model of the GPT-2 family, such as mGPT, reads the token for the beginning
+    of a text before every prompt, and every continuation has ``new_tokens`` tokens, past an end of text."""
     dtype: Dtype = "float32"
     """The precision in which the model runs here; the paper's scripts measure in float32."""
     execution: MeasuringExecution = MeasuringExecution()
@@ -138,8 +138,8 @@ class Intervene(Section):
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
     protocol: Switch = Field("corrected", exclude_if=is_corrected)
-    """``released``, as in the paper's notebook: a GPT-2 model, such as mGPT, reads a beginning-of-text token before every
-    prompt."""
+    """``released``, as in the paper's notebook: a model of the GPT-2 family, such as mGPT, reads the token for the
+    beginning of a text before every prompt."""
     generate: Greedy = Greedy()
 
     _read_neurons = field_validator("neurons", mode="before")(_neurons_of_file)

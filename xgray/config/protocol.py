@@ -23,7 +23,7 @@ def switch_paths(section: type[BaseModel]) -> Iterator[tuple[SwitchPath, bool]]:
     The section's own field ``protocol``, if it has one, is among them.
     """
     for name, field in section.model_fields.items():
-        if field.annotation == Switch:
+        if get_args(field.annotation) == get_args(Switch):
             yield (name,), True
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, Section):

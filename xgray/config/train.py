@@ -47,8 +47,8 @@ class Train(Section):
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
     dropout: Switch = Field("corrected", exclude_if=is_corrected)
-    """``released``: the adapter has no dropout either, whatever ``lora_dropout`` says, because the paper's trainer turns
-    all dropout off."""
+    """``released``: the adapter has no dropout either, whatever ``lora_dropout`` says, because the paper's trainer
+    turns all dropout off."""
     lora_targets: Switch = "corrected"
     """The layers that the adapter tunes. ``corrected``: every linear layer of the blocks; ``released``: the embeddings
     too, and the output head of every model but BLOOM."""
@@ -80,10 +80,10 @@ class Train(Section):
     max_prompt_length: int = Field(64, ge=1)
     """The greatest length of a prompt in tokens; longer prompts lose their beginning. See ``tokenization``."""
     tokenization: Switch = Field("corrected", exclude_if=is_corrected)
-    """``corrected``: the tokenizer decides whether a prompt begins with a beginning-of-text token, and every prompt over
-    ``max_prompt_length`` is cut. ``released``, as in the paper's trainer (TRL 0.8.6): every prompt begins with one where
-    the tokenizer knows one; a prompt is cut only if its pair exceeds ``max_length``, and then a completion that is still
-    too long loses its end."""
+    """``corrected``: the tokenizer decides whether a prompt begins with a beginning-of-text token, and every prompt
+    over ``max_prompt_length`` is cut. ``released``, as in the paper's trainer (TRL 0.8.6): every prompt begins with one
+    where the tokenizer knows one; a prompt is cut only if its pair exceeds ``max_length``, and then a completion that
+    is still too long loses its end."""
     length_filter: Switch = "corrected"
     """Pairs longer than ``max_length`` tokens are dropped, and their number is reported; ``released`` compares
     characters instead of tokens."""

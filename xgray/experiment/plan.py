@@ -34,6 +34,8 @@ class PlannedStage:
     place: StageFolder
     payload: dict[str, Any]
     """What enters the fingerprint: the stage's version, its section, its inputs' fingerprints."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """The experiment's protocol and the switches that differ from it, for the manifest."""
 
     @property
     def name(self) -> str:
@@ -85,7 +87,7 @@ class PlannedStage:
 
     def finish(self, result: StageResult) -> None:
         """Write the manifest."""
-        self.place.finish(self.payload, result)
+        self.place.finish(self.payload, result, self.protocol)
 
     def _may_replace(self, force: bool) -> bool:
         """Whether results of another configuration may be deleted: a report always, it is written again in seconds."""
@@ -194,10 +196,11 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     experiment = pin_experiment(experiment, imported is None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
+    protocol = {"name": experiment.protocol, "differing": experiment.differing_switches()}
     for stage, model in stages_of(experiment, imported is not None):
         payload = {"version": stage.version, **stage_module(stage).payload(plan, model)}
         folder = plan.run / stage.name / model if model else plan.run / stage.name
-        plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload))
+        plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload, protocol))
     return plan
 
 
@@ -212,12 +215,10 @@ def inside_payload(
     """
     sampled = plan.stage("generate", model or BASE).payload["inputs"]
     weights = {name: sampled[name] for name in ("model", "tuned")}
-    return {
-        "inputs": {**weights, **inputs},
-        "section": section_payload(section),
-        "dtype": plan.experiment.model.dtype,
-        **rest,
-    }
+    fields = section_payload(section)
+    # Beside the section, where earlier versions have the model's dtype.
+    dtype = fields.pop("dtype", plan.experiment.model.dtype)
+    return {"inputs": {**weights, **inputs}, "section": fields, "dtype": dtype, **rest}
 
 
 def resolved_score(experiment: Experiment) -> Score:

@@ -10,7 +10,7 @@ with another is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -144,14 +144,21 @@ class StageFolder:
         self.folder.remove(MANIFEST)  # first, so that no reader takes the rest for finished results
         self.folder.clear(CLEARING)
 
-    def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
-        """Write the manifest, last of all files, and return it."""
+    def finish(
+        self, payload: dict[str, Any], result: StageResult, protocol: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the manifest, last of all files, and return it.
+
+        Args:
+            protocol: the experiment's protocol, and the switches that differ from it.
+        """
         manifest = {
             "format": FORMAT,
             "stage": self.stage,
             "model": self.model,
             "fingerprint": fingerprint(payload),
             "payload": payload,
+            **({"protocol": protocol} if protocol else {}),
             "counts": result.counts,
             "measured": result.measured,
             "device": result.device,

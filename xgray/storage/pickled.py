@@ -1,9 +1,9 @@
 """Read pickle files and torch's ``.pt`` files as data, without running what they say.
 
-A pickle is a program for a small stack machine, which may call any function of any module. This module is a machine that
-calls none: it builds lists, tuples, mappings, numbers, texts and arrays, and knows by name what numpy and torch write
-around their arrays. A file that names anything else is refused. A file's size, the depth of its nesting and its number
-of values are limited.
+A pickle is a program for a small stack machine, which may call any function of any module. This module is a machine
+that calls none: it builds lists, tuples, mappings, numbers, texts and arrays, and knows by name what numpy and torch
+write around their arrays. A file that names anything else is refused. A file's size, the depth of its nesting and its
+number of values are limited.
 
 The instructions are documented in Python's ``pickletools``, the ``.pt`` file in torch's "serialization semantics".
 """
@@ -40,10 +40,11 @@ _STORAGES = {
     "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1",
     "BoolStorage": "b1",
 }  # fmt: skip
-_PUSHED = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_PUSHED = (
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+)  # fmt: skip
 """Instructions that push their argument."""
 
 
@@ -81,8 +82,8 @@ def read_pickled(path: str | Path) -> Any:
     """Return the content of a pickle file or of a ``.pt`` file that ``torch.save`` wrote (torch 1.6 or newer).
 
     Returns:
-        Lists, tuples, mappings, numbers, texts, bytes, None and numpy arrays. A tensor is an array, bfloat16 as float32;
-        a ``torch.nn.Linear`` is the mapping of its attributes; a set is a list.
+        Lists, tuples, mappings, numbers, texts, bytes, None and numpy arrays. A tensor is an array, bfloat16 as
+        float32; a ``torch.nn.Linear`` is the mapping of its attributes; a set is a list.
 
     Raises:
         InputError: there is no such file, it is too large or damaged, or it holds something else.
@@ -106,7 +107,7 @@ def read_pickled(path: str | Path) -> Any:
         ) from None
     except _DAMAGES as error:
         raise InputError(
-            f"{file}: no pickle file and no .pt file of torch, or a damaged one ({error}). Copy it again from its source."
+            f"{file}: no pickle file and no .pt file of torch, or a damaged one ({error}). Copy it again."
         ) from None
 
 
@@ -246,9 +247,10 @@ class _Machine:
     def complete(self) -> None:
         """Give a value that was made the rest of its content."""
         made, state = self.pop(2)
-        if not isinstance(made, _Made):
+        if isinstance(made, _Made):
+            _complete(made, state)
+        elif not isinstance(made, dict):  # attributes of a mapping, as a state_dict has them, are left out
             raise _Refused("it sets attributes of a value")
-        _complete(made, state)
         self.stack.append(made)
 
     def load_storage(self) -> None:
@@ -309,7 +311,7 @@ def _made(name: Any, arguments: Any) -> Any:
     match module, function:
         case "collections", "OrderedDict":
             return dict(*arguments)
-        case ("builtins" | "__builtin__"), "set":
+        case (("builtins" | "__builtin__"), "set"):
             return list(*arguments)
         case "_codecs", "encode":  # how protocol 2 writes bytes
             text, encoding = arguments

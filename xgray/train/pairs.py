@@ -75,9 +75,9 @@ def prepare_pairs(
     """Tokenize, truncate, filter and split the pairs.
 
     A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
-    one; ``tokenization: released`` cuts as TRL 0.8.6. Then ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens, and ``released`` drops pairs
-    whose text before truncation has more than ``max_length`` characters. ``seed`` decides which pairs are held out;
-    they are whole batches, see :func:`num_held_out`.
+    one; ``tokenization: released`` cuts as TRL 0.8.6. Then ``length_filter: corrected`` drops pairs of more than
+    ``max_length`` tokens, and ``released`` drops pairs whose text before truncation has more than ``max_length``
+    characters. ``seed`` decides which pairs are held out; they are whole batches, see :func:`num_held_out`.
 
     Raises:
         InputError: fewer pairs are left than a batch of training and the held-out pairs need, or
@@ -198,8 +198,9 @@ def _released_pair(
     """Return a pair as TRL 0.8.6 tokenizes it with ``truncation_mode="keep_end"``, and whether tokens were cut.
 
     Nothing is cut unless the prompt and the longer completion exceed ``max_length``. Then the prompt keeps its last
-    ``max_prompt_length`` tokens, which may leave out the beginning-of-text token, and a completion that is still too long
-    keeps its first ``max_length - max_prompt_length`` tokens. Both are decided for each side of the pair by itself.
+    ``max_prompt_length`` tokens, which may leave out the beginning-of-text token, and a completion that is still too
+    long keeps its first ``max_length - max_prompt_length`` tokens. Both are decided for each side of the pair by
+    itself.
 
     Args:
         prompt: tokens of the prompt without special tokens.
