@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from xgray.config.sampling import Sampling
-from xgray.config.section import Dtype, MeasuringExecution, Section, Switch, is_corrected
+from xgray.config.section import Dtype, MeasuringExecution, Section, Switch
 from xgray.errors import InputError
 from xgray.storage.pickled import read_neurons
 
@@ -68,7 +68,9 @@ class Probe(Section):
 class Vectors(Section):
     """The value vectors nearest to the probe, and which of their neurons are active before toxic text."""
 
-    probe: str | None = Field(None, exclude_if=lambda probe: probe is None)
+    added_later: ClassVar[tuple[str, ...]] = ("protocol", "probe")
+
+    probe: str | None = None
     """The probe's weights in a file, such as the paper's ``english-probe.pt``: ``.pt``, ``.safetensors`` or ``.npy``.
     By default the probe that the stage ``probe`` fits."""
     top_k: int = Field(100, ge=1)
@@ -83,7 +85,7 @@ class Vectors(Section):
     given: list[Neuron] = []
     """Neurons ``[[layer, index], ...]``, such as a published list, whose overlap with the sources is reported; or a
     pickle file that lists them, such as the paper's ``actual_sources_of_toxicity.pkl``."""
-    protocol: Switch = Field("corrected", exclude_if=is_corrected)
+    protocol: Switch = "corrected"
     """How the English prompts are continued; see ``activations.protocol``."""
     dtype: Dtype = "float32"
     """The precision in which the model runs here; the paper's scripts measure in float32."""
@@ -95,6 +97,8 @@ class Vectors(Section):
 class Activations(Section):
     """The mean activation of the sources over the tokens after each prompt, before and after tuning (Figure 3)."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("protocol",)
+
     neurons: list[Neuron] | None = Field(None, min_length=1)
     """The neurons ``[[layer, index], ...]``, or a pickle file that lists them; by default the actual sources that
     ``vectors`` found."""
@@ -102,7 +106,7 @@ class Activations(Section):
     """Number of greedy tokens after each prompt."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
-    protocol: Switch = Field("corrected", exclude_if=is_corrected)
+    protocol: Switch = "corrected"
     """``corrected``: a prompt is read as the tokenizer writes it, and a continuation counts up to its end of text.
     ``released``, as in the paper's script: a model of the GPT-2 family, such as mGPT, reads the token for the beginning
     of a text before every prompt, and every continuation has ``new_tokens`` tokens, past an end of text."""
@@ -126,6 +130,8 @@ class Intervene(Section):
     """Completions of the base model while chosen neurons are changed, scored and evaluated like all others (Figure
     2)."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("protocol",)
+
     neurons: list[Neuron] | None = Field(None, min_length=1)
     """The neurons ``[[layer, index], ...]``, or a pickle file that lists them; by default the actual sources that
     ``vectors`` found."""
@@ -137,7 +143,7 @@ class Intervene(Section):
     token; 0 ablates the neurons."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
-    protocol: Switch = Field("corrected", exclude_if=is_corrected)
+    protocol: Switch = "corrected"
     """``released``, as in the paper's notebook: a model of the GPT-2 family, such as mGPT, reads the token for the
     beginning of a text before every prompt."""
     generate: Greedy = Greedy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,14 +13,6 @@ Switch = Literal["corrected", "released"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """The precision of a model's weights and arithmetic."""
-
-
-def is_corrected(value: str) -> bool:
-    """Return whether a switch says ``corrected``.
-
-    A switch that older runs lack is left out of dumps where it does, so that their fingerprints stay what they are.
-    """
-    return value == "corrected"
 
 
 class Section(BaseModel):
@@ -34,6 +26,10 @@ class Section(BaseModel):
         protected_namespaces=(),
         hide_input_in_errors=True,  # an address may hold a password
     )
+
+    added_later: ClassVar[tuple[str, ...]] = ()
+    """Fields that older runs lack. They are left out of the payload where they have their default, so that fingerprints
+    stay what they are."""
 
 
 class Model(Section):

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
-
+from xgray.config import Section
 from xgray.errors import ConflictError, InputError
 from xgray.rows import utc_now
 from xgray.runs.provenance import provenance
@@ -170,9 +169,14 @@ class StageFolder:
         return manifest
 
 
-def section_payload(section: BaseModel) -> dict[str, Any]:
-    """Return the part of a section that determines results: all fields except ``execution``."""
-    return section.model_dump(mode="json", exclude={"execution"})
+def section_payload(section: Section) -> dict[str, Any]:
+    """Return the part of a section that determines results: all fields except ``execution``.
+
+    Fields that older runs lack are left out where they have their default.
+    """
+    fields = type(section).model_fields
+    unchanged = {name for name in section.added_later if getattr(section, name) == fields[name].default}
+    return section.model_dump(mode="json", exclude={"execution", *unchanged})
 
 
 def read_record(folder: Folder, name: str) -> dict[str, Any]:
