@@ -41,7 +41,7 @@ class Model(Section):
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
     dtype: Dtype = "float32"
-    """The precision in which the model generates; training has ``train.dtype``, and the sections that look inside the
+    """The precision in which the model runs. Training has ``train.dtype``, and the sections that look inside the
     network have a ``dtype`` of their own."""
 
 
