@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.reference.measurements import captured, greedy_activations
+from benchmarks.reference import released
+from benchmarks.reference.measurements import greedy_activations
 from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError
 from xgray.mechanism.activations import measure_activations
@@ -64,24 +64,12 @@ def test_logits_that_are_not_finite_are_refused():
         measure_activations(model, make_tokenizer(), ["long"], [(0, 1)], 3, 8)
 
 
-def released_activations(model, tokenizer, text, new_tokens):
-    """The activations at the last position of each prefix, as the paper's script takes them: no end, BOS for GPT-2."""
-    ids = tokenizer(text)["input_ids"]
-    if model.config.model_type == "gpt2":
-        ids = [tokenizer.bos_token_id, *ids]
-    rows = []
-    for _ in range(new_tokens):
-        values, logits = captured(model, NEURONS, input_ids=torch.tensor([ids]))
-        rows.append(values[0, -1].numpy())
-        ids = [*ids, int(logits[0, -1].argmax())]
-    return np.array(rows), ids[-new_tokens:]
-
-
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_released_puts_a_beginning_before_gpt2s_prompts_and_goes_on_after_the_end(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     tokenizer.bos_token = "<end>"
-    expected, tokens = zip(*(released_activations(model, tokenizer, text, NEW_TOKENS) for text in TEXTS), strict=True)
+    runs = (released.activations(model, tokenizer, text, NEURONS, NEW_TOKENS) for text in TEXTS)
+    expected, tokens = zip(*runs, strict=True)
     model.generation_config.eos_token_id = tokens[0][3]
     means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 2, protocol="released")
     assert counts.tolist() == [NEW_TOKENS] * len(TEXTS)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from benchmarks.reference.measurements import mean_hidden_states, residual_without_norm
+from benchmarks.reference.released import probe_training
 from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.config import Probe
 from xgray.errors import InputError
@@ -102,45 +103,12 @@ def test_the_first_adam_step_has_the_length_of_the_protocols_learning_rate():
     assert (np.abs(first) <= 3**-0.5).all()
 
 
-def as_the_released_script(features, toxic, section, seed, first):
-    """The probe's training in the steps of the paper's script, over a data set of (row, label)."""
-    from torch.utils.data import DataLoader, random_split
-
-    state = torch.random.get_rng_state()
-    data = [(torch.from_numpy(row), float(label)) for row, label in zip(features, toxic, strict=True)]
-    torch.manual_seed(seed)
-    fit, held_out = random_split(data, [int(0.9 * len(data)), len(data) - int(0.9 * len(data))])
-    loaders = [DataLoader(fit, section.batch_size, shuffle=True), DataLoader(held_out, section.batch_size)]
-    head = torch.nn.Linear(features.shape[1], 1, bias=False)
-    torch.random.set_rng_state(state)
-    torch.manual_seed(seed)
-    random_split(data, [int(0.9 * len(data)), len(data) - int(0.9 * len(data))])  # the head drew from the generator
-    head.weight.data[0] = torch.from_numpy(first)
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-6)
-    criterion = torch.nn.BCELoss()
-    best, weights, losses = float("inf"), None, []
-    for _ in range(section.epochs):
-        for inputs, labels in loaders[0]:
-            optimizer.zero_grad()
-            criterion(torch.sigmoid(head(inputs)).squeeze(1), labels.float()).backward()
-            optimizer.step()
-        total = 0.0
-        with torch.no_grad():
-            for inputs, labels in loaders[1]:
-                total += criterion(torch.sigmoid(head(inputs)).squeeze(1), labels.float()).item()
-        losses.append(total / len(loaders[1]))
-        if losses[-1] < best:
-            best, weights = losses[-1], head.weight.detach().numpy()[0].copy()
-    torch.random.set_rng_state(state)
-    return weights, losses, fit.indices, held_out.indices
-
-
 def test_released_training_is_the_scripts_in_order_split_losses_and_weights():
     rng = np.random.default_rng(0)
     features, toxic = rng.normal(size=(123, 8)).astype(np.float32), rng.random(123) < 0.4
     section = Probe(protocol="released", batch_size=5, epochs=4)
     fit, held_out = released_split(len(features), section.validation_share, seed=99)
-    weights, losses, expected_fit, expected_held_out = as_the_released_script(
+    weights, losses, expected_fit, expected_held_out = probe_training(
         features, toxic, section, 99, initial_weights(8, seed=99)
     )
     assert (fit, held_out) == (expected_fit, expected_held_out)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.reference.released import dpo_input, ids_and_labels
 from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
@@ -123,42 +124,6 @@ def test_key_depends_on_every_token_and_on_the_context():
     assert pair.key({"model": "m"}) == TokenizedPair([1, 2], [3], [4]).key({"model": "m"})
 
 
-def as_trl_0_8_6(pair, tokenizer, max_length=256, max_prompt_length=64):
-    """The ids and labels (-100 where nothing is counted) of both sides, in the steps of TRL 0.8.6's DPO trainer."""
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    sides = {}
-    for name, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        prompt, whole = ids(pair.prompt), ids(pair.prompt + completion)
-        start = len(prompt) if whole[: len(prompt)] == prompt else len(prompt) - 1
-        prompt, answer = whole[:start], whole[start:]
-        if tokenizer.bos_token_id is not None:
-            prompt = [tokenizer.bos_token_id, *prompt]
-        sides[name] = [prompt, [*answer, tokenizer.eos_token_id]]
-    longer = max(len(answer) for _, answer in sides.values())
-    for side in sides.values():
-        if len(side[0]) + longer > max_length:
-            side[0] = side[0][-max_prompt_length:]
-        if len(side[0]) + longer > max_length:
-            side[1] = side[1][: max_length - max_prompt_length]
-    return {name: (prompt + answer, [-100] * len(prompt) + answer) for name, (prompt, answer) in sides.items()}
-
-
-def ids_and_labels(pair):
-    """The same of one of our pairs."""
-    sides = {}
-    for name, completion, uncounted in (
-        ("chosen", pair.chosen_ids, pair.chosen_uncounted),
-        ("rejected", pair.rejected_ids, pair.rejected_uncounted),
-    ):
-        begin = len(pair.prompt_ids) + uncounted
-        ids = pair.prompt_ids + completion
-        sides[name] = ids, [-100] * begin + ids[begin:]
-    return sides
-
-
 RELEASED_PAIRS = [
     *PAIRS[:3],
     PreferencePair("He called me a stu", "pid idiot!", "dent."),  # the prompt's last token merges on one side
@@ -186,7 +151,7 @@ def test_released_tokens_and_labels_are_those_of_trl_0_8_6(tiny_model, begins):
             max_prompt_length=max_prompt_length,
         )
         prepared = prepare_pairs(RELEASED_PAIRS, tokenizer, section, seed=0)
-        expected = [as_trl_0_8_6(pair, tokenizer, max_length, max_prompt_length) for pair in RELEASED_PAIRS]
+        expected = [dpo_input(pair, tokenizer, max_length, max_prompt_length) for pair in RELEASED_PAIRS]
         assert [ids_and_labels(pair) for pair in prepared.train] == expected
         assert (prepared.num_truncated > 0) == (max_length < 256)
 
