@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from xgray.config import BASE, Experiment, merge, validate
 from xgray.config.file import load_experiment
+from xgray.config.protocol import without_default_switches
 from xgray.errors import InputError
 from xgray.rows import Completions, Scores, schema
 from xgray.runs.resolved import load_run
@@ -263,7 +264,10 @@ def run(
 def _experiment(source: str | Path | Mapping[str, Any] | Experiment, overrides: dict[str, Any]) -> Experiment:
     if isinstance(source, str | Path):
         return load_experiment(Path(source), overrides)
-    values = source.model_dump(mode="json") if isinstance(source, Experiment) else dict(source)
+    if isinstance(source, Experiment):
+        values = without_default_switches(source.model_dump(mode="json"), Experiment)
+    else:
+        values = dict(source)
     experiment: Experiment = validate(Experiment, merge(values, overrides), "experiment")
     return experiment
 

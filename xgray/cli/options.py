@@ -48,6 +48,7 @@ def read_experiment(
     """
     from xgray.config import Experiment, merge, validate
     from xgray.config.file import load_experiment
+    from xgray.config.protocol import without_default_switches
     from xgray.runs.resolved import load_run
     from xgray.storage.folder import Folder
 
@@ -63,7 +64,7 @@ def read_experiment(
     if not folder.exists("experiment.yaml"):
         return None
     experiment = load_run(folder)
-    resolved = experiment.model_dump(mode="json") | _place(experiment, folder)
+    resolved = without_default_switches(experiment.model_dump(mode="json"), Experiment) | _place(experiment, folder)
     if section and resolved[section] is None:
         resolved[section] = {}
     return validate(Experiment, merge(resolved, overrides), path), folder

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator, model_validator
 
 from xgray.config.evaluate import Evaluate, Report
 from xgray.config.mechanism import Activations, Capability, Intervene, Probe, Retrieve, Vectors
+from xgray.config.protocol import switch_paths, with_protocol
 from xgray.config.sampling import Generate, Prompts, Score
-from xgray.config.section import Model, Section, merge, validate
+from xgray.config.section import Model, Section, Switch, merge, validate
 from xgray.config.train import Train, Variant
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
@@ -24,6 +27,10 @@ class Experiment(Section):
     runs: str = "runs"
     """The folder of all runs: a local folder, or a URI that pyarrow.fs knows and the whole cluster reaches, without
     credentials."""
+    protocol: Switch = "corrected"
+    """Whose choices the experiment makes where the paper's scripts differ from its text or are wrong: ``released`` does
+    what the scripts do, ``corrected`` what is right. It is the default of every switch of the experiment; a switch that
+    is set keeps its value, and the report names it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """The seed from which all others derive: of training, sampling and resampling."""
     model: Model
@@ -41,7 +48,7 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     probe: Probe | None = None
     vectors: Vectors | None = None
-    """The value vectors nearest to the probe. Needs the section ``probe``."""
+    """The value vectors nearest to the probe. Needs the section ``probe``, or ``vectors.probe``."""
     activations: Activations | None = None
     """The source neurons' mean activation before and after tuning. Needs the section ``vectors``, or
     ``activations.neurons``."""
@@ -51,6 +58,13 @@ class Experiment(Section):
     retrieve: Retrieve | None = None
     capability: Capability | None = None
     report: Report = Report()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_switches(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("protocol") == "released":
+            return with_protocol(values, "released", cls)
+        return values
 
     @field_validator("name")
     @classmethod
@@ -83,8 +97,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Experiment:
-        if self.vectors and not self.probe:
-            raise ValueError("vectors needs the probe: add the section 'probe: {}'")
+        if self.vectors and not (self.probe or self.vectors.probe):
+            raise ValueError("vectors needs the probe: add the section 'probe: {}', or name a file in vectors.probe")
         for name, section in (("activations", self.activations), ("intervene", self.intervene)):
             if section and section.neurons is None and not self.vectors:
                 raise ValueError(
@@ -102,6 +116,31 @@ class Experiment(Section):
         """Return the seed of a variant's training: its own, or the experiment's."""
         seed = self.train_section(variant).seed
         return self.seed if seed is None else seed
+
+    def switches(self) -> dict[str, str]:
+        """Return the setting of every switch: ``{"evaluate.fluency.protocol": "released"}``.
+
+        Switches of sections that are off are left out. A variant's switch is named where it differs from the ``train``
+        section's.
+        """
+        settings = {}
+        for path, _ in switch_paths(type(self)):
+            value: Any = self
+            for name in path:
+                value = getattr(value, name, None)
+            if len(path) > 1 and value is not None:
+                settings[".".join(path)] = value
+        for variant in self.variants:
+            section = self.train_section(variant)
+            for path, _ in switch_paths(Train):
+                setting = getattr(section, path[0])
+                if setting != getattr(self.train, path[0]):
+                    settings[f"variants.{variant.name}.train.{path[0]}"] = setting
+        return settings
+
+    def differing_switches(self) -> dict[str, str]:
+        """Return the switches that are set to something else than the experiment's protocol."""
+        return {name: setting for name, setting in self.switches().items() if setting != self.protocol}
 
     def variant(self, name: str) -> Variant:
         """Return the variant of that name."""

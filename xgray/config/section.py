@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -12,6 +12,9 @@ from xgray.errors import InputError
 Switch = Literal["corrected", "released"]
 SHOWN = 80
 """Characters of a value that a message shows."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""The precision of a model's weights and arithmetic."""
 
 
 class Section(BaseModel):
@@ -25,6 +28,10 @@ class Section(BaseModel):
         protected_namespaces=(),
         hide_input_in_errors=True,  # an address may hold a password
     )
+
+    added_later: ClassVar[tuple[str, ...]] = ()
+    """Fields that older runs lack. They are left out of the payload where they have their default, so that fingerprints
+    stay what they are."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -51,8 +58,9 @@ class Model(Section):
     package."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The precision in which the model generates and is measured; training has ``train.dtype``."""
+    dtype: Dtype = "float32"
+    """The precision in which the model runs. Training has ``train.dtype``, and the sections that look inside the
+    network have a ``dtype`` of their own."""
 
 
 class MeasuringExecution(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -33,6 +33,8 @@ class TrainExecution(TrainingWorkers):
 class Train(Section):
     """Preference tuning by DPO."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout")
+
     pairs: str = "embedded"
     """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
     ``pert_gen_text`` (rejected), or a folder of such files."""
@@ -46,9 +48,12 @@ class Train(Section):
     """The adapter's output is scaled by ``lora_alpha / lora_r``."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
+    dropout: Switch = "corrected"
+    """``released``: the adapter has no dropout either, whatever ``lora_dropout`` says, because the paper's trainer
+    turns all dropout off."""
     lora_targets: Switch = "corrected"
     """The layers that the adapter tunes. ``corrected``: every linear layer of the blocks; ``released``: the embeddings
-    and the output head too."""
+    too, and the output head of every model but BLOOM."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta: how strongly the policy is held to the reference model."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
@@ -75,7 +80,12 @@ class Train(Section):
     max_length: int = Field(256, ge=8, le=10_000_000)
     """The greatest length of a prompt with its continuation; see ``length_filter``."""
     max_prompt_length: int = Field(64, ge=1)
-    """The greatest length of a prompt in tokens; longer prompts lose their beginning."""
+    """The greatest length of a prompt in tokens; longer prompts lose their beginning. See ``tokenization``."""
+    tokenization: Switch = "corrected"
+    """``corrected``: the tokenizer decides whether a prompt begins with a beginning-of-text token, and every prompt
+    over ``max_prompt_length`` is cut. ``released``, as in the paper's trainer (TRL 0.8.6): every prompt begins with one
+    where the tokenizer knows one; a prompt is cut only if its pair exceeds ``max_length``, and then a completion that
+    is still too long loses its end."""
     length_filter: Switch = "corrected"
     """Pairs longer than ``max_length`` tokens are dropped, and their number is reported; ``released`` compares
     characters instead of tokens."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -86,7 +86,13 @@ def read_labelled(path: str) -> list[LabelledText]:
     return [text for code in LANGUAGES for text in by_language.get(code, [])]
 
 
-def read_comments(path: str, share: float, seed: int, limit: int | None = None) -> list[LabelledText]:
+def read_comments(
+    path: str,
+    share: float,
+    seed: int,
+    limit: int | None = None,
+    split: Callable[[int], tuple[list[int], list[int]]] | None = None,
+) -> list[LabelledText]:
     """Return the English comments of one CSV file, in its order.
 
     The columns and labels that the file may have are those of :data:`COMMENTS`; other columns are ignored. Jigsaw's
@@ -98,6 +104,8 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
             column.
         seed: Determines which texts those are.
         limit: At most this many texts, the first ones.
+        split: Returns the positions of the texts to fit on and of those to validate on, given their number. If the file
+            has no ``split`` column it takes the place of ``share`` and ``seed``, and the texts come in its order.
 
     Raises:
         InputError: there is no such file, a line is wrong, or a label is missing from a split.
@@ -109,6 +117,11 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
         raise InputError(f"{source}: a folder; name one CSV file in it")
     texts = _read_rows(source, "en", COMMENTS, limit)
     among = f" among the first {limit} rows" if limit else ""
+    if split is not None and not texts[0].split:
+        fit, validate = split(len(texts))
+        texts = [
+            replace(texts[row], split=name) for name, rows in zip(SPLITS, (fit, validate), strict=True) for row in rows
+        ]
     return _with_splits(source, texts, Fraction(share).limit_denominator(10**6), f"{seed}:", among)
 
 

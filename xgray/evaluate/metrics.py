@@ -108,10 +108,12 @@ def evaluate_run(
     rows = {model: read_language_rows(run, model, attribute, with_perplexity) for model in models}
     languages = [code for code in LANGUAGES if any(code in by_language for by_language in rows.values())]
     total, done = len(models) * len(languages), 0
+    # A failed prompt has no completions, so k is read off the other prompts; it is at least 1.
+    k = max([1, *(len(group) for model in models for each in rows[model].values() for group in each.completions)])
     inputs: dict[str, dict[str, dict[MetricName, MetricInput]]] = {model: {} for model in models}
     for model in models:
         for language, language_rows in rows[model].items():
-            inputs[model][language] = metric_inputs(language_rows, section, tokenizer)
+            inputs[model][language] = metric_inputs(language_rows, section, tokenizer, k)
             done += 1
             on_progress(done, total)
     return {
@@ -155,13 +157,17 @@ def _load_diversity_tokenizer(section: Evaluate, base: Model) -> PreTrainedToken
 
 
 def metric_inputs(
-    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase
+    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase, k: int
 ) -> dict[MetricName, MetricInput]:
-    """Return what each metric of one model in one language is computed from."""
+    """Return what each metric of one model in one language is computed from.
+
+    Args:
+        k: number of completions of each prompt in the run.
+    """
     return {
         **_toxicity_inputs(rows, section),
         "perplexity": _perplexity_input(rows, section),
-        **_diversity_inputs(rows, section, tokenizer),
+        **_diversity_inputs(rows, section, tokenizer, k),
     }
 
 
@@ -188,10 +194,10 @@ def _perplexity_input(rows: LanguageRows, section: Evaluate) -> MetricInput:
 
 
 def _diversity_inputs(
-    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase
+    rows: LanguageRows, section: Evaluate, tokenizer: PreTrainedTokenizerBase, k: int
 ) -> dict[MetricName, MetricInput]:
     is_released = section.diversity == "released"
-    groups = released_groups(rows.completions) if is_released else rows.completions
+    groups = released_groups(rows.completions, k) if is_released else rows.completions
     group_ids = [str(row) for row in range(len(groups))] if is_released else rows.prompt_ids
     ratios = diversity(groups, tokenizer, section.diversity)
     with_tokens = np.flatnonzero(~np.isnan(ratios[:, 0]))

@@ -44,6 +44,8 @@ class PlannedStage:
     place: StageFolder
     payload: dict[str, Any]
     """What enters the fingerprint: the stage's version, its section, its inputs' fingerprints."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """The experiment's protocol and the switches that differ from it, for the manifest."""
 
     @property
     def name(self) -> str:
@@ -98,7 +100,7 @@ class PlannedStage:
 
     def finish(self, result: StageResult) -> None:
         """Write the manifest."""
-        self.place.finish(self.payload, result)
+        self.place.finish(self.payload, result, self.protocol)
 
     def _may_replace(self, force: bool) -> bool:
         """Whether results of another configuration may be replaced: a report always, it is written again in seconds."""
@@ -208,6 +210,7 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     experiment = pin_experiment(experiment, imported is None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
+    protocol = {"name": experiment.protocol, "differing": experiment.differing_switches()}
     places = [
         (stage, StageFolder(plan.run / stage.name / model if model else plan.run / stage.name, stage.name, model))
         for stage, model in stages_of(experiment, imported is not None)
@@ -215,7 +218,7 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     with recorded_identities(cache(lambda: _recorded([place for _, place in places]))):
         for stage, place in places:
             payload = {"version": stage.version, **stage_module(stage).payload(plan, place.model)}
-            plan.add(PlannedStage(stage, place, payload))
+            plan.add(PlannedStage(stage, place, payload, protocol))
     return plan
 
 
@@ -248,12 +251,10 @@ def inside_payload(
     """
     sampled = plan.stage("generate", model or BASE).payload["inputs"]
     weights = {name: sampled[name] for name in ("model", "tuned")}
-    return {
-        "inputs": {**weights, **inputs},
-        "section": section_payload(section),
-        "dtype": plan.experiment.model.dtype,
-        **rest,
-    }
+    fields = section_payload(section)
+    # Beside the section, where earlier versions have the model's dtype.
+    dtype = fields.pop("dtype", plan.experiment.model.dtype)
+    return {"inputs": {**weights, **inputs}, "section": fields, "dtype": dtype, **rest}
 
 
 def resolved_score(experiment: Experiment) -> Score:

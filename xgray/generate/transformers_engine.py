@@ -89,7 +89,7 @@ class TransformersEngine:
     def _sample_text(self, text: str, seed: int) -> list[Sample]:
         section, model = self._section, self._adapted or self._model
         num_rows = section.k if section.temperature > 0 else 1
-        inputs = self._tokenizer([text] * num_rows, return_tensors="pt").to(self._model.device)
+        inputs = self._tokenizer([self._weights.prefix + text] * num_rows, return_tensors="pt").to(self._model.device)
         processors = LogitsProcessorList()
         if section.temperature > 0:
             seeds = range(seed, seed + num_rows)

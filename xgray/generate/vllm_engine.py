@@ -34,6 +34,7 @@ class VllmEngine:
 
         self._section = section
         self._edits_neurons = weights.edits_neurons
+        self._prefix = weights.prefix
         self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         config = check_loadable(weights.path, weights.revision).config
         check_device(weights.path, config, torch.cuda.is_available())
@@ -41,7 +42,7 @@ class VllmEngine:
             check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
         self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
         context = context_length(config)
-        length = min(context, section.max_prompt_tokens + section.max_new_tokens)
+        length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
         options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
@@ -94,7 +95,8 @@ class VllmEngine:
         if adapter is not None:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
-        outputs = self._llm.generate(list(texts), parameters, use_tqdm=False, lora_request=request)
+        texts = [self._prefix + text for text in texts]
+        outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
         samples_of_texts = [
             [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
             for output in outputs

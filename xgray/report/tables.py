@@ -106,6 +106,7 @@ def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
         ("Dist-n tokenizer", protocol["diversity_tokenizer"], published.MEASURING_MODEL),
         ("Dist-n", protocol["diversity"], "released"),
         ("grouping of samples", protocol["grouping"], "released"),
+        ("empty completions (score.empty_text)", experiment.score.empty_text, "released"),
         ("threshold", files.metrics["threshold"], published.THRESHOLD),
     ]
     if not files.is_imported:

@@ -10,13 +10,12 @@ with another is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
-
+from xgray.config import Section
 from xgray.errors import ConflictError, InputError
 from xgray.rows import utc_now
 from xgray.runs.provenance import provenance
@@ -180,14 +179,21 @@ class StageFolder:
             self.folder.remove(MANIFEST)
             self.folder.clear(CLEARING, REPLACED)
 
-    def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
-        """Write the manifest, last of all files, delete what it replaces, and return it."""
+    def finish(
+        self, payload: dict[str, Any], result: StageResult, protocol: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the manifest, last of all files, delete what it replaces, and return it.
+
+        Args:
+            protocol: the experiment's protocol, and the switches that differ from it.
+        """
         manifest = {
             "format": FORMAT,
             "stage": self.stage,
             "model": self.model,
             "fingerprint": fingerprint(payload),
             "payload": payload,
+            **({"protocol": protocol} if protocol else {}),
             "counts": result.counts,
             "measured": result.measured,
             "device": result.device,
@@ -201,9 +207,14 @@ class StageFolder:
         return manifest
 
 
-def section_payload(section: BaseModel) -> dict[str, Any]:
-    """Return the part of a section that determines results: all fields except ``execution``."""
-    return section.model_dump(mode="json", exclude={"execution"})
+def section_payload(section: Section) -> dict[str, Any]:
+    """Return the part of a section that determines results: all fields except ``execution``.
+
+    Fields that older runs lack are left out where they have their default.
+    """
+    fields = type(section).model_fields
+    unchanged = {name for name in section.added_later if getattr(section, name) == fields[name].default}
+    return section.model_dump(mode="json", exclude={"execution", *unchanged})
 
 
 def read_record(folder: Folder, name: str) -> dict[str, Any]:

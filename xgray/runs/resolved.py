@@ -53,8 +53,23 @@ def load_run(run: Folder) -> Experiment:
     if not isinstance(values, dict):
         raise InputError(f"{file} is damaged (no mapping of sections). {remedy}")
     try:
-        experiment: Experiment = validate(Experiment, values, file)
+        experiment: Experiment = validate(Experiment, _with_dtypes(values), file)
     except InputError as error:
         problems = "; ".join(str(error).splitlines())
         raise InputError(f"{problems}. The file may be of another version of xgray. {remedy}") from None
     return experiment
+
+
+def _with_dtypes(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the dtype of every section inside the network, which files of earlier versions lack.
+
+    Such a section ran in the model's.
+    """
+    model = values.get("model")
+    dtype = model.get("dtype") if isinstance(model, dict) else None
+    older = {
+        name: {"dtype": dtype, **values[name]}
+        for name in ("probe", "vectors", "activations", "retrieve")
+        if dtype is not None and isinstance(values.get(name), dict)
+    }
+    return {**values, **older}

@@ -344,7 +344,7 @@ class Folder:
         """
         return parse_json(self.read_bytes(name))
 
-    def read_mapping(self, name: str) -> dict[str, Any]:
+    def read_mapping(self, name: str) -> Any:
         """Return the content of a JSON file that a stage has written.
 
         Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -75,13 +76,16 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     if not neurons:
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
-    weights, _ = model_weights(plan, model)
+    weights = replace(model_weights(plan, model)[0], dtype=section.dtype)
     all_prompts = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
     prompts = {language: list(group) for language, group in groupby(all_prompts, lambda prompt: prompt.language)}
     check_lengths(
         prompts.values(),
         load_tokenizer(*weights.tokenizer_source),
-        context_length(load_config(weights.path, weights.revision)) - section.new_tokens,
+        # One token less where released puts one before the prompt.
+        context_length(load_config(weights.path, weights.revision))
+        - section.new_tokens
+        - (section.protocol == "released"),
         "the model's context less activations.new_tokens",
     )
     result = collect_activations(
@@ -168,6 +172,7 @@ class ActivationWorker:
                 self.neurons,
                 self.section.new_tokens,
                 self.section.execution.batch_size,
+                protocol=self.section.protocol,
             )
         except InputError as error:
             raise InputError(f"activations: {language}: {error}") from None

@@ -90,6 +90,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights = replace(model_weights(plan, BASE)[0], edits_neurons=True)
+    if section.protocol == "released":
+        weights = replace(weights, prefix=_released_prefix(weights))
     check_neurons(neurons, load_skeleton(weights.path, weights.revision), listed_in)
     edits: dict[str, Edit | None] = {BASE: None}
     for name, offset, multiplier in section.settings():
@@ -122,6 +124,14 @@ def _neurons(plan: Plan, section: Intervene) -> tuple[list[Neuron], str]:
         return section.neurons, "intervene.neurons"
     vectors = plan.finished("vectors").folder
     return actual_sources(vectors), f"{vectors / 'metrics.json'}: sources"
+
+
+def _released_prefix(weights: Weights) -> str:
+    from xgray.mechanism.activations import released_prefix
+    from xgray.models.load import load_config, load_tokenizer
+
+    config = load_config(weights.path, weights.revision)
+    return released_prefix(config.model_type, load_tokenizer(weights.path, weights.revision))
 
 
 def _inner_plan(plan: Plan, planned: PlannedStage, section: Intervene, settings: list[str]) -> Plan:

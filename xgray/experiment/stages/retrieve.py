@@ -64,7 +64,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     ]
     computed = compute_missing(
         RetrieveWorker,
-        (experiment.model, section, output),
+        (experiment.model.model_copy(update={"dtype": section.dtype}), section, output),
         units,
         output,
         "retrieve",

@@ -19,16 +19,18 @@ import numpy as np
 
 from xgray.config import Model, Neuron, Vectors
 from xgray.data.prompts import check_english, prompts_fingerprint, read_prompts
+from xgray.data.source import resolve_input
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.probe import read_probe
 from xgray.mechanism.metrics_file import GivenOverlaps, LayerEntry, VectorEntry, VectorsMetrics
-from xgray.mechanism.probe import FeatureArray
+from xgray.mechanism.probe import FeatureArray, read_probe_file
 from xgray.mechanism.vectors import CONFIDENCE, RESAMPLES, LayerCosines, ValueVector, activation_intervals, overlap
 from xgray.rows import Prompt
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.stats.values import MetricValue
+from xgray.storage.fingerprint import file_fingerprint
 from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
@@ -45,8 +47,12 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     experiment, section = plan.experiment, plan.experiment.vectors
     assert section is not None
     check_english(experiment.prompts, experiment.languages, "vectors")
+    if section.probe:
+        probe = {"probe_file": file_fingerprint(resolve_input(section.probe, "probe"))}
+    else:
+        probe = {"probe": plan.stage("probe").fingerprint}
     inputs = {
-        "probe": plan.stage("probe").fingerprint,
+        **probe,
         "prompts": prompts_fingerprint(experiment.prompts.at_most(section.limit), ["en"]),
     }
     return inside_payload(plan, section, inputs, seed=experiment.seed)
@@ -75,14 +81,15 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     section = experiment.vectors
     assert section is not None
     prompts = list(read_prompts(experiment.prompts.at_most(section.limit), ["en"]))
-    w = read_probe(plan.finished("probe").folder)
+    base = experiment.model.model_copy(update={"dtype": section.dtype})
+    w = read_probe_file(section.probe) if section.probe else read_probe(plan.finished("probe").folder)
     if not folder.exists(POTENTIAL):
-        vectors, layers = find_potential_sources(experiment.model, section, w, prompts)
+        vectors, layers = find_potential_sources(base, section, w, prompts)
         _write_potential(folder, vectors, layers)
     vectors, layers = _read_potential(folder)
     potential = [vector.neuron for vector in vectors]
     measured = measure_sources(
-        experiment.model,
+        base,
         section,
         potential,
         prompts,
@@ -255,7 +262,7 @@ class PotentialWorker:
         from xgray.models.load import check_lengths, context_length
 
         section = self.section
-        room = context_length(self.model.config) - section.new_tokens
+        room = context_length(self.model.config) - section.new_tokens - (section.protocol == "released")
         check_lengths([unit], self.tokenizer, room, "the model's context less vectors.new_tokens")
         return potential_sources(self.model, self.tokenizer, self.w, section.top_k, section.num_tokens)
 
@@ -281,7 +288,13 @@ class SourcesWorker:
         name, texts = unit
         section = self.section
         activations, _ = measure_activations(
-            self.model, self.tokenizer, texts, self.neurons, section.new_tokens, section.execution.batch_size
+            self.model,
+            self.tokenizer,
+            texts,
+            self.neurons,
+            section.new_tokens,
+            section.execution.batch_size,
+            protocol=section.protocol,
         )
         self.folder.write_bytes(name, save({"activations": activations}))
         return device_name()
