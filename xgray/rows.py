@@ -20,6 +20,9 @@ ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profa
 EMPTY_TEXT = "empty text"
 """The error of a completion without a score because it holds nothing but white space."""
 
+NOT_VALIDATED = "not scored: the scorer was not validated in this language"
+"""The error of a completion without a score because of its language; it is counted by itself, as no failure."""
+
 AttributeScores = dict[str, float | None]
 """One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""
 

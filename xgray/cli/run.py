@@ -164,7 +164,7 @@ def _make_plan(arguments: tuple[str, ...], section: str | None, force: bool) -> 
 
 def _result(plan: Plan, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the run's metrics, the manifests of the stages ``names``, and the metrics of those inside the network."""
-    chosen = [planned for planned in plan.stages if planned.name in names]
+    chosen = [planned for planned in plan.stages if planned.stage.command in names]
     inside = [planned for planned in chosen if planned.stage.inside and planned.is_finished]
     evaluate = plan.stage("evaluate")
     return {

@@ -73,7 +73,7 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
         print_quality(files)
     for planned in plan.stages:
         manifest = planned.place.manifest()
-        if manifest and planned.name in names:
+        if manifest and planned.stage.command in names:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
             print_line(f"{planned.label:<18} {manifest['seconds']:>8.1f} s  {counts}")
     if report.is_finished and "report" in names:

@@ -16,6 +16,9 @@ from xgray.config import Experiment, ScorerTraining, merge, validate
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
 
+EMBEDDED_SCORER = "embedding"
+"""The scorer that comes with the package as a whole, so that no file describes it."""
+
 
 class _Constructor(SafeConstructor):
     """Constructs plain Python values; whatever is wrong with a node becomes an error with its line."""
@@ -61,12 +64,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:
     """Return ``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is YAML text.
 
-    ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them.
+    ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them. Given
+    again, it adds a scorer to a list, of which later options change the first.
 
     Raises:
         InputError: a token has another form, a value is not valid YAML, or there is no such scorer.
     """
     values: dict[str, Any] = {}
+    num_scorers = 0
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
@@ -84,11 +89,17 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
         if path == ["score"] and isinstance(value, str):
-            value = load_score(value)
+            value, num_scorers = load_score(value), num_scorers + 1
+            if num_scorers > 1 or isinstance(values.get("score"), list):
+                value = [*_as_list(values["score"]), value]
         for key in reversed(path):
             value = {key: value}
         values = merge(values, value)
     return values
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def load_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -124,14 +135,17 @@ def load_score(name: str) -> dict[str, Any]:
     """Return the fields of the ``score`` section of a scorer's file.
 
     Args:
-        name: a file, or the name of one that comes with the package.
+        name: a file, the name of one that comes with the package, or ``embedding``, which needs no other field.
 
     Raises:
         InputError: there is no such file, or it holds no ``score`` section or something else beside it.
     """
     shipped = shipped_scorers()
+    if name == EMBEDDED_SCORER:
+        return {"scorer": EMBEDDED_SCORER}
     if name not in shipped and not Path(name).is_file():
-        raise InputError(f"--score: no file {name!r}, and no scorer of that name; there are: {', '.join(shipped)}")
+        known = ", ".join([EMBEDDED_SCORER, *shipped])
+        raise InputError(f"--score: no file {name!r}, and no scorer of that name; there are: {known}")
     path = shipped.get(name, Path(name))
     values = _read_file(path, "scorer's file")
     if not isinstance(values, dict) or list(values) != ["score"] or not isinstance(values["score"], dict):

@@ -47,12 +47,33 @@ class MeasuringExecution(Section):
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` overridden by ``changes``, section by section. Neither is modified."""
+    """Return ``base`` overridden by ``changes``, section by section. Neither is modified.
+
+    Where ``score`` is a list of scorers, single fields change the first one.
+
+    Raises:
+        InputError: the changes name another scorer where there is a list of them.
+    """
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if key == "score" and isinstance(old, list) and isinstance(value, dict):
+            merged[key] = _change_first(old, value)
+        else:
+            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _change_first(scorers: list[Any], changes: dict[str, Any]) -> list[Any]:
+    """Return a list of ``score`` sections with changes of the first one."""
+    if "scorer" in changes or not scorers or not isinstance(scorers[0], dict):
+        names = [section.get("scorer", "embedding") if isinstance(section, dict) else section for section in scorers]
+        listed = ", ".join(map(str, names))
+        raise InputError(
+            f"score.scorer: {changes.get('scorer')} in the place of one of several scorers ({listed}): which one is "
+            "not said. Name all that are to score: --score NAME --score NAME"
+        )
+    return [merge(scorers[0], changes), *scorers[1:]]
 
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -70,6 +91,19 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
             return []
         current = nested[0]
     return list(current.model_fields)
+
+
+OTHER_SCORES = "other_scores"
+"""The field of the experiment that holds all scorers of the list ``score`` but the first."""
+
+
+def _place_in_file(location: tuple[Any, ...], values: dict[str, Any]) -> tuple[Any, ...]:
+    """Return where a wrong value stands in the file, in which several scorers are one list."""
+    if location[:1] == (OTHER_SCORES,) and len(location) > 1:
+        return ("score", location[1] + 1, *location[2:])
+    if location[:1] == ("score",) and isinstance(values.get("score"), list):
+        return ("score", 0, *location[1:])
+    return location
 
 
 def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -90,7 +124,7 @@ def validate(section: type[Any], values: dict[str, Any], where: str) -> Any:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            path = ".".join(str(part) for part in problem["loc"])
+            path = ".".join(str(part) for part in _place_in_file(problem["loc"], values))
             if problem["type"] == "extra_forbidden":
                 known = fields_at(section, problem["loc"])
                 near = get_close_matches(str(problem["loc"][-1]), known, n=1)

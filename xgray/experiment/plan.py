@@ -1,6 +1,7 @@
 """Plan an experiment: for every stage its folder, and the payload of all that its results depend on.
 
     train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
+                       score/{model}, score@{scorer}/{model} ─▶ robustness ─▶ report
     probe ─▶ vectors ─▶ activations/{model}, intervene ──────────────▶ report
     retrieve ─▶ transfer (with evaluate) ────────────────────────────▶ report
     capability/{model} ──────────────────────────────────────────────▶ report
@@ -195,10 +196,18 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
     for stage, model in stages_of(experiment, imported is not None):
-        payload = {"version": stage.version, **stage_module(stage).payload(plan, model)}
+        payload = {"version": stage.version, **_payload(plan, stage, model)}
         folder = plan.run / stage.name / model if model else plan.run / stage.name
         plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload))
     return plan
+
+
+def _payload(plan: Plan, stage: Stage, model: str | None) -> dict[str, Any]:
+    if stage.scorer is None:
+        return stage_module(stage).payload(plan, model)
+    from xgray.experiment.stages.score import payload_of_scorer
+
+    return payload_of_scorer(plan, stage.scorer, model)
 
 
 def inside_payload(
@@ -220,10 +229,10 @@ def inside_payload(
     }
 
 
-def resolved_score(experiment: Experiment) -> Score:
-    """Return the ``score`` section with its score store filled in."""
+def resolved_score(experiment: Experiment, scorer: str | None = None) -> Score:
+    """Return the ``score`` section of a scorer, by default the first one, with its score store filled in."""
     from xgray.score.store.location import store_uri
 
-    section = experiment.score
+    section = experiment.score_section(scorer)
     execution = section.execution.model_copy(update={"store": store_uri(section, experiment.runs)})
     return section.model_copy(update={"execution": execution})
