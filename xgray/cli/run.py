@@ -171,5 +171,14 @@ def _result(plan: Plan, names: tuple[str, ...]) -> dict[str, Any]:
         "run": plan.run.uri,
         "stages": {planned.label: planned.place.manifest() for planned in chosen},
         "metrics": evaluate.folder.read_json("metrics.json") if evaluate.is_finished else None,
+        **_robustness(plan),
         "mechanism": {planned.label: planned.folder.read_json("metrics.json") for planned in inside},
     }
+
+
+def _robustness(plan: Plan) -> dict[str, Any]:
+    """Return the metrics of all scorers, where there are several; they are None while they are not computed."""
+    planned = plan.find("robustness")
+    if planned is None:
+        return {}
+    return {"robustness": planned.folder.read_json("metrics.json") if planned.is_finished else None}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from xgray.cli.doctor import Check
     from xgray.evaluate.metrics_file import ConsistencyName, EvaluateMetrics
+    from xgray.evaluate.robustness_file import RobustnessMetrics
     from xgray.experiment.plan import Plan
     from xgray.report.files import RunFiles
     from xgray.runs.status import RunState
@@ -71,6 +72,9 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
         files = RunFiles(plan.run)
         _print_metrics(files.metrics)
         print_quality(files)
+    robustness = plan.find("robustness")
+    if robustness and robustness.is_finished and {"robustness", "evaluate", "report"} & set(names):
+        print_robustness(robustness.folder.read_json("metrics.json"))
     for planned in plan.stages:
         manifest = planned.place.manifest()
         if manifest and planned.stage.command in names:
@@ -109,6 +113,32 @@ def print_quality(files: RunFiles) -> None:
         print_line(f"{name} against people, average over languages: {words}")
     elif files.auc:
         print_line(f"{name}: how well it agrees with people is not known; its AUC was measured on easy sentences")
+
+
+def print_robustness(metrics: RobustnessMetrics) -> None:
+    """Print toxicity under every scorer, how far scorers agree, and which findings hold under all of them."""
+    from xgray.report.summary import robustness_in_words
+
+    table = new_table("scorer", "model", *(METRICS[name].title for name in TOXICITY), text_columns=["model"])
+    for scorer, models in metrics["models"].items():
+        for model, values in models.items():
+            cells = [METRICS[name].with_interval(values["average"][name]) for name in TOXICITY]
+            table.add_row(scorer, model, *cells)
+    print_table(table, "Under every scorer, average over the languages that it scored")
+    for name, facts in metrics["scorers"].items():
+        if facts["not_scored"]:
+            print_line(f"{name} did not score, as it was not validated there: {' '.join(facts['not_scored'])}")
+        if facts["unvalidated"]:
+            print_line(f"{name} was not validated on: {' '.join(facts['unvalidated'])}")
+    correlation, share = METRICS["emt"], METRICS["tox_prob"]
+    for pair in metrics["agreement"]:
+        average = pair["average"]
+        print_line(
+            f"{' and '.join(pair['scorers'])} agree: Spearman {correlation.with_interval(average['spearman'])}, "
+            f"same side of {metrics['threshold']:g} {share.with_interval(average['same_side'])} %"
+        )
+    for variant in metrics["findings"]:
+        print_line(f"{variant}: {robustness_in_words(metrics, variant)}")
 
 
 def _print_bounds(metrics: EvaluateMetrics) -> None:

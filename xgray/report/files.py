@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xgray.evaluate.metrics_file import EvaluateMetrics
+    from xgray.evaluate.robustness_file import RobustnessMetrics
     from xgray.stats.values import LanguageAuc
 
 
@@ -57,6 +58,12 @@ class RunFiles:
         """Return ``metrics.json`` of a stage, such as ``activations/dpo``; None while the stage is not finished."""
         folder = self.run / label
         return folder.read_json("metrics.json") if folder.exists(MANIFEST) else None
+
+    @cached_property
+    def robustness(self) -> RobustnessMetrics | None:
+        """``robustness/metrics.json``; None where one scorer scored, or where scores were computed again since."""
+        metrics: RobustnessMetrics | None = self.stage_metrics("robustness")
+        return None if metrics is None or self.stale_reason("robustness") else metrics
 
     @property
     def languages(self) -> list[str]:
