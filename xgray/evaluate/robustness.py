@@ -246,7 +246,13 @@ def pair_agreement(
             values[language][measure] = _value(drawn, section.confidence)
             if not np.isnan(drawn.value):
                 strata[language] = Stratum(statistic, each.items)
-        averages[measure] = _average(strata, list(scored), section, seed, f"{label}/{measure}")
+        if len(strata) == 1:
+            (language,) = strata
+            averages[measure] = {**values[language][measure]}
+        else:
+            averages[measure] = _average(strata, section, seed, f"{label}/{measure}")
+        if strata and (left_out := [language for language in scored if language not in strata]):
+            averages[measure]["reason"] = f"without {' '.join(left_out)}"
     return {
         "scorers": list(names),
         "languages": {language: _agreement(len(scored[language].first), values[language]) for language in scored},
@@ -258,16 +264,11 @@ def _agreement(num_texts: int, values: Mapping[str, MetricValue]) -> Agreement:
     return {"num_texts": num_texts, "spearman": values["spearman"], "same_side": values["same_side"]}
 
 
-def _average(
-    strata: Mapping[str, Stratum], languages: Sequence[str], section: Evaluate, seed: int, name: str
-) -> MetricValue:
+def _average(strata: Mapping[str, Stratum], section: Evaluate, seed: int, name: str) -> MetricValue:
     if not strata:
         return _no_value("no language has a value")
     seeds = average_seed(seed, list(strata), name)
-    averaged = _value(estimate_average(list(strata.values()), section.resamples, seeds), section.confidence)
-    if left_out := [language for language in languages if language not in strata]:
-        averaged["reason"] = f"without {' '.join(left_out)}"
-    return averaged
+    return _value(estimate_average(list(strata.values()), section.resamples, seeds), section.confidence)
 
 
 def _agreement_statistics(texts: PairedTexts, threshold: float) -> tuple[CountStatistic, CountStatistic]:

@@ -16,10 +16,10 @@ from xgray.report.figures import (
     new_figure,
 )
 from xgray.report.files import RunFiles, language_name
-from xgray.report.metrics import METRICS, Metric
+from xgray.report.metrics import METRICS, MISSING, Metric
 from xgray.report.sections import Section
 from xgray.report.summary import finding_in_words, robustness_in_words, verdict
-from xgray.report.tables import MISSING, UNVALIDATED, Cell, Table, count_cell, value_cell
+from xgray.report.tables import UNVALIDATED, Cell, Table, count_cell, value_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def _scorer_table(metrics: RobustnessMetrics) -> Table:
     table = Table("Scorers", caption, ["Scorer", "Kind", "Version", "Not validated, scored", "Not validated, left out"])
     for name, facts in metrics["scorers"].items():
         languages = [
-            Cell(", ".join(map(language_name, facts[key])) or "none", sort=len(facts[key]))  # type: ignore[literal-required]
+            Cell(", ".join(map(language_name, facts[key])) or "none", sort=len(facts[key]))
             for key in ("unvalidated", "not_scored")
         ]
         table.rows.append([Cell(name, sort=name), Cell(facts["scorer"]), Cell(facts["version"]), *languages])
@@ -72,7 +72,8 @@ def _scorer_table(metrics: RobustnessMetrics) -> Table:
 
 def _finding_table(metrics: RobustnessMetrics, name: MetricName) -> Table:
     """Return each scorer's change of a metric by language, and under which scorers it is significant."""
-    metric, variants = METRICS[name], list(metrics["findings"])
+    metric = METRICS[name]
+    variants: list[str | None] = [*metrics["findings"]]
     scorers = list(metrics["scorers"])
     unit = f" ({metric.unit})" if metric.unit else ""
     columns = ["Language", *(["Variant"] if len(variants) > 1 else []), *(f"{scorer}{unit}" for scorer in scorers)]
