@@ -249,7 +249,7 @@ def test_several_scorers_have_names_and_are_dumped_as_one_list(tmp_path: Path) -
     dumped = experiment.model_dump(mode="json")
     assert [section["scorer"] for section in dumped["score"]] == ["embedding", "guard", "embedding"]
     assert Experiment.model_validate(dumped) == experiment
-    with pytest.raises(InputError, match="no scorer 'gurad' .*embedding, guard-Guard"):
+    with pytest.raises(InputError, match=r"no scorer 'gurad' .*embedding, guard-Guard"):
         experiment.score_section("gurad")
 
 

@@ -94,7 +94,7 @@ def test_the_first_scorer_has_the_values_of_the_other_tables():
     from xgray.evaluate.robustness import toxicity_inputs
 
     by_metric = toxicity_inputs(of_model, SECTION)
-    other = {name: by_metric["emt"] for name in ("perplexity", "dist_1", "dist_2", "dist_3")}
+    other = dict.fromkeys(("perplexity", "dist_1", "dist_2", "dist_3"), by_metric["emt"])
     inputs = {
         code: {name: by_language[code] for name, by_language in {**by_metric, **other}.items()} for code in of_model
     }

@@ -118,10 +118,16 @@ def check_scorer(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> N
         section = resolved_score(experiment, name)
         if any(stage.stage.scorer == (None if is_first else name) for stage in to_do):
             scorer = build_scorer(section)
-            # A language without a calibration cannot be scored, even unvalidated.
-            unvalidated = section.unvalidated_languages and section.calibration is None
-            if is_first or not scored_languages(scorer, section, experiment.languages):
+            if is_first:
+                # A language without a calibration cannot be scored, even unvalidated.
+                unvalidated = section.unvalidated_languages and section.calibration is None
                 check_languages(scorer, experiment.languages, unvalidated)
+            elif not scored_languages(scorer, section, experiment.languages):
+                raise InputError(
+                    f"score: {name} was validated on none of the languages of the prompts, "
+                    f"{', '.join(experiment.languages)} (it was on: {', '.join(scorer.validated) or 'none'}). Leave it "
+                    "out, or set its unvalidated_languages: true, and the report will mark them"
+                )
             identity = ScorerId.of(scorer)
         elif (recorded := _recorded_id(planned)) is not None:
             identity = recorded
