@@ -65,14 +65,17 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _change_first(scorers: list[Any], changes: dict[str, Any]) -> list[Any]:
-    """Return a list of ``score`` sections with changes of the first one."""
-    if "scorer" in changes or not scorers or not isinstance(scorers[0], dict):
+    """Return a list of ``score`` sections with changes of the first one; a list of anything else as it is."""
+    if "scorer" in changes:
         names = [section.get("scorer", "embedding") if isinstance(section, dict) else section for section in scorers]
         listed = ", ".join(map(str, names))
         raise InputError(
-            f"score.scorer: {changes.get('scorer')} in the place of one of several scorers ({listed}): which one is "
-            "not said. Name all that are to score: --score NAME --score NAME"
+            f"score.scorer: {changes['scorer']} in the place of one of several scorers ({listed}): which one is "
+            "not said. Name all that are to score, --score NAME --score NAME, or that one alone: "
+            f"--score '[{{scorer: {changes['scorer']}}}]'"
         )
+    if not scorers or not isinstance(scorers[0], dict):
+        return scorers
     return [merge(scorers[0], changes), *scorers[1:]]
 
 

@@ -32,18 +32,14 @@ from xgray.evaluate.rows import LanguageRows
 from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
 from xgray.rows import item_ids
-from xgray.stats.agreement import mean, spearman
+from xgray.stats.agreement import Name, Resampled, Sample, mean, nan_mean, resample_together, spearman
 from xgray.stats.bootstrap import (
     CHUNK,
     CountStatistic,
     Estimate,
     FloatArray,
     IntArray,
-    Stratum,
-    average_seed,
     draw_seed,
-    estimate,
-    estimate_average,
     ratio_statistic,
 )
 from xgray.stats.values import MetricChange, MetricValue
@@ -53,7 +49,10 @@ ScoredModels = Mapping[str, Mapping[str, LanguageRows]]
 
 NO_SCORES = "no completion has a score"
 NOT_DEFINED = "one of the two scorers gives all texts the same score"
+SCORERS = "scorers"
 MEASURES = ("spearman", "same_side")
+MAX_RESAMPLES = 1000
+"""Resamples of an agreement, at most: each sorts all completions anew, and its interval is narrow."""
 
 
 def languages_of(rows: Mapping[str, ScoredModels]) -> list[str]:
@@ -226,32 +225,30 @@ def pair_agreement(
 ) -> PairAgreement:
     """Return how far two scorers agree in each language, and on average over the languages that both scored.
 
+    Prompts are drawn with all of their texts, and translations of a prompt together.
+
     Args:
         names: of the two scorers.
         texts: by language.
     """
     scored = {language: each for language, each in texts.items() if len(each.first)}
-    statistics = {
-        language: dict(zip(MEASURES, _agreement_statistics(each, section.threshold), strict=True))
+    samples = {
+        language: Sample(_agreement_statistics(each, section.threshold), each.items)
         for language, each in scored.items()
     }
-    label = "/".join(names)
+    resamples = min(section.resamples, MAX_RESAMPLES)
+    drawn = resample_together(samples, resamples, draw_seed(seed, *names)) if samples else {}
     values: dict[str, dict[str, MetricValue]] = {language: {} for language in scored}
     averages: dict[str, MetricValue] = {}
     for measure in MEASURES:
-        strata: dict[str, Stratum] = {}
+        defined: list[Resampled] = []
         for language, each in scored.items():
-            statistic, seeds = statistics[language][measure], draw_seed(seed, language, label, measure)
-            drawn = estimate(statistic, len(each.items), section.resamples, seeds)
-            values[language][measure] = _value(drawn, section.confidence)
-            if not np.isnan(drawn.value):
-                strata[language] = Stratum(statistic, each.items)
-        if len(strata) == 1:
-            (language,) = strata
-            averages[measure] = {**values[language][measure]}
-        else:
-            averages[measure] = _average(strata, section, seed, f"{label}/{measure}")
-        if strata and (left_out := [language for language in scored if language not in strata]):
+            found = drawn[language][SCORERS, measure]
+            values[language][measure] = _value(found, len(each.items), section.confidence)
+            defined += [] if np.isnan(found.value) else [found]
+        averages[measure] = _average(defined, scored, section.confidence)
+        left_out = [language for language in scored if values[language][measure]["value"] is None]
+        if defined and left_out:
             averages[measure]["reason"] = f"without {' '.join(left_out)}"
     return {
         "scorers": list(names),
@@ -264,17 +261,24 @@ def _agreement(num_texts: int, values: Mapping[str, MetricValue]) -> Agreement:
     return {"num_texts": num_texts, "spearman": values["spearman"], "same_side": values["same_side"]}
 
 
-def _average(strata: Mapping[str, Stratum], section: Evaluate, seed: int, name: str) -> MetricValue:
-    if not strata:
+def _average(defined: Sequence[Resampled], scored: Mapping[str, PairedTexts], confidence: float) -> MetricValue:
+    """Return the mean over languages; all are from the same resamples, so that a mean of resamples is one of it."""
+    if not defined:
         return _no_value("no language has a value")
-    seeds = average_seed(seed, list(strata), name)
-    return _value(estimate_average(list(strata.values()), section.resamples, seeds), section.confidence)
+    mean_value = float(np.mean([each.value for each in defined]))
+    distribution = nan_mean([each.distribution for each in defined])
+    smallest = min(len(each.items) for each in scored.values())
+    return _value(Resampled(mean_value, distribution), smallest, confidence)
 
 
-def _agreement_statistics(texts: PairedTexts, threshold: float) -> tuple[CountStatistic, CountStatistic]:
+def _agreement_statistics(texts: PairedTexts, threshold: float) -> dict[Name, CountStatistic]:
     """Return the rank correlation and the share on the same side of the threshold, over prompts."""
     same_side = ((texts.first >= threshold) == (texts.second >= threshold)).astype(np.float64)
-    return _over_prompts(spearman(texts.first, texts.second), texts), _over_prompts(mean(same_side), texts)
+    statistics = spearman(texts.first, texts.second), mean(same_side)
+    return {
+        (SCORERS, measure): _over_prompts(statistic, texts)
+        for measure, statistic in zip(MEASURES, statistics, strict=True)
+    }
 
 
 def _over_prompts(statistic: CountStatistic, texts: PairedTexts) -> CountStatistic:
@@ -288,18 +292,18 @@ def _over_prompts(statistic: CountStatistic, texts: PairedTexts) -> CountStatist
     return CountStatistic(len(texts.items), from_counts)
 
 
-def _value(drawn: Estimate, confidence: float) -> MetricValue:
+def _value(found: Resampled, num_prompts: int, confidence: float) -> MetricValue:
     """Return a value with its interval. Resamples without a value are left out, if few enough to fit into one tail."""
-    if np.isnan(drawn.value):
+    if np.isnan(found.value):
         return _no_value(NOT_DEFINED)
-    if drawn.distribution is None:
-        return drawn.to_dict(confidence)
-    defined = drawn.distribution[~np.isnan(drawn.distribution)]
-    num_undefined = len(drawn.distribution) - len(defined)
-    if num_undefined > len(drawn.distribution) * (1 - confidence) / 2:
-        reason = f"not defined in {num_undefined} of {len(drawn.distribution)} resamples"
-        return {"value": drawn.value, "low": None, "high": None, "reason": reason}
-    return Estimate(drawn.value, defined).to_dict(confidence)
+    if num_prompts < 2:
+        return Estimate(found.value, None).to_dict(confidence)
+    defined = found.distribution[~np.isnan(found.distribution)]
+    num_undefined = len(found.distribution) - len(defined)
+    if num_undefined > len(found.distribution) * (1 - confidence) / 2:
+        reason = f"not defined in {num_undefined} of {len(found.distribution)} resamples"
+        return {"value": found.value, "low": None, "high": None, "reason": reason}
+    return Estimate(found.value, defined).to_dict(confidence)
 
 
 def _no_value(reason: str) -> MetricValue:

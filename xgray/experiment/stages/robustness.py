@@ -8,6 +8,7 @@ An experiment with one scorer does not have it. It leaves ``evaluate`` as it is,
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from xgray.config.stages import scoring_stage
@@ -53,8 +54,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     for name, scoring in _scoring_stages(plan).items():
         for stage in plan.by_model(scoring).values():
             stage.require()
-        of_scorer = {model: read_language_rows(plan.run, model, attribute, False, scoring) for model in plan.models}
-        rows[name] = of_scorer
+        rows[name] = {model: _without_texts(plan, model, attribute, scoring) for model in plan.models}
     total = 2 * len(rows) + 1
     on_progress(planned.label, 0, total)
     values, comparisons = {}, {}
@@ -79,6 +79,12 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     planned.folder.write_json("metrics.json", metrics)
     counts = {"num_scorers": len(rows), "num_languages": len(metrics["languages"])}
     return StageResult(counts=counts, device="cpu", seconds=time.perf_counter() - began)
+
+
+def _without_texts(plan: Plan, model: str, attribute: str, scoring: str) -> dict[str, LanguageRows]:
+    """Return a model's scores by one scorer. The completions, which no metric here reads, are not kept in memory."""
+    rows = read_language_rows(plan.run, model, attribute, with_perplexity=False, scoring=scoring)
+    return {language: replace(of_language, completions=[]) for language, of_language in rows.items()}
 
 
 def _scoring_stages(plan: Plan) -> dict[str, str]:
