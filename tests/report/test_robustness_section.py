@@ -93,6 +93,12 @@ def test_each_finding_says_under_which_scorers_it_holds(page):
     assert set(marked) >= {"▼ made alone", "▼ made alone, no other scored it"}
 
 
+def test_the_other_tables_mark_what_one_scorer_alone_shows(page):
+    rows = {name: page.section("values").rows_of(name)[0] for name in ("English", "German")}
+    verdicts = {name: next(cell for cell in row if "improved" in cell) for name, row in rows.items()}
+    assert verdicts == {"English": "▼ improved", "German": "▼ improved ‡"}
+
+
 def test_agreement_is_shown_with_its_interval_and_reasons(page):
     section = page.section("robustness")
     english, german = (section.rows_of(name)[-1] for name in ("English", "German"))
@@ -131,6 +137,7 @@ def test_the_console_shows_the_same(run_and_experiment, capsys):
     assert "guard-tiny did not score" in printed
     assert "under every scorer in 1 of 3 languages" in printed
     assert "Spearman 1.000" in printed
+    assert "▼ made alone, no other scored it" in printed
 
 
 def test_the_stage_of_every_scorer_is_in_the_provenance(page):

@@ -138,7 +138,25 @@ def print_robustness(metrics: RobustnessMetrics) -> None:
             f"same side of {metrics['threshold']:g} {share.with_interval(average['same_side'])} %"
         )
     for variant in metrics["findings"]:
+        _print_findings(metrics, variant)
         print_line(f"{variant}: {robustness_in_words(metrics, variant)}")
+
+
+def _print_findings(metrics: RobustnessMetrics, variant: str) -> None:
+    """Print each language's change of EMT under every scorer, and under which of them it is significant."""
+    from xgray.report.summary import finding_label
+
+    metric, found = METRICS["emt"], metrics["findings"][variant]["emt"]
+    table = new_table("language", *metrics["scorers"], "significant under", text_columns=["significant under"])
+    for language in [*metrics["languages"], None]:
+        finding = found["average"] if language is None else found["languages"].get(language)
+        row = ["average" if language is None else language]
+        for of_scorer in metrics["comparisons"].values():
+            changes = of_scorer[variant]
+            change = (changes["average"] if language is None else changes["languages"].get(language, {})).get("emt")
+            row.append(metric.text(None if change is None else change["difference"], signed=True))
+        table.add_row(*row, finding_label(finding) if finding else "not tested")
+    print_table(table, f"{variant}: change of EMT under every scorer")
 
 
 def _print_bounds(metrics: EvaluateMetrics) -> None:

@@ -74,6 +74,20 @@ def shown_alone(finding: Finding) -> str:
     return scorer if len(finding["tested"]) > 1 else f"{scorer}, the only one that scored it"
 
 
+def finding_label(finding: Finding) -> str:
+    """Return a finding in a few signs: ``▼ all 2``, ``▼ embedding alone``, ``none``."""
+    shown, num_tested = ", ".join(finding["fell"] or finding["rose"]), len(finding["tested"])
+    arrow = {"fell": "▼ ", "rose": "▲ ", None: ""}[finding["direction"]]
+    match finding["holds"]:
+        case "all":
+            return f"{arrow}all {num_tested}"
+        case "some":
+            return f"{arrow}{len(finding['fell'] or finding['rose'])} of {num_tested}: {shown}"
+        case "one":
+            return f"{arrow}{shown} alone{', no other scored it' if num_tested == 1 else ''}"
+    return "not tested" if finding["holds"] == "untested" else finding["holds"]
+
+
 def finding_in_words(finding: Finding) -> str:
     """Return a finding after its subject: ``fell under every scorer``, ``fell under embedding alone``."""
     shown = ", ".join(finding["fell"] or finding["rose"])

@@ -18,7 +18,7 @@ from xgray.report.figures import (
 from xgray.report.files import RunFiles, language_name
 from xgray.report.metrics import METRICS, MISSING, Metric
 from xgray.report.sections import Section
-from xgray.report.summary import finding_in_words, robustness_in_words, verdict
+from xgray.report.summary import finding_in_words, finding_label, robustness_in_words, verdict
 from xgray.report.tables import UNVALIDATED, Cell, Table, count_cell, value_cell
 
 if TYPE_CHECKING:
@@ -95,21 +95,9 @@ def _finding_table(metrics: RobustnessMetrics, name: MetricName) -> Table:
 def _finding_cell(finding: Finding | None) -> Cell:
     if finding is None or finding["holds"] == "untested":
         return Cell(MISSING, reason="no scorer has scores of both models")
-    shown = finding["fell"] or finding["rose"]
-    tone = {"all": "better" if finding["fell"] else "worse", "one": "weak", "contradicted": "weak"}.get(
-        finding["holds"], ""
-    )
-    text = {
-        "all": f"all {len(finding['tested'])}",
-        "some": f"{len(shown)} of {len(finding['tested'])}: {', '.join(shown)}",
-        "one": f"{', '.join(shown)} alone",
-        "none": "none",
-        "contradicted": "contradicted",
-    }[finding["holds"]]
-    arrow = {"fell": "▼ ", "rose": "▲ ", None: ""}[finding["direction"]]
-    if len(finding["tested"]) == 1 and shown:
-        text += ", no other scored it"
-    return Cell(arrow + text, sort=text, note=finding_in_words(finding), tone=tone)
+    tones = {"all": "better" if finding["fell"] else "worse", "one": "weak", "contradicted": "weak"}
+    text, tone = finding_label(finding), tones.get(finding["holds"], "")
+    return Cell(text, sort=text, note=finding_in_words(finding), tone=tone)
 
 
 def _value(metrics: RobustnessMetrics, name: MetricName, scorer: str, language: str | None) -> MetricValue | None:
