@@ -65,6 +65,11 @@ class Run:
         return [BASE, *(variant.name for variant in self.experiment.variants)]
 
     @property
+    def scorers(self) -> list[str]:
+        """The names of the scorers; that of all tables first."""
+        return self.experiment.scorer_names
+
+    @property
     def status(self) -> RunState:
         """How far every stage is."""
         return run_state(self.folder)
@@ -118,21 +123,26 @@ class Run:
         """
         return self._rows("generate", model, language, schema(Completions))
 
-    def scores(self, model: str = BASE, language: str | None = None) -> pa.Table:
+    def scores(self, model: str = BASE, language: str | None = None, scorer: str | None = None) -> pa.Table:
         """Return the scores of a model's completions, one row for each prompt.
 
         Args:
             model: ``base`` or a variant's name.
             language: a language code; all languages by default.
+            scorer: one of :attr:`scorers`; the first one by default.
 
         Returns:
             Columns ``prompt_id``, ``language``, ``model``, ``scores`` (a list of k structs, one field for each
             attribute), ``errors`` (why a completion has no score), ``scorer`` and ``scorer_version``.
 
         Raises:
-            InputError: the run does not have the model.
+            InputError: the run does not have the model or the scorer.
         """
-        return self._rows("score", model, language, schema(Scores))
+        from xgray.config.stages import scoring_stage
+
+        self.experiment.score_section(scorer)
+        stage = scoring_stage(None if scorer == self.scorers[0] else scorer)
+        return self._rows(stage, model, language, schema(Scores))
 
     def _rows(self, stage: str, model: str, language: str | None, columns: pa.Schema) -> pa.Table:
         import pyarrow.compute as pc

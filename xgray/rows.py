@@ -25,6 +25,9 @@ EMPTY_TEXT = "empty text"
 NOT_ARCHIVED = "not in the score store"
 """The error of a text that is scored from archived scores alone, which lack it."""
 
+NOT_VALIDATED = "not scored: the scorer was not validated in this language"
+"""The error of a completion without a score because of its language; it is counted by itself, as no failure."""
+
 AttributeScores = dict[str, float | None]
 """One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""
 

@@ -167,12 +167,21 @@ def _make_plan(arguments: tuple[str, ...], section: str | None, force: bool) -> 
 
 def _result(plan: Plan, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the run's metrics, the manifests of the stages ``names``, and the metrics of those inside the network."""
-    chosen = [planned for planned in plan.stages if planned.name in names]
+    chosen = [planned for planned in plan.stages if planned.stage.command in names]
     inside = [planned for planned in chosen if planned.stage.inside and planned.is_finished]
     evaluate = plan.stage("evaluate")
     return {
         "run": plan.run.uri,
         "stages": {planned.label: planned.place.manifest() for planned in chosen},
         "metrics": evaluate.folder.read_mapping("metrics.json") if evaluate.is_finished else None,
+        **_robustness(plan),
         "mechanism": {planned.label: planned.folder.read_mapping("metrics.json") for planned in inside},
     }
+
+
+def _robustness(plan: Plan) -> dict[str, Any]:
+    """Return the metrics of all scorers, where there are several; they are None while they are not computed."""
+    planned = plan.find("robustness")
+    if planned is None:
+        return {}
+    return {"robustness": planned.folder.read_mapping("metrics.json") if planned.is_finished else None}

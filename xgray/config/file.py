@@ -18,6 +18,9 @@ from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
 from xgray.storage.parse import check_values, read_small_file
 
+EMBEDDED_SCORER = "embedding"
+"""The scorer that comes with the package as a whole, so that no file describes it."""
+
 
 class _Constructor(SafeConstructor):
     """Constructs plain Python values; whatever is wrong with a node becomes an error with its line."""
@@ -70,13 +73,15 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:
     """Return ``--train.learning-rate 5e-6 --languages en,de`` as nested values; a value is YAML text.
 
-    ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them.
+    ``--score NAME`` stands for all fields of a shipped scorer or of a scorer's file; later options change them. Given
+    again, it adds a scorer to a list, of which later options change the first.
 
     Raises:
         InputError: a token has another form, a value is not valid YAML, there is no such scorer, or a section is given
             a value of its own and one of its fields another.
     """
     values: dict[str, Any] = {}
+    num_scorers = 0
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
@@ -96,7 +101,9 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
         if path == ["languages"] and isinstance(value, str):
             value = value.split(",")
         if path == ["score"] and isinstance(value, str):
-            value = load_score(value)
+            value, num_scorers = load_score(value), num_scorers + 1
+            if num_scorers > 1 or isinstance(values.get("score"), list):
+                value = [*_as_list(values["score"]), value]
         _refuse_section_and_field(values, path, value)
         for key in reversed(path):
             value = {key: value}
@@ -104,13 +111,19 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
     return values
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _refuse_section_and_field(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Refuse ``--train 5 --train.beta 1``, of which one would be lost."""
+    """Refuse ``--train 5 --train.beta 1``, of which one would be lost; fields of a list change its first section."""
     given: Any = values
     for depth, key in enumerate(path):
         if key not in given:
             return
         given = given[key]
+        if isinstance(given, list) or isinstance(value, list):
+            return
         if isinstance(given, dict) != (depth < len(path) - 1 or isinstance(value, dict)):
             name = ".".join(path[: depth + 1]).replace("_", "-")
             raise InputError(f"--{name} is given a value of its own and one for a field of it; leave one of them out")
@@ -149,14 +162,17 @@ def load_score(name: str) -> dict[str, Any]:
     """Return the fields of the ``score`` section of a scorer's file.
 
     Args:
-        name: a file, or the name of one that comes with the package.
+        name: a file, the name of one that comes with the package, or ``embedding``, which needs no other field.
 
     Raises:
         InputError: there is no such file, or it holds no ``score`` section or something else beside it.
     """
     shipped = shipped_scorers()
+    if name == EMBEDDED_SCORER:
+        return {"scorer": EMBEDDED_SCORER}
     if name not in shipped and not Path(name).is_file():
-        raise InputError(f"--score: no file {name!r}, and no scorer of that name; there are: {', '.join(shipped)}")
+        known = ", ".join([EMBEDDED_SCORER, *shipped])
+        raise InputError(f"--score: no file {name!r}, and no scorer of that name; there are: {known}")
     path = shipped.get(name, Path(name))
     values = _read_file(path, "scorer's file")
     if not isinstance(values, dict) or list(values) != ["score"] or not isinstance(values["score"], dict):

@@ -7,7 +7,7 @@ experiment file does not set takes the experiment's ``protocol``; one that it se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -23,6 +23,8 @@ def switch_paths(section: type[BaseModel]) -> Iterator[tuple[SwitchPath, bool]]:
     The section's own field ``protocol``, if it has one, is among them.
     """
     for name, field in section.model_fields.items():
+        if get_origin(field.annotation) is list:
+            continue
         if get_args(field.annotation) == get_args(Switch):
             yield (name,), True
         for part in (field.annotation, *get_args(field.annotation)):
@@ -43,6 +45,31 @@ def with_protocol(values: Mapping[str, Any], protocol: str, experiment: type[Bas
     filled = dict(values)
     for path, is_there in switch_paths(experiment):
         if len(path) > 1 and (is_there or _names_section(filled, path[:-1])):
+            _set_default(filled, path, protocol)
+    for name, section in _sections_in_lists(experiment):
+        if isinstance(filled.get(name), list):
+            filled[name] = [_filled(item, protocol, section) for item in filled[name]]
+    return filled
+
+
+def _sections_in_lists(experiment: type[BaseModel]) -> Iterator[tuple[str, type[Section]]]:
+    """Yield the fields of an experiment that are lists of sections."""
+    for name, field in experiment.model_fields.items():
+        if get_origin(field.annotation) is list:
+            (part,) = get_args(field.annotation)
+            if isinstance(part, type) and issubclass(part, Section):
+                yield name, part
+
+
+def _filled(values: Any, protocol: str, section: type[Section]) -> Any:
+    """Return a section in a list with the switches that it leaves open."""
+    if isinstance(values, BaseModel):
+        values = values.model_dump(exclude_unset=True)
+    if not isinstance(values, Mapping):  # it is refused when it is validated
+        return values
+    filled = dict(values)
+    for path, is_there in switch_paths(section):
+        if is_there or _names_section(filled, path[:-1]):
             _set_default(filled, path, protocol)
     return filled
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -232,6 +234,14 @@ class Score(Section):
     @classmethod
     def _year_as_text(cls, archived: Any) -> Any:
         return str(archived) if isinstance(archived, int) and not isinstance(archived, bool) else archived
+
+    @property
+    def name(self) -> str:
+        """The scorer with its model, fit for a folder: ``embedding``, ``guard-Qwen3Guard-Gen-0.6B``."""
+        models = {"guard": self.guard and self.guard.model, **dict.fromkeys(LOADS_CLASSIFIER, self.classifier.model)}
+        model = models.get(self.scorer)
+        last = PurePath(model.id).name if model else self.openai.model if self.scorer == "openai" else None
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.scorer}-{last}" if last else self.scorer)
 
 
 class Serve(Section):

@@ -80,12 +80,36 @@ def shorten(value: Any) -> str:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` overridden by ``changes``, section by section. Neither is modified."""
+    """Return ``base`` overridden by ``changes``, section by section. Neither is modified.
+
+    Where ``score`` is a list of scorers, single fields change the first one.
+
+    Raises:
+        InputError: the changes name another scorer where there is a list of them.
+    """
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if key == "score" and isinstance(old, list) and isinstance(value, dict):
+            merged[key] = _change_first(old, value)
+        else:
+            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _change_first(scorers: list[Any], changes: dict[str, Any]) -> list[Any]:
+    """Return a list of ``score`` sections with changes of the first one; a list of anything else as it is."""
+    if "scorer" in changes:
+        names = [section.get("scorer", "embedding") if isinstance(section, dict) else section for section in scorers]
+        listed = ", ".join(map(str, names))
+        raise InputError(
+            f"score.scorer: {changes['scorer']} in the place of one of several scorers ({listed}): which one is "
+            "not said. Name all that are to score, --score NAME --score NAME, or that one alone: "
+            f"--score '[{{scorer: {changes['scorer']}}}]'"
+        )
+    if not scorers or not isinstance(scorers[0], dict):
+        return scorers
+    return [merge(scorers[0], changes), *scorers[1:]]
 
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -103,6 +127,19 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
             return []
         current = nested[0]
     return list(current.model_fields)
+
+
+OTHER_SCORES = "other_scores"
+"""The field of the experiment that holds all scorers of the list ``score`` but the first."""
+
+
+def _place_in_file(location: tuple[Any, ...], values: dict[str, Any]) -> tuple[Any, ...]:
+    """Return where a wrong value stands in the file, in which several scorers are one list."""
+    if location[:1] == (OTHER_SCORES,) and len(location) > 1:
+        return ("score", location[1] + 1, *location[2:])
+    if location[:1] == ("score",) and isinstance(values.get("score"), list):
+        return ("score", 0, *location[1:])
+    return location
 
 
 def validate(section: type[Any], values: dict[str, Any], where: str, prefix: str = "") -> Any:
@@ -124,7 +161,8 @@ def validate(section: type[Any], values: dict[str, Any], where: str, prefix: str
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            path = (prefix + ".".join(str(part)[:SHOWN] for part in problem["loc"])).removesuffix(".")
+            place = _place_in_file(problem["loc"], values)
+            path = (prefix + ".".join(str(part)[:SHOWN] for part in place)).removesuffix(".")
             if problem["type"] == "extra_forbidden":
                 known = fields_at(section, problem["loc"])
                 near = get_close_matches(str(problem["loc"][-1]), known, n=1)

@@ -152,7 +152,7 @@ def run_pipeline(
         if settings.generate:
             tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_sampled)
         if settings.score:
-            tallies["score", name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
+            tallies[settings.scoring, name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
     new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.unsampled]
     unscored: list[Item] = [
         {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
@@ -301,7 +301,9 @@ def _flow(
         sources.append(dataset(unscored))
     flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
     if settings.score:
-        num_scorers, wanted["score"] = place_scorers(capacity, settings.score, settings.generate if new else None)
+        num_scorers, wanted[settings.scoring] = place_scorers(
+            capacity, settings.score, settings.generate if new else None
+        )
         flow = flow.map_batches(
             ScoreActor,
             fn_constructor_args=arguments,
@@ -312,7 +314,7 @@ def _flow(
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
             **RESTARTS,
-            **wanted["score"],
+            **wanted[settings.scoring],
         )
     return flow, wanted
 

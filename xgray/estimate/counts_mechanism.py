@@ -57,7 +57,7 @@ def count_inside(experiment: Experiment, plan: Plan | None) -> list[InsideWork]:
     stages = [
         StageToCount(experiment, stage.name, model, plan.find(stage.name, model) if plan else None)
         for stage, model in stages_of(experiment)
-        if stage.name not in COUNTED_ELSEWHERE
+        if stage.command not in COUNTED_ELSEWHERE
     ]
     return [COUNTERS.get(stage.name, _count_unrated)(stage) for stage in stages]
 

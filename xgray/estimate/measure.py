@@ -124,6 +124,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         "prompts": experiment.prompts.model_copy(update={"limit": per_language}),
         "generate": generate.model_copy(update={"execution": execution}),
         "score": storeless,
+        "other_scores": [],
         "variants": [],
     }
     unfinished = [name for name, training in work.trainings.items() if training.num_steps > training.num_steps_done]

@@ -103,7 +103,9 @@ def read_completions(run: Folder, model: str) -> dict[str, LanguageRows]:
     return language_rows
 
 
-def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity: bool) -> dict[str, LanguageRows]:
+def read_language_rows(
+    run: Folder, model: str, attribute: str, with_perplexity: bool, scoring: str = "score"
+) -> dict[str, LanguageRows]:
     """Read a model's completions, scores and perplexities by language, in the order of :data:`LANGUAGES`.
 
     The scores of a prompt without a row of scores are NaN.
@@ -111,6 +113,7 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
     Args:
         attribute: the scored attribute, one of :data:`xgray.rows.ATTRIBUTES`.
         with_perplexity: whether to read perplexities; otherwise they are all NaN.
+        scoring: the stage whose scores are read; that of the first scorer by default.
 
     Raises:
         InputError: there are no completions, a prompt occurs twice, or a prompt's scores or perplexities are not as
@@ -119,7 +122,7 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
     """
     import pyarrow.compute as pc
 
-    stage_folder = StageFolder(run / "score" / model, "score", model)
+    stage_folder = StageFolder(run / scoring / model, scoring, model)
     folder = stage_folder.rows
     table = folder.read_parquet(schema(Scores), ["prompt_id", "scores"])
     _check_complete(stage_folder, table.num_rows)

@@ -12,13 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Model, Neuron
-from xgray.config.stages import stage_named, stage_names
+from xgray.config.stages import scoring_stage, stage_named, stage_names
 from xgray.errors import InputError, StageError
 from xgray.experiment.plan import Plan, PlannedStage, resolved_score, stage_module
 from xgray.runs.manifest import MANIFEST, FolderState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from xgray.score.scorer import ScorerId
 
 LOADING = ("train", "probe", "vectors", "activations", "retrieve", "capability")
 """The stages that load models whatever the engine is."""
@@ -42,6 +44,11 @@ def check_stages_exist(plan: Plan, names: Collection[str]) -> None:
     planned = {stage.name for stage in plan.stages}
     for name in names:
         stage = stage_named(name)
+        if stage.compares_scorers and name not in planned:
+            raise InputError(
+                f"{name}: the experiment has a single scorer; list several in score, or name them: "
+                "--score NAME --score NAME"
+            )
         if stage.section is None or name in planned:
             continue
         if getattr(plan.experiment, stage.section) is not None:
@@ -210,22 +217,64 @@ def _check_context(plan: Plan, stages: Sequence[PlannedStage], loaded: LoadedMod
 
 
 def check_scorer(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
-    """Build the scorer once, and refuse languages that it cannot score.
+    """Build each scorer that has something to do once, and refuse languages that it cannot score.
 
-    Building it refuses a missing key and the like, and fits a local scorer once for all workers.
+    Building it refuses a missing key and the like, and fits a local scorer once for all workers. The first scorer must
+    know all languages, each other one at least one of them.
 
     Raises:
-        InputError: the scorer cannot be built, or does not know a language.
+        InputError: a scorer cannot be built, does not know a language, or is the same as another one.
     """
-    if not any("scorer" in stage.stage.uses for stage in unfinished(selected, force)):
+    to_do = [stage for stage in unfinished(selected, force) if "scorer" in stage.stage.uses]
+    if not to_do:
         return
     from xgray.score.build import build_scorer
-    from xgray.score.scorer import check_languages
+    from xgray.score.scorer import ScorerId, check_languages
+    from xgray.score.validated_only import scored_languages
 
-    section = resolved_score(plan.experiment)
-    # A language without a calibration cannot be scored, even unvalidated.
-    unvalidated = section.unvalidated_languages and section.calibration is None
-    check_languages(build_scorer(section), plan.experiment.languages, unvalidated)
+    experiment = plan.experiment
+    found: dict[ScorerId, str] = {}
+    for name, planned in zip(experiment.scorer_names, _first_of_scorers(plan), strict=True):
+        is_first = name == experiment.scorer_names[0]
+        section = resolved_score(experiment, name)
+        if any(stage.stage.scorer == (None if is_first else name) for stage in to_do):
+            scorer = build_scorer(section)
+            if is_first:
+                # A language without a calibration cannot be scored, even unvalidated.
+                unvalidated = section.unvalidated_languages and section.calibration is None
+                check_languages(scorer, experiment.languages, unvalidated)
+            elif not scored_languages(scorer, section, experiment.languages):
+                raise InputError(
+                    f"score: {name} was validated on none of the languages of the prompts, "
+                    f"{', '.join(experiment.languages)} (it was on: {', '.join(scorer.validated) or 'none'}). Leave it "
+                    "out, or set its unvalidated_languages: true, and the report will mark them"
+                )
+            identity = ScorerId.of(scorer)
+        elif (recorded := _recorded_id(planned)) is not None:
+            identity = recorded
+        else:
+            continue
+        if identity in found:
+            raise InputError(
+                f"score: {found[identity]} and {name} are the same scorer: {identity.name}, version "
+                f"{identity.version}. It agrees with itself; leave one of them out"
+            )
+        found[identity] = name
+
+
+def _first_of_scorers(plan: Plan) -> list[PlannedStage | None]:
+    """Return, for each scorer, the stage in which it scores the first model."""
+    names: list[str | None] = [None, *plan.experiment.scorer_names[1:]]
+    return [plan.find(scoring_stage(name), plan.models[0]) for name in names]
+
+
+def _recorded_id(planned: PlannedStage | None) -> ScorerId | None:
+    """Return which scorer a finished stage was scored with; None where it does not say."""
+    from xgray.score.scorer import ScorerId
+
+    manifest = planned.place.manifest() if planned else None
+    scorer = manifest["measured"].get("scorer", {}) if manifest else {}
+    return ScorerId(scorer["scorer"], scorer["version"]) if {"scorer", "version"} <= scorer.keys() else None
 
 
 def check_mlps(experiment: Experiment, neurons: Sequence[Neuron] | None = None, field: str = "") -> None:
@@ -294,4 +343,4 @@ def _check_devices(plan: Plan, stages: Sequence[PlannedStage], has_cuda: bool) -
 def selected_stages(plan: Plan, names: Collection[str] | None) -> list[PlannedStage]:
     """Return the planned stages of these names, all of them for None, in the order in which they run."""
     names = stage_names() if names is None else names
-    return [stage for stage in plan.stages if stage.name in names]
+    return [stage for stage in plan.stages if stage.stage.command in names]

@@ -1,6 +1,7 @@
 """Plan an experiment: for every stage its folder, and the payload of all that its results depend on.
 
     train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
+                       score/{model}, score@{scorer}/{model} ─▶ robustness ─▶ report
     probe ─▶ vectors ─▶ activations/{model}, intervene ──────────────▶ report
     retrieve ─▶ transfer (with evaluate) ────────────────────────────▶ report
     capability/{model} ──────────────────────────────────────────────▶ report
@@ -217,7 +218,7 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
     ]
     with recorded_identities(cache(lambda: _recorded([place for _, place in places]))):
         for stage, place in places:
-            payload = {"version": stage.version, **stage_module(stage).payload(plan, place.model)}
+            payload = {"version": stage.version, **_payload(plan, stage, place.model)}
             plan.add(PlannedStage(stage, place, payload, protocol))
     return plan
 
@@ -240,6 +241,14 @@ def _recorded(places: Sequence[StageFolder]) -> frozenset[str]:
     return frozenset(found)
 
 
+def _payload(plan: Plan, stage: Stage, model: str | None) -> dict[str, Any]:
+    if stage.scorer is None:
+        return stage_module(stage).payload(plan, model)
+    from xgray.experiment.stages.score import payload_of_scorer
+
+    return payload_of_scorer(plan, stage.scorer, model)
+
+
 def inside_payload(
     plan: Plan, section: Section, inputs: Mapping[str, Any], model: str | None = None, **rest: Any
 ) -> dict[str, Any]:
@@ -257,10 +266,10 @@ def inside_payload(
     return {"inputs": {**weights, **inputs}, "section": fields, "dtype": dtype, **rest}
 
 
-def resolved_score(experiment: Experiment) -> Score:
-    """Return the ``score`` section with its score store filled in."""
+def resolved_score(experiment: Experiment, scorer: str | None = None) -> Score:
+    """Return the ``score`` section of a scorer, by default the first one, with its score store filled in."""
     from xgray.score.store.location import store_uri
 
-    section = experiment.score
+    section = experiment.score_section(scorer)
     execution = section.execution.model_copy(update={"store": store_uri(section, experiment.runs)})
     return section.model_copy(update={"execution": execution})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Experiment
@@ -16,6 +16,7 @@ from xgray.report.summary import (
     WEAK_AUC,
     agreement_in_words,
     before_and_after,
+    finding_in_words,
     floor_in_words,
     verdict,
 )
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 UNVALIDATED = "†"
 """Marks a language that the scorer was not validated on."""
+ALONE = "‡"
+"""Marks a change that one of several scorers alone shows, or that scorers contradict each other on."""
 VERDICTS = {"better": "improved", "worse": "worse", "unchanged": "not significant", "untested": "not tested"}
 BOUNDS = " Bounds: the value if all missing scores were 0, and if they all were 1."
 LOW_COVERAGE = 0.95
@@ -155,13 +158,24 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
                 change = files.metrics["comparisons"][variant]["languages"].get(language, {}).get(name)
                 base, tuned = measured
                 row += [value_cell(metric, value) for value in before_and_after(change, name, base, tuned)]
-                row += change_cells(metric, change)
+                row += _marked(files, name, variant, language, change_cells(metric, change))
             else:
                 row += [value_cell(metric, values[name]) for values in measured]
             row += [coverage_cell(measured)] if is_of_scores else []
             row += [_bounds_cell(metric, name, values) for values in measured] if shows_bounds else []
             table.rows.append(row)
     return table
+
+
+def _marked(files: RunFiles, name: MetricName, variant: str, language: str, cells: list[Cell]) -> list[Cell]:
+    """Return the cells of a change, the verdict marked where several scorers scored and one alone shows the change."""
+    if files.robustness is None or name not in TOXICITY:
+        return cells
+    found = files.robustness["findings"].get(variant, {}).get(name, {"languages": {}})["languages"].get(language)
+    if found is None or found["holds"] not in ("one", "contradicted"):
+        return cells
+    verdict_cell = cells[-1]
+    return [*cells[:-1], replace(verdict_cell, text=f"{verdict_cell.text} {ALONE}", note=finding_in_words(found))]
 
 
 def _bounds_cell(metric: Metric, name: MetricName, values: SampleMetrics) -> Cell:

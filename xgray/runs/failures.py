@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import chain
 
 from xgray.errors import StageError
-from xgray.rows import EMPTY_TEXT, NOT_ARCHIVED, Completions, Scores
+from xgray.rows import EMPTY_TEXT, NOT_ARCHIVED, NOT_VALIDATED, Completions, Scores
 from xgray.storage.folder import Folder
 
 MOST = 0.5
@@ -16,7 +16,7 @@ MOST = 0.5
 def refuse_failures(stage: str, folder: Folder, kind: type[Completions] | type[Scores], dependent: Folder) -> None:
     """Raise if most rows of a folder hold errors; the files of these rows are deleted, so that they are made again.
 
-    Empty completions are not counted. Texts that an archive lacks are one if it lacks all of them: a
+    Empty completions, and those in languages that are not scored, are not counted. Texts that an archive lacks are one if it lacks all of them: a
     part of them is a sample.
 
     Args:
@@ -65,6 +65,6 @@ def _errors(folder: Folder, file: str, kind: type[Completions] | type[Scores]) -
     if kind is Completions:
         return {prompt_id: [error] for prompt_id, error in zip(ids, errors, strict=True)}
     return {
-        prompt_id: [reason for reason in reasons if reason != EMPTY_TEXT]
+        prompt_id: [reason for reason in reasons if reason not in (EMPTY_TEXT, NOT_VALIDATED)]
         for prompt_id, reasons in zip(ids, errors, strict=True)
     }

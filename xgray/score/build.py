@@ -154,5 +154,7 @@ def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any)
     values = merge(merge({"score": defaults}, {"score": {"execution": {"store": store}}}), overrides)
     if others := [name for name in values if name != "score"]:
         raise InputError(f"--{others[0]}: only fields of the score section are taken here: --score.FIELD VALUE")
+    if isinstance(values["score"], list):
+        raise InputError(f"--score: {len(values['score'])} scorers are named, and this command takes one: --score NAME")
     section: Score = validate(Score, values["score"], "options")
     return section

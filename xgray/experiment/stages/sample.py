@@ -38,12 +38,16 @@ def run(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress) ->
             plan.require_model(stage.model or BASE)
     engine = engine_name(plan.experiment.generate) if plan.imported is None else None
     models = {stage.model for stage in planned}
-    targets = [target for target in _targets(plan, engine) if target.model in models]
+    targets = [target for target in pipeline_models(plan, engine) if target.model in models]
     return generate_and_score(plan, planned, targets, engine, on_progress)
 
 
-def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
-    """Return every model with the weights that an engine loads for it."""
+def pipeline_models(plan: Plan, engine: EngineName | None, scoring: str = "score") -> list[PipelineModel]:
+    """Return every model with the weights that an engine loads for it, and the folders of its rows.
+
+    Args:
+        scoring: the stage that scores, which has the folder of the scores.
+    """
     from xgray.distributed.actors import PipelineModel
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
@@ -55,7 +59,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
     for model in plan.models:
         weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, num_gpus))
         targets.append(
-            PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage("score", model).rows)
+            PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage(scoring, model).rows)
         )
     return targets
 
