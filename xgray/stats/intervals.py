@@ -138,7 +138,7 @@ def quantile_of(values: FloatArray, share: float = 0.5) -> QuantileEstimate:
     """
     num, present = len(values), ~np.isnan(values)
     ordered = np.sort(values[present])
-    value = float(np.quantile(ordered, share))
+    value = float(np.median(ordered) if share == 0.5 else np.quantile(ordered, share))
     below = np.where(present, (values < value) + 0.5 * (values == value), 0.0).sum(axis=1)
     counts = present.sum(axis=1)
     share_errors = (below - below.sum() / counts.sum() * counts) / counts.sum() * _correction(num)
