@@ -74,7 +74,7 @@ class Estimate:
             half = quantile * math.sqrt(self.variance)
             return self.value - half, self.value + half
         if self.kind == "share" and not self.is_average:
-            return wilson_interval(self.value, self.num_prompts, student(confidence, math.inf))
+            return share_interval(self.value, self.num_prompts, confidence)
         if self.variance < NO_SPREAD:
             return wilson_interval(self.value, len(self.errors), quantile)
         return wilson_interval(self.value, self.value * (1 - self.value) / self.variance, quantile)
@@ -366,6 +366,28 @@ def wilson_interval(share: float, num: float, quantile: float) -> tuple[float, f
     center = (share + ratio / 2) / (1 + ratio)
     half = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4) / (1 + ratio)
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def share_interval(share: float, num: int, confidence: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of ``num``, corrected where all but one to three are on one side.
+
+    Wilson's interval alone covers as little as .84 there; the nearer end is then that of a Poisson distribution (Brown,
+    Cai & DasGupta 2001, Statistical Science 16:101-133, sec. 4.1.1).
+    """
+    from scipy.special import gammaincinv
+
+    low, high = wilson_interval(share, num, student(confidence, math.inf))
+    most = 2 if num <= 50 else 3
+
+    def nearest(count: float) -> float:
+        return float(gammaincinv(count, 1 - confidence)) / num
+
+    hits = round(share * num, 9)  # a whole number but for rounding
+    if 1 <= hits <= most:
+        low = min(low, nearest(hits))
+    if 1 <= num - hits <= most:
+        high = max(high, 1 - nearest(num - hits))
+    return low, high
 
 
 def degrees_of_freedom(errors: FloatArray, max_df: float) -> float:
