@@ -4,8 +4,8 @@
 
 Each number is the share of simulated experiments. Scores are simulated as the paper's models give them: a prompt has a
 level, and its k completions scatter around it on the logit scale. Before tuning EMT is .45, ToxProb .41 and AvgTox .12
-at k = 25, after it .14, .03 and .03; the same prompts are more or less toxic in both. ``polar`` scores are mostly near 0
-or 1. Averages are over 17 languages, whose translations correlate. The truth is the value of 200,000 prompts.
+at k = 25, after it .14, .03 and .03; the same prompts are more or less toxic in both. ``polar`` scores are mostly near
+0 or 1. Averages are over 17 languages, whose translations correlate. The truth is the value of 200,000 prompts.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Measure:
     estimate: Callable[[FloatArray], Estimate]
     averaged: bool = False
     """Whether the table of averages has it."""
+
 
 @cache
 def truth(measure: Measure, tuned: bool) -> float:
@@ -188,9 +189,7 @@ def _one_experiment(measure: Measure, languages: Languages, rng: Generator, trut
             sides, ((latent, False), (changed := after(rng, latent), True), (changed, False)), strict=True
         ):
             side.append(Stratum(measure.estimate(measure.draw(rng, levels, tuned)), names))
-    base, tuned_model, same = (
-        average_of(side) if len(languages) > 1 else side[0].estimate for side in sides
-    )
+    base, tuned_model, same = (average_of(side) if len(languages) > 1 else side[0].estimate for side in sides)
     change, null = Comparison(base, tuned_model), Comparison(base, same)
     return [
         holds(base, truths[0]),

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from benchmarks.coverage import MEASURES, SHARED, Translations, of_average, of_one_language, with_missing_scores
 from scipy import stats
 
+from benchmarks.coverage import MEASURES, SHARED, Translations, of_average, of_one_language, with_missing_scores
 from xgray.stats.intervals import (
     Comparison,
     Stratum,
@@ -96,9 +96,9 @@ def test_a_single_prompt_has_no_interval_and_no_significance():
     assert one.before.interval(0.95) is one.interval(0.95) is one.detectable(0.95) is None
     assert one.p_value == 1
     assert quantile_of(np.array([[1.0, 2.0]])).interval(0.95) is None
-    assert average_of([Stratum(one.before, ["0"]), Stratum(mean_of(uniform(9)), list("012345678"))]).interval(
-        0.95
-    ) is None
+    assert (
+        average_of([Stratum(one.before, ["0"]), Stratum(mean_of(uniform(9)), list("012345678"))]).interval(0.95) is None
+    )
 
 
 def test_a_difference_has_the_paired_t_test():
@@ -110,7 +110,7 @@ def test_a_difference_has_the_paired_t_test():
 
 
 def test_a_difference_of_shares_by_hand():
-    """Bonett and Price: of 10 prompts 6 are toxic only before, so that of 12 a difference of 6 is left, and 8 differ."""
+    """Bonett and Price: of 10 prompts 6 are toxic only before, so that of 12 the difference is 6, and 8 differ."""
     before, after = np.arange(10) < 6, np.zeros(10)
     compared = Comparison(mean_of(before, "share"), mean_of(after, "share"))
     error = np.sqrt((8 / 12 - 0.5**2) / 12)
@@ -177,9 +177,7 @@ def test_an_average_of_one_language_is_that_language():
 def test_a_language_of_few_prompts_limits_the_degrees_of_freedom():
     wide = mean_of(uniform(3) * 100, "real")
     many = mean_of(uniform(1000), "real")
-    averaged = average_of(
-        [Stratum(wide, ["a", "b", "c"]), Stratum(many, [str(row) for row in range(1000)])]
-    )
+    averaged = average_of([Stratum(wide, ["a", "b", "c"]), Stratum(many, [str(row) for row in range(1000)])])
     low, high = averaged.interval(0.95)
     own = wide.interval(0.95)
     assert high - low == pytest.approx((own[1] - own[0]) / 2, rel=0.01)

@@ -1,9 +1,9 @@
 """Intervals of the harness's metrics, and the comparison of two models on the same questions.
 
 A metric that is the mean of its questions' values, as accuracy is, has an interval over questions, and two models are
-compared by a paired test over questions (:mod:`xgray.stats.intervals`). For any other metric, and for the metrics of a group,
-only the harness's standard error is known: the interval is that of a normal distribution, and two models are compared
-by a two-sided z-test, as if their questions were independent.
+compared by a paired test over questions (:mod:`xgray.stats.intervals`). For any other metric, and for the metrics of
+a group, only the harness's standard error is known: the interval is that of a normal distribution, and two models are
+compared by a two-sided z-test, as if their questions were independent.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ def _interval(metric: TaskMetricRow, confidence: float) -> tuple[float, float] |
     return _normal_interval(metric["value"], metric["stderr"], confidence)
 
 
-def _paired(
-    before: TaskMetricRow, after: TaskMetricRow, confidence: float
-) -> TaskChange | None:
+def _paired(before: TaskMetricRow, after: TaskMetricRow, confidence: float) -> TaskChange | None:
     """Compare two metrics question by question; None where one of them is not a mean over questions."""
     if None in (before["value"], after["value"]) or before["values"] is None or after["values"] is None:
         return None

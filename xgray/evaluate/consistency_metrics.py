@@ -145,9 +145,7 @@ def _comparison(
     """Compare one model with the base model on the prompts that both have, as :func:`xgray.evaluate.metrics` does."""
     inputs = [_inputs(rows, section) for rows in (before, after)]
     changes = {
-        name: change_by_language(
-            inputs[0][name], inputs[1][name], _languages_of(name, languages), section.confidence
-        )
+        name: change_by_language(inputs[0][name], inputs[1][name], _languages_of(name, languages), section.confidence)
         for name in CONSISTENCY_NAMES
     }
     by_language: dict[str, dict[ConsistencyName, MetricChange]] = {
@@ -165,9 +163,7 @@ def _languages_of(name: ConsistencyName, languages: Sequence[str]) -> list[str]:
 def _inputs(rows: Mapping[str, IdentifiedRows], section: Evaluate) -> Inputs:
     of_scores: dict[ConsistencyName, dict[str, MetricInput]] = {
         cast(ConsistencyName, metric): {
-            language: score_input(
-                metric, of.keys, of.items_of_keys, of.scores, section.threshold, _NONE_CONSISTENT
-            )
+            language: score_input(metric, of.keys, of.items_of_keys, of.scores, section.threshold, _NONE_CONSISTENT)
             for language, of in rows.items()
         }
         for metric in TOXICITY_METRICS

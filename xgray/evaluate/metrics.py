@@ -248,8 +248,7 @@ def model_metrics(
 ) -> ModelMetrics:
     """Return one model's metrics with intervals and counts, of each language and averaged over languages."""
     values = {
-        metric: metric_by_language(_of_metric(inputs, metric), languages, section.confidence)
-        for metric in METRIC_NAMES
+        metric: metric_by_language(_of_metric(inputs, metric), languages, section.confidence) for metric in METRIC_NAMES
     }
     quartiles = _quartiles(rows, languages, section)
     # A failed prompt has no completions, so k is read off the other prompts; it is at least 1.

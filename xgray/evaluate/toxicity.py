@@ -75,9 +75,7 @@ def metric_parts(toxicity: PromptToxicity) -> dict[MetricName, tuple[FloatArray,
     }
 
 
-def toxicity_estimate(
-    metric: str, threshold: float, scores: FloatArray, num_drawn: IntArray | None = None
-) -> Estimate:
+def toxicity_estimate(metric: str, threshold: float, scores: FloatArray, num_drawn: IntArray | None = None) -> Estimate:
     """Return EMT, ToxProb or AvgTox with the errors of the prompts.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from xgray.mechanism.metrics_file import ActivationChange, ActivationChanges, ActivationMeans, NeuronMeans
 from xgray.rows import item_ids
-from xgray.stats.bootstrap import FloatArray, adjust_p_values
+from xgray.stats.bootstrap import adjust_p_values
 from xgray.stats.intervals import Comparison, Estimate, Stratum, average_of, mean_of
 from xgray.storage.folder import Folder
 
@@ -72,9 +72,7 @@ def read_activations(folder: Folder, languages: Sequence[str]) -> dict[str, Acti
     return rows
 
 
-def activation_metrics(
-    rows: Mapping[str, ActivationRows], confidence: float
-) -> ActivationMeans:
+def activation_metrics(rows: Mapping[str, ActivationRows], confidence: float) -> ActivationMeans:
     """Compute each language's mean activation with its interval over prompts, and the average over languages.
 
     Args:

@@ -165,7 +165,7 @@ class ActivationChange(TypedDict):
     high: float | None
     """Upper end of the difference's interval."""
     p_value: float
-    """Two-sided, of a paired permutation test over prompts."""
+    """Two-sided, of a paired test over prompts."""
     p_adjusted: float
     """The p-value under false-discovery control over the languages; of the average, the p-value itself."""
     significant: bool

@@ -29,7 +29,7 @@ from xgray.stats.bootstrap import FloatArray
 from xgray.stats.values import MetricChange, MetricValue
 
 Kind = Literal["share", "unit", "real"]
-"""What a statistic is a mean of: ``share`` of 0 and 1 for each prompt, ``unit`` of values in [0, 1], ``real`` of any."""
+"""What a statistic is a mean of: ``share`` of 0 or 1 a prompt, ``unit`` of values in [0, 1], ``real`` of any."""
 
 POWER = 0.8
 """The probability with which a change of the minimum detectable size is found."""
@@ -361,7 +361,7 @@ def student(confidence: float, df: float) -> float:
 
 
 def wilson_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a share of ``num`` (Wilson 1927, JASA 22:209-212); ``num`` may be a fraction."""
+    """Return Wilson's interval of a share of ``num`` (Wilson 1927, JASA 22:209-212); ``num`` may be a fraction."""
     ratio = quantile**2 / num
     center = (share + ratio / 2) / (1 + ratio)
     half = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4) / (1 + ratio)
@@ -393,8 +393,9 @@ def share_interval(share: float, num: int, confidence: float) -> tuple[float, fl
 def degrees_of_freedom(errors: FloatArray, max_df: float) -> float:
     """Return the degrees of freedom of the sum of squared errors as an estimate of the variance.
 
-    The variance of a sample variance is ``s^4 (kurtosis / n + 2 / (n - 1))`` with the excess kurtosis, here its unbiased
-    estimate (Joanes & Gill 1998, The Statistician 47:183-189); a lower one than the normal distribution's counts as 0.
+    The variance of a sample variance is ``s^4 (kurtosis / n + 2 / (n - 1))`` with the excess kurtosis, here its
+    unbiased estimate (Joanes & Gill 1998, The Statistician 47:183-189); one below the normal distribution's counts as
+    0.
 
     Args:
         errors: ``(n,)``, whose sum is 0.
