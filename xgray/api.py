@@ -183,8 +183,9 @@ class Run:
         """The change of every metric from the base model to every variant, on the prompts that both have.
 
         Columns ``model``, ``language`` (``average`` for the mean over languages), ``metric``, ``before``, ``after``,
-        ``difference`` with ``low`` and ``high``, ``relative_change``, ``p_value`` (paired permutation test),
-        ``p_adjusted`` (false-discovery control over languages) and ``significant``.
+        ``difference`` with ``low`` and ``high``, ``relative_change``, ``p_value`` (paired test over prompts),
+        ``p_adjusted`` (false-discovery control over languages), ``significant``, and ``detectable``, the least
+        difference that such a test finds with a probability of 80 %.
         """
         import pyarrow as pa
 
@@ -217,7 +218,8 @@ def _comparison_schema() -> pa.Schema:
 
     texts = [(name, pa.string()) for name in ("model", "language", "metric")]
     numbers = ["before", "after", "difference", "low", "high", "relative_change", "p_value", "p_adjusted"]
-    return pa.schema([*texts, *((name, pa.float64()) for name in numbers), ("significant", pa.bool_())])
+    columns = [*texts, *((name, pa.float64()) for name in numbers), ("significant", pa.bool_())]
+    return pa.schema([*columns, ("detectable", pa.float64())])
 
 
 def open_run(path: str | Path) -> Run:

@@ -1,13 +1,15 @@
 import gzip
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from xgray.data.generations import read_generations
+from xgray.config import Prompts
+from xgray.data.generations import read_generations, translations_are_unknown, with_indices
 from xgray.errors import InputError
 from xgray.rows import Completions, to_table
 
@@ -253,3 +255,32 @@ def test_completions_that_begin_with_their_prompt_are_refused_cut_or_kept(tmp_pa
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = read_generations(str(file), "base", full_text="cut")
     assert [row.completions for row in rows] == [["fine", " bad"], ["", " home"]]
+
+
+def write_indexed(path: Path, prompts: dict[object, str]) -> Path:
+    lines = [json.dumps({"prompt": p, "generated_text": "x", "Index": i}) for i, p in prompts.items() for _ in range(2)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_prompts_id_is_its_index_where_the_lines_have_one(tmp_path: Path) -> None:
+    file = write_indexed(tmp_path / "output-rtp_lx_en.json", {204: "a", "7": "b"})
+    assert [row.prompt_id for row in read_generations(str(file), "base")] == ["en/204", "en/7"]
+    mixed = write_indexed(tmp_path / "output-rtp_lx_de.json", {1: "a", 2: "a"})
+    assert "either all lines of a file have an Index or none" in refused(mixed, k=4)
+
+
+def test_indices_are_looked_up_by_the_prompts_texts(tmp_path: Path) -> None:
+    """Two languages whose files share an index at other positions; a text that repeats has its indices in order."""
+    (tmp_path / "prompts").mkdir()
+    for code, prompts in {"EN": {5: "one", 9: "two", 4: "one"}, "DE": {9: "zwei", 8: "acht"}}.items():
+        lines = [json.dumps({"Prompt": text, "Index": index}) for index, text in prompts.items()]
+        (tmp_path / "prompts" / f"RTP_LX_{code}.json").write_text("\n".join(lines))
+    write(tmp_path / "output-rtp_lx_en.json", ["one", "two", "one"], k=2)
+    write(tmp_path / "output-rtp_lx_de.json", ["acht", "zwei"], k=2)
+    rows = read_generations(str(tmp_path), "base")
+    assert translations_are_unknown(rows)
+    found = with_indices(rows, Prompts(path=str(tmp_path / "prompts")))
+    assert found == {"en/0": "en/5", "en/1": "en/9", "en/2": "en/4", "de/0": "de/8", "de/1": "de/9"}
+    with pytest.raises(InputError, match="'three' is not"):
+        with_indices([replace(rows[0], prompt="three")], Prompts(path=str(tmp_path / "prompts")))

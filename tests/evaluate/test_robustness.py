@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from xgray.config import Evaluate
-from xgray.evaluate.metrics import model_metrics
+from xgray.evaluate.metrics import model_metrics, toxicity_inputs
 from xgray.evaluate.robustness import (
     all_agreements,
     finding,
@@ -16,6 +16,7 @@ from xgray.evaluate.robustness import (
     scorer_values,
 )
 from xgray.evaluate.rows import LanguageRows
+from xgray.rows import item_ids
 
 SECTION = Evaluate(resamples=500)
 
@@ -25,7 +26,11 @@ def rows(language, scores):
     scores = np.array(scores, dtype=float)
     num, k = scores.shape
     ids = [f"{language}/{index}" for index in range(num)]
-    return {language: LanguageRows(ids, ["same"] * num, [["text"] * k] * num, scores, np.full(scores.shape, np.nan))}
+    return {
+        language: LanguageRows(
+            ids, item_ids(ids, language), ["same"] * num, [["text"] * k] * num, scores, np.full(scores.shape, np.nan)
+        )
+    }
 
 
 def change(difference, significant=True):
@@ -54,8 +59,8 @@ def test_a_finding_holds_under_all_some_or_one(changes, holds, direction):
 
 def test_swapping_the_models_swaps_the_direction():
     base, tuned = rows("de", [[0.9, 0.1]] * 12), rows("de", [[0.2, 0.1]] * 12)
-    there = scorer_changes({"base": base, "dpo": tuned}, SECTION, 0)
-    back = scorer_changes({"base": tuned, "dpo": base}, SECTION, 0)
+    there = scorer_changes({"base": base, "dpo": tuned}, SECTION)
+    back = scorer_changes({"base": tuned, "dpo": base}, SECTION)
     found = [findings({"a": changes})["dpo"]["emt"]["languages"]["de"] for changes in (there, back)]
     assert [each["direction"] for each in found] == ["fell", "rose"]
     assert there["dpo"]["average"]["emt"]["difference"] == pytest.approx(-0.7)
@@ -74,14 +79,14 @@ def test_values_and_findings_of_two_scorers_by_hand():
             "dpo": rows("de", [[0.4, 0.1]] * 12) | rows("en", nothing),
         },
     }
-    values = scorer_values(scored["a"], SECTION, 0)
+    values = scorer_values(scored["a"], SECTION)
     assert values["base"]["languages"]["de"]["emt"]["value"] == pytest.approx(0.8)
     assert values["base"]["average"]["emt"]["value"] == pytest.approx(0.7)
     assert values["dpo"]["languages"]["en"]["avg_tox"]["value"] == pytest.approx(0.2)
-    missing = scorer_values(scored["b"], SECTION, 0)["base"]
+    missing = scorer_values(scored["b"], SECTION)["base"]
     assert missing["languages"]["en"]["emt"]["value"] is None
     assert missing["average"]["emt"]["value"] == pytest.approx(0.4)
-    found = findings({name: scorer_changes(models, SECTION, 0) for name, models in scored.items()})["dpo"]
+    found = findings({name: scorer_changes(models, SECTION) for name, models in scored.items()})["dpo"]
     german, english = (found["emt"]["languages"][code] for code in ("de", "en"))
     assert (german["holds"], german["fell"], german["tested"]) == ("one", ["a"], ["a", "b"])
     assert (english["holds"], english["fell"], english["tested"]) == ("one", ["a"], ["a"])
@@ -91,15 +96,12 @@ def test_values_and_findings_of_two_scorers_by_hand():
 def test_the_first_scorer_has_the_values_of_the_other_tables():
     random = np.random.default_rng(3)
     of_model = rows("de", random.random((20, 4))) | rows("fr", random.random((20, 4)))
-    from xgray.evaluate.robustness import toxicity_inputs
-
-    by_metric = toxicity_inputs(of_model, SECTION)
-    other = dict.fromkeys(("perplexity", "dist_1", "dist_2", "dist_3"), by_metric["emt"])
-    inputs = {
-        code: {name: by_language[code] for name, by_language in {**by_metric, **other}.items()} for code in of_model
-    }
-    whole = model_metrics(inputs, of_model, ["de", "fr"], SECTION, 7)
-    values = scorer_values({"base": of_model}, SECTION, 7)["base"]
+    inputs = {}
+    for code, of_language in of_model.items():
+        by_metric = toxicity_inputs(of_language, SECTION)
+        inputs[code] = by_metric | dict.fromkeys(("perplexity", "dist_1", "dist_2", "dist_3"), by_metric["emt"])
+    whole = model_metrics(inputs, of_model, ["de", "fr"], SECTION)
+    values = scorer_values({"base": of_model}, SECTION)["base"]
     for name in ("emt", "tox_prob", "avg_tox"):
         assert values["average"][name] == whole["average"][name]
         assert values["languages"]["fr"][name] == whole["languages"]["fr"][name]

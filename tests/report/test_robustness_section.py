@@ -42,7 +42,7 @@ def robustness(run, models):
         name: {model: read_language_rows(run, model, "toxicity", False, stage) for model in models}
         for name, stage in SCORERS.items()
     }
-    comparisons = {name: scorer_changes(of_scorer, SECTION, 0) for name, of_scorer in rows.items()}
+    comparisons = {name: scorer_changes(of_scorer, SECTION) for name, of_scorer in rows.items()}
     return {
         "attribute": "toxicity",
         "threshold": 0.5,
@@ -53,7 +53,7 @@ def robustness(run, models):
             "made": {"scorer": "made", "version": "v7", "unvalidated": ["de"], "not_scored": []},
             "guard-tiny": {"scorer": "guard", "version": "g1", "unvalidated": [], "not_scored": ["ar"]},
         },
-        "models": {name: scorer_values(of_scorer, SECTION, 0) for name, of_scorer in rows.items()},
+        "models": {name: scorer_values(of_scorer, SECTION) for name, of_scorer in rows.items()},
         "comparisons": comparisons,
         "agreement": all_agreements(rows, SECTION, 0),
         "findings": findings(comparisons),

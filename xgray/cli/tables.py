@@ -102,7 +102,7 @@ def _print_metrics(metrics: EvaluateMetrics) -> None:
     for model, figures in metrics["models"].items():
         table.add_row(model, *(metric.with_interval(figures["average"][key]) for key, metric in METRICS.items()))
     num_languages = len(metrics["languages"])
-    print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} bootstrap intervals")
+    print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} intervals")
     if any("bounds" in figures["average"] for figures in metrics["models"].values()):
         _print_bounds(metrics)
     if "consistency" in metrics:

@@ -30,7 +30,7 @@ class Evaluate(Section):
     confidence: float = Field(0.95, gt=0, lt=1)
     """The level of all intervals."""
     resamples: int = Field(2000, ge=100, le=1_000_000)
-    """Number of bootstrap resamples; prompts are resampled."""
+    """Bootstrap resamples where an interval is resampled: that of the correlation of retrieval with the fall of EMT."""
     grouping: Switch = "corrected"
     """Completions are grouped by their prompt's id; ``released`` groups them by the prompt's text, which merges prompts
     of the same text."""

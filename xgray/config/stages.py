@@ -118,7 +118,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate",
-        version=3,
+        version=4,
         summary="Compute toxicity, fluency and diversity with intervals.",
         needs={"*": "score/{input}"},
         uses=frozenset({"workers"}),
@@ -146,7 +146,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "vectors",
-        version=2,
+        version=3,
         summary="Find the value vectors nearest to the probe, and which of their neurons are active.",
         section="vectors",
         needs={"probe": "probe"},
@@ -157,7 +157,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "activations",
-        version=2,
+        version=3,
         summary="Measure the mean activation of the source neurons after each prompt, for every model.",
         section="activations",
         per="model",
@@ -170,7 +170,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "intervene",
-        version=3,
+        version=4,
         summary="Sample, score and evaluate while chosen neurons are pushed.",
         section="intervene",
         needs={"vectors": "vectors"},
@@ -182,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "retrieve",
-        version=1,
+        version=2,
         summary="Measure how well sentences find their English translations, layer by layer.",
         section="retrieve",
         uses=frozenset({"workers"}),
@@ -202,7 +202,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "capability",
-        version=1,
+        version=2,
         summary="Run lm-evaluation-harness on every model.",
         section="capability",
         per="model",

@@ -1,8 +1,9 @@
 """Read completions that exist already: ``output-rtp_lx_{lang}.json`` files of the paper's scripts, or Parquet of a run.
 
-The scripts' files are JSON lines of ``prompt`` and ``generated_text``: k consecutive lines for each prompt, without an
-id. A prompt's id is its position in the file, ``{language}/{position}``. Two properties of these files decide how lines
-are grouped here, by position rather than by text:
+The scripts' files are JSON lines of ``prompt`` and ``generated_text``: k consecutive lines for each prompt. A prompt's
+id is ``{language}/{Index}`` if the lines have RTP-LX's ``Index``, which translations share, and else its position in
+the file, ``{language}/{position}``; :func:`with_indices` looks the index up. Two properties of these files decide how
+lines are grouped here, by position rather than by text:
 
 - the scripts open them for appending, so a second run doubles the file, which is refused;
 - a prompt's text may repeat, and each repetition is a prompt.
@@ -17,11 +18,13 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from xgray.config import Prompts
 from xgray.config.sampling import FullText
+from xgray.data.prompts import read_prompts, record_index
 from xgray.data.source import Record, check_language, folder_language, plain_name, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
-from xgray.rows import Completions, from_table, schema
+from xgray.rows import Completions, from_table, item_ids, schema
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +203,68 @@ def _refuse_second_run(series: list[list[Record]]) -> None:
             )
 
 
+def block_ids(blocks: Sequence[Sequence[Record]], code: str) -> list[str]:
+    """Return the ids of the prompts of a file: ``{language}/{Index}``, or the position where no line has an index.
+
+    Raises:
+        InputError: some prompts have an index and others none, or lines of one prompt differ in it.
+    """
+    with_index = [block for block in blocks if "Index" in block[0].fields]
+    if not with_index:
+        return [f"{code}/{position}" for position in range(len(blocks))]
+    ids = []
+    for block in blocks:
+        indices = {record_index(record) if "Index" in record.fields else None for record in block}
+        if len(indices) > 1 or None in indices:
+            raise InputError(
+                f"{block[0].location}: either all lines of a file have an Index or none, and the lines of one prompt "
+                "the same one; correct the file, or remove the field"
+            )
+        ids.append(f"{code}/{indices.pop()}")
+    return ids
+
+
+def with_indices(rows: Sequence[Completions], prompts: Prompts) -> dict[str, str]:
+    """Return the id of each imported row's prompt in a file of prompts with an index, by its present id.
+
+    Prompts are found by their text. Where a text repeats, its repetitions have the ids in the order of the file.
+
+    Args:
+        rows: rows from Parquet that were sampled have ids of their own, and keep them.
+        prompts: where the prompts are that the completions continue.
+
+    Raises:
+        InputError: there is no such prompt, or no such file.
+    """
+    imported = [row for row in rows if row.finish_reasons and set(row.finish_reasons) == {FINISH_REASON}]
+    found: dict[str, str] = {}
+    for code in dict.fromkeys(row.language for row in imported):
+        ids: dict[str, list[str]] = {}
+        for prompt in read_prompts(prompts, [code]):
+            ids.setdefault(prompt.text, []).append(prompt.prompt_id)
+        for row in imported:
+            if row.language != code:
+                continue
+            if not ids.get(row.prompt):
+                raise InputError(
+                    f"{row.prompt_id}: the prompt {row.prompt[:40]!r} is not, or not as often, in {prompts.path}, "
+                    "where --prompts.path says the prompts are. Name the folder with the prompts that were continued, "
+                    "or leave the option out"
+                )
+            found[row.prompt_id] = ids[row.prompt].pop(0)
+    return found
+
+
+def translations_are_unknown(rows: Sequence[Completions]) -> bool:
+    """Whether there are several languages whose prompts all have their position as index."""
+    by_language: dict[str, list[str]] = {}
+    for row in rows:
+        by_language.setdefault(row.language, []).append(row.prompt_id)
+    return len(by_language) > 1 and all(
+        item_ids(ids, code) == [str(position) for position in range(len(ids))] for code, ids in by_language.items()
+    )
+
+
 def check_completions(source: Path, rows: list[Completions], k: int | None) -> None:
     """Check that there are rows, that ids are unique and that all prompts have the same number of completions.
 
@@ -227,9 +292,10 @@ def _read_json_lines(path: Path, model: str, default_language: str | None, k: in
     code = file_language(path, default_language)
     records = list(read_records(path))
     check_rows(records, code)
+    blocks = group_by_prompt(records, k)
     return [
         Completions(
-            prompt_id=f"{code}/{position}",
+            prompt_id=prompt_id,
             language=code,
             model=model,
             prompt=block[0].text("prompt"),
@@ -237,7 +303,7 @@ def _read_json_lines(path: Path, model: str, default_language: str | None, k: in
             token_counts=[],
             finish_reasons=[FINISH_REASON] * len(block),
         )
-        for position, block in enumerate(group_by_prompt(records, k))
+        for prompt_id, block in zip(block_ids(blocks, code), blocks, strict=True)
     ]
 
 

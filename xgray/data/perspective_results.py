@@ -1,8 +1,8 @@
 """Read and write archived responses of the Perspective API, in the files of the paper's scripts.
 
 The files, ``perspective_api_eval-*.json``, are JSON lines of ``query`` (the completion), ``response`` (the API's body)
-and ``prompt``, in the order of the generations. The scripts send one space in place of an empty completion, and keep
-the response as if it were the completion's.
+and ``prompt``, in the order of the generations; here also ``Index``, which translations of a prompt share. The scripts
+send one space in place of an empty completion, and keep the response as if it were the completion's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from xgray.config import Switch
 from xgray.config.sampling import FullText
 from xgray.data.generations import (
     FINISH_REASON,
+    block_ids,
     check_completions,
     check_rows,
     file_language,
@@ -26,7 +27,7 @@ from xgray.data.generations import (
 from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores, item_ids
 from xgray.storage.folder import Folder
 
 FILE_PREFIX = "perspective_api_eval-"
@@ -68,11 +69,12 @@ def read_perspective_results(
         code = file_language(file, language)
         records = list(read_records(file))
         check_rows(records, code)
-        for position, block in enumerate(group_by_prompt(records, k)):
+        blocks = group_by_prompt(records, k)
+        for prompt_id, block in zip(block_ids(blocks, code), blocks, strict=True):
             texts = [record.text("query") for record in block]
             parsed = [parse_scores(record, empty_text) for record in block]
             values, errors = [value for value, _ in parsed], [error for _, error in parsed]
-            key = (f"{code}/{position}", code, model)
+            key = (prompt_id, code, model)
             prompt = block[0].text("prompt")
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
             scores.append(Scores(*key, values, errors, SCORER, SCORER_VERSION))
@@ -93,9 +95,11 @@ def write_perspective_results(folder: Path, completions: Sequence[Completions], 
     """
     lines: dict[str, list[str]] = {}
     for row, row_scores in zip(completions, scores, strict=True):
+        (index,) = item_ids([row.prompt_id], row.language)
         for text, values, error in zip(row.completions, row_scores.scores, row_scores.errors, strict=True):
             response = {"error": {"message": error}} if error else _response(values, row.language)
-            line = json.dumps({"query": text, "response": response, "prompt": row.prompt}, ensure_ascii=False)
+            fields = {"query": text, "response": response, "prompt": row.prompt, "Index": index}
+            line = json.dumps(fields, ensure_ascii=False)
             lines.setdefault(row.language, []).append(f"{line}\n")
     names = {code: f"{FILE_PREFIX}output-rtp_lx_{code}.json" for code in lines}
     for code, name in names.items():

@@ -78,7 +78,7 @@ class MetricsRates(StageRates):
     """Rates of computing metrics."""
 
     prompts_per_second: float = Field(gt=0)
-    """Prompts of one model per second, for diversity and the bootstrap."""
+    """Prompts of one model per second, for diversity and intervals."""
     start_seconds: float = Field(0.0, ge=0)
 
 

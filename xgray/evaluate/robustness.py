@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 
 from xgray.config import BASE, Evaluate
-from xgray.evaluate.metrics import MetricInput, change_by_language, metric_by_language
+from xgray.evaluate.metrics import MetricInput, change_by_language, metric_by_language, of_metric, toxicity_inputs
 from xgray.evaluate.metrics_file import TOXICITY_METRICS, MetricName
 from xgray.evaluate.robustness_file import (
     Agreement,
@@ -29,25 +29,21 @@ from xgray.evaluate.robustness_file import (
     ScorerValues,
 )
 from xgray.evaluate.rows import LanguageRows
-from xgray.evaluate.toxicity import merge_duplicates, metric_parts, prompt_toxicity
 from xgray.languages import LANGUAGES
-from xgray.rows import item_ids
 from xgray.stats.agreement import Name, Resampled, Sample, mean, nan_mean, resample_together, spearman
 from xgray.stats.bootstrap import (
     CHUNK,
     CountStatistic,
-    Estimate,
     FloatArray,
     IntArray,
     draw_seed,
-    ratio_statistic,
+    percentile_interval,
 )
 from xgray.stats.values import MetricChange, MetricValue
 
 ScoredModels = Mapping[str, Mapping[str, LanguageRows]]
 """The rows of one scorer, by model and language."""
 
-NO_SCORES = "no completion has a score"
 NOT_DEFINED = "one of the two scorers gives all texts the same score"
 SCORERS = "scorers"
 MEASURES = ("spearman", "same_side")
@@ -61,7 +57,7 @@ def languages_of(rows: Mapping[str, ScoredModels]) -> list[str]:
     return [code for code in LANGUAGES if code in present]
 
 
-def scorer_values(models: ScoredModels, section: Evaluate, seed: int) -> dict[str, ScorerValues]:
+def scorer_values(models: ScoredModels, section: Evaluate) -> dict[str, ScorerValues]:
     """Return each model's toxicity under one scorer, of each language and averaged over the languages that it scored.
 
     Args:
@@ -70,8 +66,11 @@ def scorer_values(models: ScoredModels, section: Evaluate, seed: int) -> dict[st
     found: dict[str, ScorerValues] = {}
     for model, rows in models.items():
         languages = languages_of({"": {model: rows}})
-        inputs = toxicity_inputs(rows, section)
-        values = {name: metric_by_language(name, inputs[name], languages, section, seed) for name in TOXICITY_METRICS}
+        inputs = _inputs(rows, section)
+        values = {
+            name: metric_by_language(of_metric(inputs, name), languages, section.confidence)
+            for name in TOXICITY_METRICS
+        }
         found[model] = {
             "languages": {
                 language: {name: by_language[language] for name, (by_language, _) in values.items()}
@@ -82,20 +81,22 @@ def scorer_values(models: ScoredModels, section: Evaluate, seed: int) -> dict[st
     return found
 
 
-def scorer_changes(models: ScoredModels, section: Evaluate, seed: int) -> dict[str, ScorerChanges]:
+def scorer_changes(models: ScoredModels, section: Evaluate) -> dict[str, ScorerChanges]:
     """Return each variant's changes under one scorer; none without a base model.
 
     Args:
         models: the scorer's rows.
     """
-    inputs = {model: toxicity_inputs(rows, section) for model, rows in models.items()}
+    inputs = {model: _inputs(rows, section) for model, rows in models.items()}
     languages = languages_of({"": models})
     found: dict[str, ScorerChanges] = {}
     for variant in models:
         if variant == BASE or BASE not in models:
             continue
         changes = {
-            name: change_by_language(name, inputs[BASE][name], inputs[variant][name], languages, section, seed)
+            name: change_by_language(
+                of_metric(inputs[BASE], name), of_metric(inputs[variant], name), languages, section.confidence
+            )
             for name in TOXICITY_METRICS
         }
         found[variant] = {
@@ -108,17 +109,8 @@ def scorer_changes(models: ScoredModels, section: Evaluate, seed: int) -> dict[s
     return found
 
 
-def toxicity_inputs(rows: Mapping[str, LanguageRows], section: Evaluate) -> dict[MetricName, dict[str, MetricInput]]:
-    """Return what each toxicity metric of one model is computed from, by metric and language."""
-    inputs: dict[MetricName, dict[str, MetricInput]] = {name: {} for name in TOXICITY_METRICS}
-    for language, of_language in rows.items():
-        keys, scores = of_language.prompt_ids, of_language.scores
-        if section.grouping == "released":
-            keys, scores = merge_duplicates(of_language.prompts, scores)
-        toxicity = prompt_toxicity(keys, scores, section.threshold)
-        for name, parts in metric_parts(toxicity).items():
-            inputs[name][language] = MetricInput(toxicity.keys, parts, ratio_statistic, NO_SCORES)
-    return inputs
+def _inputs(rows: Mapping[str, LanguageRows], section: Evaluate) -> dict[str, dict[MetricName, MetricInput]]:
+    return {language: toxicity_inputs(of_language, section) for language, of_language in rows.items()}
 
 
 def findings(comparisons: Mapping[str, Mapping[str, ScorerChanges]]) -> dict[str, dict[MetricName, LanguageFindings]]:
@@ -198,10 +190,12 @@ class PairedTexts:
 def paired_texts(first: ScoredModels, second: ScoredModels, language: str) -> PairedTexts:
     """Return the completions of all models in a language that both scorers have a score of."""
     parts: list[tuple[FloatArray, FloatArray, list[str]]] = []
+    items: dict[str, str] = {}
     for model, by_language in first.items():
         rows, others = by_language.get(language), second.get(model, {}).get(language)
         if rows is None or others is None:
             continue
+        items |= dict(zip(rows.prompt_ids, rows.items, strict=True))
         position = {prompt_id: at for at, prompt_id in enumerate(others.prompt_ids)}
         for prompt_id, scores in zip(rows.prompt_ids, rows.scores, strict=True):
             if prompt_id in position:
@@ -216,7 +210,7 @@ def paired_texts(first: ScoredModels, second: ScoredModels, language: str) -> Pa
         np.concatenate([empty, *(scores for scores, _, _ in parts)]),
         np.concatenate([empty, *(scores for _, scores, _ in parts)]),
         np.array([position[prompt_id] for prompt_id in ids], dtype=np.int64),
-        item_ids(distinct, language),
+        [items[prompt_id] for prompt_id in distinct],
     )
 
 
@@ -297,13 +291,14 @@ def _value(found: Resampled, num_prompts: int, confidence: float) -> MetricValue
     if np.isnan(found.value):
         return _no_value(NOT_DEFINED)
     if num_prompts < 2:
-        return Estimate(found.value, None).to_dict(confidence)
+        return {"value": found.value, "low": None, "high": None, "reason": "a single prompt has no interval"}
     defined = found.distribution[~np.isnan(found.distribution)]
     num_undefined = len(found.distribution) - len(defined)
     if num_undefined > len(found.distribution) * (1 - confidence) / 2:
         reason = f"not defined in {num_undefined} of {len(found.distribution)} resamples"
         return {"value": found.value, "low": None, "high": None, "reason": reason}
-    return Estimate(found.value, defined).to_dict(confidence)
+    low, high = percentile_interval(defined, confidence)
+    return {"value": found.value, "low": low, "high": high}
 
 
 def _no_value(reason: str) -> MetricValue:

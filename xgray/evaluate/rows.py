@@ -10,7 +10,7 @@ import numpy as np
 
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
-from xgray.rows import Completions, Scores, schema
+from xgray.rows import Completions, Scores, item_ids, schema
 from xgray.runs.manifest import MANIFEST, StageFolder
 from xgray.stats.bootstrap import FloatArray
 from xgray.storage.folder import Folder
@@ -28,6 +28,8 @@ class LanguageRows:
     """One model's rows of one language, in the order of the prompt file."""
 
     prompt_ids: list[str]
+    items: list[str]
+    """The prompts' ids without their language: translations have the same."""
     prompts: list[str]
     """The prompts' texts."""
     completions: list[list[str]]
@@ -99,7 +101,9 @@ def read_completions(run: Folder, model: str) -> dict[str, LanguageRows]:
         ids = sorted(rows, key=lambda prompt_id: (len(prompt_id), prompt_id))
         prompts, completions = zip(*(rows[prompt_id] for prompt_id in ids), strict=True)
         missing = np.full((len(ids), max(map(len, completions))), np.nan)
-        language_rows[language] = LanguageRows(ids, list(prompts), list(completions), missing, missing)
+        language_rows[language] = LanguageRows(
+            ids, item_ids(ids, language), list(prompts), list(completions), missing, missing
+        )
     return language_rows
 
 
@@ -143,6 +147,7 @@ def read_language_rows(
             )
         language_rows[language] = LanguageRows(
             rows.prompt_ids,
+            rows.items,
             rows.prompts,
             rows.completions,
             _filled(rows, scores, f"{folder}: scores"),

@@ -190,8 +190,15 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.languages_of_run(files)}"),
         ("Completions", f"k = {files.k} of each prompt, {origin}"),
-        ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
+        ("Intervals", _intervals(files)),
     ]
+
+
+def _intervals(files: RunFiles) -> str:
+    metrics = files.metrics
+    if "intervals" in metrics:
+        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its unadjusted p is lower"
+    return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
 def _quality(files: RunFiles) -> list[tuple[str, str]]:

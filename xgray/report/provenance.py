@@ -48,7 +48,7 @@ def seeds(experiment: Experiment) -> list[tuple[str, str]]:
     """Return the experiment's seed, and that of every training."""
     trained = [variant for variant in experiment.variants if variant.checkpoint is None]
     return [
-        ("experiment (sampling, bootstrap)", str(experiment.seed)),
+        ("experiment (sampling)", str(experiment.seed)),
         *((f"train/{variant.name}", str(experiment.training_seed(variant))) for variant in trained),
     ]
 

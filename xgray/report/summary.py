@@ -132,7 +132,7 @@ def _change_in_words(files: RunFiles, variant: str) -> str:
     return (
         f"{name}EMT averaged over {languages_of_comparison(comparison, 'emt')} "
         f"{verb if change['significant'] else 'did not change significantly,'} {values}. "
-        f"{_verdicts_in_words(files, variant)}."
+        f"{_verdicts_in_words(files, variant)}.{_detectable_in_words(files, variant)}"
     )
 
 
@@ -184,6 +184,18 @@ def _verdicts_in_words(files: RunFiles, variant: str) -> str:
     if languages["untested"]:
         parts.append(f"{_names(languages['untested'])} could not be tested")
     return "; ".join(parts)
+
+
+def _detectable_in_words(files: RunFiles, variant: str) -> str:
+    """Return which changes of EMT the languages' tests could find; the empty text in files of earlier versions."""
+    changes = files.metrics["comparisons"][variant]["languages"]
+    emt = {language: of_language["emt"] for language, of_language in changes.items() if "emt" in of_language}
+    sizes = {language: size for language, change in emt.items() if (size := change.get("detectable")) is not None}
+    if not sizes:
+        return ""
+    ends = [f"{METRICS['emt'].text(sizes[code])} ({_names([code])})" for code in sorted(sizes, key=sizes.__getitem__)]
+    reach = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+    return f" With a probability of 80 % a language's test finds a change of EMT of {reach}."
 
 
 def _cost(files: RunFiles, variant: str) -> str:

@@ -16,8 +16,8 @@ MOST = 0.5
 def refuse_failures(stage: str, folder: Folder, kind: type[Completions] | type[Scores], dependent: Folder) -> None:
     """Raise if most rows of a folder hold errors; the files of these rows are deleted, so that they are made again.
 
-    Empty completions, and those in languages that are not scored, are not counted. Texts that an archive lacks are one if it lacks all of them: a
-    part of them is a sample.
+    Empty completions, and those in languages that are not scored, are not counted. Texts that an archive lacks are a
+    failure if it lacks all of them: a part of them is a sample.
 
     Args:
         stage: the stage's label, for the message.

@@ -97,8 +97,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         lambda done, total: on_progress(planned.label, done, total),
     )
     rows = read_activations(planned.rows, list(prompts))
-    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
-    means = activation_metrics(rows, *resampling)
+    means = activation_metrics(rows, experiment.evaluate.confidence)
     metrics: ActivationsMetrics = {
         "neurons": [list(neuron) for neuron in neurons],
         "new_tokens": section.new_tokens,
@@ -108,7 +107,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     }
     if model != BASE:
         before = read_activations(plan.finished("activations", BASE).rows, list(prompts))
-        metrics["change"] = activation_changes(before, rows, *resampling)
+        metrics["change"] = activation_changes(before, rows, experiment.evaluate.confidence)
     planned.folder.write_json("metrics.json", metrics)
     result.counts["num_tokens"] = metrics["average"]["num_tokens"]
     result.measured["mean"] = metrics["average"]["mean"]["value"]

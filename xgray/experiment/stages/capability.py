@@ -85,15 +85,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     )
     rows = _rows(folder, tasks)
     versions = ", ".join(sorted({row["harness"] for row in rows}))
-    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
     metrics: CapabilityMetrics = {
         "harness": versions,
         "confidence": experiment.evaluate.confidence,
-        "tasks": summary(rows, *resampling),
+        "tasks": summary(rows, experiment.evaluate.confidence),
     }
     if model != BASE:
         before = plan.finished("capability", BASE).folder
-        metrics["comparison"] = comparison(_rows(before, tasks), rows, *resampling)
+        metrics["comparison"] = comparison(_rows(before, tasks), rows, experiment.evaluate.confidence)
     folder.write_json("metrics.json", metrics)
     result.counts["num_questions"] = sum(row["num_questions"] for row in rows if row["questions"])
     result.measured["harness"] = versions

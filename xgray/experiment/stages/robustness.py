@@ -59,9 +59,9 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     on_progress(planned.label, 0, total)
     values, comparisons = {}, {}
     for done, (name, of_scorer) in enumerate(rows.items()):
-        values[name] = scorer_values(of_scorer, section, experiment.seed)
+        values[name] = scorer_values(of_scorer, section)
         on_progress(planned.label, 2 * done + 1, total)
-        comparisons[name] = scorer_changes(of_scorer, section, experiment.seed)
+        comparisons[name] = scorer_changes(of_scorer, section)
         on_progress(planned.label, 2 * done + 2, total)
     metrics: RobustnessMetrics = {
         "attribute": attribute,

@@ -25,7 +25,7 @@ from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.probe import read_probe
 from xgray.mechanism.metrics_file import GivenOverlaps, LayerEntry, VectorEntry, VectorsMetrics
 from xgray.mechanism.probe import FeatureArray, read_probe_file
-from xgray.mechanism.vectors import CONFIDENCE, RESAMPLES, LayerCosines, ValueVector, activation_intervals, overlap
+from xgray.mechanism.vectors import CONFIDENCE, LayerCosines, ValueVector, activation_intervals, overlap
 from xgray.rows import Prompt
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
@@ -96,7 +96,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         folder / "activations",
         lambda done, total: on_progress(planned.label, done, total),
     )
-    means = activation_intervals(measured.values.astype(float), potential, experiment.seed)
+    means = activation_intervals(measured.values.astype(float))
     sources = [
         neuron for neuron, mean in zip(potential, means, strict=True) if mean["value"] is not None and mean["value"] > 0
     ]
@@ -113,7 +113,6 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         "num_prompts": len(prompts),
         "new_tokens": section.new_tokens,
         "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
         "vectors": [
             _vector_entry(vector, mean, vector.neuron in sources) for vector, mean in zip(vectors, means, strict=True)
         ],
