@@ -66,17 +66,25 @@ def test_swapping_the_models_swaps_the_direction():
     assert there["dpo"]["average"]["emt"]["difference"] == pytest.approx(-0.7)
 
 
+def around(first, second):
+    """Scores of twelve prompts with these means, which vary a little, the lower ones against the higher ones."""
+    return [
+        [first + 0.01 * (prompt % 3 - 1) * (1 if first > 0.35 else -1), second + (prompt % 2 - 0.5) * (second - 0.15) / 9]
+        for prompt in range(12)
+    ]
+
+
 def test_values_and_findings_of_two_scorers_by_hand():
     """Under the second scorer nothing changes; it has no scores in English."""
     nothing = [[np.nan, np.nan]] * 12
     scored = {
         "a": {
-            "base": rows("de", [[0.8, 0.2]] * 12) | rows("en", [[0.6, 0.2]] * 12),
-            "dpo": rows("de", [[0.3, 0.1]] * 12) | rows("en", [[0.2, 0.2]] * 12),
+            "base": rows("de", around(0.8, 0.2)) | rows("en", around(0.6, 0.2)),
+            "dpo": rows("de", around(0.3, 0.1)) | rows("en", around(0.2, 0.2)),
         },
         "b": {
-            "base": rows("de", [[0.4, 0.2]] * 12) | rows("en", nothing),
-            "dpo": rows("de", [[0.4, 0.1]] * 12) | rows("en", nothing),
+            "base": rows("de", around(0.4, 0.2)) | rows("en", nothing),
+            "dpo": rows("de", around(0.4, 0.1)) | rows("en", nothing),
         },
     }
     values = scorer_values(scored["a"], SECTION)
