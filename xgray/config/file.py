@@ -16,7 +16,7 @@ from xgray.config import Experiment, ScorerTraining, merge, validate
 from xgray.config.section import shorten
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
-from xgray.storage.parse import check_values, read_small_file
+from xgray.storage.parse import check_merged, check_values, read_small_file
 
 
 class _Constructor(SafeConstructor):
@@ -28,6 +28,11 @@ class _Constructor(SafeConstructor):
         except (ValueError, LookupError, AttributeError):  # of 2024-31-12, !!bool x and !!timestamp x
             problem = f"{node.value[:40]!r} is no {str(node.tag).rpartition(':')[2]}; quote a text"
             raise ConstructorError(problem=problem, problem_mark=node.start_mark) from None
+
+    def flatten_mapping(self, node: Node) -> Any:
+        merged = super().flatten_mapping(node)
+        check_merged(node.value)
+        return merged
 
     def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
         if key in mapping:  # the library's message repeats the values, which may be secret
