@@ -16,7 +16,11 @@ from xgray.config import Experiment, ScorerTraining, merge, validate
 from xgray.config.section import shorten
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
-from xgray.storage.parse import check_merged, check_values, read_small_file
+from xgray.storage.parse import MAX_DEPTH, check_merged, check_values, read_small_file
+
+
+TOO_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH}}}")
+"""Matches brackets that are opened one after the other."""
 
 
 class _Constructor(SafeConstructor):
@@ -46,6 +50,8 @@ def read_yaml(text: str) -> Any:
     Raises:
         YAMLError: the text is not valid YAML, or too deep or large; a ``MarkedYAMLError`` has the line.
     """
+    if TOO_DEEP.search(text):  # the library would take seconds to find it out
+        raise YAMLError("it is nested too deeply")
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
