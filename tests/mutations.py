@@ -5,9 +5,10 @@ from random import Random
 
 ODD = (
     b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n\n", b"[" * 3000, b"{" * 3000, b'{"a":' * 2000, b"- " * 2000,
-    b'"\\ud83d"', b"\x1b[31m\x1b]0;x\x07", b"1e999", b"-1", b"NaN", b"1" * 5000, b"9" * 30, b"null", b"true", b"~", b"[]",
-    b"{}", b'""', b"&a [*a, *a]", b"<<: *a", b"!!python/object/apply:os.system [x]", b"../../x", b"\xe2\x80\xae",
-    b",,,", b'"', b"'", b":", b"#", b"%s%n{0}", b"\t", b"file:///dev/zero", b"/dev/zero", b"2024-31-12", b"0x", b"\xc3\x28",
+    b'"\\ud83d"', b"\x1b[31m\x1b]0;x\x07", b"1e999", b"-1", b"NaN", b"1" * 5000, b"9" * 30, b"null", b"true", b"~",
+    b"[]", b"{}", b'""', b"&a [*a, *a]", b"<<: *a", b"!!python/object/apply:os.system [x]", b"../../x", b"\xe2\x80\xae",
+    b",,,", b'"', b"'", b":", b"#", b"%s%n{0}", b"\t", b"file:///dev/zero", b"/dev/zero", b"2024-31-12", b"0x",
+    b"\xc3\x28",
 )  # fmt: skip
 """What readers stumble over."""
 VALUES = (

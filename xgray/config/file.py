@@ -16,7 +16,11 @@ from xgray.config import Experiment, ScorerTraining, merge, validate
 from xgray.config.section import shorten
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
-from xgray.storage.parse import check_values, read_small_file
+from xgray.storage.parse import MAX_DEPTH, check_merged, check_values, read_small_file
+
+
+TOO_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH}}}")
+"""Matches brackets that are opened one after the other."""
 
 EMBEDDED_SCORER = "embedding"
 """The scorer that comes with the package as a whole, so that no file describes it."""
@@ -32,6 +36,11 @@ class _Constructor(SafeConstructor):
             problem = f"{node.value[:40]!r} is no {str(node.tag).rpartition(':')[2]}; quote a text"
             raise ConstructorError(problem=problem, problem_mark=node.start_mark) from None
 
+    def flatten_mapping(self, node: Node) -> Any:
+        merged = super().flatten_mapping(node)
+        check_merged(node.value)
+        return merged
+
     def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
         if key in mapping:  # the library's message repeats the values, which may be secret
             raise ConstructorError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
@@ -44,6 +53,8 @@ def read_yaml(text: str) -> Any:
     Raises:
         YAMLError: the text is not valid YAML, or too deep or large; a ``MarkedYAMLError`` has the line.
     """
+    if TOO_DEEP.search(text):  # the library would take seconds to find it out
+        raise YAMLError("it is nested too deeply")
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:

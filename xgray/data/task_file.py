@@ -14,11 +14,15 @@ from typing import Any
 import yaml
 
 from xgray.errors import InputError
-from xgray.storage.parse import check_values, read_small_file
+from xgray.storage.parse import check_merged, check_values, read_small_file
 
 
 class _Loader(yaml.SafeLoader):
     """Reads the harness's ``!function module.name`` as the text ``module.name``."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        check_merged(node.value)
 
 
 _Loader.add_multi_constructor("!", lambda loader, tag, node: loader.construct_scalar(node))

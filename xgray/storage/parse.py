@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def check_values(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def check_merged(fields: Sized) -> None:
+    """Check the fields of a YAML mapping into which others were merged (``<<: *name``), again and again.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if len(fields) > MAX_VALUES:
+        raise ValueError(f"its merges stand for more than {MAX_VALUES:,} values; write out what they stand for")
 
 
 def check_text(text: str) -> None:
