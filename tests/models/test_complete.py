@@ -152,6 +152,25 @@ def test_git_lfs_pointers_are_refused_with_the_command_that_fetches_them(changed
         resolve(Model(id=str(folder)))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[" * 3000, "[]", "3", "\ufeff{}"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_damaged_json_is_named(changed, name, content):
+    folder = changed()
+    (folder / WEIGHTS).rename(folder / "model-1.safetensors")
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=rf"model\.id: .*{name} is damaged \("):
+        resolve(Model(id=str(folder)))
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678", (200).to_bytes(8, "little") + b"[" * 3000,
+                                     (19).to_bytes(8, "little") + b'{"a":{"shape":"x"}}'])  # fmt: skip
+def test_a_damaged_header_is_named(changed, content):
+    folder = changed()
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.id: .*model\.safetensors does not begin with a safetensors header"):
+        resolve(Model(id=str(folder)))
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 60, b"garbage!" * 10])
 def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
     (tmp_path / "x.gguf").write_bytes(content)

@@ -23,6 +23,7 @@ from xgray.models.files import (
     read_json,
     tensor_shapes,
     weight_files,
+    weight_map,
 )
 
 NUM_NAMED = 3
@@ -114,7 +115,7 @@ def _hub_files(path: str, revision: str | None) -> list[Path]:
         except EntryNotFoundError:
             continue
         if name == INDEX:
-            for shard in sorted(set(_weight_map(file).values())):
+            for shard in sorted(set(weight_map(file).values())):
                 hf_hub_download(path, shard, revision=revision)
         return weight_files(file.parent)
     raise InputError(
@@ -122,11 +123,6 @@ def _hub_files(path: str, revision: str | None) -> list[Path]:
         f"pickles (pytorch_model.bin), run hf download {path} --local-dir FOLDER and name that folder; then the "
         "message says how to convert them."
     )
-
-
-def _weight_map(file: Path) -> dict[str, str]:
-    weights: dict[str, str] = read_json(file).get("weight_map", {})
-    return weights
 
 
 def compare(skeleton: Any, shapes: Shapes) -> dict[str, Any]:

@@ -30,6 +30,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 """Patterns of pickles beside the weights, which are left alone."""
 
+CONFIGURATIONS = ("config.json", INDEX, ADAPTER_CONFIG, "tokenizer_config.json", "generation_config.json")
+"""Small JSON files, which libraries read without a line for the user when they are damaged."""
 MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".spm", ".bpe", ".vocab"}
 VOCABULARIES = {"vocab.txt", "merges.txt"}
 REPORTS = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "test_results.json"}
@@ -70,7 +72,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder whose files are Git LFS pointers, or whose weights are pickles only.
+    """Refuse a folder whose files are Git LFS pointers or damaged JSON, or whose weights are pickles only.
 
     Raises:
         InputError: names the file, and the command that fetches or converts it.
@@ -82,6 +84,9 @@ def check_files(folder: Path) -> None:
                     f"model.id: {file} is a Git LFS pointer and not the file itself, which was not fetched. "
                     f"Run: git -C {folder} lfs pull"
                 )
+    for name in CONFIGURATIONS:
+        if (folder / name).is_file():
+            read_json(folder / name)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     target = folder / (ADAPTER_WEIGHTS if is_adapter else WEIGHTS)
     if target.is_file() or (folder / INDEX).is_file():
@@ -115,7 +120,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        names = sorted(set(weight_map(folder / INDEX).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise InputError(
                 f"cannot load the model {str(folder)!r}: {INDEX} names {len(names)} files, and {missing[0]} is missing"
@@ -138,10 +143,22 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{file} is damaged ({reason}). Copy or download it again.") from None
+        raise InputError(f"model.id: {file} is damaged ({reason}). Copy or download it again.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file} is damaged (no mapping of names). Copy or download it again.")
+        raise InputError(f"model.id: {file} is damaged (no mapping of names). Copy or download it again.")
     return content
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each weight, by name, as the index of several files says.
+
+    Raises:
+        InputError: the index is damaged.
+    """
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise InputError(f"{index} is damaged (no weight_map from names to files). Copy or download it again.")
+    return files
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -47,7 +47,10 @@ def resolve(model: Model) -> str:
         check_files(path)
         if not (path / "config.json").is_file() and not is_adapter(str(path)):
             raise InputError(f"model.id: {path} holds neither config.json nor adapter_config.json")
-        return str(plain_folder(path))
+        try:
+            return str(plain_folder(path))
+        except InputError as error:
+            raise InputError(f"model.id: {error}") from None
     if model.id.startswith(("/", "./", "../", "~")) or model.id.count("/") > 1:
         raise InputError(f"model.id: no such folder: {path}")
     return model.id
