@@ -196,6 +196,7 @@ def test_a_gzip_file_is_read_like_the_file_in_it(tmp_path: Path, suffix: str) ->
         ('{"prompt": "a"}\n'.encode("utf-16"), "UTF-16; save it as UTF-8: iconv"),
         (gzip.compress(b'{"prompt": "a", "generated_text": "b"}\n' * 50)[:-12], "a damaged gzip file"),
     ],
+    ids=["Parquet", "UTF-16", "gzip"],
 )
 def test_a_file_of_another_kind_is_named_as_such(tmp_path: Path, content: bytes, fact: str) -> None:
     file = tmp_path / "output-rtp_lx_en.json"

@@ -69,7 +69,10 @@ def test_swapping_the_models_swaps_the_direction():
 def around(first, second):
     """Scores of twelve prompts with these means, which vary a little, the lower ones against the higher ones."""
     return [
-        [first + 0.01 * (prompt % 3 - 1) * (1 if first > 0.35 else -1), second + (prompt % 2 - 0.5) * (second - 0.15) / 9]
+        [
+            first + 0.01 * (prompt % 3 - 1) * (1 if first > 0.35 else -1),
+            second + (prompt % 2 - 0.5) * (second - 0.15) / 9,
+        ]
         for prompt in range(12)
     ]
 
