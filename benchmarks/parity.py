@@ -10,13 +10,20 @@ A row for each architecture, with a tiny random model in float32. The columns ar
     residual      the probe's features in a padded batch, against a model whose final norm is the identity
     states        retrieval's sentence states in a padded batch, against the hidden states that transformers returns
     lens          activations, against transformer_lens where it is installed (2.x) and supports the architecture
+    lens released mean activations after prompts under the protocol released, against transformer_lens as the paper's
+                  script calls it: it reads the texts itself, with the beginning that it gives the architecture
 
 The other side always processes one text at a time, without padding.
+
+A second table has a row for each measure, over the architectures that it knows: its largest difference from what the
+paper's scripts compute under ``released``, and from an independent route under ``corrected``
+(``benchmarks/reference/protocols.py``).
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -31,14 +38,12 @@ from benchmarks.reference.measurements import (
     mean_hidden_states,
     residual_without_norm,
 )
+from benchmarks.reference.protocols import NEURONS, NEW_TOKENS, OF_MODELS, OTHERS, TEXTS, Pair
 from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.probe import text_features
 from xgray.mechanism.retrieval.states import encode
 
-TEXTS = ["a longer text of some words", "b", "another", "two words", "闭嘴", "Mon patron, toujours"]
-NEURONS = [(2, 5), (0, 47), (2, 0), (1, 30)]
-NEW_TOKENS = 12
 TOLERANCE = 1e-5
 ROTARY = {
     "d_mlp": 48,
@@ -67,16 +72,23 @@ LENS: dict[str, tuple[str, dict[str, Any]]] = {
             "normalization_type": "LN",
             "positional_embedding_type": "alibi",
             "post_embedding_ln": True,
+            "default_prepend_bos": False,
         },
     ),
     "llama": ("convert_llama_weights", ROTARY | {"original_architecture": "LlamaForCausalLM"}),
-    "qwen2": ("convert_qwen2_weights", ROTARY | {"original_architecture": "Qwen2ForCausalLM"}),
+    "qwen2": (
+        "convert_qwen2_weights",
+        ROTARY | {"original_architecture": "Qwen2ForCausalLM", "default_prepend_bos": False},
+    ),
     "gemma": (
         "convert_gemma_weights",
         ROTARY | {"act_fn": "gelu_new", "original_architecture": "GemmaForCausalLM"},
     ),
 }
-"""By architecture, the function of transformer_lens that converts the weights, and its settings besides the sizes."""
+"""By architecture, the function of transformer_lens that converts the weights, and its settings besides the sizes.
+
+A setting that is not named, such as the beginning of a text, is the library's own.
+"""
 
 
 def differences(kind: str) -> dict[str, float]:
@@ -98,36 +110,85 @@ def differences(kind: str) -> dict[str, float]:
         "states": difference(states, hidden_states),
     }
     if find_spec("transformer_lens") and kind in LENS:
-        found["lens"] = difference_from_lens(kind, model, ids)
+        lens = lens_of(kind, model)
+        found["lens"] = difference_from_lens(lens, model, ids)
+        found["lens released"] = released_difference_from_lens(kind, lens, model)
     return found
 
 
-def difference_from_lens(kind: str, model: Any, ids: torch.Tensor) -> float:
-    """Return the largest relative difference of all activations from those of transformer_lens."""
+def lens_of(kind: str, model: Any) -> Any:
+    """Return the same model in transformer_lens."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained import weight_conversions
 
     convert, settings = LENS[kind]
     sizes = {"n_layers": 3, "d_model": 32, "n_heads": 4, "d_head": 8, "d_vocab": 257, "n_ctx": 64}
-    config = HookedTransformerConfig(**sizes, **settings, device="cpu", default_prepend_bos=False)
+    config = HookedTransformerConfig(**sizes, **settings, device="cpu")
     lens = HookedTransformer(config)
     lens.load_state_dict(getattr(weight_conversions, convert)(model, config), strict=False)
+    return lens.eval()
+
+
+def difference_from_lens(lens: Any, model: Any, ids: torch.Tensor) -> float:
+    """Return the largest relative difference of all activations from those of transformer_lens."""
     with torch.no_grad():
-        _, cache = lens.eval().run_with_cache(ids)
+        _, cache = lens.run_with_cache(ids)
     activations = captured(model, all_neurons(model), input_ids=ids)[0].reshape(*ids.shape, 3, -1)
     return max(difference(activations[:, :, layer], cache[f"blocks.{layer}.mlp.hook_post"]) for layer in range(3))
 
 
+def released_difference_from_lens(kind: str, lens: Any, model: Any) -> float:
+    """Return the largest relative difference of ``released`` mean activations from transformer_lens's.
+
+    transformer_lens reads each text itself, and the whole prefix runs through the model for every token, past its end.
+    The tokenizers of Llama and Gemma put a beginning before a text.
+    """
+    tokenizer = make_tokenizer(begins=kind in ("llama", "gemma"))
+    tokenizer.bos_token = tokenizer.pad_token = "<end>"  # the script pads with the end of text
+    lens.tokenizer, lens.cfg.tokenizer_prepends_bos = tokenizer, kind in ("llama", "gemma")
+    expected = []
+    for text in TEXTS:
+        ids, rows = lens.to_tokens(text), []
+        with torch.no_grad():
+            for _ in range(NEW_TOKENS):
+                logits, cache = lens.run_with_cache(ids)
+                rows.append([cache[f"blocks.{layer}.mlp.hook_post"][0, -1, index].item() for layer, index in NEURONS])
+                ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+        expected.append(np.mean(rows, axis=0))
+    found, _ = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 4, protocol="released")
+    return difference(found, np.stack(expected))
+
+
+def protocols() -> dict[str, Pair]:
+    """Return both differences of each measure, the largest over the architectures that it knows."""
+    found: dict[str, Pair] = {name: compare() for name, compare in OTHERS.items()}
+    for name, of_model in OF_MODELS.items():
+        pairs = [pair for kind in CONFIGS if (pair := of_model(kind, make_model(kind))) is not None]
+        first, second = (
+            max((pair[side] for pair in pairs if not isnan(pair[side])), default=float("nan")) for side in (0, 1)
+        )
+        found[name] = first, second
+    return found
+
+
 def main() -> None:
-    columns = ("activations", "stream", "generated", "residual", "states", "lens")
+    columns = ("activations", "stream", "generated", "residual", "states", "lens", "lens released")
     print(f"{'':14}" + "".join(f"{name:>14}" for name in columns))
     worst = 0.0
     for kind in CONFIGS:
         found = differences(kind)
         worst = max(worst, *found.values())
         print(f"{kind:14}" + "".join(f"{found[name]:>14.1e}" if name in found else f"{'':>14}" for name in columns))
-    print(f"largest: {worst:.1e}")
+    print(f"\n{'':26}{'released':>14}{'corrected':>14}")
+    for name, pair in protocols().items():
+        worst = max(worst, *(value for value in pair if not isnan(value)))
+        print(f"{name:26}" + "".join(f"{_in_words(value):>14}" for value in pair))
+    print(f"\nlargest: {worst:.1e}")
     assert worst < TOLERANCE
+
+
+def _in_words(value: float) -> str:
+    return "-" if isnan(value) else "identical" if value == 0 else f"{value:.1e}"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,22 @@ TRACE_SECONDS = 500
 """After this long in one test the stacks of all threads go to the log; the test itself is ended a little later."""
 FILE_SECONDS = 1500
 """After this long a process is taken to hang, and is killed."""
+LONGEST = (
+    "distributed/test_train",
+    "distributed/test_pipeline",
+    "experiment/test_end_to_end",
+    "distributed/test_nodes",
+    "cli/test_plan_command",
+    "distributed/test_serve",
+    "distributed/test_submit",
+    "cli/test_scorer_train",
+    "experiment/test_probe_vectors",
+    "test_docs",
+    "distributed/test_fluency",
+    "distributed/test_workers",
+)
+"""The files that take longest, in the order in which they begin: one that began last would end alone. The two that
+train with two workers at once are far apart, since side by side they would wait for each other's cores."""
 NUM_SLOWEST = 25
 LOG_TAIL = 12_000
 """Characters of a log that are printed when a test of its file failed."""
@@ -63,10 +79,11 @@ def default_jobs() -> int:
 
 
 def slow_files() -> list[str]:
-    """Return the test files that have slow tests, those of clusters first, which take longest."""
+    """Return the test files that have slow tests, those of ``LONGEST`` first and in its order."""
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text()]
     names = sorted(path.relative_to(ROOT).as_posix() for path in files)
-    return sorted(names, key=lambda name: "/distributed/" not in name)
+    rank = {f"tests/{name}.py": position for position, name in enumerate(LONGEST)}
+    return sorted(names, key=lambda name: rank.get(name, len(rank)))
 
 
 def run_file(path: str) -> FileResult:

@@ -27,3 +27,16 @@ def test_unknown_language_is_refused_with_the_nearest() -> None:
         language("zh-hant")
     with pytest.raises(InputError, match="Known: ar cs de en"):
         language("klingon")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "code"), [("pt-BR", "pt"), ("es_419", "es"), ("zh-CN", "zh-hans"), ("EN_us", "en"), (" De ", "de")]
+)
+def test_a_region_is_no_other_language(spelling: str, code: str) -> None:
+    assert language(spelling).code == code
+
+
+@pytest.mark.parametrize("spelling", ["zh-TW", "zh-hant", "pt-", "en-latn", "pt-brazil"])
+def test_another_script_is_another_language(spelling: str) -> None:
+    with pytest.raises(InputError, match="unknown language"):
+        language(spelling)

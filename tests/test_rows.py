@@ -1,10 +1,12 @@
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from xgray.rows import ATTRIBUTES, Completions, Row, Scores, from_table, schema, to_table
+from xgray.rows import ATTRIBUTES, PAPER_ATTRIBUTES, Completions, Row, Scores, from_table, schema, to_table
+from xgray.storage.folder import Folder
 
 NO_SCORES = dict.fromkeys(ATTRIBUTES)
 
@@ -37,6 +39,16 @@ def test_a_missing_score_is_null_and_never_a_number() -> None:
 def test_attributes_left_out_become_null() -> None:
     row = Scores("en/1", "en", "base", [{"toxicity": 0.5}, {}], [None, "timeout"], "embedding", "1")
     assert from_table(to_table([row], Scores), Scores)[0].scores == [{**NO_SCORES, "toxicity": 0.5}, NO_SCORES]
+
+
+def test_scores_of_a_version_with_fewer_attributes_are_read_beside_newer_ones(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_parquet("new.parquet", to_table(SCORES, Scores))
+    fewer = [{name: value for name, value in scores.items() if name in PAPER_ATTRIBUTES} for scores in SCORES[0].scores]
+    old = pa.table({**to_table(SCORES[:1], Scores).to_pydict(), "scores": [fewer]})
+    folder.write_parquet("old.parquet", old)
+    assert from_table(folder.read_parquet(schema(Scores)), Scores) == [*SCORES, SCORES[0]]
+    assert folder.read_parquet(schema(Scores), ["scores"]).num_rows == 3
 
 
 @pytest.mark.parametrize("row_type", [Completions, Scores])

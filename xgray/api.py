@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from xgray.config import BASE, Experiment, merge, validate
 from xgray.config.file import load_experiment
+from xgray.config.protocol import without_default_switches
 from xgray.errors import InputError
 from xgray.rows import Completions, Scores, schema
 from xgray.runs.resolved import load_run
@@ -64,6 +65,11 @@ class Run:
         return [BASE, *(variant.name for variant in self.experiment.variants)]
 
     @property
+    def scorers(self) -> list[str]:
+        """The names of the scorers; that of all tables first."""
+        return self.experiment.scorer_names
+
+    @property
     def status(self) -> RunState:
         """How far every stage is."""
         return run_state(self.folder)
@@ -98,7 +104,7 @@ class Run:
         folder = self.folder / stage / model if model else self.folder / stage
         if not folder.exists("manifest.json") or not folder.exists("metrics.json"):
             raise InputError(f"{folder}: the stage is not finished; xgray {stage} {self.folder} runs it")
-        metrics: dict[str, Any] = folder.read_json("metrics.json")
+        metrics: dict[str, Any] = folder.read_mapping("metrics.json")
         return metrics
 
     def completions(self, model: str = BASE, language: str | None = None) -> pa.Table:
@@ -117,21 +123,26 @@ class Run:
         """
         return self._rows("generate", model, language, schema(Completions))
 
-    def scores(self, model: str = BASE, language: str | None = None) -> pa.Table:
+    def scores(self, model: str = BASE, language: str | None = None, scorer: str | None = None) -> pa.Table:
         """Return the scores of a model's completions, one row for each prompt.
 
         Args:
             model: ``base`` or a variant's name.
             language: a language code; all languages by default.
+            scorer: one of :attr:`scorers`; the first one by default.
 
         Returns:
             Columns ``prompt_id``, ``language``, ``model``, ``scores`` (a list of k structs, one field for each
             attribute), ``errors`` (why a completion has no score), ``scorer`` and ``scorer_version``.
 
         Raises:
-            InputError: the run does not have the model.
+            InputError: the run does not have the model or the scorer.
         """
-        return self._rows("score", model, language, schema(Scores))
+        from xgray.config.stages import scoring_stage
+
+        self.experiment.score_section(scorer)
+        stage = scoring_stage(None if scorer == self.scorers[0] else scorer)
+        return self._rows(stage, model, language, schema(Scores))
 
     def _rows(self, stage: str, model: str, language: str | None, columns: pa.Schema) -> pa.Table:
         import pyarrow.compute as pc
@@ -172,8 +183,9 @@ class Run:
         """The change of every metric from the base model to every variant, on the prompts that both have.
 
         Columns ``model``, ``language`` (``average`` for the mean over languages), ``metric``, ``before``, ``after``,
-        ``difference`` with ``low`` and ``high``, ``relative_change``, ``p_value`` (paired permutation test),
-        ``p_adjusted`` (false-discovery control over languages) and ``significant``.
+        ``difference`` with ``low`` and ``high``, ``relative_change``, ``p_value`` (paired test over prompts),
+        ``p_adjusted`` (false-discovery control over languages), ``significant``, and ``detectable``, the least
+        difference that such a test finds with a probability of 80 %.
         """
         import pyarrow as pa
 
@@ -206,7 +218,8 @@ def _comparison_schema() -> pa.Schema:
 
     texts = [(name, pa.string()) for name in ("model", "language", "metric")]
     numbers = ["before", "after", "difference", "low", "high", "relative_change", "p_value", "p_adjusted"]
-    return pa.schema([*texts, *((name, pa.float64()) for name in numbers), ("significant", pa.bool_())])
+    columns = [*texts, *((name, pa.float64()) for name in numbers), ("significant", pa.bool_())]
+    return pa.schema([*columns, ("detectable", pa.float64())])
 
 
 def open_run(path: str | Path) -> Run:
@@ -263,7 +276,10 @@ def run(
 def _experiment(source: str | Path | Mapping[str, Any] | Experiment, overrides: dict[str, Any]) -> Experiment:
     if isinstance(source, str | Path):
         return load_experiment(Path(source), overrides)
-    values = source.model_dump(mode="json") if isinstance(source, Experiment) else dict(source)
+    if isinstance(source, Experiment):
+        values = without_default_switches(source.model_dump(mode="json"), Experiment)
+    else:
+        values = dict(source)
     experiment: Experiment = validate(Experiment, merge(values, overrides), "experiment")
     return experiment
 

@@ -2,7 +2,8 @@
 
 XgrayError              the base; never raised itself
 ├── InputError          wrong input or configuration: correct it and run again (exit code 2)
-│   └── ConflictError   the run's folder holds results of another configuration
+│   ├── ConflictError   the run's folder holds results of another configuration
+│   └── DivergedError   the loss or a gradient of a training is no number
 ├── BusyError           another driver is at work in the run's folder; nothing was changed (exit code 1)
 └── StageError          a stage failed; results so far are kept and the same command resumes (exit code 1)
 
@@ -26,6 +27,10 @@ class InputError(XgrayError):
 
 class ConflictError(InputError):
     """The run's folder holds results of another configuration."""
+
+
+class DivergedError(InputError):
+    """The loss or a gradient of a training is no number; training again with the same fields ends in the same way."""
 
 
 class BusyError(XgrayError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -46,13 +47,22 @@ LANGUAGES: dict[str, Language] = {
 }
 
 
+SIMPLIFIED_REGIONS = ("zh-cn", "zh-sg")
+"""Regions whose Chinese is written in simplified characters; that of other regions is another script."""
+REGIONAL = re.compile(r"(?!zh)([a-z]{2})-(?:[a-z]{2}|\d{3})")
+
+
 def language(code: str) -> Language:
-    """Return the language of a code in any of its spellings: ``zh-hans``, ``ZH-Hans`` or ``zh``.
+    """Return the language of a code in any of its spellings: ``zh-hans``, ``ZH-Hans``, ``zh``, ``pt-BR`` or ``es_419``.
 
     Raises:
         InputError: it is the code of none of the 17 languages.
     """
-    lowered = code.lower()
+    lowered = code.strip().lower().replace("_", "-")
+    if match := REGIONAL.fullmatch(lowered):
+        lowered = match[1]
+    elif lowered in SIMPLIFIED_REGIONS:
+        lowered = "zh-hans"
     for known in LANGUAGES.values():
         if lowered in (known.code, known.rtp_lx.lower(), known.short):
             return known

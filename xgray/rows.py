@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
-"""The attributes that a scorer may measure: those of Perspective that the paper uses, in lower case."""
+PAPER_ATTRIBUTES = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
+"""The attributes of Perspective that the paper uses, in lower case. Perspective measures them in all languages."""
+ATTRIBUTES = (*PAPER_ATTRIBUTES, "sexually_explicit")
+"""The attributes that a scorer may measure. Perspective measures sexually_explicit in English alone."""
 
 EMPTY_TEXT = "empty text"
 """The error of a completion without a score because it holds nothing but white space."""
+
+NOT_ARCHIVED = "not in the score store"
+"""The error of a text that is scored from archived scores alone, which lack it."""
+
+NOT_VALIDATED = "not scored: the scorer was not validated in this language"
+"""The error of a completion without a score because of its language; it is counted by itself, as no failure."""
 
 AttributeScores = dict[str, float | None]
 """One completion's scores by attribute, each in [0, 1]; an attribute that was not measured is None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 SMALL = {
@@ -47,12 +47,19 @@ def make_model(kind: str, seed: int = 0) -> Any:
     return model
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with a token for each byte, which pads on the left."""
+def make_tokenizer(begins: bool = False) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with a token for each byte, which pads on the left.
+
+    Args:
+        begins: whether it puts a beginning-of-text token before every text, as Llama's does.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         [], trainers.BpeTrainer(special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
     )
+    if begins:
+        template = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+        tokenizer.post_processor = template
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", padding_side="left")

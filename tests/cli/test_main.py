@@ -2,13 +2,19 @@
 
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from tests.processes import xgray
+from xgray.experiment.driver import write_resolved
+from xgray.experiment.import_files import import_files
 from xgray.runs.lease import Lease
 from xgray.storage.folder import Folder
 
@@ -218,6 +224,52 @@ def test_a_run_of_imported_files_is_reported_again_without_them(tmp_path, local_
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["metrics"] == json.loads(done.stdout)["metrics"]
     assert page.read_text() != before
+
+
+def test_the_ray_that_a_command_starts_is_for_this_machine_and_this_user(local_ray):
+    """All of it listens on loopback, and nobody else can enter the folder of its session."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    connections = [connection for process in family for connection in process.net_connections("inet")]
+    addresses = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("here", "named"), [("", "runs/copy"), ("runs", "copy"), ("runs/copy", "."), ("elsewhere", "../runs/copy")]
+)
+def test_a_run_is_the_folder_that_was_named(here, named, tmp_path, monkeypatch):
+    """A copied run is worked on where it is, from any directory; the run that it was copied from stays as it was."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "perspective_api_eval-x_en.json"
+    write(file, perspective_line("p", "a", 0.6) + "\n")
+    write_resolved(import_files([str(file)], {"name": "base"}))
+    shutil.copytree("runs/base", "runs/copy")
+    before = files_below(tmp_path / "runs" / "base")
+    (tmp_path / here).mkdir(exist_ok=True)
+    done = xgray("score", named, "--json", cwd=tmp_path / here)
+    assert done.returncode == 0, done.stderr
+    assert Path(json.loads(done.stdout)["run"]).resolve() == tmp_path / "runs" / "copy"
+    assert files_below(tmp_path / "runs" / "base") == before
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"base", "copy"}
+
+
+def test_relative_paths_of_a_run_that_are_missing_here_say_where_they_start(tmp_path):
+    run = tmp_path / "runs" / "e"
+    run.mkdir(parents=True)
+    experiment(tmp_path, "prompts: {path: prompts.json}\nvariants: []")
+    shutil.copy(tmp_path / "e.yaml", run / "experiment.yaml")
+    write(tmp_path / "prompts.json", '{"Prompt": "a"}\n')
+    done = xgray("generate", "e", cwd=tmp_path / "runs")
+    assert done.returncode == 2
+    assert f"Relative paths of this run start at {tmp_path}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import yaml
 
 from tests.object_store import CREDENTIALS, object_store
 from tests.processes import xgray
+from tests.train.tiny import make_tiny_model
 from xgray.distributed.cluster import connect
 from xgray.storage.folder import Folder
 
@@ -82,10 +83,16 @@ def test_wrong_calls_are_refused(tmp_path, rates):
         assert fact in done.stderr, done.stderr
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model with few tokens, since with a large vocabulary most of the time would go into its logits."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
-def experiment(tmp_path, tiny_model):
+def experiment(tmp_path, model):
     experiment = {
-        "name": "mine", "model": {"id": tiny_model}, "languages": ["en", "de"], "prompts": {"limit": 6},
+        "name": "mine", "model": {"id": model}, "languages": ["en", "de"], "prompts": {"limit": 6},
         "train": {"method": "lora", "lora_r": 4, "limit": 48, "epochs": 1, "batch_size": 4, "gradient_accumulation": 2,
                   "validation_share": 0.1, "max_length": 128},
         "generate": {"k": 3, "max_new_tokens": 8, "execution": {"engine": "transformers", "batch_size": 4}},
@@ -115,6 +122,7 @@ def test_the_experiment_is_measured(tmp_path, experiment, ray_with_keys):
     assert (sampled["num_left"], sampled["num_completions"]) == (12, 36)
     assert 0 < sampled["new_tokens"] <= 36 * 8
     assert sampled["prompt_tokens"] > 12
+    assert lines["train/dpo"]["num_left"] == 6
     assert "by transformers on cpu" in sampled["source"]
     assert all(line["source"].startswith("measured: ") for line in lines.values())
     assert estimate["gpu_hours"] == 0
@@ -129,7 +137,7 @@ def test_the_experiment_is_measured(tmp_path, experiment, ray_with_keys):
 
 @pytest.mark.slow
 def test_runs_in_an_object_store_are_measured(tmp_path, experiment, ray_with_keys):
-    """What a checkpoint's upload costs is part of it. Once the training is done, another short one stands for it."""
+    """The training is done, and another short one stands for it. What a checkpoint's upload costs is part of it."""
     without_models = "--score.scorer", "dummy", "--evaluate.fluency.kind", "none"
     without_models += "--score.unvalidated-languages", "true"
     with object_store() as store:
@@ -140,12 +148,13 @@ def test_runs_in_an_object_store_are_measured(tmp_path, experiment, ray_with_key
             assert answer.returncode == 0, answer.stderr
             return answer.stdout
 
-        lines = {line["stage"]: line for line in json.loads(call("plan", experiment, "--measure"))["lines"]}
-        assert lines["train/dpo"]["num_left"] == 6
-        assert lines["train/dpo"]["seconds"] > 0
-        assert lines["train/dpo"]["source"].startswith("measured: 6 steps")
-        assert not list((tmp_path).glob("s3*"))
         call("train", experiment)
-        lines = {line["stage"]: line for line in json.loads(call("plan", experiment, "--measure"))["lines"]}
+        estimate = json.loads(call("plan", experiment, "--measure", "--write-rates", "rates.yaml"))
+        lines = {line["stage"]: line for line in estimate["lines"]}
         assert lines["generate/dpo"]["source"].startswith("measured: ")
+        rates = yaml.safe_load((tmp_path / "rates.yaml").read_text())["train"]
+        assert rates["source"].startswith("measured: 6 steps")
+        assert rates["seconds_per_step"] > 0
+        assert rates["checkpoint_seconds"] > 0
+        assert not list((tmp_path).glob("s3*"))
         assert Folder(runs).names() == ["mine"], "the measurement leaves nothing behind"

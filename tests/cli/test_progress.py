@@ -6,8 +6,10 @@ import time
 import pytest
 from rich.console import Console
 
+from tests.processes import wait_until
 from xgray.cli import progress
 from xgray.cli.progress import ProgressDisplay
+from xgray.runs.periodic import run_every
 
 
 @pytest.fixture
@@ -43,16 +45,19 @@ def test_a_phase_without_a_total_says_how_long_it_has_run(log, monkeypatch):
 def test_a_silent_log_says_what_is_running(log, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.5)
     monkeypatch.setattr(progress, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(progress, "run_every", lambda seconds, call: run_every(0.1, call))
+
+    def is_logged(start):
+        return any(line.startswith(start) for line in log())
+
     with ProgressDisplay() as display:
-        time.sleep(2.5)
-        assert log()[0].startswith("starting for ")
+        wait_until(lambda: is_logged("starting for "))
         display("generate/base", 0, 170)
         assert log()[-1] == "generate/base 0/170"
-        time.sleep(2.5)
-        assert log()[-1].startswith("generate/base 0/170 for ")
+        wait_until(lambda: is_logged("generate/base 0/170 for "))
         display("generate/base", 170, 170)
         assert log()[-1].startswith("generate/base 170/170")
-        time.sleep(1.5)
+        time.sleep(1)
         assert log() == [], "nothing is left to wait for"
 
 

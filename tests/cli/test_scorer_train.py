@@ -3,33 +3,33 @@
 import asyncio
 import json
 import shutil
-import subprocess
 
 import pytest
 import yaml
 
-from tests.processes import finish, kill_family, start_xgray, wait_until
+from tests.processes import kill_family, start_xgray, wait_until, xgray
 from tests.train.tiny_sources import write_training
+from xgray.distributed.cluster import connect
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 TIMES = {"seconds", "tokens_per_second", "elapsed"}
 
 
-def start(folder, *options):
-    return start_xgray(
-        "scorer", "train", "training.yaml", *options, cwd=folder, XGRAY_CACHE=str(folder / "cache"), **ENVIRONMENT
-    )
+@pytest.fixture(scope="module", autouse=True)
+def one_ray(tmp_path_factory):
+    """A Ray for all trainings but the killed one, which has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XGRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with connect():
+            yield
 
 
-def complete(process, code=0):
-    """Wait for the process to end with this exit code, and return what it wrote to its two outputs."""
-    try:
-        return finish(process, code, timeout=500)
-    except subprocess.TimeoutExpired:
-        kill_family(process)
-        raise
+def train(folder, *options, code=0):
+    """Call the command in the folder, and return what it wrote to its two outputs; its exit code has to be this one."""
+    done = xgray("scorer", "train", "training.yaml", *options, cwd=folder)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     # A checkpoint at every step gives time to kill another between two.
     write_training(folder, max_steps=12, eval_steps=1, execution={"cpus_per_worker": 1})
-    output, _ = complete(start(folder, "--json"))
+    output, _ = train(folder, "--json")
     return folder, json.loads(output)
 
 
@@ -81,7 +81,7 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
     """All processes of the training are killed between two checkpoints, and a part of a checkpoint is left behind."""
     folder, card = trained
     shutil.copy(folder / "training.yaml", tmp_path)
-    process = start(tmp_path)
+    process = start_xgray("scorer", "train", "training.yaml", cwd=tmp_path, XGRAY_CACHE=str(tmp_path / "cache"))
     checkpoints = tmp_path / "out" / "checkpoints"
     wait_until(lambda: any(checkpoints.glob("step-0000000[3-7]/contents.json")), process, timeout=300)
     kill_family(process)
@@ -91,7 +91,7 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
     prepared = (tmp_path / "out" / "held_out.parquet").stat().st_mtime_ns
     (half / "state.safetensors").write_bytes(b"half")
 
-    output, _ = complete(start(tmp_path, "--json"))
+    output, _ = train(tmp_path, "--json")
     assert (tmp_path / "out" / "held_out.parquet").stat().st_mtime_ns == prepared, "the texts are not read again"
     assert rows_of(tmp_path) == rows_of(folder)
     assert json.loads(output) == card
@@ -104,11 +104,11 @@ def test_a_killed_training_resumes_to_the_same_scorer(trained, tmp_path):
 def test_a_finished_training_is_shown_and_another_is_refused(trained):
     folder, _ = trained
     before = (folder / "out" / "manifest.json").read_bytes()
-    output, _ = complete(start(folder))
+    output, _ = train(folder)
     assert "tiny against held-out texts" in output
     assert '"languages": ' in output
     assert (folder / "out" / "manifest.json").read_bytes() == before
-    _, errors = complete(start(folder, "--learning-rate", "1e-4"), code=2)
+    _, errors = train(folder, "--learning-rate", "1e-4", code=2)
     assert "section.learning_rate 0.001 -> 0.0001" in errors
     assert "--force" in errors
 
@@ -125,7 +125,7 @@ def test_two_workers_make_the_same_steps_up_to_dropout(trained, tmp_path):
     for workers in (1, 2):
         fields = {"output": f"out{workers}", "execution": {"num_workers": workers, "cpus_per_worker": 1}}
         (tmp_path / "training.yaml").write_text(yaml.safe_dump(values | fields))
-        complete(start(tmp_path))
+        train(tmp_path)
         lines = (tmp_path / f"out{workers}" / "metrics.jsonl").read_text().splitlines()
         rows[workers] = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
     for one, two in zip(rows[1], rows[2], strict=True):
@@ -134,9 +134,9 @@ def test_two_workers_make_the_same_steps_up_to_dropout(trained, tmp_path):
 
 def test_wrong_files_are_refused_in_one_line(tmp_path):
     write_training(tmp_path, max_length=4096)
-    _, errors = complete(start(tmp_path), code=2)
+    _, errors = train(tmp_path, code=2)
     assert "max_length: 4096 tokens are more than" in errors
     write_training(tmp_path, sources=[{"kind": "scores", "path": "none.csv", "licence": "MIT"}])
-    _, errors = complete(start(tmp_path), code=2)
+    _, errors = train(tmp_path, code=2)
     assert "none.csv: no such file or folder (source none)" in errors
     assert "Traceback" not in errors

@@ -387,3 +387,26 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, fact):
     assert done.returncode == 2, done.stderr
     assert fact in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_export_of_a_damaged_store_leaves_the_last_good_one(tmp_path):
+    store = ScoreStore(str(tmp_path / "scores"))
+    scorer = ScorerId("perspective", "1")
+    store.put(
+        ScoreEntry.of_text(f"text {at}", "en", scorer, ["toxicity"], Scored({"toxicity": 0.5})) for at in range(50)
+    )
+    export = "scores", "export", "out.parquet", "--store", "scores"
+    assert xgray(*export, cwd=tmp_path).returncode == 0
+    good = (tmp_path / "out.parquet").read_bytes()
+    (segment,) = (tmp_path / "scores" / "segments").iterdir()
+    segment.write_bytes(segment.read_bytes()[:-200])
+    refused = xgray(*export, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert f"{segment.name}" in refused.stderr.splitlines()[-1]
+    assert "xgray scores check --salvage" in refused.stderr.splitlines()[-1]
+    assert (tmp_path / "out.parquet").read_bytes() == good
+    salvaged = xgray("scores", "check", "--salvage", "--store", "scores", cwd=tmp_path)
+    assert salvaged.returncode == 0, salvaged.stderr
+    assert "all of its 50 rows were kept" in salvaged.stdout
+    assert xgray(*export, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out.parquet").read_bytes() == good

@@ -62,6 +62,9 @@ def test_a_key_that_resembles_nothing_lists_the_known_ones(tmp_path: Path) -> No
         ("train: {learning_rate: .inf}", "train.learning_rate: Input should be a finite number"),
         ("train: {method: qlora4}", "train.method: "),
         ("seed: -1", "seed: "),
+        ("seed: true", "seed: a number is expected, not true"),
+        ("generate: {k: yes}", "generate.k: "),
+        ("train: {beta: false}", "train.beta: a number is expected, not false"),
         ("languages: []", "languages: at least one language"),
         ("languages: [en, xx]", "languages: unknown language 'xx'"),
         ("languages: [zh, ZH-Hans]", "languages: a language is listed twice"),
@@ -106,6 +109,13 @@ def test_text_that_looks_like_a_number_is_text_in_quotes(tmp_path: Path) -> None
 def test_words_that_older_yaml_reads_as_booleans_are_booleans(tmp_path: Path, text: str, expected: bool) -> None:
     experiment = load(tmp_path, f"{MINIMAL}report: {{mask: {text}}}\n", "--generate.execution.use-gpu", text)
     assert (experiment.report.mask, experiment.generate.execution.use_gpu) == (expected, expected)
+
+
+@pytest.mark.parametrize("tokens", [("--train", "5", "--train.beta", "1"), ("--train.beta", "1", "--train", "5")])
+def test_a_section_given_as_a_whole_and_in_part_is_refused(tokens: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="--train is given a value of its own"):
+        parse_overrides(list(tokens))
+    assert parse_overrides(["--train", "{beta: 1}", "--train.beta", "2"]) == {"train": {"beta": 2}}
 
 
 def test_variant_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -229,3 +239,56 @@ def test_addresses_of_services_are_taken_as_they_are(tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:8080", "https://host.example/v1/", "http://[::1]:80/@team/v1"):
         experiment = load(tmp_path, MINIMAL, "--score.perspective-url", address, "--score.openai.url", address)
         assert (experiment.score.perspective_url, experiment.score.openai.url) == (address, address)
+
+
+SEVERAL = "score: [{scorer: embedding}, {scorer: guard, guard: {model: {id: org/Guard-0.6B}}}]\n"
+
+
+def test_a_list_of_one_scorer_is_the_same_as_its_section(tmp_path: Path) -> None:
+    listed, plain = (load(tmp_path, f"{MINIMAL}score: {text}\n") for text in ("[{scorer: dummy}]", "{scorer: dummy}"))
+    assert listed == plain
+    assert listed.model_dump(mode="json")["score"]["scorer"] == "dummy"
+
+
+def test_several_scorers_have_names_and_are_dumped_as_one_list(tmp_path: Path) -> None:
+    text = MINIMAL + SEVERAL.replace("}}}]", "}}}, {scorer: embedding, calibration: c.json}]")
+    experiment = load(tmp_path, text, "--score.execution.num-actors", "2")
+    assert experiment.scorer_names == ["embedding", "guard-Guard-0.6B", "embedding-2"]
+    assert [section.execution.num_actors for section in experiment.scores] == [2, 1, 1]
+    assert experiment.score_section("embedding-2").calibration == "c.json"
+    dumped = experiment.model_dump(mode="json")
+    assert [section["scorer"] for section in dumped["score"]] == ["embedding", "guard", "embedding"]
+    assert Experiment.model_validate(dumped) == experiment
+    with pytest.raises(InputError, match=r"no scorer 'gurad' .*embedding, guard-Guard"):
+        experiment.score_section("gurad")
+
+
+def test_scorers_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    options = ["--score", "qwen3guard-0.6b", "--score.execution.num-actors", "3", "--score", "embedding"]
+    experiment = load(tmp_path, MINIMAL + SEVERAL, *options)
+    assert [section.scorer for section in experiment.scores] == ["guard", "embedding"]
+    assert [section.execution.num_actors for section in experiment.scores] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("[]", "score: the list is empty"),
+        ("[{}, {}]", "score.1: the scorer embedding is listed twice"),
+        ("[{}, {execution: {num_actors: 2}}]", "score.1: the scorer embedding is listed twice"),
+        ("[{scorer: dummy}, {scorer: gard}]", "score.1.scorer: Input should be"),
+        ("[{scorer: gard}, {}]", "score.0.scorer: Input should be"),
+        ("[{}, {scorer: dummy, calibraton: a}]", "unknown key 'score.1.calibraton'; did you mean 'calibration'?"),
+        ("[{}, {scorer: dummy, attributes: [insult]}]", "score.1.attributes: dummy does not score toxicity"),
+        ("[embedding, {}]", "score.0: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_list_of_scorers_is_refused(tmp_path: Path, section: str, expected: str) -> None:
+    assert expected in refused(tmp_path, f"{MINIMAL}score: {section}\n")
+
+
+def test_one_scorer_in_the_place_of_several_is_refused(tmp_path: Path) -> None:
+    for options in (["--score.scorer", "dummy"], ["--score", "embedding"]):
+        with pytest.raises(InputError, match=r"score\.scorer: .*one of several scorers \(embedding, guard\)"):
+            load(tmp_path, MINIMAL + SEVERAL, *options)
+    assert "unknown key 'other_scores'" in refused(tmp_path, MINIMAL + "other_scores: []\n")

@@ -1,12 +1,15 @@
+import gzip
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from xgray.data.generations import read_generations
+from xgray.config import Prompts
+from xgray.data.generations import read_generations, translations_are_unknown, with_indices
 from xgray.errors import InputError
 from xgray.rows import Completions, to_table
 
@@ -175,3 +178,110 @@ def with_second(table: pa.Table, name: str, value: object) -> pa.Table:
 
 def test_folder_without_generations_is_refused(tmp_path: Path) -> None:
     assert "neither output-*.json nor *.parquet" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_a_gzip_file_is_read_like_the_file_in_it(tmp_path: Path, suffix: str) -> None:
+    plain = write(tmp_path / "output-rtp_lx_en.json", ["a", "b"], k=2)
+    file = tmp_path / f"zipped{suffix}" / f"output-rtp_lx_en{suffix}"
+    file.parent.mkdir()
+    file.write_bytes(gzip.compress(plain.read_bytes()) if suffix.endswith("gz") else plain.read_bytes())
+    assert read_generations(str(file), "base") == read_generations(str(plain), "base")
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"PAR1\x00", "a Parquet file; give it a name that ends in .parquet"),
+        ('{"prompt": "a"}\n'.encode("utf-16"), "UTF-16; save it as UTF-8: iconv"),
+        (gzip.compress(b'{"prompt": "a", "generated_text": "b"}\n' * 50)[:-12], "a damaged gzip file"),
+    ],
+    ids=["Parquet", "UTF-16", "gzip"],
+)
+def test_a_file_of_another_kind_is_named_as_such(tmp_path: Path, content: bytes, fact: str) -> None:
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_bytes(content)
+    assert fact in refused(file)
+
+
+def test_partitions_by_language_are_read(tmp_path: Path) -> None:
+    for code in ("de", "pt-BR"):
+        (tmp_path / f"lang={code}").mkdir()
+        write(tmp_path / f"lang={code}" / "output-rtp.json", ["a", "b"], k=2)
+    rows = read_generations(str(tmp_path), "base")
+    assert [row.prompt_id for row in rows] == ["de/0", "de/1", "pt/0", "pt/1"]
+    table = to_table([row for row in rows if row.language == "pt"], Completions).drop_columns(["language"])
+    (tmp_path / "columns" / "lang=pt").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "columns" / "lang=pt" / "0.parquet")
+    assert [row.language for row in read_generations(str(tmp_path / "columns"), "base")] == ["pt", "pt"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fact"),
+    [({"lang": "fr"}, ":2: lang is 'fr'"), ({"Locale": "xx"}, ":2: Locale: unknown"), ({"model": "b"}, "model is 'b'")],
+)
+def test_a_line_of_another_language_or_model_is_refused(tmp_path: Path, fields: dict[str, str], fact: str) -> None:
+    lines = [
+        {"prompt": "a", "generated_text": "x", "lang": "de-AT", "model": "a"},
+        {"prompt": "a", "generated_text": "y"},
+    ]
+    file = tmp_path / "output-rtp_lx_de.json"
+    file.write_text("".join(json.dumps(line | extra) + "\n" for line, extra in zip(lines, [{}, fields], strict=True)))
+    assert fact in refused(file)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_generations(str(file), "base")) == 1
+
+
+def test_a_file_sample_by_sample_is_read_where_k_is_given(tmp_path: Path) -> None:
+    prompts = ["a", "b", "b", "c"]
+    lines = [{"prompt": p, "generated_text": f"{at}.{s}"} for s in range(3) for at, p in enumerate(prompts)]
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "another sample of the same 4 prompts: --generate.k 3" in refused(file)
+    rows = read_generations(str(file), "base", k=3)
+    assert [row.prompt for row in rows] == prompts
+    assert rows[2].completions == ["2.0", "2.1", "2.2"]
+
+
+def test_completions_that_begin_with_their_prompt_are_refused_cut_or_kept(tmp_path: Path) -> None:
+    prompts = ["The weather is ", "Yesterday we went"]
+    texts = ["The weather is fine", "<s>", "Yesterday we went", " Yesterday we went home"]
+    lines = [{"prompt": prompts[at // 2], "generated_text": text} for at, text in enumerate(texts)]
+    file = tmp_path / "output-rtp_lx_en.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "3 of 4 completions begin with their prompt" in refused(file)
+    assert "prompt 'en/0' does not begin" in refused(file, full_text="cut")
+    assert read_generations(str(file), "base", full_text="keep")[0].completions == texts[:2]
+    lines[1]["generated_text"] = "The weather is  bad"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_generations(str(file), "base", full_text="cut")
+    assert [row.completions for row in rows] == [["fine", " bad"], ["", " home"]]
+
+
+def write_indexed(path: Path, prompts: dict[object, str]) -> Path:
+    lines = [json.dumps({"prompt": p, "generated_text": "x", "Index": i}) for i, p in prompts.items() for _ in range(2)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_prompts_id_is_its_index_where_the_lines_have_one(tmp_path: Path) -> None:
+    file = write_indexed(tmp_path / "output-rtp_lx_en.json", {204: "a", "7": "b"})
+    assert [row.prompt_id for row in read_generations(str(file), "base")] == ["en/204", "en/7"]
+    mixed = write_indexed(tmp_path / "output-rtp_lx_de.json", {1: "a", 2: "a"})
+    assert "either all lines of a file have an Index or none" in refused(mixed, k=4)
+
+
+def test_indices_are_looked_up_by_the_prompts_texts(tmp_path: Path) -> None:
+    """Two languages whose files share an index at other positions; a text that repeats has its indices in order."""
+    (tmp_path / "prompts").mkdir()
+    for code, prompts in {"EN": {5: "one", 9: "two", 4: "one"}, "DE": {9: "zwei", 8: "acht"}}.items():
+        lines = [json.dumps({"Prompt": text, "Index": index}) for index, text in prompts.items()]
+        (tmp_path / "prompts" / f"RTP_LX_{code}.json").write_text("\n".join(lines))
+    write(tmp_path / "output-rtp_lx_en.json", ["one", "two", "one"], k=2)
+    write(tmp_path / "output-rtp_lx_de.json", ["acht", "zwei"], k=2)
+    rows = read_generations(str(tmp_path), "base")
+    assert translations_are_unknown(rows)
+    found = with_indices(rows, Prompts(path=str(tmp_path / "prompts")))
+    assert found == {"en/0": "en/5", "en/1": "en/9", "en/2": "en/4", "de/0": "de/8", "de/1": "de/9"}
+    with pytest.raises(InputError, match="'three' is not"):
+        with_indices([replace(rows[0], prompt="three")], Prompts(path=str(tmp_path / "prompts")))

@@ -70,7 +70,8 @@ def test_the_fingerprint_depends_on_the_texts_alone(tmp_path):
     ("rows", "header", "expected"),
     [
         ([*ROWS, ("more", "2", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be 1 .* not '2'"),
-        ([*ROWS, ("more", "toxic", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be .* not 'toxic'"),
+        ([*ROWS, ("more", "maybe", "fit")], ("text", "label", "split"), r"en\.csv:7: label must be .* not 'maybe'"),
+        ([("you idiot", "1", "de-AT")], ("text", "label", "language"), r"en\.csv:2: language is 'de-AT'"),
         ([*ROWS, ("more", "1", "test")], ("text", "label", "split"), r"en\.csv:7: split must be fit or validate"),
         ([*ROWS, (" ", "1", "fit")], ("text", "label", "split"), r"en\.csv:7: text is empty"),
         ([*ROWS, ("more", "1")], ("text", "label", "split"), r"en\.csv:7: 2 values for 3 columns"),
@@ -151,12 +152,21 @@ def test_a_file_of_comments_keeps_its_splits_and_can_be_limited(tmp_path):
     assert read_comments("embedded", 0.5, seed=0) == embedded
 
 
+def test_labels_may_be_words_or_numbers_of_pandas_and_contradictions_are_counted(tmp_path, caplog):
+    words = ["toxic", "benign", "1.0", "0.0", "True", "non-toxic"]
+    rows = [("same text", "toxic"), *((f"text {at}", words[at % 6]) for at in range(24)), ("same text", "0")]
+    write(tmp_path / "en.csv", rows, ("text", "label"))
+    assert [text.toxic for text in read_labelled(str(tmp_path))[1:7]] == [True, False, True, False, True, False]
+    assert "1 texts are labelled toxic in one row and benign in another" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "expected"),
     [
         ([("you idiot", "1")] * 40, ("text", "toxic"), r"train\.csv: no benign rows"),
         ([("fine", "0")] * 40, ("text", "toxic"), r"train\.csv: no toxic rows"),
         ([("fine", "maybe")], ("text", "toxic"), r"train\.csv:2: label must be 1 .* not 'maybe'"),
+        ([("fine", "0", "1")], ("text", "toxic", "label"), r"train\.csv:2: label '1', toxic '0'; the columns"),
         ([("fine", "0")], ("body", "toxic"), r"train\.csv:1: no column text or comment_text or comment;"),
     ],
 )

@@ -32,6 +32,23 @@ def test_files_of_a_folder_are_read_in_order_up_to_the_limit(tmp_path: Path) -> 
     assert [pair.prompt for pair in read_pairs(str(tmp_path), limit=3)] == [f"prompt {i}" for i in range(3)]
 
 
+def test_pairs_without_a_preference_are_left_out_and_contradictions_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    same, turned = {"pert_gen_text": " kind 1"}, {"unpert_gen_text": " rude 0", "pert_gen_text": " kind 0"}
+    file.write_text(line(0) + line(1, **same) + line(0, **turned))
+    assert [pair.prompt for pair in read_pairs(str(file))] == ["prompt 0", "prompt 0"]
+    assert "1 of 3 pairs are left out" in caplog.text
+    assert "2 completions are chosen in one pair and rejected in another" in caplog.text
+    before = pairs_fingerprint(str(file))
+    file.write_text(line(0) + line(0, **turned))
+    assert pairs_fingerprint(str(file)) == before
+    file.write_text(line(1, **same))
+    with pytest.raises(InputError, match="equal in all 1 pairs"):
+        read_pairs(str(file))
+
+
 def test_an_empty_continuation_is_a_continuation(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text(line(0, unpert_gen_text=""))

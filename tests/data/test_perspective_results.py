@@ -30,7 +30,7 @@ def test_responses_become_scores_of_their_completions(tmp_path: Path) -> None:
     file = write(
         tmp_path,
         ("a", "x", body(toxicity=0.9, insult=0.5)),
-        ("a", "y", body(toxicity=0, sexually_explicit=0.3)),
+        ("a", "y", body(toxicity=0, flirtation=0.3)),
         ("b", "z", body(**everything)),
         ("b", "w", body(toxicity=1)),
     )
@@ -47,6 +47,22 @@ def test_responses_become_scores_of_their_completions(tmp_path: Path) -> None:
         ("en/0", "en", "base", "perspective"),
         ("en/1", "en", "base", "perspective"),
     ]
+
+
+def test_answers_kept_as_text_are_answers(tmp_path: Path) -> None:
+    file = write(tmp_path, ("a", "x", json.dumps(body(toxicity=0.9))), ("a", "y", "{broken"))
+    _, (scores,) = read_perspective_results(str(file), "base")
+    assert scores.scores[0]["toxicity"] == 0.9
+    assert scores.errors == [None, "no score in the response: {broken"]
+
+
+def test_scores_of_texts_with_their_prompts_are_refused(tmp_path: Path) -> None:
+    prompt = "The weather is"
+    file = write(tmp_path, *((prompt, f"{prompt} {text}", body(toxicity=0.5)) for text in ("fine", "bad")))
+    with pytest.raises(InputError, match="2 of 2 completions begin with their prompt"):
+        read_perspective_results(str(file), "base")
+    _, (scores,) = read_perspective_results(str(file), "base", full_text="keep")
+    assert len(scores.scores) == 2
 
 
 @pytest.mark.parametrize(

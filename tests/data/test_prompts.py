@@ -189,3 +189,16 @@ def test_real_toxicity_prompts_serve_in_english(tmp_path: Path) -> None:
 def test_a_parquet_file_that_is_no_archive_is_refused_with_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["a"]}), tmp_path / "a.parquet")
     assert "columns found: question" in refused(Prompts(path=str(tmp_path / "a.parquet")), "en")
+
+
+def test_regional_names_and_indices_with_a_decimal_point_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "RTP_LX_PT-BR.json", {"Prompt": "Bom dia", "Index": 12.0, "Locale": "pt_BR"})
+    (prompt,) = read_prompts(Prompts(path=str(tmp_path)), ["pt"])
+    assert (prompt.prompt_id, prompt.text) == ("pt/12", "Bom dia")
+    write(tmp_path / "RTP_LX_PT.json", {"Prompt": "Bom dia", "Index": 12})
+    assert "RTP_LX_PT-BR.json holds pt prompts too" in refused(Prompts(path=str(tmp_path)), "pt")
+
+
+def test_a_prompt_of_another_language_than_its_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "RTP_LX_DE.json", {"Prompt": "Bonjour", "Index": 1, "Locale": "FR"})
+    assert "RTP_LX_DE.json:1: Locale is 'FR'" in refused(Prompts(path=str(tmp_path)), "de")

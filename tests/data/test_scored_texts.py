@@ -186,11 +186,11 @@ def test_wrong_labels_are_refused_by_name(tmp_path, rows, fact):
 def test_missing_and_empty_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no such file or folder \(source none\)"):
         read("scores", tmp_path / "none.csv")
-    with pytest.raises(InputError, match=r"the folder holds no \.csv"):
+    with pytest.raises(InputError, match=r"the folder holds no .*\.csv"):
         read("scores", tmp_path)
-    with pytest.raises(InputError, match=r"a source is a file of \.csv"):
+    with pytest.raises(InputError, match=r"a source is a file of .*\.csv"):
         read("scores", write(tmp_path / "some.txt", "text"))
-    with pytest.raises(InputError, match=r"some\.parquet: cannot read it as Parquet"):
+    with pytest.raises(InputError, match=r"some\.parquet: no readable Parquet file"):
         read("scores", write(tmp_path / "some.parquet", "text"))
 
 

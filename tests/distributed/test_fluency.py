@@ -10,7 +10,7 @@ from tests.processes import descendants
 from xgray.config import Evaluate, Fluency, Model
 from xgray.errors import InputError
 from xgray.evaluate.fluency import load_measuring_model, perplexities
-from xgray.experiment.stages.evaluate import measure_fluency
+from xgray.experiment.stages.evaluate import FluencyWorker, measure_fluency
 from xgray.rows import Completions, to_table
 from xgray.storage.folder import Folder
 
@@ -65,19 +65,13 @@ def assert_values_of_the_plain_function(run, base):
             assert row["perplexities"][::2] == pytest.approx(values[::2], rel=1e-5)
 
 
-def test_two_workers_write_a_file_for_each_model_and_language(tmp_path, base):
-    run, section = make_run(tmp_path), Evaluate(execution={"num_workers": 2})
+def test_two_workers_write_a_file_for_each_model_and_language_and_one_makes_what_is_missing(tmp_path, base):
+    run, two = make_run(tmp_path), Evaluate(execution={"num_workers": 2})
     progress = []
-    result = measure_fluency(run, ["base", "dpo"], section, base, lambda done, total: progress.append((done, total)))
+    result = measure_fluency(run, ["base", "dpo"], two, base, lambda done, total: progress.append((done, total)))
     assert result.counts == {"num_completions": 36, "num_reused": 0}
     assert result.device == "cuda:0" if torch.cuda.is_available() else "cpu"
     assert progress == [(0, 36), (9, 36), (18, 36), (27, 36), (36, 36)]
-    assert_values_of_the_plain_function(run, base)
-
-
-def test_missing_files_are_made_and_existing_ones_kept(tmp_path, base):
-    run = make_run(tmp_path)
-    assert measure_fluency(run, ["base", "dpo"], SECTION, base).counts["num_reused"] == 0
     assert_values_of_the_plain_function(run, base)
     folder = (run / "evaluate" / "perplexity").local
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -110,9 +104,8 @@ def test_the_stage_survives_the_death_of_its_worker(tmp_path, base):
 
 
 def test_a_missing_model_is_an_input_error(tmp_path):
-    run = make_run(tmp_path, models=["base"])
     with pytest.raises(InputError, match="no such folder"):
-        measure_fluency(run, ["base"], SECTION, Model(id="/nowhere/at/all"))
+        FluencyWorker(SECTION, Model(id="/nowhere/at/all"), Folder(str(tmp_path)))
 
 
 def test_a_model_of_the_other_kind_is_an_input_error(tmp_path, base):

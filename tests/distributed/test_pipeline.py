@@ -21,7 +21,7 @@ from xgray.score.scorer import score_texts
 
 GENERATE = {"engine": "transformers", "batch_size": 4}
 SCORE = {"scorer": "embedding"}
-DUMMY = {"engine": "dummy", "batch_size": 8}
+DUMMY = {"engine": "dummy", "batch_size": 4}
 DUMMY_SCORE = {"scorer": "dummy", "unvalidated_languages": True}
 
 
@@ -115,17 +115,23 @@ def test_scores_equal_those_of_the_scorer_alone(uninterrupted):
 
 
 @pytest.fixture(scope="module")
-def sound(cluster, models, tmp_path_factory):
-    """The rows of both stages with an engine and a scorer that use no model, and nothing that disturbs them."""
+def sound_root(cluster, models, tmp_path_factory):
+    """The folder of a run with an engine and a scorer that use no model, which nothing disturbs."""
     root = tmp_path_factory.mktemp("sound")
     run(str(root), models, DUMMY, DUMMY_SCORE)
-    return {stage: rows(root, stage) for stage in ("generate", "score")}
+    return root
+
+
+@pytest.fixture(scope="module")
+def sound(sound_root):
+    """The rows of both stages of that run."""
+    return {stage: rows(sound_root, stage) for stage in ("generate", "score")}
 
 
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_rows(models, sound, tmp_path):
     """It is killed while both stages are under way, and resumed with blocks of another size."""
-    slow = DUMMY | {"batch_size": 4, "dummy": {"seconds": 0.1}}
+    slow = DUMMY | {"dummy": {"seconds": 0.1}}
     process = start(tmp_path, models, generate=slow, score=DUMMY_SCORE)
     wait_until(lambda: len(files(tmp_path, "generate")) >= 3 and files(tmp_path, "score"), process)
     kill_family(process)
@@ -140,7 +146,7 @@ def test_a_killed_run_is_resumed_to_the_same_rows(models, sound, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
+def test_a_killed_engine_is_started_again(models, sound, tmp_path):
     def kill():
         wait_until(lambda: len(files(tmp_path, "generate")) >= 2)
         (engine,) = descendants(name="GenerateActor")
@@ -148,49 +154,49 @@ def test_a_killed_engine_is_started_again(models, uninterrupted, tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    tallies = run(str(tmp_path), models, GENERATE, SCORE)
+    tallies = run(str(tmp_path), models, DUMMY | {"dummy": {"seconds": 0.1}}, DUMMY_SCORE)
     killer.join()
     # Two starts, and that of the killed engine if its report had left the process.
     assert sum(tallies["generate", model].num_engine_starts for model in MODELS) in (2, 3)
     for stage in ("generate", "score"):
-        assert rows(tmp_path, stage) == rows(uninterrupted[1], stage)
+        assert rows(tmp_path, stage) == sound[stage]
 
 
 @pytest.mark.slow
-def test_single_stages_and_two_engines_give_the_same_rows(models, uninterrupted, tmp_path):
-    two = GENERATE | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
+def test_single_stages_and_two_engines_give_the_same_rows(models, sound, tmp_path):
+    two = DUMMY | {"num_actors": 2, "cpus_per_actor": 1, "batch_size": 7}
     result = run_recorded(tmp_path, models, generate=two)
-    assert rows(tmp_path, "generate") == rows(uninterrupted[1], "generate")
+    assert rows(tmp_path, "generate") == sound["generate"]
     assert files(tmp_path, "score") == []
     assert set(result["tallies"]) == {f"generate/{model}" for model in MODELS}
-    result = run_recorded(tmp_path, models, score=SCORE)
-    assert rows(tmp_path, "score") == rows(uninterrupted[1], "score")
+    result = run_recorded(tmp_path, models, score=DUMMY_SCORE)
+    assert rows(tmp_path, "score") == sound["score"]
     assert set(result["tallies"]) == {f"score/{model}" for model in MODELS}
 
 
 @pytest.mark.slow
-def test_missing_files_are_made_again_and_others_are_left_alone(models, uninterrupted, tmp_path):
+def test_missing_files_are_made_again_and_others_are_left_alone(models, sound, sound_root, tmp_path):
     root = tmp_path / "copy"
-    shutil.copytree(uninterrupted[1], root)
+    shutil.copytree(sound_root, root)
     generated, scored = files(root, "generate"), files(root, "score")
     for path in (generated[3], scored[5], scored[6]):
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in files(root, "generate") + files(root, "score")}
-    result = run_recorded(root, models, generate=GENERATE, score=SCORE)
+    result = run_recorded(root, models, generate=DUMMY, score=DUMMY_SCORE)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (files(root, "generate"), files(root, "score")) == (generated, scored)
     for stage, number in (("generate", 56), ("score", 52)):
-        assert rows(root, stage) == rows(uninterrupted[1], stage)
+        assert rows(root, stage) == sound[stage]
         assert sum(result["tallies"][f"{stage}/{model}"]["num_reused"] for model in MODELS) == number
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["raises_on", "dies_on"])
-def test_a_poisoned_prompt_is_recorded_and_the_others_are_sampled(models, sound, tmp_path, fault):
-    poisoned = DUMMY | {"dummy": {fault: "number 7"}}
+def test_poisoned_prompts_are_recorded_and_the_others_are_sampled(models, sound, tmp_path):
+    """With some prompts the engine raises an error, with others its process dies."""
+    poisoned = DUMMY | {"dummy": {"raises_on": "number 1", "dies_on": "number 7"}}
     tallies = run(str(tmp_path), models, poisoned, DUMMY_SCORE, prompts=PROMPTS, names=["base"])
     found = rows(tmp_path, "generate")
-    bad = {("base", "en/7"), ("base", "de/7")}
+    bad = {("base", f"{language}/{number}") for language in ("en", "de") for number in (1, 7)}
     assert {key for key, row in found.items() if row["error"]} == bad
     assert {key: row for key, row in found.items() if key not in bad} == {
         key: row for key, row in sound["generate"].items() if key[0] == "base" and key not in bad
@@ -199,9 +205,9 @@ def test_a_poisoned_prompt_is_recorded_and_the_others_are_sampled(models, sound,
     scored = rows(tmp_path, "score")
     assert scored.keys() == found.keys()
     assert all(scored[key]["scores"] == [] for key in bad)
-    assert tallies["generate", "base"].num_errors == 2
+    assert tallies["generate", "base"].num_errors == 4
     counts = {stage: tallies[stage, "base"].result(stage).counts for stage in ("generate", "score")}
-    assert counts["generate"]["num_errors"] == 2
+    assert counts["generate"]["num_errors"] == 4
     again = run(str(tmp_path), models, poisoned, DUMMY_SCORE, prompts=PROMPTS, names=["base"])
     for stage, expected in counts.items():
         resumed = again[stage, "base"].result(stage).counts

@@ -76,6 +76,23 @@ def test_finished_and_partial_stages_on_disk_are_counted(experiment):
     assert done == {"first": (9, 9), "second": (4, 9)}, "a training resumes from its last checkpoint"
 
 
+def test_what_a_further_scorer_has_scored_is_counted_by_itself(experiment):
+    values = experiment.model_dump(mode="json")
+    several = Experiment.model_validate(values | {"score": [values["score"], {"scorer": "embedding"}]})
+    plan = make_plan(several)
+    plan.run.write_bytes("experiment.yaml", b"{}")
+    for label in (("generate", "base"), ("score@embedding", "base")):
+        plan.stage(*label).begin()
+    rows = [completions("base", "en/0", ["a", "b", "c"])]
+    plan.stage("generate", "base").rows.write_parquet("rows.parquet", to_table(rows, Completions))
+    scores = [Scores("en/0", "en", "base", [{"toxicity": 0.1}] * 3, [None] * 3, "embedding", "1")]
+    plan.stage("score@embedding", "base").rows.write_parquet("rows.parquet", to_table(scores, Scores))
+    work = count_work(several, with_model=False)
+    assert work.other_scorers["embedding"]["base"] == ModelWork(1, 1)
+    assert work.models["base"] == ModelWork(1, 0)
+    assert UnratedWork("robustness", "stages", 1) in work.inside
+
+
 def test_scores_of_google_do_not_count_for_another_service(experiment):
     section = experiment.score.model_copy(update={"perspective_url": "http://127.0.0.1:8080"})
     elsewhere = experiment.model_copy(update={"score": section})

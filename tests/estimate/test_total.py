@@ -186,3 +186,31 @@ def test_training_steps_agree_with_the_trainer(num_pairs, fields, steps, tmp_pat
     data = [{"x": torch.zeros(1)}] * num_pairs
     trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=data)
     assert trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1] == steps
+
+
+def test_each_further_scorer_has_lines_of_its_own():
+    """Perspective takes 40 prompts x 5 texts at 4 a second; of a classifier no rate is known."""
+    sections = [
+        {},
+        {"scorer": "perspective", "execution": {"requests_per_second": 4}},
+        {"scorer": "classifier", "classifier": {"model": {"id": "made/toxic"}}},
+    ]
+    with_others = experiment(score=sections)
+    others = {
+        "perspective": {"base": ModelWork(40, 0, 20), "dpo": ModelWork(40, 40)},
+        "classifier-toxic": {"base": ModelWork(40, 30), "dpo": ModelWork()},
+    }
+    alone, result = (
+        estimate(made, left, Rates(**RATES))
+        for made, left in ((experiment(), work()), (with_others, work(other_scorers=others)))
+    )
+    lines = {line.stage: line for line in result.lines if "@" in line.stage}
+    assert [(line.num_left, line.num_completions, line.num_requests, line.seconds) for line in lines.values()] == [
+        (40, 180, 180, 45.0),
+        (0, 0, 0, 0.0),
+        (10, 50, 0, None),
+        (40, 200, 0, None),
+    ]
+    assert list(lines)[:2] == ["score@perspective/base", "score@perspective/dpo"]
+    assert result.seconds == pytest.approx(alone.seconds + 45)
+    assert any("score@classifier-toxic/dpo" in note for note in result.notes)

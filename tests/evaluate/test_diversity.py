@@ -80,6 +80,9 @@ def test_no_groups_give_no_rows(byte_tokenizer):
 
 
 def test_released_groups_are_every_k_completions_without_empty_ones():
-    assert released_groups([["a", "b"], ["c", ""], ["", ""], ["d", "e"]]) == [["a", "b"], ["c"], ["d", "e"]]
+    assert released_groups([["a", "b"], ["c", ""], ["", ""], ["d", "e"]], k=2) == [["a", "b"], ["c"], ["d", "e"]]
     # A missing completion shifts all groups after it.
-    assert released_groups([["a", "b"], ["c"], ["d", "e"]]) == [["a", "b"], ["c", "d"], ["e"]]
+    assert released_groups([["a", "b"], ["c"], ["d", "e"]], k=2) == [["a", "b"], ["c", "d"], ["e"]]
+    # A first prompt that failed shifts nothing: the stride is that of the run.
+    assert released_groups([[], ["a", "b"], ["c", "d"]], k=2) == [["a", "b"], ["c", "d"]]
+    assert released_groups([], k=2) == []

@@ -167,7 +167,7 @@ def paired_run(tmp_path, num_prompts=40, languages=("en", "de", "fr")):
 
 def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section):
     run, base, dpo = paired_run(tmp_path)
-    result = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)["comparisons"]["dpo"]
+    result = evaluate_run(run, ["base", "dpo"], section, BASE)["comparisons"]["dpo"]
     common = [prompt_id for prompt_id in base if prompt_id.startswith("en/") and prompt_id in dpo]
     assert len(common) == 39
     before, after = (np.mean([max(rows[prompt_id][2]) for prompt_id in common]) for rows in (base, dpo))
@@ -177,8 +177,9 @@ def test_comparison_is_paired_adjusted_and_over_common_prompts(tmp_path, section
     assert emt["en"]["low"] < after - before < emt["en"]["high"] < 0
     assert emt["en"]["relative_low"] < emt["en"]["relative_change"] < emt["en"]["relative_high"] < 0
     assert emt["en"]["significant"] is True
-    assert emt["en"]["p_value"] == pytest.approx(1 / 201)
-    assert emt["en"]["p_adjusted"] == pytest.approx(3 / 201)  # the smallest of three
+    assert emt["en"]["p_value"] < 1e-9
+    assert emt["en"]["p_adjusted"] == pytest.approx(3 * emt["en"]["p_value"])  # the smallest of three
+    assert 0 < emt["en"]["detectable"] < 0.05
     assert emt["fr"]["significant"] is False
     assert result["average"]["emt"]["difference"] == pytest.approx(
         np.mean([change["difference"] for change in emt.values()])
@@ -263,12 +264,11 @@ def test_failed_prompts_lower_the_coverage(tmp_path, section):
     assert base["average"]["coverage"] == 8 / 26
 
 
-def test_numbers_depend_on_the_seed_and_not_on_other_models(tmp_path, section):
+def test_numbers_do_not_depend_on_other_models(tmp_path, section):
     run, _, _ = paired_run(tmp_path, num_prompts=6)
-    both = evaluate_run(run, ["base", "dpo"], section, BASE, seed=3)
-    assert evaluate_run(run, ["base", "dpo"], section, BASE, seed=3) == both
-    assert evaluate_run(run, ["base"], section, BASE, seed=3)["models"]["base"] == both["models"]["base"]
-    assert evaluate_run(run, ["base", "dpo"], section, BASE, seed=4) != both
+    both = evaluate_run(run, ["base", "dpo"], section, BASE)
+    assert evaluate_run(run, ["base", "dpo"], section, BASE) == both
+    assert evaluate_run(run, ["base"], section, BASE)["models"]["base"] == both["models"]["base"]
 
 
 def test_values_that_cannot_be_computed_are_null_with_a_reason(tmp_path, section):
@@ -316,7 +316,8 @@ def test_a_model_that_is_never_toxic_has_a_probability_of_zero_with_an_interval(
     run = Folder(str(tmp_path / "run"))
     write(run, "base", {f"en/{index}": ("p", [" cat"], [0.1], [math.e]) for index in range(5)})
     en = evaluate_run(run, ["base"], section, BASE)["models"]["base"]["languages"]["en"]
-    assert en["tox_prob"] == {"value": 0, "low": 0, "high": 0}
+    # Wilson's interval of 0 of 5.
+    assert en["tox_prob"] == {"value": 0, "low": 0, "high": pytest.approx(1.96**2 / (5 + 1.96**2), abs=1e-4)}
 
 
 def test_rows_that_are_missing_or_do_not_fit_together_are_refused(tmp_path, section):

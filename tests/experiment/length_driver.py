@@ -1,5 +1,10 @@
 """The command line with one more stage: a row in the table, and the file ``length_stage.py``."""
 
+import contextlib
+import json
+import sys
+from pathlib import Path
+
 from xgray.config import stages
 
 ROW = stages.Stage(
@@ -14,6 +19,14 @@ ROW = stages.Stage(
 stages.STAGES = (*stages.STAGES[:-1], ROW, stages.STAGES[-1])
 
 if __name__ == "__main__":
-    from xgray.cli.main import main
+    # A line of arguments at a time, so that the commands share the imports and one Ray.
+    from tests.processes import xgray
+    from xgray.distributed.cluster import connect
 
-    main()
+    with contextlib.ExitStack() as cluster:
+        for line in sys.stdin:
+            arguments = json.loads(line)
+            if "--help" not in arguments:
+                cluster.enter_context(connect())
+            done = xgray(*arguments, cwd=Path.cwd())
+            print(json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)

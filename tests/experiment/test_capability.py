@@ -175,4 +175,4 @@ def test_a_group_that_only_gathers_tasks_has_no_row(tiny_model, tmp_path):
     assert {name: (row["group"], row["num_questions"]) for name, row in rows.items()} == {
         "first": ("both", 3), "second": ("both", 3),
     }  # fmt: skip
-    assert summary(list(rows.values()), 0.95, 100, 0)["second"]["metrics"]["acc"]["value"] is not None
+    assert summary(list(rows.values()), 0.95)["second"]["metrics"]["acc"]["value"] is not None

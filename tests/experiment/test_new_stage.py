@@ -1,27 +1,25 @@
 """One row in the table of stages and one file make a stage: its command, plan, fingerprint, status and report."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import read_line, start_python
 
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory):
-    """Call the command line that has the stage, in a folder with imported scores of two models."""
+    """Call the command line that has the stage, in a folder with imported scores of two models.
+
+    It runs in another process, where the table has the stage from the start.
+    """
     folder = tmp_path_factory.mktemp("lengths")
+    driver = start_python("-m", "tests.experiment.length_driver", cwd=folder, stdin=subprocess.PIPE, stderr=None)
 
     def call_in_folder(*arguments):
-        command = [sys.executable, "-m", "tests.experiment.length_driver", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=170
-        )
+        print(json.dumps(arguments), file=driver.stdin, flush=True)
+        return subprocess.CompletedProcess(arguments, *json.loads(read_line(driver)))
 
     for model, texts in {"base": ["four", "eight888"], "tuned": ["four", "four"]}.items():
         (folder / model).mkdir()
@@ -37,7 +35,8 @@ def call(tmp_path_factory):
         lines = "".join(json.dumps(answer) + "\n" for answer in answers)
         (folder / model / "perspective_api_eval-output-rtp_lx_en.json").write_text(lines)
     call_in_folder.folder = folder
-    return call_in_folder
+    yield call_in_folder
+    driver.communicate("")
 
 
 def test_it_is_a_command_with_its_summary(call):

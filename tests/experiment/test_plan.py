@@ -5,7 +5,7 @@ import json
 import pytest
 
 from xgray.config import Experiment
-from xgray.errors import ConflictError, InputError
+from xgray.errors import ConflictError, InputError, StageError
 from xgray.experiment.driver import run_experiment
 from xgray.experiment.plan import make_plan
 from xgray.runs.manifest import StageResult
@@ -110,13 +110,29 @@ def test_a_stage_that_is_needed_is_missed_before_anything_is_deleted(experiment)
     assert files(plan) == before
 
 
+SHORT = {"max_length": 128}
+"""What the tiny model reads."""
+
+
 def test_what_follows_from_a_stage_that_is_made_anew_is_no_conflict(experiment, monkeypatch):
     begun = []
     monkeypatch.setattr("xgray.experiment.driver._run_stages", lambda plan, todo, *rest: begun.extend(todo))
-    finished(make_plan(experiment()))
-    plan = make_plan(experiment(variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
+    finished(make_plan(experiment(train=SHORT)))
+    plan = make_plan(experiment(train=SHORT, variants=[{"name": "dpo"}, {"name": "second", "train": {"beta": 0.2}}]))
     run_experiment(plan, ("train",))
     assert [stage.label for stage in begun] == ["train/second"]
-    plan = make_plan(experiment(train={"beta": 0.3}))
+    plan = make_plan(experiment(train={**SHORT, "beta": 0.3}))
     run_experiment(plan, ("train",), force=True)
     assert [stage.label for stage in begun] == ["train/second", "train/dpo"]
+
+
+def test_rows_of_a_finished_stage_that_were_deleted_are_missed(experiment):
+    """The manifest counts them; without them the report would show less, and not say so."""
+    for stage in make_plan(experiment(variants=[])).stages:
+        stage.begin()
+        stage.finish(StageResult({"num_prompts": 2}))
+    plan = make_plan(experiment(variants=[], report={"mask": False}))
+    before = files(plan)
+    with pytest.raises(StageError, match=r"score/base/rows: 0 rows, but stage score/base finished with 2.*manifest"):
+        run_experiment(plan, ("report",))
+    assert files(plan) == before

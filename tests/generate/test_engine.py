@@ -2,6 +2,8 @@
 
 import gc
 import json
+import shutil
+from pathlib import Path
 
 import psutil
 import pytest
@@ -172,3 +174,22 @@ def test_closed_vllm_frees_its_memory(tiny_model):
         gc.collect()
     # The cache of keys and values alone takes 1 GiB.
     assert used[-1] - used[0] < 2**29
+
+
+@pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_texts_follow_the_experiment_and_not_the_models_generation_config(name, tiny_model, tmp_path):
+    """Greedy texts of random weights repeat themselves, which a penalty and suppressed tokens would change."""
+    greedy = Generate(k=1, max_new_tokens=12, temperature=0)
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+    def texts_of(path):
+        return texts(
+            complete(build_engine(name, Weights(str(path), None, "float32"), greedy), PROMPTS[:3], "m", None, 7)
+        )
+
+    expected = texts_of(tiny_model)
+    tokenizer = load_tokenizer(tiny_model)
+    first = [tokenizer(text)["input_ids"][0] for (text,) in expected.values()]
+    settings = {"repetition_penalty": 3.0, "suppress_tokens": first, "eos_token_id": first, "no_repeat_ngram_size": 1}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    assert texts_of(copy) == expected

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.reference import released
 from benchmarks.reference.measurements import greedy_activations
 from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.errors import InputError
@@ -31,7 +32,7 @@ def test_a_continuation_counts_up_to_its_end_of_text_token():
     assert len(tokens) == NEW_TOKENS
     end = tokens[4]
     length = tokens.index(end) + 1
-    model.generation_config.eos_token_id = end
+    model.config.eos_token_id = model.generation_config.eos_token_id = end
     means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 8)
     assert counts[0] == length
     for text, row, count in zip(TEXTS, means, counts, strict=True):
@@ -61,3 +62,18 @@ def test_logits_that_are_not_finite_are_refused():
     model.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match="the logits after text 1 of 1 are not finite"):
         measure_activations(model, make_tokenizer(), ["long"], [(0, 1)], 3, 8)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_released_puts_a_beginning_before_gpt2s_prompts_and_goes_on_after_the_end(kind):
+    model, tokenizer = make_model(kind), make_tokenizer()
+    tokenizer.bos_token = "<end>"
+    runs = (released.activations(model, tokenizer, text, NEURONS, NEW_TOKENS) for text in TEXTS)
+    expected, tokens = zip(*runs, strict=True)
+    model.generation_config.eos_token_id = tokens[0][3]
+    means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 2, protocol="released")
+    assert counts.tolist() == [NEW_TOKENS] * len(TEXTS)
+    np.testing.assert_allclose(means, [rows.mean(0) for rows in expected], atol=1e-5)
+    corrected, ended = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 2)
+    assert ended[0] <= 4 or kind == "gpt2"  # whose other beginning leads to another continuation
+    assert np.abs(corrected[0] - means[0]).max() > 1e-3

@@ -5,10 +5,20 @@ import pytest
 import torch
 
 from benchmarks.reference.measurements import mean_hidden_states, residual_without_norm
+from benchmarks.reference.released import probe_training
 from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.config import Probe
 from xgray.errors import InputError
-from xgray.mechanism.probe import calibration, epochs, text_features, train_probe, validation_metrics
+from xgray.mechanism.probe import (
+    calibration,
+    epochs,
+    initial_weights,
+    read_probe_file,
+    released_split,
+    text_features,
+    train_probe,
+    validation_metrics,
+)
 from xgray.models.batches import padded
 
 TEXTS = ["good morning", "you idiot", "a", "what a kind word, and what a long one it is", "she came home", "oh"]
@@ -49,7 +59,7 @@ def test_a_text_without_tokens_and_an_overflow_are_refused():
     with pytest.raises(InputError, match="no tokens"):
         text_features(model, tokenizer, ["fine", ""], 8, 2)
     model.model.layers[-1].mlp.down_proj.weight.data.fill_(float("inf"))
-    with pytest.raises(InputError, match=r"overflows in torch\.float32.* Set model\.dtype"):
+    with pytest.raises(InputError, match=r"overflows in torch\.float32.* Set probe\.dtype"):
         text_features(model, tokenizer, ["fine"], 8, 2)
 
 
@@ -83,12 +93,35 @@ def test_training_on_stored_features_is_training_through_the_frozen_model():
 def test_the_first_adam_step_has_the_length_of_the_protocols_learning_rate():
     """The gradient at w = 0 is the mean of (1/2 - toxic) x: here (-1/4, 1/2) and 0."""
     features = np.array([[0, 0, 1], [1, -2, 1]], np.float32)
-    toxic = np.array([False, True])
-    for protocol, rate in (("corrected", 1e-4), ("released", 1e-6)):
-        texts = features, toxic
-        trained = train_probe(texts, texts, Probe(epochs=1, protocol=protocol), seed=0)
-        assert trained.w == pytest.approx([rate, -rate, 0], rel=1e-4, abs=1e-12)
-        assert trained.losses == [pytest.approx(np.log(2))]
+    texts = features, np.array([False, True])
+    trained = train_probe(texts, texts, Probe(epochs=1), seed=0)
+    assert trained.w == pytest.approx([1e-4, -1e-4, 0], rel=1e-4, abs=1e-12)
+    assert trained.losses == [pytest.approx(np.log(2))]
+    released = train_probe(texts, texts, Probe(epochs=1, protocol="released"), seed=0)
+    first = initial_weights(3, seed=0)
+    assert np.abs(released.w - first) == pytest.approx([1e-6] * 3, rel=0.1)
+    assert (np.abs(first) <= 3**-0.5).all()
+
+
+def test_released_training_is_the_scripts_in_order_split_losses_and_weights():
+    rng = np.random.default_rng(0)
+    features, toxic = rng.normal(size=(123, 8)).astype(np.float32), rng.random(123) < 0.4
+    section = Probe(protocol="released", batch_size=5, epochs=4)
+    fit, held_out = released_split(len(features), section.validation_share, seed=99)
+    weights, losses, expected_fit, expected_held_out = probe_training(
+        features, toxic, section, 99, initial_weights(8, seed=99)
+    )
+    assert (fit, held_out) == (expected_fit, expected_held_out)
+    before = torch.random.get_rng_state()
+    trained = train_probe((features[fit], toxic[fit]), (features[held_out], toxic[held_out]), section, seed=99)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert np.abs(trained.w - weights).max() < 1e-7
+    assert trained.validation_losses == pytest.approx(losses, abs=1e-7)
+    # 13 held-out texts are batches of 5, 5 and 3: the mean over batches is not that over texts.
+    w = trained.w.astype(float)
+    odds = features[held_out] @ w * np.where(toxic[held_out], 1, -1)
+    over_texts = np.log1p(np.exp(-odds)).mean()
+    assert abs(over_texts - trained.validation_losses[trained.epoch - 1]) > 1e-4
 
 
 def test_released_keeps_the_epoch_of_lowest_validation_loss():
@@ -96,7 +129,8 @@ def test_released_keeps_the_epoch_of_lowest_validation_loss():
     fit = np.array([[1.0], [-1.0]], np.float32), np.array([True, False])
     held_out = np.array([[1.0], [1.0], [1.0], [1.0]], np.float32), np.array([True, True, True, False])
     for protocol in ("corrected", "released"):
-        trained = train_probe(fit, held_out, Probe(epochs=30, learning_rate=0.1, protocol=protocol), seed=0)
+        section = Probe(epochs=30, learning_rate=0.1, protocol=protocol)
+        trained = train_probe(fit, held_out, section, seed=0)
         losses = np.array(trained.validation_losses)
         best = int(losses.argmin()) + 1
         assert 1 < best < 30
@@ -134,3 +168,28 @@ def test_validation_metrics_by_hand():
     assert result["majority"] == 0.5
     probability_of_label = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0])))
     assert result["loss"] == pytest.approx(-np.log(probability_of_label).mean())
+
+
+def test_a_probe_is_read_from_each_kind_of_file(tmp_path):
+    from safetensors.numpy import save_file
+
+    head = torch.nn.Linear(4, 1, bias=False)
+    expected = head.weight.detach().numpy()[0]
+    torch.save(head, tmp_path / "whole.pt")
+    torch.save(head.state_dict(), tmp_path / "state.pt")
+    torch.save(head.weight.detach(), tmp_path / "tensor.pt")
+    np.save(tmp_path / "array.npy", expected)
+    save_file({"w": expected}, tmp_path / "probe.safetensors")
+    for name in ("whole.pt", "state.pt", "tensor.pt", "array.npy", "probe.safetensors"):
+        assert np.array_equal(read_probe_file(str(tmp_path / name)), expected), name
+
+
+def test_a_file_that_is_no_probe_is_refused(tmp_path):
+    torch.save(torch.zeros(2, 3), tmp_path / "matrix.pt")
+    with pytest.raises(InputError, match=r"matrix\.pt: a probe is one row .* shape \(2, 3\)"):
+        read_probe_file(str(tmp_path / "matrix.pt"))
+    with pytest.raises(InputError, match=r"none\.npy: cannot read the probe"):
+        read_probe_file(str(tmp_path / "none.npy"))
+    torch.save(torch.nn.GRU(2, 2), tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt: it refers to torch\.nn\.modules\.rnn\.GRU"):
+        read_probe_file(str(tmp_path / "other.pt"))

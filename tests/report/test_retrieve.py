@@ -20,7 +20,7 @@ def write_retrieval(run, files, noise=0.8):
     languages = {}
     for index, language in enumerate(code for code in files.languages if code != "en"):
         states = english + (index + 1) * noise * random.normal(size=english.shape)
-        scores = summary(pair_scores(states, english), 0.95, 200, (0, 1))
+        scores = summary(pair_scores(states, english), 0.95)
         languages[language] = {"corrected": scores, "released": scores}
     counts = {"num_texts": 12, "num_tokens": 80, "num_truncated": 1, "num_with_entities": 4}
     retrieval = {

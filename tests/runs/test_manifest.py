@@ -1,3 +1,4 @@
+import contextlib
 import math
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from xgray.config import Generate, GenerateExecution, Guard, Model, Score
 from xgray.config.stages import stage_named
 from xgray.errors import ConflictError, InputError
 from xgray.experiment.plan import PlannedStage
-from xgray.runs.manifest import FolderState, StageFolder, StageResult, differences, section_payload
+from xgray.runs.manifest import REPLACED, FolderState, StageFolder, StageResult, differences, section_payload
 from xgray.runs.secrets import redact, redact_argv
 from xgray.storage.fingerprint import canonical, file_fingerprint, fingerprint
 from xgray.storage.folder import Folder
@@ -145,15 +146,18 @@ def test_a_damaged_record_is_refused_by_name_and_can_be_forced(stage: StageFolde
 
 def test_a_force_that_is_killed_half_way_leaves_nothing_to_continue(stage: StageFolder) -> None:
     stage.begin({"k": 4})
+    rows = stage.rows.local
+    assert rows is not None
     for number in range(3000):
-        (stage.rows / str(number % 50)).write_bytes(f"{number}.parquet", b"rows")
-    stage.finish({"k": 4}, StageResult())
+        folder = rows / str(number % 50)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.parquet").write_bytes(b"rows")
     code = (
         "import sys; from xgray.runs.manifest import StageFolder; from xgray.storage.folder import Folder\n"
         "StageFolder(Folder(sys.argv[1]), 'generate', 'base').begin({'k': 5}, force=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, stage.folder.uri]) as process:
-        while stage.manifest() is not None:
+        while not stage.folder.exists("clearing.json"):
             time.sleep(0.001)
         process.kill()
     assert stage.rows.names(), "it was too quick to be killed half-way"
@@ -163,6 +167,43 @@ def test_a_force_that_is_killed_half_way_leaves_nothing_to_continue(stage: Stage
     assert stage.rows.names() == []
     assert stage.state({"k": 5}) is FolderState.PARTIAL
     assert stage.folder.names() == ["pending.json"]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("dies_after", range(5))
+def test_finished_results_are_kept_until_those_that_replace_them_are_finished(
+    stage: StageFolder, dies_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early the move dies, and however often the replacement is begun, the old files are there in whole."""
+    stage.begin({"k": 4})
+    stage.rows.write_bytes("a.parquet", b"old")
+    stage.finish({"k": 4}, StageResult())
+    local = stage.folder.local
+    assert local is not None
+    old, replace = files_in(local), Path.replace
+    calls: list[Path] = []
+
+    def dies(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) > dies_after:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "replace", dies)
+        stage.begin({"k": 5}, force=True)
+    assert stage.begin({"k": 5}, force=True)
+    assert stage.rows.names() == []
+    assert files_in(local / REPLACED) == old
+    stage.rows.write_bytes("b.parquet", b"new, unfinished")
+    assert stage.begin({"k": 6}, force=True)
+    assert stage.rows.names() == []
+    assert files_in(local / REPLACED) == old
+    stage.finish({"k": 6}, StageResult())
+    assert not (local / REPLACED).exists()
 
 
 def test_reading_the_state_changes_nothing(stage: StageFolder) -> None:

@@ -37,7 +37,10 @@ def refusal(
 class FaultyOpenAI:
     """Answers the first requests for a text with its ``faults`` in order, and later requests with a score."""
 
-    def __init__(self, faults: dict[str, list[str]], seconds: float = 0.0) -> None:
+    def __init__(
+        self, faults: dict[str, list[str]], seconds: float = 0.0, answers: dict[str, web.Response] | None = None
+    ) -> None:
+        self.answers = answers or {}
         self.faults = {text: list(listed) for text, listed in faults.items()}
         self.seconds = seconds
         self.received: list[Received] = []
@@ -68,7 +71,8 @@ class FaultyOpenAI:
                 return response
             if fault == "timeout":
                 await asyncio.sleep(30)
-            return scored(text) if not fault else answers().get(fault) or web.Response(status=int(fault))
+            known = answers() | self.answers
+            return scored(text) if not fault else known.get(fault) or web.Response(status=int(fault))
         finally:
             self.num_open -= 1
 
@@ -110,12 +114,20 @@ def answers() -> dict[str, web.Response]:
         "filtered by the service": refusal(400, "The response was filtered", "content_filter"),
         "no template": refusal(400, "default chat template is no longer allowed, so you must provide one", 400),
         "a proxy's 400": web.Response(status=400, text="<html>Bad Request</html>", content_type="text/html"),
-        "unsupported": refusal(400, "Unsupported parameter: 'max_tokens'", "unsupported_parameter"),
+        "unsupported": refusal(400, "Unsupported parameter: 'store'", "unsupported_parameter"),
+        "no max_tokens": refusal(
+            400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "unsupported_parameter"
+        ),
+        "no temperature": refusal(400, "'temperature' does not support 0 with this model.", "unsupported_value"),
         "wrong key": refusal(401, f"Incorrect API key provided: {KEY}"),
         "echo": refusal(400, f"what is {KEY}?"),
         "no model": refusal(404, "The model `m` does not exist", "model_not_found"),
         "moved": web.Response(status=308, headers={"Location": "http://127.0.0.1:1/"}),
         "a sentence": says("I would say 3."),
+        "thinking": says("<think>Is it rude? 3 or 4", "length"),
+        "a decimal": says("2.5"),
+        "a fraction": says("3/4"),
+        "two grades": says("3 or 4"),
         "five": says("5"),
         "two digits": says("12"),
         "another digit": says("²"),
@@ -138,7 +150,7 @@ async def running(service: FaultyOpenAI, endpoint: str = "judge", **settings: An
     execution = {"timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
     async with TestServer(app) as server:
         given = {"url": f"http://127.0.0.1:{server.port}/v1", "model": "m", "endpoint": endpoint, "languages": ["en"]}
-        values = {"scorer": "openai", "openai": given, "execution": execution} | settings
+        values = {"scorer": "openai", "openai": given | settings.pop("options", {}), "execution": execution} | settings
         scorer = build_scorer(Score.model_validate(values))
         try:
             yield scorer

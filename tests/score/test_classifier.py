@@ -119,6 +119,19 @@ def test_provenance_and_version(folder, scorer):
     assert len({scorer.version, *(build_scorer(other).version for other in others)}) == 3
 
 
+def test_an_activation_that_the_section_names_takes_the_place_of_the_models(folder, scorer):
+    named = {}
+    for activation in ("softmax", "sigmoid"):
+        section = classifier_section(folder)
+        options = section.classifier.model_copy(update={"activation": activation})
+        named[activation] = build_scorer(section.model_copy(update={"classifier": options}))
+        assert named[activation].provenance()["activation"] == activation
+    assert "activation" not in classifier_section(folder).model_dump(mode="json")["classifier"]
+    assert len({scorer.version, *(other.version for other in named.values())}) == 3
+    assert scores(named["softmax"], TEXTS) == pytest.approx(scores(scorer, TEXTS), abs=FLOAT32_TOLERANCE)
+    assert scores(named["sigmoid"], TEXTS) != pytest.approx(scores(scorer, TEXTS), abs=0.01)
+
+
 def test_several_attributes_are_columns_of_one_output(folder):
     labels = {"toxicity": "toxic", "insult": "insulting"}
     scorer = build_scorer(classifier_section(folder, labels=labels, attributes=["toxicity", "insult"]))
@@ -190,7 +203,7 @@ def truncated(folder):
         (with_config(problem_type="regression"), "is a regression"),
         (with_config(model_type="nonsense"), "score.classifier.model: cannot read .*nonsense"),
         (without_head, "no weights classifier.dense.bias, "),
-        (as_pickle, "cannot load the model .*safetensors"),
+        (as_pickle, r"a pickle \(pytorch_model.bin\).*Convert it once: python -c"),
         (truncated, "cannot load the model"),
         (shutil.rmtree, r"score\.classifier\.model\.id: no such folder"),
     ],

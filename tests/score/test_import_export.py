@@ -153,6 +153,7 @@ def test_scores_survive_a_file_in_the_papers_format(tmp_path: Path) -> None:
             "languages": ["zh"],
         },
         "prompt": "prompt 0",
+        "Index": "0",
     }
 
 

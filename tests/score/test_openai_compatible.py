@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from tests.faulty_service import KEY, dump_records
-from tests.score.faulty_openai import FaultyOpenAI, running, true_category, true_grade
+from tests.score.faulty_openai import FaultyOpenAI, running, says, true_category, true_grade
 from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import EMPTY_TEXT
@@ -49,6 +49,33 @@ def test_the_judge_receives_the_rubric_and_the_text_as_data():
     assert provenance["service"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("answer", "grade"),
+    [
+        ("3.", 3),
+        ("**3**", 3),
+        ("Grade: 3", 3),
+        ("**Score:** 2", 2),
+        ("3 (very toxic)", 3),
+        ("0 - not toxic.", 0),
+        ("<think>\nHe is rude, so 4?\n</think>\n\n2", 2),
+    ],
+)
+def test_a_grade_is_read_as_judges_write_it(answer, grade):
+    service = FaultyOpenAI({"text": [answer]}, answers={answer: says(answer)})
+    (result,), _ = score_all(service, ["text"])
+    assert result.scores == {"toxicity": grade / 4}
+
+
+def test_a_service_is_asked_without_the_parameters_that_it_refuses():
+    service = FaultyOpenAI({"a": ["no max_tokens", "no temperature"]})
+    results, provenance = score_all(service, ["a", "bcd"], options={"max_tokens": 500}, execution={"concurrency": 1})
+    assert [result.scores for result in results] == [{"toxicity": true_grade(text) / 4} for text in ("a", "bcd")]
+    assert provenance["parameters"] == {"seed": 0, "max_completion_tokens": 500}
+    (request,) = service.tries("bcd")
+    assert not {"temperature", "max_tokens"} & set(request.body)
+
+
 def test_moderation_scores_become_attributes():
     service = FaultyOpenAI({})
     attributes = ["toxicity", "identity_attack", "threat"]
@@ -82,6 +109,10 @@ MISSING = {
         "no JSON": "no JSON",
         "a list": "no JSON object",
         "a sentence": "the judge's answer is no grade from 0 to 4",
+        "thinking": "ended at score.openai.max_tokens",
+        "a decimal": "no grade",
+        "a fraction": "no grade",
+        "two grades": "no grade",
         "five": "no grade",
         "two digits": "no grade",
         "another digit": "no grade",
@@ -159,7 +190,7 @@ def test_every_text_gets_a_score_or_a_reason(endpoint, caplog):
         ("403", "check OPENAI_API_KEY"),
         ("no model", r"does not exist; check score\.openai\.url and score\.openai\.model"),
         ("moved", r"check score\.openai\.url"),
-        ("unsupported", r"'max_tokens'; check score\.openai\.url and score\.openai\.model"),
+        ("unsupported", r"'store'; check score\.openai\.url and score\.openai\.model"),
         ("no quota", "raise the account's quota"),
         ("429 wait a day", "asks to wait 86400 s"),
     ],

@@ -17,7 +17,7 @@ from xgray.config import Score
 from xgray.errors import InputError, StageError
 from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
-from xgray.score.scorer import ScorerId, score_texts
+from xgray.score.scorer import Scored, ScorerId, score_texts
 from xgray.score.service import retry_after_seconds
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.store import ScoreStore
@@ -269,6 +269,35 @@ def test_the_version_of_other_services_ends_with_their_address(tmp_path, url, ve
     (key,) = score_keys(["a text"], "en", ScorerId("perspective", version))
     ScoreStore(str(tmp_path)).put([ScoreEntry(key, "en", "perspective", version, ("toxicity",), {"toxicity": 0.5})])
     assert build_scorer(archived).version == version
+
+
+@pytest.mark.parametrize(
+    ("archive", "version"),
+    [
+        (2020, "perspective/v1alpha1/2020"),
+        ("unknown", "perspective/v1alpha1/unknown"),
+        ("TOXICITY@6", "perspective/TOXICITY@6"),
+    ],
+)
+def test_an_archive_answers_by_its_year_or_version(tmp_path, archive, version):
+    store = ScoreStore(str(tmp_path))
+    for found, value in ((version, 0.75), ("perspective/v1alpha1", 0.25)):
+        scorer, scored = ScorerId("perspective", found), Scored({"toxicity": value})
+        store.put([ScoreEntry.of_text("a text", "en", scorer, ["toxicity"], scored, "2020")])
+    values = {"scorer": "perspective", "archived": archive, "execution": {"store": str(tmp_path)}}
+    scorer = build_scorer(Score.model_validate(values))
+    assert scorer.version == version
+    assert [scored.scores for scored in asyncio.run(scorer.score(["a text", "another"], "en"))] == [
+        {"toxicity": 0.75},
+        None,
+    ]
+
+
+def test_an_archive_of_no_year_is_refused(tmp_path):
+    values = {"scorer": "perspective", "archived": "last", "execution": {"store": str(tmp_path)}}
+    ScoreStore(str(tmp_path)).put([])
+    with pytest.raises(InputError, match="'last' names no archive"):
+        build_scorer(Score.model_validate(values))
 
 
 @pytest.mark.parametrize(

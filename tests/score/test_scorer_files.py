@@ -14,7 +14,7 @@ from xgray.config import Score
 from xgray.config.file import load_score, parse_overrides
 from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
-from xgray.score.build import build_scorer
+from xgray.score.build import build_scorer, score_section
 from xgray.score.scorer import score_texts
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +146,10 @@ def test_a_file_that_is_no_scorers_file_is_refused(tmp_path, content, message):
 def test_an_unknown_scorer_lists_the_known_ones():
     with pytest.raises(InputError, match=r"--score: no file 'qwen4'.*" + re.escape("qwen3guard-0.6b")):
         parse_overrides(["--score", "qwen4"])
+
+
+def test_a_command_of_one_scorer_refuses_several():
+    overrides = parse_overrides(["--score", "qwen3guard-0.6b", "--score", "embedding"])
+    with pytest.raises(InputError, match=r"--score: 2 scorers are named, and this command takes one"):
+        score_section(overrides, None)
+    assert score_section(parse_overrides(["--score", "embedding"]), None).scorer == "embedding"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.rows import ATTRIBUTES
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
@@ -205,6 +205,32 @@ def test_a_truncated_segment_is_reported_once_and_the_others_stay_readable(tmp_p
     assert known(ScoreStore(str(tmp_path)), damaged) == [Scored({"toxicity": 0.75})] * len(damaged)
     store.salvage([file.name])
     assert ScoreStore(str(tmp_path)).check() == []
+
+
+@pytest.mark.parametrize(("share", "num_lost"), [(0.999, 0), (0.9, 1), (0.5, 20), (0.001, 60)])
+def test_all_that_is_left_of_a_torn_segment_is_kept(tmp_path, share, num_lost):
+    """Without its footer no row is lost; without the end of its values some are, and the file is kept beside the store.
+
+    Args:
+        share: of the file that is left.
+        num_lost: the fewest rows that are lost then; none or some.
+    """
+    intact, damaged, file = two_segments(tmp_path, num=60)
+    damage(file, lambda content: content[: int(len(content) * share)])
+    torn = file.read_bytes()
+    store = ScoreStore(str(tmp_path))
+    with pytest.raises(StageError, match=f"{file.name}.*--salvage"):
+        list(store.whole_entries())
+    kept = store.salvage(store.check())
+    found = [scored for scored in known(ScoreStore(str(tmp_path)), damaged) if scored]
+    assert found == [Scored({"toxicity": 0.25})] * len(found)
+    assert kept == {file.name: (len(found), num_lost == 0)}
+    assert (len(damaged) - len(found) >= num_lost) if num_lost else len(found) == len(damaged)
+    assert None not in known(store, intact)
+    assert store.check() == []
+    assert len(list(store.whole_entries())) == len(intact) + len(found)
+    aside = tmp_path / "damaged" / file.name
+    assert aside.read_bytes() == torn if num_lost else not aside.exists()
 
 
 def test_a_flipped_byte_in_a_value_loses_one_row(tmp_path, caplog):

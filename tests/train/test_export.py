@@ -6,6 +6,7 @@ from peft import PeftModel
 
 from tests.train.tiny import PAIRS, build_tiny_trainer
 from xgray.config import Train
+from xgray.errors import InputError
 from xgray.models.load import load_causal_lm, load_tokenizer
 from xgray.train.export import export
 
@@ -54,7 +55,7 @@ def test_failed_export_leaves_nothing(tiny_model, tmp_path):
     broken.mkdir()
     (broken / "adapter_config.json").write_text("{")
     (broken / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match="is damaged"):
         export(tiny_model, None, broken, tmp_path / "out")
     assert not (tmp_path / "out" / "merged").exists()
     assert not list((tmp_path / "out").glob(".tmp-*"))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.reference.released import dpo_input, ids_and_labels
 from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
@@ -121,3 +122,41 @@ def test_key_depends_on_every_token_and_on_the_context():
     keys = {other.key({"model": "m"}) for other in [pair, *others]} | {pair.key({"model": "n"})}
     assert len(keys) == 5
     assert pair.key({"model": "m"}) == TokenizedPair([1, 2], [3], [4]).key({"model": "m"})
+
+
+RELEASED_PAIRS = [
+    *PAIRS[:3],
+    PreferencePair("He called me a stu", "pid idiot!", "dent."),  # the prompt's last token merges on one side
+    PreferencePair("The teacher " * 8, " sang", " slept"),  # over 12 tokens, and cut only if the pair is over 32
+    PreferencePair("The teacher " * 8, " sang " * 20, " slept"),  # prompt and completion are cut
+    PreferencePair("Oh", " sang " * 20, " slept"),  # the completion alone is too long
+    PreferencePair("The teacher " * 8 + "stu", "pid idiot! " + " sang" * 20, "dent"),  # cut at different places
+    PreferencePair("", "sang", "slept"),
+]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_released_tokens_and_labels_are_those_of_trl_0_8_6(tiny_model, begins):
+    from xgray.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_model)
+    if not begins:
+        tokenizer.bos_token = None
+    for max_length, max_prompt_length in ((256, 64), (32, 12), (20, 16)):
+        section = Train(
+            validation_share=0,
+            batch_size=1,
+            tokenization="released",
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+        )
+        prepared = prepare_pairs(RELEASED_PAIRS, tokenizer, section, seed=0)
+        expected = [dpo_input(pair, tokenizer, max_length, max_prompt_length) for pair in RELEASED_PAIRS]
+        assert [ids_and_labels(pair) for pair in prepared.train] == expected
+        assert (prepared.num_truncated > 0) == (max_length < 256)
+
+
+def test_released_tokenization_needs_room_for_completions(tokenizer):
+    section = Train(tokenization="released", max_length=64, max_prompt_length=64)
+    with pytest.raises(InputError, match=r"64 - 64.*Set train\.max_length"):
+        prepare_pairs(PAIRS, tokenizer, section, seed=0)

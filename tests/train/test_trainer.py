@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tests.train.tiny import PAIRS, build_tiny_trainer
 from xgray.config import Train
-from xgray.errors import InputError
+from xgray.errors import DivergedError, InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
 from xgray.train.callbacks import CheckpointReport, MetricsLog
@@ -231,3 +231,8 @@ def test_unknown_model_is_refused_by_name(tiny_model, tmp_path):
     unknown = StartingModel(str(tmp_path / "no-such-model"), None, tokenizer)
     with pytest.raises(InputError, match=r"model\.id: cannot load .*no-such-model"):
         build_trainer(unknown, section, prepared, files, 0)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_the_likely_field(make):
+    with pytest.raises(DivergedError, match=r"of step \d is (nan|inf), .*train\.learning_rate \(1e\+30\)"):
+        train(make(learning_rate=1e30, warmup_steps=0))

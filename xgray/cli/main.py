@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a stage failed and the same command resumes it; 2 wrong in
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,8 +15,8 @@ import sys
 from typing import Any, Literal
 
 from cyclopts import App, Group
-from cyclopts.exceptions import CycloptsError
 
+from xgray.cli.failures import fail
 from xgray.cli.fields import add_command
 from xgray.cli.files import fields, new
 from xgray.cli.options import Flag, Json
@@ -26,10 +27,10 @@ from xgray.cli.scores import scores
 from xgray.cli.serve import serve
 from xgray.cli.submit import submit
 from xgray.config.stages import STAGES
-from xgray.errors import XgrayError
 from xgray.runs import interrupts
 from xgray.runs.library_bars import hide_library_bars
 from xgray.runs.secrets import redact
+from xgray.runs.terminal import printable
 from xgray.version import __version__
 
 app = App(
@@ -120,44 +121,33 @@ for panel, commands in COMMANDS.items():
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 
 
-class _WithoutSecrets(logging.Formatter):
-    """Removes secrets from log lines: a console may be kept, as the log of a job or of a scheduler."""
+class _Printable(logging.Formatter):
+    """Removes secrets from log lines, as a console may be kept as the log of a job, and what acts on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 def main() -> None:
-    """Run the command line: an error that the user can correct is one line, any other has a traceback."""
+    """Run the command line. An error is one line: :mod:`xgray.cli.failures`."""
     console = logging.StreamHandler()
-    console.setFormatter(_WithoutSecrets("%(asctime)s %(message)s", "%H:%M:%S"))
+    console.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[console])
     for noisy in ("huggingface_hub", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("xgray").setLevel(logging.INFO)
     hide_library_bars()
     interrupts.listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may have no character for what a model wrote
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(exit_on_error=False, print_error=False))
-    except KeyboardInterrupt:
-        _fail(f"{interrupts.reason()}. Results so far are kept; the same command resumes the run.", 1)
-    except CycloptsError as error:
-        _fail(" ".join(str(error).split()), 2)
-    except XgrayError as error:
-        _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of a pipe has seen enough: xgray fields | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's flush at exit is silent too
         sys.exit(1)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}. Results so far are kept. Fix this and run the same command again.", 1)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"xgray: {redact(message)}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    except (KeyboardInterrupt, Exception) as error:
+        fail(error)
 
 
 if __name__ == "__main__":

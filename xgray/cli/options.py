@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+from xgray.errors import InputError
 
 if TYPE_CHECKING:
     from xgray.config import Experiment
@@ -29,6 +32,9 @@ def read_experiment(
 ) -> tuple[Experiment, Folder | None] | None:
     """Return the experiment of one experiment file or run directory, and the directory where it is one.
 
+    A run is the directory that was named, whatever name and place its ``experiment.yaml`` has: it may be a copy, or
+    have been moved.
+
     Args:
         paths: the command's positional arguments.
         overrides: nested fields that are laid over the experiment.
@@ -42,6 +48,7 @@ def read_experiment(
     """
     from xgray.config import Experiment, merge, validate
     from xgray.config.file import load_experiment
+    from xgray.config.protocol import without_default_switches
     from xgray.runs.resolved import load_run
     from xgray.storage.folder import Folder
 
@@ -56,7 +63,50 @@ def read_experiment(
     folder = Folder(path)
     if not folder.exists("experiment.yaml"):
         return None
-    resolved = load_run(folder).model_dump(mode="json")
+    experiment = load_run(folder)
+    resolved = without_default_switches(experiment.model_dump(mode="json"), Experiment) | _place(experiment, folder)
     if section and resolved[section] is None:
         resolved[section] = {}
     return validate(Experiment, merge(resolved, overrides), path), folder
+
+
+def _place(experiment: Experiment, folder: Folder) -> dict[str, str]:
+    """Return the fields ``name`` and ``runs`` with which the experiment's run directory is ``folder``."""
+    from xgray.config import Experiment, validate
+    from xgray.storage.folder import Folder
+
+    if not folder.name or folder.name == "..":
+        folder = Folder(str(Path(folder.uri).resolve()))
+    place = {"name": folder.name}
+    if not _is_same(Folder(experiment.runs), folder.parent):
+        place["runs"] = folder.parent.uri
+    validate(Experiment, {"model": {"id": "unused"}} | place, f"{folder}: the folder's name is the run's")
+    return place
+
+
+def _is_same(folder: Folder, other: Folder) -> bool:
+    if folder.local is None or other.local is None:
+        return folder.uri == other.uri
+    return folder.local.exists() and folder.local.samefile(other.local)
+
+
+@contextlib.contextmanager
+def paths_of_run(folder: Folder) -> Iterator[None]:
+    """While the block plans a run from its directory, let errors say where the run's relative paths start.
+
+    They start at the working directory in which the run was begun, which the run's place tells: ``/home/me/project`` of
+    ``/home/me/project/runs/base``.
+    """
+    from xgray.runs.resolved import load_run
+
+    try:
+        yield
+    except InputError as error:
+        runs = Path(load_run(folder).runs)
+        parent = folder.parent.local
+        if parent is None or runs.is_absolute() or parent.parts[-len(runs.parts) :] != runs.parts:
+            raise
+        start = Path(*parent.parts[: -len(runs.parts)])
+        if start == Path.cwd():
+            raise
+        raise type(error)(f"{error}. Relative paths of this run start at {start}: run the command there") from None

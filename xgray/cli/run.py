@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from xgray.cli.fields import CommandWithFields, with_fields
-from xgray.cli.options import Arguments, Flag, Json, read_experiment
+from xgray.cli.options import Arguments, Flag, Json, paths_of_run, read_experiment
 from xgray.errors import InputError
 
 if TYPE_CHECKING:
@@ -154,7 +154,10 @@ def _make_plan(arguments: tuple[str, ...], section: str | None, force: bool) -> 
     overrides = parse_overrides(options)
     if found := read_experiment(paths, overrides, section):
         experiment, folder = found
-        return make_plan(experiment, imported_generations(folder, experiment) if folder else None)
+        if folder is None:
+            return make_plan(experiment)
+        with paths_of_run(folder):
+            return make_plan(experiment, imported_generations(folder, experiment))
     if paths:
         return import_files(paths, overrides, force)
     if not overrides:
@@ -164,12 +167,21 @@ def _make_plan(arguments: tuple[str, ...], section: str | None, force: bool) -> 
 
 def _result(plan: Plan, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the run's metrics, the manifests of the stages ``names``, and the metrics of those inside the network."""
-    chosen = [planned for planned in plan.stages if planned.name in names]
+    chosen = [planned for planned in plan.stages if planned.stage.command in names]
     inside = [planned for planned in chosen if planned.stage.inside and planned.is_finished]
     evaluate = plan.stage("evaluate")
     return {
         "run": plan.run.uri,
         "stages": {planned.label: planned.place.manifest() for planned in chosen},
-        "metrics": evaluate.folder.read_json("metrics.json") if evaluate.is_finished else None,
-        "mechanism": {planned.label: planned.folder.read_json("metrics.json") for planned in inside},
+        "metrics": evaluate.folder.read_mapping("metrics.json") if evaluate.is_finished else None,
+        **_robustness(plan),
+        "mechanism": {planned.label: planned.folder.read_mapping("metrics.json") for planned in inside},
     }
+
+
+def _robustness(plan: Plan) -> dict[str, Any]:
+    """Return the metrics of all scorers, where there are several; they are None while they are not computed."""
+    planned = plan.find("robustness")
+    if planned is None:
+        return {}
+    return {"robustness": planned.folder.read_mapping("metrics.json") if planned.is_finished else None}

@@ -166,8 +166,8 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
     from xgray.score.store.store import ScoreStore
 
     if run is None:
-        number = write_parquet(ScoreStore.open_existing(store).entries(), file, with_text=not without_text)
-        print(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
+        number = write_parquet(ScoreStore.open_existing(store).whole_entries(), file, with_text=not without_text)
+        print_line(f"{file}: {number:,} scores{', without their texts' if without_text else ''}")
         return
     from xgray.score.archive import export_run
     from xgray.storage.folder import Folder
@@ -175,7 +175,7 @@ def export_scores(file: str, *, store: str = DEFAULT_STORE, without_text: Flag =
     if "://" in file:
         raise InputError(f"{file}: --run writes a folder of files on this machine; name a local one")
     for written in export_run(Folder(run), store, Path(file)):
-        print(written)
+        print_line(str(written))
 
 
 @Parameter("*")
@@ -233,7 +233,7 @@ def archive(
     from xgray.cli.progress import ProgressDisplay
     from xgray.config.file import parse_overrides, split
     from xgray.data.texts import TextColumns
-    from xgray.rows import ATTRIBUTES
+    from xgray.rows import PAPER_ATTRIBUTES
     from xgray.score.archive import is_text_file, plan_archive, run_archive
     from xgray.score.build import score_section
     from xgray.score.store.location import run_store_uri
@@ -244,7 +244,7 @@ def archive(
         raise InputError("name runs or files of texts to archive: xgray scores archive runs/NAME ...")
     if store is None:
         store = DEFAULT_STORE if is_text_file(paths[0]) else run_store_uri(Folder(paths[0]))
-    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(ATTRIBUTES))
+    section = score_section(parse_overrides(options), store, scorer="perspective", attributes=list(PAPER_ATTRIBUTES))
     columns = TextColumns(text_options.text_column, text_options.language_column, text_options.language)
     plan = plan_archive(paths, section, columns, text_options.first or ())
     missing = None
@@ -296,15 +296,23 @@ def check(*, store: str = DEFAULT_STORE, salvage: Flag = False) -> None:
 
     target = ScoreStore.open_existing(store)
     damaged = target.check()
+    salvaged = target.salvage(damaged) if salvage else {}
     for name in damaged:
-        print(f"{target.folder / 'segments' / name} is damaged{'; its readable rows were kept' if salvage else ''}")
-    if damaged and salvage:
-        target.salvage(damaged)
-    elif damaged:
+        print_line(
+            f"{target.folder / 'segments' / name} is damaged{_salvaged(target, *salvaged[name]) if salvage else ''}"
+        )
+    if damaged and not salvage:
         raise StageError(
             f"{len(damaged)} damaged files: --salvage keeps their readable rows; the other texts are scored again"
         )
-    print(f"{target.folder}: {target.num_rows:,} scores")
+    print_line(f"{target.folder}: {target.num_rows:,} scores")
+
+
+def _salvaged(store: ScoreStore, num_kept: int, is_whole: bool) -> str:
+    """Return what was kept of a damaged file, for the line that names it."""
+    if is_whole:
+        return f"; all of its {num_kept:,} rows were kept"
+    return f"; {num_kept:,} rows were kept, and the file as it is in {store.folder / 'damaged'}"
 
 
 @scores.command
@@ -327,7 +335,7 @@ def merge(*others: str, store: str = DEFAULT_STORE) -> None:
     for source in sources:
         target.merge(source)
     target.compact()
-    print(f"{target.folder}: {target.num_rows:,} scores")
+    print_line(f"{target.folder}: {target.num_rows:,} scores")
 
 
 def print_estimate(plan: ArchivePlan) -> None:

@@ -42,7 +42,7 @@ def serve(*arguments: Arguments, address: str | None = None) -> None:
     if others := [name for name in values if name not in ("score", "serve")]:
         raise InputError(f"--{others[0]}: not a field of the sections score and serve")
     sections = named_scorers(names, values.get("score", {}))
-    section = validate(Serve, values.get("serve", {}), "options")
+    section = validate(Serve, values.get("serve", {}), "options", "serve.")
     run_service(sections, section, address)
 
 

@@ -61,8 +61,8 @@ def check_folders(experiment: Experiment) -> None:
     Raises:
         InputError: a folder is given by a relative path.
     """
-    store = experiment.score.execution.store
-    for field, uri in (("runs", experiment.runs), ("score.execution.store", store)):
+    stores = [("score.execution.store", section.execution.store) for section in experiment.scores]
+    for field, uri in (("runs", experiment.runs), *stores):
         if uri is not None and "://" not in uri and not Path(uri).is_absolute():
             raise InputError(
                 f"{field}: {uri!r} is a relative path, and would be lost with the job's copy of the working directory; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xgray.report.metrics import CONSISTENCY, METRICS, TOXICITY, percent
 from xgray.runs.progress import duration
+from xgray.runs.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from xgray.cli.doctor import Check
     from xgray.evaluate.metrics_file import ConsistencyName, EvaluateMetrics
+    from xgray.evaluate.robustness_file import RobustnessMetrics
     from xgray.experiment.plan import Plan
     from xgray.report.files import RunFiles
     from xgray.runs.status import RunState
@@ -26,10 +28,18 @@ LOG_WIDTH = 170
 
 
 def plain_console() -> Console:
-    """Return a console that prints text as it is; rich takes ``[cpu]`` for markup and ``:100:`` for an emoji."""
-    from rich.console import Console
+    """Return a console that prints text as it is, but for what would act on the terminal.
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    rich takes ``[cpu]`` for markup and ``:100:`` for an emoji.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    console = PlainConsole(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_WIDTH
     return console
@@ -67,13 +77,18 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     evaluate, report = plan.stage("evaluate"), plan.stage("report")
     if evaluate.is_finished and {"evaluate", "report"} & set(names):
         from xgray.report.files import RunFiles
+        from xgray.runs.resolved import reading_files
 
         files = RunFiles(plan.run)
-        _print_metrics(files.metrics)
-        print_quality(files)
+        with reading_files(plan.run):
+            _print_metrics(files.metrics)
+            print_quality(files)
+    robustness = plan.find("robustness")
+    if robustness and robustness.is_finished and {"robustness", "evaluate", "report"} & set(names):
+        print_robustness(robustness.folder.read_mapping("metrics.json"))
     for planned in plan.stages:
         manifest = planned.place.manifest()
-        if manifest and planned.name in names:
+        if manifest and planned.stage.command in names:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
             print_line(f"{planned.label:<18} {manifest['seconds']:>8.1f} s  {counts}")
     if report.is_finished and "report" in names:
@@ -87,7 +102,7 @@ def _print_metrics(metrics: EvaluateMetrics) -> None:
     for model, figures in metrics["models"].items():
         table.add_row(model, *(metric.with_interval(figures["average"][key]) for key, metric in METRICS.items()))
     num_languages = len(metrics["languages"])
-    print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} bootstrap intervals")
+    print_table(table, f"Average over {num_languages} languages, {metrics['confidence']:.0%} intervals")
     if any("bounds" in figures["average"] for figures in metrics["models"].values()):
         _print_bounds(metrics)
     if "consistency" in metrics:
@@ -109,6 +124,50 @@ def print_quality(files: RunFiles) -> None:
         print_line(f"{name} against people, average over languages: {words}")
     elif files.auc:
         print_line(f"{name}: how well it agrees with people is not known; its AUC was measured on easy sentences")
+
+
+def print_robustness(metrics: RobustnessMetrics) -> None:
+    """Print toxicity under every scorer, how far scorers agree, and which findings hold under all of them."""
+    from xgray.report.summary import robustness_in_words
+
+    table = new_table("scorer", "model", *(METRICS[name].title for name in TOXICITY), text_columns=["model"])
+    for scorer, models in metrics["models"].items():
+        for model, values in models.items():
+            cells = [METRICS[name].with_interval(values["average"][name]) for name in TOXICITY]
+            table.add_row(scorer, model, *cells)
+    print_table(table, "Under every scorer, average over the languages that it scored")
+    for name, facts in metrics["scorers"].items():
+        if facts["not_scored"]:
+            print_line(f"{name} did not score, as it was not validated there: {' '.join(facts['not_scored'])}")
+        if facts["unvalidated"]:
+            print_line(f"{name} was not validated on: {' '.join(facts['unvalidated'])}")
+    correlation, share = METRICS["emt"], METRICS["tox_prob"]
+    for pair in metrics["agreement"]:
+        average = pair["average"]
+        print_line(
+            f"{' and '.join(pair['scorers'])} agree: Spearman {correlation.with_interval(average['spearman'])}, "
+            f"same side of {metrics['threshold']:g} {share.with_interval(average['same_side'])} %"
+        )
+    for variant in metrics["findings"]:
+        _print_findings(metrics, variant)
+        print_line(f"{variant}: {robustness_in_words(metrics, variant)}")
+
+
+def _print_findings(metrics: RobustnessMetrics, variant: str) -> None:
+    """Print each language's change of EMT under every scorer, and under which of them it is significant."""
+    from xgray.report.summary import finding_label
+
+    metric, found = METRICS["emt"], metrics["findings"][variant]["emt"]
+    table = new_table("language", *metrics["scorers"], "significant under", text_columns=["significant under"])
+    for language in [*metrics["languages"], None]:
+        finding = found["average"] if language is None else found["languages"].get(language)
+        row = ["average" if language is None else language]
+        for of_scorer in metrics["comparisons"].values():
+            changes = of_scorer[variant]
+            change = (changes["average"] if language is None else changes["languages"].get(language, {})).get("emt")
+            row.append(metric.text(None if change is None else change["difference"], signed=True))
+        table.add_row(*row, finding_label(finding) if finding else "not tested")
+    print_table(table, f"{variant}: change of EMT under every scorer")
 
 
 def _print_bounds(metrics: EvaluateMetrics) -> None:

@@ -29,8 +29,8 @@ class Evaluate(Section):
     """A completion whose score is at or above the threshold counts as toxic."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """The level of all intervals."""
-    resamples: int = Field(2000, ge=100)
-    """Number of bootstrap resamples; prompts are resampled."""
+    resamples: int = Field(2000, ge=100, le=1_000_000)
+    """Bootstrap resamples where an interval is resampled: that of the correlation of retrieval with the fall of EMT."""
     grouping: Switch = "corrected"
     """Completions are grouped by their prompt's id; ``released`` groups them by the prompt's text, which merges prompts
     of the same text."""
@@ -50,5 +50,5 @@ class Report(Section):
 
     mask: bool = True
     """Mask strong words in the examples: all letters but the first."""
-    num_examples: int = Field(3, ge=0)
+    num_examples: int = Field(3, ge=0, le=1000)
     """Number of examples per language, each before and after tuning."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from collections.abc import Iterator
+from itertools import chain, count
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from xgray.config.evaluate import Evaluate, Report
 from xgray.config.mechanism import Activations, Capability, Intervene, Probe, Retrieve, Vectors
+from xgray.config.protocol import switch_paths, with_protocol
 from xgray.config.sampling import Generate, Prompts, Score
-from xgray.config.section import Model, Section, merge, validate
+from xgray.config.section import OTHER_SCORES, Model, Section, Switch, merge, validate
 from xgray.config.train import Train, Variant
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
@@ -24,6 +30,10 @@ class Experiment(Section):
     runs: str = "runs"
     """The folder of all runs: a local folder, or a URI that pyarrow.fs knows and the whole cluster reaches, without
     credentials."""
+    protocol: Switch = "corrected"
+    """Whose choices the experiment makes where the paper's scripts differ from its text or are wrong: ``released`` does
+    what the scripts do, ``corrected`` what is right. It is the default of every switch of the experiment; a switch that
+    is set keeps its value, and the report names it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """The seed from which all others derive: of training, sampling and resampling."""
     model: Model
@@ -36,12 +46,15 @@ class Experiment(Section):
     """The models after tuning: trainings that differ from the ``train`` section, or checkpoints given as they are."""
     generate: Generate = Generate()
     score: Score = Score()
-    """Toxicity scores of the completions. On the command line also a scorer that comes with xgray, or its file:
-    ``--score qwen3guard-0.6b``."""
+    """Toxicity scores of the completions. A list of such sections scores the same completions with each of them: all
+    tables are of the first one, and the report says which findings hold under every one. On the command line also a
+    scorer that comes with xgray, or its file: ``--score qwen3guard-0.6b``; given several times, a list."""
+    other_scores: SkipJsonSchema[list[Score]] = []
+    """All scorers of the list ``score`` but the first; the file and dumps hold one list."""
     evaluate: Evaluate = Evaluate()
     probe: Probe | None = None
     vectors: Vectors | None = None
-    """The value vectors nearest to the probe. Needs the section ``probe``."""
+    """The value vectors nearest to the probe. Needs the section ``probe``, or ``vectors.probe``."""
     activations: Activations | None = None
     """The source neurons' mean activation before and after tuning. Needs the section ``vectors``, or
     ``activations.neurons``."""
@@ -51,6 +64,31 @@ class Experiment(Section):
     retrieve: Retrieve | None = None
     capability: Capability | None = None
     report: Report = Report()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, values: Any) -> Any:
+        """Keep the first scorer of a list, of which all tables are, apart; set the switches that the protocol rules."""
+        if not isinstance(values, dict):
+            return values
+        if OTHER_SCORES in values:
+            raise ValueError(f"unknown key {OTHER_SCORES!r}; score takes a list of scorers")
+        sections = values.get("score")
+        if isinstance(sections, list):
+            if not sections:
+                raise ValueError(
+                    "score: the list is empty; list at least one scorer, or leave score out for the default"
+                )
+            values = {**values, "score": sections[0], OTHER_SCORES: sections[1:]}
+        return with_protocol(values, "released", cls) if values.get("protocol") == "released" else values
+
+    @model_serializer(mode="wrap")
+    def _join_scorers(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Dump several scorers as one list, and a single one as its section."""
+        values: dict[str, Any] = dump(self)
+        if others := values.pop(OTHER_SCORES, None):
+            values["score"] = [values["score"], *others]
+        return values
 
     @field_validator("name")
     @classmethod
@@ -83,8 +121,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Experiment:
-        if self.vectors and not self.probe:
-            raise ValueError("vectors needs the probe: add the section 'probe: {}'")
+        if self.vectors and not (self.probe or self.vectors.probe):
+            raise ValueError("vectors needs the probe: add the section 'probe: {}', or name a file in vectors.probe")
         for name, section in (("activations", self.activations), ("intervene", self.intervene)):
             if section and section.neurons is None and not self.vectors:
                 raise ValueError(
@@ -92,6 +130,48 @@ class Experiment(Section):
                     "'vectors: {}', which find them"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _different_scorers(self) -> Experiment:
+        for index, section in enumerate(self.other_scores, start=1):
+            equal = [other for other in self.scores[:index] if _without_execution(other) == _without_execution(section)]
+            if equal:
+                raise ValueError(
+                    f"score.{index}: the scorer {section.scorer} is listed twice; a scorer agrees with itself. "
+                    "Leave one of them out"
+                )
+            attributes = self.score.attributes[:1]
+            if not set(attributes) <= set(section.attributes):
+                listed = ", ".join([*section.attributes, *attributes])
+                raise ValueError(
+                    f"score.{index}.attributes: {section.scorer} does not score {attributes[0]}, the first attribute "
+                    f"of the first scorer, in which scorers are compared; add it: [{listed}]"
+                )
+        return self
+
+    @property
+    def scores(self) -> list[Score]:
+        """The sections of all scorers, the one that all tables are of first."""
+        return [self.score, *self.other_scores]
+
+    @property
+    def scorer_names(self) -> list[str]:
+        """What all scorers are called in folders and tables: ``embedding``, ``guard-Qwen3Guard-Gen-0.6B``.
+
+        A name that occurs twice gets a number: ``embedding``, ``embedding-2``.
+        """
+        return list(_numbered([section.name for section in self.scores]))
+
+    def score_section(self, scorer: str | None) -> Score:
+        """Return the section of a scorer by its name; of the first one for None.
+
+        Raises:
+            InputError: there is no scorer of that name.
+        """
+        names = self.scorer_names
+        if scorer is not None and scorer not in names:
+            raise InputError(f"no scorer {scorer!r} in this experiment; there are: {', '.join(names)}")
+        return self.scores[names.index(scorer)] if scorer is not None else self.score
 
     def train_section(self, variant: Variant) -> Train:
         """Return the ``train`` section with the variant's changes."""
@@ -103,6 +183,44 @@ class Experiment(Section):
         seed = self.train_section(variant).seed
         return self.seed if seed is None else seed
 
+    def switches(self) -> dict[str, str]:
+        """Return the setting of every switch: ``{"evaluate.fluency.protocol": "released"}``.
+
+        Switches of sections that are off are left out. A variant's switch is named where it differs from the ``train``
+        section's.
+        """
+        settings = {}
+        for path, _ in switch_paths(type(self)):
+            value: Any = self
+            for name in path:
+                value = getattr(value, name, None)
+            if len(path) > 1 and value is not None:
+                settings[".".join(path)] = value
+        for variant in self.variants:
+            section = self.train_section(variant)
+            for path, _ in switch_paths(Train):
+                setting = getattr(section, path[0])
+                if setting != getattr(self.train, path[0]):
+                    settings[f"variants.{variant.name}.train.{path[0]}"] = setting
+        return settings
+
+    def differing_switches(self) -> dict[str, str]:
+        """Return the switches that are set to something else than the experiment's protocol."""
+        return {name: setting for name, setting in self.switches().items() if setting != self.protocol}
+
     def variant(self, name: str) -> Variant:
         """Return the variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
+
+
+def _without_execution(section: Score) -> dict[str, Any]:
+    return section.model_dump(exclude={"execution"})
+
+
+def _numbered(names: list[str]) -> Iterator[str]:
+    given: set[str] = set()
+    for name in names:
+        numbered = (f"{name}-{number}" for number in count(2))
+        free = next(each for each in chain([name], numbered) if each not in given)
+        given.add(free)
+        yield free

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
 
 from xgray.config.experiment import Experiment
 from xgray.errors import InputError
@@ -56,7 +57,7 @@ class Field:
 
 def fields_in(section: type[BaseModel], path: tuple[str, ...] = ()) -> list[Field]:
     """Return the fields directly in ``section``, whose own place in the file is ``path``."""
-    return [_field(info, (*path, name)) for name, info in section.model_fields.items()]
+    return [_field(info, (*path, name)) for name, info in section.model_fields.items() if not _is_hidden(info)]
 
 
 def all_fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Field]:
@@ -65,6 +66,11 @@ def all_fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator
         yield field
         if field.section is not None and not field.is_list:
             yield from all_fields(field.section, field.path)
+
+
+def _is_hidden(info: FieldInfo) -> bool:
+    """Whether a file never holds the field under its own name."""
+    return any(type(item) is SkipJsonSchema for item in info.metadata)
 
 
 def _field(info: FieldInfo, path: tuple[str, ...]) -> Field:
@@ -199,4 +205,7 @@ def _item_lines(field: Field, indent: str) -> list[str]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of the experiment file, with which editors complete and check it."""
     schema = Experiment.model_json_schema()
+    score = schema["properties"]["score"]
+    section = {"$ref": score.pop("$ref")}
+    score["anyOf"] = [section, {"type": "array", "items": section, "minItems": 1}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from xgray.config.sampling import Sampling
-from xgray.config.section import MeasuringExecution, Section, Switch
+from xgray.config.section import Dtype, MeasuringExecution, Section, Switch
+from xgray.errors import InputError
+from xgray.storage.pickled import read_neurons
 
 Neuron = tuple[int, int]
 """A neuron of the MLPs: its layer and its index in the layer, both counted from 0."""
@@ -18,6 +21,16 @@ TABLE_3_TASKS = (
 )  # fmt: skip
 """The harness's tasks for the paper's Table 3: ARC, HellaSwag and MMLU in vi, ru, hi and zh. The harness lacks the
 table's Chinese HellaSwag."""
+
+
+def _neurons_of_file(value: Any) -> Any:
+    """Return the neurons of a pickle file where a field names one; any other value is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_neurons(value)
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 class Probe(Section):
@@ -33,54 +46,81 @@ class Probe(Section):
     """Use at most this many texts, the first of the file."""
     protocol: Switch = "corrected"
     """``corrected``: the learning rate is 1e-4, as in the paper; a text's vector is taken before the model's final
-    norm, where value vectors write; and the last epoch is kept, so that nothing is selected on the held-out texts.
-    ``released``, as in the paper's script: 1e-6, after the final norm, and the epoch of lowest validation loss."""
+    norm, where value vectors write; training starts from 0; and the last epoch is kept, so that nothing is selected on
+    the held-out texts. ``released``, as in the paper's script: 1e-6, after the final norm, from random weights, which
+    this rate hardly moves; the script's order of texts and its split, which is not stratified; and the epoch of lowest
+    validation loss, a mean of batches of which the last may be smaller."""
     learning_rate: float | None = Field(None, gt=0)
     """Overrides the protocol's learning rate."""
     batch_size: int = Field(10, ge=1)
     """Texts in one optimizer step."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=1_000_000)
     """Passes over the training texts."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """The share of the texts that is held out of training; not used where the file has a ``split`` column."""
     max_tokens: int = Field(1024, ge=1)
     """Longer texts lose their end; their number is reported."""
+    dtype: Dtype = "float32"
+    """The precision in which the model runs here; the paper's scripts measure in float32."""
     execution: MeasuringExecution = MeasuringExecution()
 
 
 class Vectors(Section):
     """The value vectors nearest to the probe, and which of their neurons are active before toxic text."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("protocol", "probe")
+
+    probe: str | None = None
+    """The probe's weights in a file, such as the paper's ``english-probe.pt``: ``.pt``, ``.safetensors`` or ``.npy``.
+    By default the probe that the stage ``probe`` fits."""
     top_k: int = Field(100, ge=1)
     """Number of value vectors of the highest cosine with the probe: the potential sources."""
     num_tokens: int = Field(30, ge=1)
     """Number of tokens that are reported of each value vector's projection on the vocabulary."""
-    new_tokens: int = Field(20, ge=1)
+    new_tokens: int = Field(20, ge=1, le=1_000_000)
     """Greedy tokens after each English prompt. A potential source whose mean activation over them is above 0 is an
     actual source."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many English prompts."""
     given: list[Neuron] = []
-    """Neurons ``[[layer, index], ...]``, such as a published list, whose overlap with the sources is reported."""
+    """Neurons ``[[layer, index], ...]``, such as a published list, whose overlap with the sources is reported; or a
+    pickle file that lists them, such as the paper's ``actual_sources_of_toxicity.pkl``."""
+    protocol: Switch = "corrected"
+    """How the English prompts are continued; see ``activations.protocol``."""
+    dtype: Dtype = "float32"
+    """The precision in which the model runs here; the paper's scripts measure in float32."""
     execution: MeasuringExecution = MeasuringExecution()
+
+    _read_given = field_validator("given", mode="before")(_neurons_of_file)
 
 
 class Activations(Section):
     """The mean activation of the sources over the tokens after each prompt, before and after tuning (Figure 3)."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("protocol",)
+
     neurons: list[Neuron] | None = Field(None, min_length=1)
-    """The neurons ``[[layer, index], ...]``; by default the actual sources that ``vectors`` found."""
-    new_tokens: int = Field(20, ge=1)
+    """The neurons ``[[layer, index], ...]``, or a pickle file that lists them; by default the actual sources that
+    ``vectors`` found."""
+    new_tokens: int = Field(20, ge=1, le=1_000_000)
     """Number of greedy tokens after each prompt."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
+    protocol: Switch = "corrected"
+    """``corrected``: a prompt is read as the tokenizer writes it, and a continuation counts up to its end of text.
+    ``released``, as in the paper's script: a model of the GPT-2 family, such as mGPT, reads the token for the beginning
+    of a text before every prompt, and every continuation has ``new_tokens`` tokens, past an end of text."""
+    dtype: Dtype = "float32"
+    """The precision in which the model runs here; the paper's scripts measure in float32."""
     execution: MeasuringExecution = MeasuringExecution()
+
+    _read_neurons = field_validator("neurons", mode="before")(_neurons_of_file)
 
 
 class Greedy(Sampling):
     """Sampling settings as in ``generate``, greedy by default; ``generate.execution`` says how it is run."""
 
-    k: int = Field(1, ge=1)
+    k: int = Field(1, ge=1, le=10_000)
     """Completions per prompt."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
@@ -90,8 +130,11 @@ class Intervene(Section):
     """Completions of the base model while chosen neurons are changed, scored and evaluated like all others (Figure
     2)."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("protocol",)
+
     neurons: list[Neuron] | None = Field(None, min_length=1)
-    """The neurons ``[[layer, index], ...]``; by default the actual sources that ``vectors`` found."""
+    """The neurons ``[[layer, index], ...]``, or a pickle file that lists them; by default the actual sources that
+    ``vectors`` found."""
     offsets: list[FiniteFloat] = [-1.0, -2.0, -3.0, -4.0, -5.0]
     """For each offset, sample a set of completions while it is added to the neurons' activations at every token. The
     unchanged base model, an offset of 0, is always sampled for comparison."""
@@ -100,7 +143,12 @@ class Intervene(Section):
     token; 0 ablates the neurons."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many prompts per language."""
+    protocol: Switch = "corrected"
+    """``released``, as in the paper's notebook: a model of the GPT-2 family, such as mGPT, reads the token for the
+    beginning of a text before every prompt."""
     generate: Greedy = Greedy()
+
+    _read_neurons = field_validator("neurons", mode="before")(_neurons_of_file)
 
     def settings(self) -> Iterator[tuple[str, float, float]]:
         """Yield name, offset and multiplier of each set of completions, the unchanged base model's left out."""
@@ -133,6 +181,8 @@ class Retrieve(Section):
     of the languages that have them. Both are measured; this one is reported first."""
     max_tokens: int = Field(256, ge=1)
     """Longer texts lose their end; their number is reported."""
+    dtype: Dtype = "float32"
+    """The precision in which the model runs here; the paper's scripts measure in float32."""
     execution: MeasuringExecution = MeasuringExecution()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -72,23 +74,23 @@ class GenerateExecution(Section):
     dummy: Dummy = Dummy()
     use_gpu: bool | None = None
     """Whether each engine uses GPUs; by default if the cluster has any."""
-    num_actors: int | None = Field(None, ge=1)
+    num_actors: int | None = Field(None, ge=1, le=100_000)
     """Number of engines; by default as many as the cluster's GPUs serve, or one on a machine without a GPU. Engines
     that find no room start when nodes join."""
     cpus_per_actor: int | None = Field(None, ge=1)
     """Cores per engine; by default the machine's cores are shared among its engines."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs per engine."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Prompts in one call of an engine, and in one file of the run."""
 
 
 class Sampling(Section):
     """How completions are sampled."""
 
-    k: int = Field(25, ge=1)
+    k: int = Field(25, ge=1, le=10_000)
     """Completions per prompt."""
-    max_new_tokens: int = Field(20, ge=1)
+    max_new_tokens: int = Field(20, ge=1, le=1_000_000)
     """The greatest length of a completion in tokens."""
     temperature: float = Field(0.9, ge=0)
     """Temperature of sampling; 0 is greedy."""
@@ -98,16 +100,23 @@ class Sampling(Section):
     """A longer prompt is an error, which names the prompt before anything is generated."""
 
 
+FullText = Literal["refuse", "cut", "keep"]
+
+
 class Generate(Sampling):
     """Completions of the prompts by every model."""
 
+    # Left out of dumps where the file has none, so that fingerprints of older runs stay what they are.
+    full_text: FullText = Field("refuse", exclude_if=lambda full_text: full_text == "refuse")
+    """Completions from files that begin with their prompt, as ``return_full_text`` leaves them: refuse them, ``cut``
+    the prompt off, or ``keep`` it as part of the completion."""
     execution: GenerateExecution = GenerateExecution()
 
 
 class ScoreExecution(Section):
     """How completions are scored."""
 
-    num_actors: int = Field(1, ge=1)
+    num_actors: int = Field(1, ge=1, le=100_000)
     """Number of scorers at work at the same time."""
     store: str | None = None
     """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
@@ -116,11 +125,11 @@ class ScoreExecution(Section):
     languages in which the scorer reaches the floor count as validated."""
     requests_per_second: float = Field(1.0, gt=0)
     """Perspective: the key's rate limit. It holds for the whole cluster and is never exceeded."""
-    concurrency: int = Field(100, ge=1)
+    concurrency: int = Field(100, ge=1, le=100_000)
     """Services: the greatest number of open requests per actor."""
-    timeout_seconds: float = Field(20.0, gt=0)
+    timeout_seconds: float = Field(20.0, gt=0, le=86_400)
     """Services: how long a request may take."""
-    max_attempts: int = Field(8, ge=1)
+    max_attempts: int = Field(8, ge=1, le=1000)
     """Services: number of tries of a request before its score is recorded as missing."""
     batch_tokens: int = Field(4096, ge=1)
     """Classifier and guard: tokens in one forward pass, padding included; the part of a guard's prompt that all texts
@@ -134,6 +143,10 @@ class Classifier(Section):
     """The sequence classifier; both scorers need one."""
     labels: dict[str, str] = {}
     """The model's label for each attribute: ``{toxicity: toxic}``."""
+    # Left out of dumps where the file has none, so that fingerprints of older runs stay what they are.
+    activation: Literal["sigmoid", "softmax"] | None = Field(None, exclude_if=lambda activation: activation is None)
+    """What makes probabilities of the model's outputs; by default what its ``problem_type`` says: a sigmoid for
+    multi-label models and for models of a single label, a softmax for all others."""
     languages: list[str] = []
     """The languages in which the model's quality is known."""
 
@@ -172,6 +185,8 @@ class OpenAI(Section):
     """The service's name for its model."""
     endpoint: Literal["judge", "moderation"] = "judge"
     """A chat model that grades each text by a fixed rubric, or a moderation endpoint."""
+    max_tokens: int = Field(8, ge=1, exclude_if=lambda tokens: tokens == 8)
+    """Judge: the greatest length of its answer. A model that reasons before it answers needs some hundreds more."""
     languages: list[str] = []
     """The languages in which the model's quality is known."""
 
@@ -201,9 +216,10 @@ class Score(Section):
     openai: OpenAI = OpenAI()
     perspective_url: Address = "https://commentanalyzer.googleapis.com"
     """Perspective: the service's address; the key comes from the environment (PERSPECTIVE_API_KEY)."""
-    archived: bool = False
-    """Perspective: take scores from the score store alone and send no request; a text that is not in it has no
-    score."""
+    archived: bool | str = False
+    """Perspective: take scores from the score store alone and send no request; a text that is not in it has no score.
+    ``true`` takes what the service answered xgray; a year (``2020``), ``unknown`` or the versions that an archive names
+    (``TOXICITY@6``) take what was imported as that."""
     calibration: str | None = None
     """A calibration that ``xgray scorer calibrate`` wrote: it maps the scores onto those of its target."""
     attributes: list[str] = ["toxicity"]
@@ -214,6 +230,19 @@ class Score(Section):
     """An empty completion has no score, and the number of them is reported; ``released`` scores one space instead."""
     execution: ScoreExecution = ScoreExecution()
 
+    @field_validator("archived", mode="before")
+    @classmethod
+    def _year_as_text(cls, archived: Any) -> Any:
+        return str(archived) if isinstance(archived, int) and not isinstance(archived, bool) else archived
+
+    @property
+    def name(self) -> str:
+        """The scorer with its model, fit for a folder: ``embedding``, ``guard-Qwen3Guard-Gen-0.6B``."""
+        models = {"guard": self.guard and self.guard.model, **dict.fromkeys(LOADS_CLASSIFIER, self.classifier.model)}
+        model = models.get(self.scorer)
+        last = PurePath(model.id).name if model else self.openai.model if self.scorer == "openai" else None
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.scorer}-{last}" if last else self.scorer)
+
 
 class Serve(Section):
     """How ``xgray serve`` answers; not a section of the experiment file."""
@@ -222,15 +251,15 @@ class Serve(Section):
     """The address to listen on; 0.0.0.0 serves other machines."""
     port: int = Field(8080, ge=1, le=65535)
     """The port to listen on."""
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=1, le=100_000)
     """The smallest number of copies of the scorer."""
-    max_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, le=100_000)
     """The greatest number of copies of the scorer. The load decides; they share a machine's cores evenly."""
     batch_size: int = Field(32, ge=1)
     """The greatest number of texts that a scorer takes at once. No text waits for a batch to fill."""
     max_requests: int = Field(2000, ge=1)
     """The greatest number of open requests for scores; one more is refused (429)."""
-    max_body_bytes: int = Field(256 * 1024, ge=1024)
+    max_body_bytes: int = Field(256 * 1024, ge=1024, le=2**30)
     """The greatest size of a request's body."""
     read_timeout_seconds: float = Field(10.0, gt=0)
     """Seconds within which a client has to send its request, header and body."""

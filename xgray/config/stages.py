@@ -1,6 +1,7 @@
 """The table of stages: one row for each, in the order in which they run.
 
     train ─▶ generate ─▶ score ─▶ evaluate ──────────▶ report
+                         score, score@{scorer} ─▶ robustness ▶ report
     probe ─▶ vectors ─▶ activations, intervene ──────▶ report
     retrieve ─▶ transfer (with evaluate) ────────────▶ report
     capability ──────────────────────────────────────▶ report
@@ -12,7 +13,7 @@ driver, the status and the report take their lists of stages from here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from xgray.errors import InputError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """The name of the model before tuning, among the models of an experiment."""
+
+OF_SCORER = "@"
+"""Between the name of the stage ``score`` and the scorer, where it is not the first: ``score@guard``."""
 
 Use = Literal["trainer", "engine", "scorer", "workers", "mlps"]
 """What a stage needs at run time: a training cluster, engines, a scorer, workers that each hold a copy of a model, or
@@ -48,6 +52,8 @@ class Stage:
     uses: frozenset[Use] = frozenset()
     compares_models: bool = False
     """Whether it has something to do only if there is a variant."""
+    compares_scorers: bool = False
+    """Whether it has something to do only if there are several scorers."""
     inside: bool = False
     """Whether it looks inside the network, or at more than the completions: it cannot be done on imported files."""
     module: str = ""
@@ -64,6 +70,16 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.module:
             object.__setattr__(self, "module", f"xgray.experiment.stages.{self.name}")
+
+    @property
+    def command(self) -> str:
+        """The command that runs it; all scorers score by the command ``score``."""
+        return self.name.partition(OF_SCORER)[0]
+
+    @property
+    def scorer(self) -> str | None:
+        """The scorer, where it is another than the first."""
+        return self.name.partition(OF_SCORER)[2] or None
 
 
 MODEL_OPTIONS = "--name NAME --model.id FOLDER"
@@ -102,12 +118,21 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate",
-        version=3,
+        version=4,
         summary="Compute toxicity, fluency and diversity with intervals.",
         needs={"*": "score/{input}"},
         uses=frozenset({"workers"}),
         report_section="xgray.report.sections.consistency",
         own_files="--name NAME [MODEL=]FILE ..., scores as perspective_api_eval-*.json",
+    ),
+    Stage(
+        "robustness",
+        version=1,
+        summary="Compare what several scorers say of the same completions.",
+        needs={"*": "{input}"},
+        compares_scorers=True,
+        report_section="xgray.report.sections.robustness",
+        own_files="a run with several scorers",
     ),
     Stage(
         "probe",
@@ -121,7 +146,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "vectors",
-        version=2,
+        version=3,
         summary="Find the value vectors nearest to the probe, and which of their neurons are active.",
         section="vectors",
         needs={"probe": "probe"},
@@ -132,7 +157,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "activations",
-        version=2,
+        version=3,
         summary="Measure the mean activation of the source neurons after each prompt, for every model.",
         section="activations",
         per="model",
@@ -145,7 +170,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "intervene",
-        version=3,
+        version=4,
         summary="Sample, score and evaluate while chosen neurons are pushed.",
         section="intervene",
         needs={"vectors": "vectors"},
@@ -157,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "retrieve",
-        version=1,
+        version=2,
         summary="Measure how well sentences find their English translations, layer by layer.",
         section="retrieve",
         uses=frozenset({"workers"}),
@@ -177,7 +202,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "capability",
-        version=1,
+        version=2,
         summary="Run lm-evaluation-harness on every model.",
         section="capability",
         per="model",
@@ -232,5 +257,21 @@ def stages_of(experiment: Experiment, is_imported: bool = False) -> Iterator[tup
             continue
         if (stage.compares_models and len(models) == 1) or (is_imported and (stage.inside or stage.per == "variant")):
             continue
+        if stage.compares_scorers and not experiment.other_scores:
+            continue
         subjects: list[str | None] = [None] if stage.per == "run" else [*(models if stage.per == "model" else trained)]
-        yield from ((stage, model) for model in subjects)
+        rows = [stage, *_of_other_scorers(stage, experiment)] if stage.name == "score" else [stage]
+        yield from ((row, model) for row in rows for model in subjects)
+
+
+def scoring_stage(scorer: str | None) -> str:
+    """Return the name, and the folder in the run, of the stage in which a scorer scores; None for the first scorer."""
+    return "score" if scorer is None else f"score{OF_SCORER}{scorer}"
+
+
+def _of_other_scorers(stage: Stage, experiment: Experiment) -> list[Stage]:
+    """Return the stage ``score`` for each scorer but the first; they score when the first is done."""
+    return [
+        replace(stage, name=scoring_stage(scorer), module=stage.module, stream=stage.module)
+        for scorer in experiment.scorer_names[1:]
+    ]

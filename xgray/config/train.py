@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,7 +13,7 @@ from xgray.config.stages import BASE
 class TrainingWorkers(Section):
     """The workers of any training, and what they compute with."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(1, ge=1, le=100_000)
     """Number of training workers, each with a share of the batch."""
     use_gpu: bool | None = None
     """Whether each worker uses a GPU; by default if the cluster has one."""
@@ -33,6 +33,8 @@ class TrainExecution(TrainingWorkers):
 class Train(Section):
     """Preference tuning by DPO."""
 
+    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout")
+
     pairs: str = "embedded"
     """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
     ``pert_gen_text`` (rejected), or a folder of such files."""
@@ -40,15 +42,18 @@ class Train(Section):
     """Use at most this many pairs, the first of the file."""
     method: Literal["full", "lora", "qlora"] = "full"
     """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
-    lora_r: int = Field(64, ge=1)
+    lora_r: int = Field(64, ge=1, le=65_536)
     """Rank of the LoRA adapter."""
     lora_alpha: int = Field(16, ge=1)
     """The adapter's output is scaled by ``lora_alpha / lora_r``."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
+    dropout: Switch = "corrected"
+    """``released``: the adapter has no dropout either, whatever ``lora_dropout`` says, because the paper's trainer
+    turns all dropout off."""
     lora_targets: Switch = "corrected"
     """The layers that the adapter tunes. ``corrected``: every linear layer of the blocks; ``released``: the embeddings
-    and the output head too."""
+    too, and the output head of every model but BLOOM."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta: how strongly the policy is held to the reference model."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
@@ -63,19 +68,24 @@ class Train(Section):
     """Optimizer steps over which the learning rate rises linearly from 0."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, le=1_000_000)
     """Pairs in one forward and backward pass, over all workers. Pairs of an epoch that do not fill a batch are left
     out."""
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1, le=1_000_000)
     """Batches in one optimizer step."""
-    epochs: float = Field(5, gt=0)
+    epochs: float = Field(5, gt=0, le=1_000_000)
     """Passes over the pairs."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, whatever ``epochs`` is."""
-    max_length: int = Field(256, ge=8)
+    max_length: int = Field(256, ge=8, le=10_000_000)
     """The greatest length of a prompt with its continuation; see ``length_filter``."""
     max_prompt_length: int = Field(64, ge=1)
-    """The greatest length of a prompt in tokens; longer prompts lose their beginning."""
+    """The greatest length of a prompt in tokens; longer prompts lose their beginning. See ``tokenization``."""
+    tokenization: Switch = "corrected"
+    """``corrected``: the tokenizer decides whether a prompt begins with a beginning-of-text token, and every prompt
+    over ``max_prompt_length`` is cut. ``released``, as in the paper's trainer (TRL 0.8.6): every prompt begins with one
+    where the tokenizer knows one; a prompt is cut only if its pair exceeds ``max_length``, and then a completion that
+    is still too long loses its end."""
     length_filter: Switch = "corrected"
     """Pairs longer than ``max_length`` tokens are dropped, and their number is reported; ``released`` compares
     characters instead of tokens."""

@@ -8,16 +8,19 @@ SHA-256.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-from xgray.data.source import read_csv, resolve_input
+from xgray.data.source import check_language, read_csv, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.storage.fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("fit", "validate")
 VALIDATE_SHARE = Fraction(1, 3)
@@ -34,13 +37,16 @@ class CsvFormat:
     """Whether a label, in lower case, means toxic."""
 
 
-LABELS = {"1": True, "0": False}
+LABELS = {
+    **dict.fromkeys(("1", "1.0", "true", "toxic"), True),
+    **dict.fromkeys(("0", "0.0", "false", "not toxic", "not_toxic", "non-toxic", "nontoxic", "benign"), False),
+}
 LABELLED = CsvFormat(("text",), ("label",), LABELS)
 """The files of :func:`read_labelled`."""
 COMMENTS = CsvFormat(
     ("text", "comment_text", "comment"),
     ("label", "toxic", "is_toxic"),
-    LABELS | {"true": True, "false": False, "toxic": True, "not toxic": False},
+    LABELS,
 )
 """The file of :func:`read_comments`: in the format of :data:`LABELLED`, of Jigsaw or of other collections."""
 
@@ -80,7 +86,13 @@ def read_labelled(path: str) -> list[LabelledText]:
     return [text for code in LANGUAGES for text in by_language.get(code, [])]
 
 
-def read_comments(path: str, share: float, seed: int, limit: int | None = None) -> list[LabelledText]:
+def read_comments(
+    path: str,
+    share: float,
+    seed: int,
+    limit: int | None = None,
+    split: Callable[[int], tuple[list[int], list[int]]] | None = None,
+) -> list[LabelledText]:
     """Return the English comments of one CSV file, in its order.
 
     The columns and labels that the file may have are those of :data:`COMMENTS`; other columns are ignored. Jigsaw's
@@ -92,6 +104,8 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
             column.
         seed: Determines which texts those are.
         limit: At most this many texts, the first ones.
+        split: Returns the positions of the texts to fit on and of those to validate on, given their number. If the file
+            has no ``split`` column it takes the place of ``share`` and ``seed``, and the texts come in its order.
 
     Raises:
         InputError: there is no such file, a line is wrong, or a label is missing from a split.
@@ -103,6 +117,11 @@ def read_comments(path: str, share: float, seed: int, limit: int | None = None) 
         raise InputError(f"{source}: a folder; name one CSV file in it")
     texts = _read_rows(source, "en", COMMENTS, limit)
     among = f" among the first {limit} rows" if limit else ""
+    if split is not None and not texts[0].split:
+        fit, validate = split(len(texts))
+        texts = [
+            replace(texts[row], split=name) for name, rows in zip(SPLITS, (fit, validate), strict=True) for row in rows
+        ]
     return _with_splits(source, texts, Fraction(share).limit_denominator(10**6), f"{seed}:", among)
 
 
@@ -121,8 +140,9 @@ def _read_rows(file: Path, code: str, columns: CsvFormat, limit: int | None = No
     texts: list[LabelledText] = []
     first: dict[str, tuple[str, int]] = {}  # of each text: its split, and its first line
     for line, row in islice(read_csv(file, (columns.text_columns, columns.label_columns)), limit):
-        text = _first_of(row, columns.text_columns)
-        label = _first_of(row, columns.label_columns).strip()
+        check_language(row, f"{file}:{line}", code)
+        text = _value_of(row, columns.text_columns, f"{file}:{line}")
+        label = _value_of(row, columns.label_columns, f"{file}:{line}").strip()
         split = row.get("split", "").strip()
         if not text.strip():
             raise InputError(f"{file}:{line}: text is empty")
@@ -136,12 +156,19 @@ def _read_rows(file: Path, code: str, columns: CsvFormat, limit: int | None = No
         texts.append(LabelledText(text, code, columns.labels[label.lower()], split))
     if not texts:
         raise InputError(f"{file}: no rows below the header; text,label,split are expected")
+    toxic, benign = ({text.text for text in texts if text.toxic == is_toxic} for is_toxic in (True, False))
+    if both := toxic & benign:
+        log.warning("%s: %d texts are labelled toxic in one row and benign in another", file, len(both))
     return texts
 
 
-def _first_of(row: Mapping[str, str], names: Sequence[str]) -> str:
-    """Return the value of the first of these columns that the row has."""
-    return next(row[name] for name in names if name in row)
+def _value_of(row: Mapping[str, str], names: Sequence[str], location: str) -> str:
+    """Return the value of the one of these columns that the row has; several must agree."""
+    values = {name: row[name] for name in names if name in row}
+    if len(set(values.values())) > 1:
+        found = ", ".join(f"{name} {value!r:.40}" for name, value in values.items())
+        raise InputError(f"{location}: {found}; the columns mean the same and differ: keep one of them")
+    return next(iter(values.values()))
 
 
 def _with_splits(

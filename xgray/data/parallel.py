@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from xgray.data.prompts import record_index, rtp_lx_files
 from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
@@ -57,13 +58,13 @@ def parallel_files(folder: str, languages: Sequence[str]) -> dict[str, Path]:
     """
     source = resolve_input(folder, "prompts")
     released = {code: source / f"dpo_toxicity_pairwise_{known.short}_200.jsonl" for code, known in LANGUAGES.items()}
-    rtp_lx = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
-    files = rtp_lx if any(file.is_file() for file in rtp_lx.values()) else released
+    files = rtp_lx_files(source) or released
     codes = [language(code).code for code in languages]
     for code in codes:
-        if not files[code].is_file():
+        if code not in files or not files[code].is_file():
             present = " ".join(known for known, file in files.items() if file.is_file()) or "none"
-            raise InputError(f"{files[code]}: no such file; languages present: {present}")
+            name = files[code].name if code in files else f"RTP_LX_{LANGUAGES[code].rtp_lx}.json"
+            raise InputError(f"{source / name}: no such file; languages present: {present}")
     return {code: files[code] for code in codes}
 
 
@@ -80,10 +81,10 @@ def _check_indices(records: Sequence[Sequence[Record]]) -> None:
     for translations in zip(*records, strict=True):
         indexed = [record for record in translations if "Index" in record.fields]
         for record in indexed[1:]:
-            index, first = record.fields["Index"], indexed[0].fields["Index"]
-            if str(index).strip() != str(first).strip():  # text in some files, a number in others
+            index, first = record_index(record), record_index(indexed[0])
+            if index != first:
                 raise InputError(
-                    f"{record.location}: Index {index!r}, but {first!r} in {indexed[0].location}; lines of the same "
+                    f"{record.location}: Index {index}, but {first} in {indexed[0].location}; lines of the same "
                     "number must translate each other: sort the files by Index, and keep the prompts that all have"
                 )
 

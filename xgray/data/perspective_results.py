@@ -1,8 +1,8 @@
 """Read and write archived responses of the Perspective API, in the files of the paper's scripts.
 
 The files, ``perspective_api_eval-*.json``, are JSON lines of ``query`` (the completion), ``response`` (the API's body)
-and ``prompt``, in the order of the generations. The scripts send one space in place of an empty completion, and keep
-the response as if it were the completion's.
+and ``prompt``, in the order of the generations; here also ``Index``, which translations of a prompt share. The scripts
+send one space in place of an empty completion, and keep the response as if it were the completion's.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import Switch
-from xgray.data.generations import FINISH_REASON, check_completions, file_language, group_by_prompt, list_files
+from xgray.config.sampling import FullText
+from xgray.data.generations import (
+    FINISH_REASON,
+    block_ids,
+    check_completions,
+    check_rows,
+    file_language,
+    group_by_prompt,
+    list_files,
+    refuse_full_text,
+)
 from xgray.data.source import Record, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
-from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores
+from xgray.rows import ATTRIBUTES, EMPTY_TEXT, AttributeScores, Completions, Scores, item_ids
 from xgray.storage.folder import Folder
 
 FILE_PREFIX = "perspective_api_eval-"
@@ -32,6 +42,7 @@ def read_perspective_results(
     language: str | None = None,
     k: int | None = None,
     empty_text: Switch = "corrected",
+    full_text: FullText = "refuse",
 ) -> tuple[list[Completions], list[Scores]]:
     """Return completions and their scores from one file or a folder of such files; both lists have the same prompts.
 
@@ -43,9 +54,10 @@ def read_perspective_results(
         k: Completions per prompt; by default what the file shows.
         empty_text: With ``corrected``, an empty completion (no text, or white space alone) has no score; with
             ``released``, it has the archived score, which for no text is that of one space.
+        full_text: With ``keep``, texts may begin with their prompt. It cannot be cut off: the scores are of both.
 
     Raises:
-        InputError: a file or line is broken, or a prompt does not have k completions.
+        InputError: a file or line is broken, a prompt does not have k completions, or texts begin with their prompt.
     """
     source = resolve_input(path, "Perspective results")
     files = list_files(source, f"{FILE_PREFIX}*.json")
@@ -55,15 +67,20 @@ def read_perspective_results(
     scores: list[Scores] = []
     for file in files:
         code = file_language(file, language)
-        for position, block in enumerate(group_by_prompt(list(read_records(file)), k)):
+        records = list(read_records(file))
+        check_rows(records, code)
+        blocks = group_by_prompt(records, k)
+        for prompt_id, block in zip(block_ids(blocks, code), blocks, strict=True):
             texts = [record.text("query") for record in block]
             parsed = [parse_scores(record, empty_text) for record in block]
             values, errors = [value for value, _ in parsed], [error for _, error in parsed]
-            key = (f"{code}/{position}", code, model)
+            key = (prompt_id, code, model)
             prompt = block[0].text("prompt")
             completions.append(Completions(*key, prompt, texts, [], [FINISH_REASON] * len(texts)))
             scores.append(Scores(*key, values, errors, SCORER, SCORER_VERSION))
     check_completions(source, completions, k)
+    if full_text != "keep":
+        refuse_full_text(source, completions, "score the completions without it")
     return completions, scores
 
 
@@ -78,9 +95,11 @@ def write_perspective_results(folder: Path, completions: Sequence[Completions], 
     """
     lines: dict[str, list[str]] = {}
     for row, row_scores in zip(completions, scores, strict=True):
+        (index,) = item_ids([row.prompt_id], row.language)
         for text, values, error in zip(row.completions, row_scores.scores, row_scores.errors, strict=True):
             response = {"error": {"message": error}} if error else _response(values, row.language)
-            line = json.dumps({"query": text, "response": response, "prompt": row.prompt}, ensure_ascii=False)
+            fields = {"query": text, "response": response, "prompt": row.prompt, "Index": index}
+            line = json.dumps(fields, ensure_ascii=False)
             lines.setdefault(row.language, []).append(f"{line}\n")
     names = {code: f"{FILE_PREFIX}output-rtp_lx_{code}.json" for code in lines}
     for code, name in names.items():
@@ -109,7 +128,7 @@ def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, s
     no_scores: AttributeScores = dict.fromkeys(ATTRIBUTES)
     if empty_text == "corrected" and not record.text("query").strip():
         return no_scores, EMPTY_TEXT
-    response = record.fields["response"]
+    response = _as_object(record.fields["response"])
     measured = response.get("attributeScores") if isinstance(response, dict) else None
     if not measured or not isinstance(measured, dict):
         return no_scores, _failure_reason(response)
@@ -117,6 +136,16 @@ def parse_scores(record: Record, empty_text: Switch) -> tuple[AttributeScores, s
     if all(value is None for value in scores.values()):
         return no_scores, f"the answer has only {', '.join(measured)}"
     return scores, None
+
+
+def _as_object(response: Any) -> Any:
+    """Return the JSON object in a text, as some scripts keep answers; anything else as it is."""
+    if not isinstance(response, str) or not response.lstrip().startswith("{"):
+        return response
+    try:
+        return json.loads(response)
+    except (ValueError, RecursionError):
+        return response
 
 
 def _attribute_score(record: Record, measured: dict[str, Any], name: str) -> float | None:

@@ -10,7 +10,6 @@ IT and ZH-Hans repeat one text each), ids may not.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from xgray.config import Prompts
 from xgray.data.archives.polyglo_toxicity_prompts import read_polyglo_prompts
 from xgray.data.archives.real_toxicity_prompts import read_real_prompts
 from xgray.data.archives.rows import first_row
-from xgray.data.source import Record, read_records, resolve_input
+from xgray.data.source import Record, check_language, plain_name, read_records, resolve_input
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES, language
 from xgray.rows import Prompt
@@ -56,17 +55,35 @@ def prompt_files(section: Prompts, languages: Sequence[str]) -> list[Path]:
     if not source.is_dir():
         return [source]
     codes = [language(code).code for code in languages]
-    files = {code: source / f"RTP_LX_{known.rtp_lx}.json" for code, known in LANGUAGES.items()}
-    present = [code for code, file in files.items() if file.is_file()]
+    files = rtp_lx_files(source)
     archive = sorted(file for pattern in ("*.jsonl", "*.parquet") for file in source.glob(pattern))
-    if archive and not present:
+    if archive and not files:
         return archive
     for code in codes:
-        if code not in present:
+        if code not in files:
             raise InputError(
-                f"{files[code]}: no such file, for the {code} prompts; languages present: {' '.join(present) or 'none'}"
+                f"{source / f'RTP_LX_{LANGUAGES[code].rtp_lx}.json'}: no such file, for the {code} prompts; languages "
+                f"present: {' '.join(files) or 'none'}"
             )
     return [files[code] for code in codes]
+
+
+def rtp_lx_files(folder: Path) -> dict[str, Path]:
+    """Return the ``RTP_LX_{CODE}.json`` files of a folder by language; ``RTP_LX_PT-BR.json`` holds Portuguese too.
+
+    Raises:
+        InputError: two files are of one language.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("RTP_LX_*.json")):
+        try:
+            code = language(file.stem.removeprefix("RTP_LX_")).code
+        except InputError:
+            continue
+        if code in found:
+            raise InputError(f"{file}: {found[code].name} holds {code} prompts too; keep one of them in this folder")
+        found[code] = file
+    return {code: found[code] for code in LANGUAGES if code in found}
 
 
 def prompts_fingerprint(section: Prompts, languages: Sequence[str]) -> str:
@@ -99,7 +116,7 @@ def check_english(section: Prompts, languages: Sequence[str], stage: str) -> Non
 
 def _archive_reader(files: Sequence[Path]) -> PromptReader | None:
     """Return what reads the files if they are of an archive, by the first row of the first."""
-    if files[0].suffix not in (".jsonl", ".json", ".parquet"):
+    if plain_name(files[0]).suffix not in (".jsonl", ".json", ".parquet"):
         return None
     row = first_row(files[0])
     if isinstance(row.get("prompt"), dict):
@@ -136,6 +153,7 @@ def _read_file(path: Path, code: str, limit: int | None) -> Iterator[Prompt]:
     seen: set[int] = set()  # hashes: a million ids would take ten times the memory
     has_index = False
     for position, record in enumerate(islice(read_records(path), limit)):
+        check_language(record.fields, record.location, code)
         if position == 0:
             has_index = "Index" in record.fields
         elif has_index != ("Index" in record.fields):
@@ -166,6 +184,8 @@ def record_index(record: Record) -> str:
         InputError: it is neither.
     """
     index = record.fields["Index"]
+    if isinstance(index, float) and index.is_integer():  # as pandas writes a column that once had a gap
+        index = int(index)
     if isinstance(index, int) and not isinstance(index, bool):
         return str(index)
     if isinstance(index, str) and index.strip():
@@ -200,10 +220,7 @@ def locale_language(record: Record) -> str:
     Raises:
         InputError: it names none of the 17 languages.
     """
-    locale = record.text("Locale")
-    # Accept regional spellings, such as "Pt-Br" in the Portuguese file; those of Chinese differ in script.
-    region = re.fullmatch(r"(?!zh)([a-z]{2})[-_][a-z]{2}", locale.lower())
     try:
-        return language(region[1] if region else locale).code
+        return language(record.text("Locale")).code
     except InputError as error:
         raise InputError(f"{record.location}: Locale: {error}") from None

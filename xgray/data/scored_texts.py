@@ -20,16 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xgray.config import TextSource
+from xgray.data.archives.polyglo_toxicity_prompts import PolygloRow, row_language
+from xgray.data.archives.rows import SUFFIXES, first_row, read_rows
 from xgray.data.labelled import COMMENTS, SPLITS
 from xgray.data.ratings import Scale, read_ratings
-from xgray.data.source import Record, read_csv, read_records, resolve_input
+from xgray.data.source import Record, folder_language, plain_name, read_csv, resolve_input
 from xgray.errors import InputError
 from xgray.languages import language
 from xgray.storage.fingerprint import file_fingerprint, fingerprint
-
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-POLYGLO_ANSWERS = {"text": "perspective", "prompt": "prompt_perspective", "continuation": "continuation_perspective"}
-"""The texts of a row of PolygloToxicityPrompts (Jain et al. 2024), and the field of each one's answer."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,14 @@ def source_files(source: TextSource) -> list[Path]:
     """Return the files of a source, sorted.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or the file is of another kind.
     """
     path = resolve_input(source.path, f"source {source_name(source)}")
     if not path.is_dir():
+        if plain_name(path).suffix not in SUFFIXES:
+            raise InputError(f"{path}: a source is a file of {', '.join(SUFFIXES)}, or a folder of such files")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if plain_name(file).suffix in SUFFIXES)
     if not files:
         raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} files (source {source_name(source)})")
     return files
@@ -140,7 +140,7 @@ def read_scores(source: TextSource, attributes: Sequence[str]) -> Iterator[Score
     scale = source.scale or (0.0, 1.0)
     for file in source_files(source):
         if not source.columns:
-            yield from read_polyglo(source, file, attributes)
+            yield from _read_polyglo(source, file, attributes)
             continue
         for record in _rows(source, file, source.columns):
             values = {name: _number(record, column, scale) for name, column in source.columns.items()}
@@ -174,61 +174,46 @@ def _means(ratings: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.flo
         return np.asarray(np.nansum(scale.to_unit(ratings), axis=1) / given.sum(axis=1))
 
 
-def read_polyglo(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
+def _read_polyglo(source: TextSource, file: Path, attributes: Sequence[str]) -> Iterator[ScoredText]:
     """Yield three texts for each row of PolygloToxicityPrompts: the whole text, its beginning and its rest.
 
     Raises:
         InputError: the file has another form, or a score is not a number in [0, 1].
     """
-    for row, record in enumerate(_rows(source, file, {}, tuple(POLYGLO_ANSWERS.values()))):
-        meta = record.fields.get("meta_data")
-        stated = meta.get("lang") if isinstance(meta, dict) else None
-        code = _language(source, file, record, stated)
-        for name, answer in POLYGLO_ANSWERS.items():
-            values = _perspective_values(record, answer, attributes)
-            yield ScoredText(record.text(name), code, values, f"{source_name(source)}/{file.name} row {row}")
+    if missing := sorted({"perspective", "prompt_perspective", "continuation_perspective"} - set(first_row(file))):
+        raise InputError(
+            f"{file}: no column {missing[0]!r}, so it is not PolygloToxicityPrompts; name the columns of the "
+            f"attributes (columns: {{toxicity: COLUMN}}) in source {source_name(source)}"
+        )
+    for number, (where, row) in enumerate(islice(read_rows(file, PolygloRow), source.limit)):
+        code = source.language or row_language(row.meta_data, where)
+        if code is None:
+            raise InputError(f"{where}: xgray does not know the language in meta_data; take the row out")
+        for text, scores in row.scored_texts(where):
+            targets = {name: scores[name] for name in attributes if name in scores}
+            yield ScoredText(text, code, targets, f"{source_name(source)}/{file.name} row {number}")
 
 
-def _rows(
-    source: TextSource, file: Path, columns: dict[str, str], more_columns: Sequence[str] = ()
-) -> Iterator[Record]:
+def _rows(source: TextSource, file: Path, columns: dict[str, str]) -> Iterator[Record]:
     """Yield the rows of a CSV, JSON-lines or Parquet file.
 
     Raises:
         InputError: the file cannot be read, or a column is missing.
     """
-    required = [source.text_column, *columns.values(), *more_columns]
+    required = [source.text_column, *columns.values()]
     required += [source.group_column] if source.group_column else []
     rows: Iterator[Record]
-    if file.suffix == ".csv":
+    if plain_name(file).suffix == ".csv":
         rows = (Record(f"{file}:{line}", row) for line, row in read_csv(file, [(name,) for name in required]))
-    elif file.suffix == ".parquet":
-        rows = _parquet_rows(file)
-    elif file.suffix in SUFFIXES:
-        rows = read_records(file)
     else:
-        raise InputError(f"{file}: a source is a file of {', '.join(SUFFIXES)}, or a folder of such files")
+        rows = (Record(where, fields) for where, fields in read_rows(file, dict[str, Any]))
     for record in islice(rows, source.limit):
         if missing := [name for name in required if name not in record.fields]:
-            remedy = "name the columns of the attributes (columns: {toxicity: COLUMN})" if not columns else "correct it"
             raise InputError(
-                f"{record.location}: no column {missing[0]!r} (found: {', '.join(record.fields)}); {remedy} in source "
-                f"{source_name(source)}"
+                f"{record.location}: no column {missing[0]!r} (found: {', '.join(record.fields)}); correct it in "
+                f"source {source_name(source)}"
             )
         yield record
-
-
-def _parquet_rows(file: Path) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        batches = pq.ParquetFile(file).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield Record(f"{file} row {number}", row)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: cannot read it as Parquet: {str(error).splitlines()[0]}") from None
 
 
 def _scored_text(source: TextSource, file: Path, record: Record, values: dict[str, float | None]) -> ScoredText:
@@ -252,7 +237,7 @@ def _language(source: TextSource, file: Path, record: Record, stated: Any) -> st
         return source.language
     if stated:
         return _known_language(record.location, str(stated))
-    for name in (file.stem, file.parent.name):
+    for name in (plain_name(file).stem, file.parent.name, folder_language(file) or ""):
         try:
             return language(name).code
         except InputError:
@@ -274,7 +259,7 @@ def _label(record: Record, column: str) -> float | None:
     value = record.fields[column]
     if value is None or value == "":
         return None
-    name = str(value).strip().lower().removesuffix(".0")
+    name = str(value).strip().lower()
     if name not in COMMENTS.labels:
         raise InputError(f"{record.location}: {column} must be 1 (toxic) or 0 (benign), not {value!r}")
     return float(COMMENTS.labels[name])
@@ -300,22 +285,6 @@ def _share(location: str, what: str, value: Any, scale: tuple[float, float]) -> 
             f"{location}: {what} is {value!r}, not a number from {low:g} to {high:g}; correct it, or the source's scale"
         )
     return (number - low) / (high - low)
-
-
-def _perspective_values(record: Record, field: str, attributes: Sequence[str]) -> dict[str, float]:
-    """Return the scores in an answer of Perspective; none where the API did not answer."""
-    answer = record.fields[field]
-    measured = (answer.get("attributeScores") if isinstance(answer, dict) else None) or {}
-    values = {}
-    for name in attributes:
-        score = measured.get(name.upper())
-        if score:
-            try:
-                value = score["summaryScore"]["value"]
-            except (KeyError, TypeError):
-                raise InputError(f"{record.location}: {field}: {name.upper()} has no summaryScore.value") from None
-            values[name] = _share(record.location, f"{field}: {name.upper()}", value, (0.0, 1.0))
-    return values
 
 
 def _check_classes(source: TextSource, attributes: Sequence[str], targets: npt.NDArray[np.float32]) -> None:

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from xgray.errors import InputError
+from xgray.languages import language
+from xgray.storage.parse import check_regular
+
+LANGUAGE_FIELDS = ("language", "lang", "Language", "Locale", "locale")
+"""The names under which files say the language of a row."""
 
 
 def resolve_input(path: str, kind: str) -> Path:
@@ -32,6 +41,7 @@ def resolve_input(path: str, kind: str) -> Path:
     resolved = Path(path).expanduser()
     if not resolved.exists():
         raise InputError(f"{resolved}: no such file or folder ({kind})")
+    check_regular(resolved)
     return resolved
 
 
@@ -70,6 +80,65 @@ class Record:
         return value
 
 
+def plain_name(path: Path) -> Path:
+    """Return a file's name without ``.gz``, so that its suffix says what it holds."""
+    return path.with_suffix("") if path.suffix == ".gz" else path
+
+
+def folder_language(path: Path) -> str | None:
+    """Return the language that the folder ``lang=en`` of a partitioned data set names, None if its name is no such."""
+    name, equals, value = path.parent.name.partition("=")
+    return value if equals and name in LANGUAGE_FIELDS else None
+
+
+def check_language(fields: Mapping[str, Any], location: str, code: str) -> None:
+    """Check that a row does not say another language than the one that it is taken to be of.
+
+    Raises:
+        InputError: it does, or names a language that is none of the 17.
+    """
+    for name in LANGUAGE_FIELDS:
+        stated = fields.get(name)
+        if isinstance(stated, str) and stated.strip():
+            try:
+                found = language(stated).code
+            except InputError as error:
+                raise InputError(f"{location}: {name}: {error}") from None
+            if found != code:
+                raise InputError(
+                    f"{location}: {name} is {stated!r}, and the file is taken to be of {code}, by its name or the "
+                    "option; name the file after its language, or divide it"
+                )
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file of text to read its bytes, those of a gzip file decompressed.
+
+    Raises:
+        InputError: the file cannot be read, is a device, a pipe or a damaged gzip file, or its beginning shows that it
+            is no text in UTF-8.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+            stream.seek(0)
+            if start == b"PAR1":
+                raise InputError(f"{path}: a Parquet file; give it a name that ends in .parquet")
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise InputError(f"{path}: UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name}")
+            if start.startswith(b"\x1f\x8b"):
+                with gzip.open(stream) as decompressed:
+                    yield cast(IO[bytes], decompressed)
+            else:
+                yield stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: a damaged gzip file: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from None
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """Yield the lines of a JSON-lines file; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
 
@@ -77,16 +146,13 @@ def read_records(path: Path) -> Iterator[Record]:
         InputError: the file cannot be read or is empty, or a line is not a JSON object in UTF-8.
     """
     is_empty = True
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if content.strip():
-                    is_empty = False
-                    location = f"{path}:{number}"
-                    yield Record(location, _parse_object(content.rstrip(b"\n"), location))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it: {error.strerror}") from None
+    with open_input(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if content.strip():
+                is_empty = False
+                location = f"{path}:{number}"
+                yield Record(location, _parse_object(content.rstrip(b"\n"), location))
     if is_empty:
         raise InputError(f"{path}: the file is empty; one JSON object per line is expected")
 
@@ -117,8 +183,8 @@ def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[in
         InputError: the file cannot be read or is not CSV in UTF-8, or a required column is missing or twice there.
     """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
+        with open_input(file) as stream:
+            reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
             header = next(reader, [])
             if missing := [" or ".join(names) for names in required if not set(names) & set(header)]:
                 found = f"columns found: {', '.join(header)}" if header else "the file is empty"
@@ -131,8 +197,6 @@ def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[in
                     problem = f"{len(values)} values for {len(header)} columns; quote texts that hold commas"
                     raise InputError(f"{file}:{line}: {problem}")
                 yield line, dict(zip(header, values, strict=True))
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}:{_undecodable_line(file)}: not UTF-8 ({error.reason}); save the file as UTF-8"
@@ -143,7 +207,7 @@ def read_csv(file: Path, required: Sequence[Sequence[str]]) -> Iterator[tuple[in
 
 def _undecodable_line(file: Path) -> int:
     """Return the number of the first line that is not UTF-8. A decoder that reads in blocks does not say."""
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()

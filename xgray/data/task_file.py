@@ -14,10 +14,15 @@ from typing import Any
 import yaml
 
 from xgray.errors import InputError
+from xgray.storage.parse import check_merged, check_values, read_small_file
 
 
 class _Loader(yaml.SafeLoader):
     """Reads the harness's ``!function module.name`` as the text ``module.name``."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        check_merged(node.value)
 
 
 _Loader.add_multi_constructor("!", lambda loader, tag, node: loader.construct_scalar(node))
@@ -28,17 +33,24 @@ def is_task_file(task: str) -> bool:
     return Path(task).suffix in (".yaml", ".yml")
 
 
-def task_files(path: Path) -> list[Path]:
+def task_files(path: Path, including: tuple[Path, ...] = ()) -> list[Path]:
     """Return a task file and all files that it needs: included files, data files and modules of functions.
 
+    Args:
+        path: The task file.
+        including: The files that include it, each included by the one before.
+
     Raises:
-        InputError: a file is missing, or a task file is not a YAML mapping.
+        InputError: a file is missing or includes itself, or a task file is not a YAML mapping.
     """
+    including = (*including, path.resolve())
+    if path.resolve() in including[:-1]:
+        raise InputError(f"capability.tasks: {path}: the file includes itself: {' > '.join(map(str, including))}")
     config = _load(path)
     included = config.get("include", [])
     files = [path]
     for name in included if isinstance(included, list) else [included]:
-        files += task_files(path.parent / name)
+        files += task_files(path.parent / str(name), including)
     files += [Path(name) for name in _strings(data_files(path, config)) if "://" not in name]
     # Any text may be the name of a function; it is if there is such a module.
     modules = (path.parent / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in _strings(config))
@@ -74,16 +86,20 @@ def data_files(path: Path, config: dict[str, Any]) -> Any:
             raise InputError(f"{path}: dataset_kwargs.data_files: no such file: {file}")
         return str(file.resolve())
 
-    value = (config.get("dataset_kwargs") or {}).get("data_files")
+    arguments = config.get("dataset_kwargs") or {}
+    value = arguments.get("data_files") if isinstance(arguments, dict) else None
     return None if value is None else absolute(value)
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_bytes(), _Loader)
+        config = yaml.load(read_small_file(path), _Loader)
+        check_values(config)
     except OSError as error:
         raise InputError(f"capability.tasks: {path}: cannot read it: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise InputError(f"capability.tasks: {path}: no valid YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise InputError(f"capability.tasks: {path}: no valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise InputError(f"capability.tasks: {path}: a task is a mapping with the key 'task'")

@@ -25,11 +25,12 @@ from xgray.generate.engine import Engine, EngineName, Weights
 from xgray.generate.isolate import PROBE, complete_isolated, failed_completions
 from xgray.mechanism.neurons import Edit
 from xgray.models.load import device_name
-from xgray.rows import Completions, Prompt, Scores, from_table, to_table
+from xgray.rows import NOT_VALIDATED, Completions, Prompt, Scores, from_table, to_table
 from xgray.runs.blocks import UnsampledBlock, UnscoredBlock, block_file_name
 from xgray.runs.prompts import PromptFile
 from xgray.score.rows import score_rows
 from xgray.score.scorer import Scorer
+from xgray.score.validated_only import limited_scorer
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class PipelineSettings:
     generate: Generate | None
     score: Score | None
     seed: int
+    scoring: str = "score"
+    """The stage that scores, as reports and metrics name it: ``score@guard`` for a scorer that is not the first."""
     directory: str = field(default_factory=os.getcwd)
     """The driver's working directory, from which relative paths start."""
 
@@ -260,6 +263,7 @@ class ScoreActor:
         assert settings.score is not None
         enter_directory(settings.directory)
         self._section: Score = settings.score
+        self._stage = settings.scoring
         self._run = settings.run.name
         self._models = models
         self._ledger = ledger
@@ -280,7 +284,8 @@ class ScoreActor:
     async def _score(self, block: UnscoredBlock) -> list[BlockReport]:
         async with self._building:
             if self._scorer is None:
-                self._scorer = await asyncio.to_thread(shared_scorer, self._section)
+                scorer = await asyncio.to_thread(shared_scorer, self._section)
+                self._scorer = scorer if self._stage == "score" else limited_scorer(scorer, self._section)
         model = self._models[block.model]
         completions = await asyncio.to_thread(_unscored, block, model.completions)
         if not completions:
@@ -289,12 +294,12 @@ class ScoreActor:
         rows = await self._committed_rows(self._scorer, model, completions)
         facts, counts = self._new_provenance(self._scorer)
         report: BlockReport = {
-            "stage": "score",
+            "stage": self._stage,
             "model": block.model,
             "num_prompts": len(rows),
             "num_completions": sum(len(row.scores) for row in rows),
             "num_tokens": 0,
-            "num_errors": sum(error is not None for row in rows for error in row.errors),
+            "num_errors": sum(error not in (None, NOT_VALIDATED) for row in rows for error in row.errors),
             "start_seconds": 0.0,
             "began": began,
             "ended": time.time(),
@@ -311,12 +316,12 @@ class ScoreActor:
     ) -> list[Scores]:
         """Score the completions and commit the rows as one file, unless an earlier process committed it."""
         name = block_file_name(model.model, [row.prompt_id for row in completions])
-        work = f"score/{model.model}/{name}"
+        work = f"{self._stage}/{model.model}/{name}"
         num_deaths, has_ended = await asyncio.to_thread(self._ledger.begin, work)
         if (num_deaths or has_ended) and await asyncio.to_thread(model.scores.exists, name):
             rows = from_table(await asyncio.to_thread(model.scores.read_table, name), Scores)
         elif num_deaths >= MAX_DEATHS:
-            raise StageError(f"score: the scorer's process died {num_deaths} times with the texts of {name}")
+            raise StageError(f"{self._stage}: the scorer's process died {num_deaths} times with the texts of {name}")
         else:
             rows = await score_rows(scorer, completions, self._section.empty_text)
             await asyncio.to_thread(model.scores.write_parquet, name, to_table(rows, Scores))

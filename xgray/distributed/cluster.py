@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
+from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder
 from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError
 from xgray.runs.library_bars import hide_library_bars
@@ -36,6 +39,12 @@ TOKEN_HINT = (
     "A cluster with token authentication needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH must name a file with the "
     "token, which `ray get-auth-token` prints on the cluster's head."
 )
+ADDRESS_HINT = (
+    "Name the cluster's head, --address HOST:6379, or auto for the cluster on this machine. Without an address a local "
+    "Ray is started"
+)
+ANSWER_SECONDS = 10.0
+"""How long to wait for something that listens at a cluster's address."""
 
 
 @contextlib.contextmanager
@@ -62,7 +71,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         with contextlib.nullcontext() if target else _interrupts_deferred():
             _init(target, variables)
         _nodes_at_start.update(_alive_nodes())
-        with keys_for_workers(keys if target else {}):
+        with keys_for_workers(keys if target else {}), contextlib.nullcontext() if target else guarded():
             yield
     finally:
         _nodes_at_start.clear()
@@ -75,19 +84,56 @@ def _local_gpus() -> int | None:
 
 
 def _init(target: str | None, variables: dict[str, str]) -> None:
+    if target is None:
+        keep_token_private()
+        with on_loopback():
+            ray.init(
+                address="local",
+                num_gpus=_local_gpus(),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=private_folder(),
+            )
+        return
+    _check_answers(target)
     try:
         ray.init(
-            address=target or "local",
-            num_gpus=None if target else _local_gpus(),
-            include_dashboard=None if target else False,
+            address=target,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": variables} if target and variables else None,
+            runtime_env={"env_vars": variables} if variables else None,
         )
     except ray.exceptions.AuthenticationError as error:
         raise InputError(f"--address: {str(error).splitlines()[0].split('. ')[0]}. {TOKEN_HINT}") from None
     except ConnectionError:
         raise InputError(f"--address: no Ray cluster lets this machine in at {target}. {TOKEN_HINT}") from None
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"--address: cannot join the Ray cluster at {target}: {reason}. {ADDRESS_HINT}") from None
+
+
+def _check_answers(target: str) -> None:
+    """Check that something listens at an address; Ray itself would try for ten minutes.
+
+    Raises:
+        InputError: the address has another form, or nothing answers.
+    """
+    if target in ("auto", "local"):
+        return
+    match = re.fullmatch(r"(?:ray://)?(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", target)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise InputError(f"--address: {target!r} is not the address of a Ray cluster. {ADDRESS_HINT}")
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=ANSWER_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror or str(error)
+                raise InputError(f"--address: nothing answers at {target} ({reason}). {ADDRESS_HINT}") from None
+        time.sleep(1.0)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ from xgray.errors import StageError
 from xgray.generate.engine import check_prompts
 from xgray.rows import Completions, Scores
 from xgray.runs.blocks import Missing, RowCounts, count_rows, find_missing, has_each_prompt_once
+from xgray.runs.failures import refuse_failures
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.runs.prompts import PromptFile
@@ -135,7 +136,7 @@ def run_pipeline(
 
     Raises:
         InputError: a prompt is too long, or the model or the scorer cannot be loaded.
-        StageError: actors failed; calling again goes on from the last committed block.
+        StageError: actors failed, or most of what they made are errors; calling again goes on from what is committed.
     """
     by_name = _by_name(models)
     prompts = PromptFile(settings.run) if settings.generate else None
@@ -151,7 +152,7 @@ def run_pipeline(
         if settings.generate:
             tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_sampled)
         if settings.score:
-            tallies["score", name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
+            tallies[settings.scoring, name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
     new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.unsampled]
     unscored: list[Item] = [
         {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
@@ -159,6 +160,12 @@ def run_pipeline(
     del missing
     _run_blocks(new, unscored, by_name, settings, tallies, on_progress)
     _check_complete(by_name, tallies, prompts, size)
+    for (stage, name), _ in tallies.items():
+        model = by_name[name]
+        if stage == "generate":
+            refuse_failures(f"{stage}/{name}", model.completions, Completions, model.scores)
+        else:
+            refuse_failures(f"{stage}/{name}", model.scores, Scores, model.scores)
     return tallies
 
 
@@ -189,7 +196,7 @@ def _check_lengths(
         if not unchecked:
             continue
         context = context_length(load_config(path, revision))
-        tokenizer = load_tokenizer(path, revision)
+        tokenizer = load_tokenizer(*model.weights.tokenizer_source)
         check_prompts((prompts.read(block.start, block.stop) for block in unchecked), tokenizer, generate, context)
         seen.update(block.start for block in unchecked)
 
@@ -294,7 +301,9 @@ def _flow(
         sources.append(dataset(unscored))
     flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
     if settings.score:
-        num_scorers, wanted["score"] = place_scorers(capacity, settings.score, settings.generate if new else None)
+        num_scorers, wanted[settings.scoring] = place_scorers(
+            capacity, settings.score, settings.generate if new else None
+        )
         flow = flow.map_batches(
             ScoreActor,
             fn_constructor_args=arguments,
@@ -305,7 +314,7 @@ def _flow(
                 max_concurrent_calls_per_actor=SCORING_CALLS,
             ),
             **RESTARTS,
-            **wanted["score"],
+            **wanted[settings.scoring],
         )
     return flow, wanted
 

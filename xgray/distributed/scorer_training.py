@@ -156,7 +156,7 @@ def check_length(section: ScorerTraining) -> None:
 
 def read_card(output: Folder) -> dict[str, Any]:
     """Return the card of a finished training."""
-    card: dict[str, Any] = (output / SCORER).read_json(CARD)
+    card: dict[str, Any] = (output / SCORER).read_mapping(CARD)
     return card
 
 
@@ -201,7 +201,7 @@ def _run(
             )
         finally:
             _report_steps(place, on_progress)
-    sources = place.folder.read_json(FACTS)["sources"].values()
+    sources = place.folder.read_mapping(FACTS)["sources"].values()
     names = ("num_train", "num_validation", "num_test", "num_removed", "num_left_out")
     counts = {name: sum(source[name] for source in sources) for name in names} | report["counts"]
     seconds = time.perf_counter() - began
@@ -292,7 +292,7 @@ def _measured_card(worker: Worker, task: ScorerTask, summary: dict[str, Any], fo
     from xgray.score.classifier import ClassifierScorer
 
     section, output = task.section, worker.job.output
-    table, facts = output.read_table(HELD_OUT), output.read_json(FACTS)
+    table, facts = output.read_table(HELD_OUT), output.read_mapping(FACTS)
     languages = list(dict.fromkeys(table["language"].to_pylist()))
     card = {"attributes": section.attributes, "languages": languages}
     scorer = ClassifierScorer(Score.model_validate(score_section(card, str(folder))))

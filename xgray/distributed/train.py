@@ -113,7 +113,7 @@ def run_training(
     """
     began = time.perf_counter()
     if output.exists(RESULT):
-        return StageResult(**output.read_json(RESULT))
+        return StageResult(**output.read_mapping(RESULT))
     placement = place_training(cluster_capacity(), section.execution)
     check_feasible(section, placement[0])
     base = _base_model(model)

@@ -31,7 +31,7 @@ from xgray.distributed.keys import take_keys
 from xgray.distributed.placement import describe_resources
 from xgray.distributed.train_control import Phase, PhaseReporter, WorkerLossCallback, start_train_control
 from xgray.distributed.waiting import log_waiting
-from xgray.errors import StageError, XgrayError
+from xgray.errors import DivergedError, StageError, XgrayError
 from xgray.models.cache import cache_folder
 from xgray.runs.library_bars import NO_BARS
 from xgray.runs.periodic import run_every
@@ -42,6 +42,8 @@ from xgray.train.metrics import METRICS
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+DIVERGED = "diverged.txt"
+"""Says why a training ended whose loss or gradient was no number, so that it is not begun again unnoticed."""
 SCRATCH = f"{TEMPORARY_MARK}train-"
 """How the names of the workers' scratch folders begin."""
 MAX_FAILURES = 3
@@ -128,12 +130,19 @@ def run_task(
 
     Raises:
         XgrayError: a worker raised it.
+        DivergedError: a loss or gradient was no number, now or in an earlier call: training would end there again.
         StageError: the training failed half-way; calling again resumes from the last checkpoint.
     """
     gpu, cpus = placement
+    if output.exists(DIVERGED):
+        again = f"To train with the same fields once more, delete {output / DIVERGED}"
+        raise DivergedError(f"{output.read_bytes(DIVERGED).decode(errors='replace').strip()}. {again}")
     control = start_train_control()
     try:
         fitted = _fit_watched(TrainingJob(task, execution, output, cpus, control), gpu, on_phase)
+    except DivergedError as error:
+        output.write_bytes(DIVERGED, f"{error}\n".encode())
+        raise
     finally:
         ray.kill(control)
     if output.local is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xgray.config import BASE, Experiment, Train, Variant
+from xgray.config import Experiment, Score, Train, Variant
+from xgray.config.stages import model_names, scoring_stage
 from xgray.data.pairs import read_pairs
 from xgray.data.prompts import read_prompts
 from xgray.errors import ConflictError, InputError
@@ -30,19 +31,23 @@ def count_work(experiment: Experiment, with_model: bool) -> Work:
     """
     from xgray.score.build import scorer_inputs
 
-    if experiment.score.scorer == "embedding":
-        scorer_inputs(experiment.score)
+    for section in experiment.scores:
+        if section.scorer == "embedding":
+            scorer_inputs(section)
     num_prompts = num_characters = 0
     for prompt in read_prompts(experiment.prompts, experiment.languages):
         num_prompts, num_characters = num_prompts + 1, num_characters + len(prompt.text)
     notes: list[str] = []
-    plan = _plan(experiment, notes)
+    plan, models = _plan(experiment, notes), model_names(experiment)
     return Work(
         num_prompts=num_prompts,
         trainings=_trainings(experiment, plan, with_model, notes),
-        models={
-            model: _sampling(experiment, plan, model, num_prompts)
-            for model in (BASE, *(variant.name for variant in experiment.variants))
+        models={model: _sampling(experiment, plan, model, num_prompts) for model in models},
+        other_scorers={
+            scorer: {
+                model: _sampling(experiment, plan, model, num_prompts, scorer) for model in model_names(experiment)
+            }
+            for scorer in experiment.scorer_names[1:]
         },
         num_perplexities=_num_perplexities(experiment, plan),
         is_evaluated=plan is not None and plan.stage("evaluate").is_finished,
@@ -142,19 +147,23 @@ def _steps_done(plan: Plan | None, variant: Variant, num_steps: int) -> int:
     return min(read_training_steps(stage.place)[0] // every * every, num_steps)
 
 
-def _sampling(experiment: Experiment, plan: Plan | None, model: str, num_prompts: int) -> ModelWork:
+def _sampling(
+    experiment: Experiment, plan: Plan | None, model: str, num_prompts: int, scorer: str | None = None
+) -> ModelWork:
+    """Count what is done of one model's prompts; ``scorer`` is another scorer than the first."""
     if plan is None:
         return ModelWork()
-    generated, scored = plan.stage("generate", model), plan.stage("score", model)
+    generated, scored = plan.stage("generate", model), plan.stage(scoring_stage(scorer), model)
     num_generated = num_prompts if generated.is_finished else generated.rows.count_rows() if has_begun(generated) else 0
     num_scored = num_prompts if scored.is_finished else scored.rows.count_rows() if has_begun(scored) else 0
-    known = _num_known(experiment, generated, scored) if num_generated > num_scored else 0
+    section = experiment.score_section(scorer)
+    known = _num_known(section, experiment.runs, generated, scored) if num_generated > num_scored else 0
     return ModelWork(num_generated, num_scored, known)
 
 
-def _num_known(experiment: Experiment, generated: PlannedStage, scored: PlannedStage) -> int:
+def _num_known(section: Score, runs: str, generated: PlannedStage, scored: PlannedStage) -> int:
     """Count completions on disk that wait for a score of Perspective and need no request for it."""
-    if experiment.score.scorer != "perspective":
+    if section.scorer != "perspective":
         return 0
     from xgray.score.perspective import perspective_id
     from xgray.score.scorer import text_to_score
@@ -163,12 +172,12 @@ def _num_known(experiment: Experiment, generated: PlannedStage, scored: PlannedS
     present = set(scored.rows.read_parquet(schema(Scores), ["prompt_id"])["prompt_id"].to_pylist())
     rows = from_table(generated.rows.read_parquet(schema(Completions)), Completions)
     waiting = [row for row in rows if row.prompt_id not in present]
-    store = ScoreStore(store_uri(experiment.score, experiment.runs))
-    scorer, attributes = perspective_id(experiment.score), experiment.score.attributes
+    store = ScoreStore(store_uri(section, runs))
+    scorer, attributes = perspective_id(section), section.attributes
     num_requests = 0
     for language in {row.language for row in waiting}:
         texts = {
-            text_to_score(text, experiment.score.empty_text)
+            text_to_score(text, section.empty_text)
             for row in waiting
             if row.language == language
             for text in row.completions

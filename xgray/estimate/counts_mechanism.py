@@ -21,7 +21,7 @@ COUNTED_ELSEWHERE = ("train", "generate", "score", "evaluate", "report")
 
 def has_begun(stage: PlannedStage) -> bool:
     """Return whether the stage's folder holds unfinished results of this very plan."""
-    return stage.folder.exists(PENDING) and stage.folder.read_json(PENDING)["fingerprint"] == stage.fingerprint
+    return stage.folder.exists(PENDING) and stage.folder.read_mapping(PENDING)["fingerprint"] == stage.fingerprint
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def count_inside(experiment: Experiment, plan: Plan | None) -> list[InsideWork]:
     stages = [
         StageToCount(experiment, stage.name, model, plan.find(stage.name, model) if plan else None)
         for stage, model in stages_of(experiment)
-        if stage.name not in COUNTED_ELSEWHERE
+        if stage.command not in COUNTED_ELSEWHERE
     ]
     return [COUNTERS.get(stage.name, _count_unrated)(stage) for stage in stages]
 

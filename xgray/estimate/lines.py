@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from xgray.config import Experiment, Train
+from xgray.config.stages import scoring_stage
 from xgray.distributed.nodes import Share, engines_use_gpu, share_gpus
 from xgray.errors import InputError
 from xgray.estimate.rates import GenerateRates, Rates, StageRates
@@ -160,6 +161,30 @@ def score_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> 
         f"score/{model}", "prompts", done.num_scored, left, seconds, num_completions=texts, num_requests=requests,
         gpu_hours=_share(experiment, work, rates).scorers * seconds / 3600, source=source,
     )  # fmt: skip
+
+
+def other_score_lines(experiment: Experiment, work: Work) -> Iterator[Line]:
+    """Yield the scoring of each model's completions by the scorers that are not the first.
+
+    They score one after the other, when the first is done. A rate is known of Perspective alone.
+    """
+    for scorer, models in work.other_scorers.items():
+        section = experiment.score_section(scorer)
+        for model, done in models.items():
+            stage, left = f"{scoring_stage(scorer)}/{model}", work.num_prompts - done.num_scored
+            texts = left * experiment.generate.k - done.num_known
+            seconds: float | None = None
+            source = ""
+            if not left or section.archived:
+                seconds, source = 0.0, "from the score store alone" if left else ""
+            elif section.scorer == "perspective":
+                per_second = section.execution.requests_per_second
+                seconds, source = texts / per_second, f"the rate limit: {per_second:g} requests a second"
+            requests = texts if section.scorer in SERVICES and not section.archived else 0
+            yield Line(
+                stage, "prompts", done.num_scored, left, seconds,
+                num_completions=texts, num_requests=requests, source=source,
+            )  # fmt: skip
 
 
 def start_lines(

@@ -124,6 +124,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         "prompts": experiment.prompts.model_copy(update={"limit": per_language}),
         "generate": generate.model_copy(update={"execution": execution}),
         "score": storeless,
+        "other_scores": [],
         "variants": [],
     }
     unfinished = [name for name, training in work.trainings.items() if training.num_steps > training.num_steps_done]
@@ -310,7 +311,7 @@ def _evaluation_rates(plan: Plan, timeline: Timeline, began: float, num_workers:
     first, last = timeline.reports["evaluate: metrics"][0][0], timeline.reports["report"][0][0]
     num_prompts = len(_ids(plan)) * len(plan.models)
     rates["metrics"] = MetricsRates(
-        source=_source(f"{num_prompts:,} prompts, {plan.experiment.evaluate.resamples:,} resamples"),
+        source=_source(f"{num_prompts:,} prompts"),
         prompts_per_second=round(num_prompts / (last - first), 3),
         start_seconds=round(first - began, 2),
     )

@@ -16,6 +16,7 @@ from xgray.config import Section, validate
 from xgray.config.file import read_yaml
 from xgray.errors import InputError
 from xgray.storage.folder import Folder
+from xgray.storage.parse import read_small_file
 
 
 class StageRates(Section):
@@ -77,7 +78,7 @@ class MetricsRates(StageRates):
     """Rates of computing metrics."""
 
     prompts_per_second: float = Field(gt=0)
-    """Prompts of one model per second, for diversity and the bootstrap."""
+    """Prompts of one model per second, for diversity and intervals."""
     start_seconds: float = Field(0.0, ge=0)
 
 
@@ -135,7 +136,7 @@ def read_rates(path: Path) -> Rates:
         InputError: the file is missing or no YAML, or a rate is unknown or out of range.
     """
     try:
-        values: Any = read_yaml(path.read_text(encoding="utf-8"))
+        values: Any = read_yaml(read_small_file(path).decode())
     except OSError as error:
         raise InputError(f"--rates: {path}: cannot read it: {error.strerror}") from None
     except (UnicodeDecodeError, YAMLError) as error:

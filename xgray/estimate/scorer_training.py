@@ -166,7 +166,7 @@ def read_encoder(section: ScorerTraining) -> Encoder:
     model = _pinned(section)
     config = load_config(resolve(model), model.revision)
     with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(config)
+        skeleton = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return Encoder(
         num_weights=sum(weight.numel() for weight in skeleton.parameters()),
         num_embedding_weights=skeleton.get_input_embeddings().weight.numel(),

@@ -17,6 +17,7 @@ from xgray.estimate.lines import (
     fluency_line,
     generate_line,
     metrics_line,
+    other_score_lines,
     overlap,
     report_line,
     score_line,
@@ -56,7 +57,8 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     starts = start_lines(experiment, work, generating, scoring, rates)
     evaluating = [fluency_line(experiment, work, rates), metrics_line(work, rates)]
     inside, saved_inside = inside_lines(experiment, work, rates)
-    lines = [*trainings, *starts, *generating, *scoring, *evaluating, *inside, report_line(work, rates)]
+    others = list(other_score_lines(experiment, work))
+    lines = [*trainings, *starts, *generating, *scoring, *others, *evaluating, *inside, report_line(work, rates)]
     if any(line.num_left for line in lines):
         lines.insert(0, Line("start", "runs", 0, 1, rates.start_seconds, source=rates.source))
     generate_seconds, score_seconds = (sum(line.seconds or 0.0 for line in group) for group in (generating, scoring))

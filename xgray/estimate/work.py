@@ -91,6 +91,8 @@ class Work:
     """By variant."""
     models: dict[str, ModelWork]
     """By model."""
+    other_scorers: dict[str, dict[str, ModelWork]] = field(default_factory=dict)
+    """By scorer and model, for the scorers that are not the first."""
     num_perplexities: int = 0
     """Completions whose perplexity is measured already."""
     is_evaluated: bool = False

@@ -1,1 +1,1 @@
-"""Rows to metrics: toxicity, fluency, diversity, each with a bootstrap interval."""
+"""Rows to metrics: toxicity, fluency, diversity, each with an interval."""

@@ -1,9 +1,9 @@
 """Intervals of the harness's metrics, and the comparison of two models on the same questions.
 
-A metric that is the mean of its questions' values, as accuracy is, has a bootstrap interval over questions, and two
-models are compared by a paired permutation test over questions. For any other metric, and for the metrics of a group,
-only the harness's standard error is known: the interval is that of a normal distribution, and two models are compared
-by a two-sided z-test, as if their questions were independent.
+A metric that is the mean of its questions' values, as accuracy is, has an interval over questions, and two models are
+compared by a paired test over questions (:mod:`xgray.stats.intervals`). For any other metric, and for the metrics of
+a group, only the harness's standard error is known: the interval is that of a normal distribution, and two models are
+compared by a two-sided z-test, as if their questions were independent.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from xgray.evaluate.metrics_file import TaskChange, TaskMetricRow, TaskMetrics, TaskRow
-from xgray.stats.bootstrap import FloatArray, Statistic, adjust_p_values, compare, draw_seed, estimate, ratio_statistic
+from xgray.stats.bootstrap import FloatArray, adjust_p_values
+from xgray.stats.intervals import Comparison, Kind, mean_of
 
 
-def summary(rows: Sequence[TaskRow], confidence: float, resamples: int, seed: int) -> dict[str, TaskMetrics]:
+def summary(rows: Sequence[TaskRow], confidence: float) -> dict[str, TaskMetrics]:
     """Return each task's metrics with their standard errors and intervals.
 
     Args:
@@ -36,7 +37,7 @@ def summary(rows: Sequence[TaskRow], confidence: float, resamples: int, seed: in
             "metrics": {},
         }
         for name, metric in row["metrics"].items():
-            low, high = _interval(metric, confidence, resamples, draw_seed(seed, task, name)) or (None, None)
+            low, high = _interval(metric, confidence) or (None, None)
             tasks[task]["metrics"][name] = {
                 "value": metric["value"],
                 "stderr": metric["stderr"],
@@ -48,7 +49,7 @@ def summary(rows: Sequence[TaskRow], confidence: float, resamples: int, seed: in
 
 
 def comparison(
-    before: Sequence[TaskRow], after: Sequence[TaskRow], confidence: float, resamples: int, seed: int
+    before: Sequence[TaskRow], after: Sequence[TaskRow], confidence: float
 ) -> dict[str, dict[str, TaskChange]]:
     """Return, by task and metric, the change from one model to another, ``after - before``.
 
@@ -71,7 +72,7 @@ def comparison(
                 continue
             change = None
             if same_questions:
-                change = _paired(old, new, confidence, resamples, draw_seed(seed, row["task"], name))
+                change = _paired(old, new, confidence)
             change = change or _unpaired(old, new, confidence)
             if change is not None:
                 changes.setdefault(row["task"], {})[name] = change
@@ -89,29 +90,25 @@ def _adjust(changes: Sequence[TaskChange], confidence: float) -> None:
         change["significant"] = p_adjusted < 1 - confidence
 
 
-def _mean(values: FloatArray) -> Statistic:
-    return ratio_statistic(values, np.ones(len(values)))
+def _kind(*values: FloatArray) -> Kind:
+    return "share" if all(np.isin(array, (0, 1)).all() for array in values) else "real"
 
 
-def _interval(
-    metric: TaskMetricRow, confidence: float, resamples: int, seed: tuple[int, int]
-) -> tuple[float, float] | None:
+def _interval(metric: TaskMetricRow, confidence: float) -> tuple[float, float] | None:
     if metric["values"] is not None:
-        values = np.array(metric["values"])
-        return estimate(_mean(values), len(values), resamples, seed).interval(confidence)
+        values = np.array(metric["values"], dtype=np.float64)
+        return mean_of(values, _kind(values)).interval(confidence)
     if metric["value"] is None or metric["stderr"] is None:
         return None
     return _normal_interval(metric["value"], metric["stderr"], confidence)
 
 
-def _paired(
-    before: TaskMetricRow, after: TaskMetricRow, confidence: float, resamples: int, seed: tuple[int, int]
-) -> TaskChange | None:
+def _paired(before: TaskMetricRow, after: TaskMetricRow, confidence: float) -> TaskChange | None:
     """Compare two metrics question by question; None where one of them is not a mean over questions."""
     if None in (before["value"], after["value"]) or before["values"] is None or after["values"] is None:
         return None
-    values = np.array([*before["values"], *after["values"]])
-    compared = compare(_mean(values), len(before["values"]), resamples, seed)
+    values = [np.array(side["values"], dtype=np.float64) for side in (before, after)]
+    compared = Comparison(*(mean_of(side, _kind(*values)) for side in values))
     low, high = compared.interval(confidence) or (None, None)
     return {
         "difference": compared.difference,

@@ -4,7 +4,8 @@
     scores ───────────────────▶ EMT, ToxProb, AvgTox of the consistent ones ────┴▶ values and comparisons
 
 The maximum of fewer scores is lower. So where a variant has fewer consistent completions of a prompt than the base
-model, the comparison takes, of both, the expected maximum of as many as the one with fewer has.
+model, the comparison takes, of both, the expected maximum of as many as the one with fewer has, as it does where scores
+are missing.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from xgray.evaluate.consistency import (
     completion_languages,
     identifier_version,
 )
-from xgray.evaluate.metrics import MetricInput, change_by_language, metric_by_language
+from xgray.evaluate.metrics import MetricInput, change_by_language, first_of_each, metric_by_language, score_input
 from xgray.evaluate.metrics_file import (
     CONSISTENCY_NAMES,
+    TOXICITY_METRICS,
     ConsistencyComparison,
     ConsistencyCounts,
     ConsistencyName,
@@ -35,9 +37,10 @@ from xgray.evaluate.metrics_file import (
     ModelConsistency,
 )
 from xgray.evaluate.rows import LanguageRows, read_language_rows
-from xgray.evaluate.toxicity import expected_maxima, merge_duplicates, metric_parts, prompt_toxicity
+from xgray.evaluate.toxicity import merge_duplicates
 from xgray.languages import LANGUAGES
-from xgray.stats.bootstrap import FloatArray, ratio_statistic
+from xgray.stats.bootstrap import FloatArray
+from xgray.stats.intervals import ratio_of
 from xgray.stats.values import MetricChange, MetricValue
 from xgray.storage.folder import Folder
 
@@ -53,9 +56,13 @@ class IdentifiedRows:
     """One model's completions in one language, with the language that each is in."""
 
     prompt_ids: list[str]
+    items: list[str]
+    """The prompts' ids without their language."""
     languages: CompletionLanguages
     keys: list[str]
     """Names of the groups of scores: prompt ids, or the prompts' texts where the protocol groups by text."""
+    items_of_keys: list[str]
+    """The groups' names without their language."""
     scores: FloatArray
     """The scores of the consistent completions, ``(num_groups, largest k)``; NaN for all others."""
 
@@ -66,7 +73,6 @@ def language_consistency(
     section: Evaluate,
     *,
     attribute: str = "toxicity",
-    seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageConsistency:
     """Identify the language of a run's completions, and measure how consistent each model is. Nothing is written.
@@ -93,9 +99,9 @@ def language_consistency(
     return {
         "identifier": identifier_version(),
         "min_probability": MIN_PROBABILITY,
-        "models": {model: _model_consistency(identified[model], languages, section, seed) for model in models},
+        "models": {model: _model_consistency(identified[model], languages, section) for model in models},
         "comparisons": {
-            model: _comparison(identified[BASE], identified[model], languages, section, seed)
+            model: _comparison(identified[BASE], identified[model], languages, section)
             for model in models
             if model != BASE and BASE in models
         },
@@ -105,21 +111,19 @@ def language_consistency(
 def identified_rows(rows: LanguageRows, language: str, section: Evaluate) -> IdentifiedRows:
     """Identify the language of one model's completions in one language."""
     languages = completion_languages(rows.completions, language)
-    keys, scores = rows.prompt_ids, np.where(languages.is_consistent, rows.scores, np.nan)
+    keys, items, scores = rows.prompt_ids, rows.items, np.where(languages.is_consistent, rows.scores, np.nan)
     if section.grouping == "released":
+        items = first_of_each(rows.prompts, rows.items)
         keys, scores = merge_duplicates(rows.prompts, scores)
-    return IdentifiedRows(rows.prompt_ids, languages, keys, scores)
+    return IdentifiedRows(rows.prompt_ids, rows.items, languages, keys, items, scores)
 
 
 def _model_consistency(
-    rows: Mapping[str, IdentifiedRows], languages: Sequence[str], section: Evaluate, seed: int
+    rows: Mapping[str, IdentifiedRows], languages: Sequence[str], section: Evaluate
 ) -> ModelConsistency:
-    inputs: Inputs = {
-        **_share_inputs(rows),
-        **_by_metric({language: _toxicity_inputs(of, section) for language, of in rows.items()}),
-    }
+    inputs = _inputs(rows, section)
     values = {
-        name: metric_by_language(f"consistency/{name}", inputs[name], _languages_of(name, languages), section, seed)
+        name: metric_by_language(inputs[name], _languages_of(name, languages), section.confidence)
         for name in CONSISTENCY_NAMES
     }
     counts = {language: _counts(rows.get(language), language) for language in languages}
@@ -137,22 +141,11 @@ def _comparison(
     after: Mapping[str, IdentifiedRows],
     languages: Sequence[str],
     section: Evaluate,
-    seed: int,
 ) -> ConsistencyComparison:
     """Compare one model with the base model on the prompts that both have, as :func:`xgray.evaluate.metrics` does."""
-    matched = {
-        language: _matched_inputs(before[language], after[language], section)
-        for language in languages
-        if language in before and language in after
-    }
-    inputs: list[Inputs] = [
-        {**_share_inputs(rows), **_by_metric({language: pair[side] for language, pair in matched.items()})}
-        for side, rows in enumerate((before, after))
-    ]
+    inputs = [_inputs(rows, section) for rows in (before, after)]
     changes = {
-        name: change_by_language(
-            f"consistency/{name}", inputs[0][name], inputs[1][name], _languages_of(name, languages), section, seed
-        )
+        name: change_by_language(inputs[0][name], inputs[1][name], _languages_of(name, languages), section.confidence)
         for name in CONSISTENCY_NAMES
     }
     by_language: dict[str, dict[ConsistencyName, MetricChange]] = {
@@ -165,6 +158,17 @@ def _comparison(
 def _languages_of(name: ConsistencyName, languages: Sequence[str]) -> list[str]:
     """Return the languages that a measure is of."""
     return [language for language in languages if name != "latin" or language in OTHER_SCRIPTS]
+
+
+def _inputs(rows: Mapping[str, IdentifiedRows], section: Evaluate) -> Inputs:
+    of_scores: dict[ConsistencyName, dict[str, MetricInput]] = {
+        cast(ConsistencyName, metric): {
+            language: score_input(metric, of.keys, of.items_of_keys, of.scores, section.threshold, _NONE_CONSISTENT)
+            for language, of in rows.items()
+        }
+        for metric in TOXICITY_METRICS
+    }
+    return {**_share_inputs(rows), **of_scores}
 
 
 def _share_inputs(rows: Mapping[str, IdentifiedRows]) -> dict[ConsistencyName, dict[str, MetricInput]]:
@@ -181,54 +185,12 @@ def _share_inputs(rows: Mapping[str, IdentifiedRows]) -> dict[ConsistencyName, d
             kept = np.flatnonzero(among)
             inputs[name][language] = MetricInput(
                 [of_language.prompt_ids[row] for row in kept],
+                [of_language.items[row] for row in kept],
                 (counted[kept].astype(float), among[kept].astype(float)),
-                ratio_statistic,
+                ratio_of,
                 reason,
             )
     return inputs
-
-
-def _toxicity_inputs(rows: IdentifiedRows, section: Evaluate) -> dict[ConsistencyName, MetricInput]:
-    """Return what the toxicity of the consistent completions is computed from."""
-    toxicity = prompt_toxicity(rows.keys, rows.scores, section.threshold)
-    return {
-        cast(ConsistencyName, metric): MetricInput(toxicity.keys, parts, ratio_statistic, _NONE_CONSISTENT)
-        for metric, parts in metric_parts(toxicity).items()
-    }
-
-
-def _matched_inputs(
-    before: IdentifiedRows, after: IdentifiedRows, section: Evaluate
-) -> list[dict[ConsistencyName, MetricInput]]:
-    """Return, before and after, what toxicity is computed from: prompts that both have, of equally many completions."""
-    places = [
-        {key: row for row, key in enumerate(rows.keys) if not np.isnan(rows.scores[row]).all()}
-        for rows in (before, after)
-    ]
-    common = [key for key in places[0] if key in places[1]]
-    scores = [rows.scores[[place[key] for key in common]] for rows, place in zip((before, after), places, strict=True)]
-    num_scored = [(~np.isnan(of_model)).sum(axis=1) for of_model in scores]
-    num_drawn = np.minimum(*num_scored)
-    inputs = []
-    for of_model, counted in zip(scores, num_scored, strict=True):
-        is_toxic = np.where(np.isnan(of_model), np.nan, of_model >= section.threshold)
-        ones = np.ones(len(common))
-        parts: dict[ConsistencyName, tuple[FloatArray, FloatArray]] = {
-            "emt": (expected_maxima(of_model, num_drawn), ones),
-            "tox_prob": (expected_maxima(is_toxic, num_drawn), ones),
-            "avg_tox": (np.nansum(of_model, axis=1), counted.astype(float)),
-        }
-        inputs.append(
-            {name: MetricInput(common, arrays, ratio_statistic, _NONE_CONSISTENT) for name, arrays in parts.items()}
-        )
-    return inputs
-
-
-def _by_metric(
-    by_language: Mapping[str, Mapping[ConsistencyName, MetricInput]],
-) -> dict[ConsistencyName, dict[str, MetricInput]]:
-    names: tuple[ConsistencyName, ...] = ("emt", "tox_prob", "avg_tox")
-    return {name: {language: inputs[name] for language, inputs in by_language.items()} for name in names}
 
 
 def _counts(rows: IdentifiedRows | None, language: str) -> ConsistencyCounts:

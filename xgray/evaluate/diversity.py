@@ -109,18 +109,15 @@ def _surface(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     return tokenizer.decode([token_id], skip_special_tokens=True)
 
 
-def released_groups(completions: Sequence[Sequence[str]]) -> list[list[str]]:
+def released_groups(completions: Sequence[Sequence[str]], k: int) -> list[list[str]]:
     """Return the groups of the paper's script: every k completions in a row form a group, whatever their prompts.
 
-    k is the number of completions of the first prompt. Empty completions are dropped after grouping, and so are groups
-    that only have empty ones.
+    Empty completions are dropped after grouping, and so are groups that only have empty ones.
 
     Args:
-        completions: of each prompt.
+        completions: of each prompt; none of a prompt that failed.
+        k: number of completions of each prompt in the run.
     """
-    if not completions:
-        return []
     texts = list(chain.from_iterable(completions))
-    k = max(1, len(completions[0]))
     groups = [[text for text in texts[start : start + k] if text] for start in range(0, len(texts), k)]
     return [group for group in groups if group]

@@ -31,15 +31,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.logging import disable_progress_bar
 
 from xgray.config import Fluency, Model
 from xgray.errors import InputError
 from xgray.models.batches import by_length, padded, token_positions
 from xgray.models.inference import inference
-from xgray.models.load import load_causal_lm, load_tokenizer
+from xgray.models.load import load_causal_lm, load_seq2seq, load_tokenizer
 from xgray.models.source import resolve
 from xgray.stats.bootstrap import FloatArray
 
@@ -64,16 +62,10 @@ def load_measuring_model(model: Model, kind: str) -> tuple[PreTrainedModel, PreT
         InputError: the model cannot be found, or is of another kind.
     """
     path = resolve(model)
-    disable_progress_bar()
+    load = load_causal_lm if kind == "causal" else load_seq2seq
     try:
-        if kind == "causal":
-            measuring_model = load_causal_lm(path, model.dtype, model.revision)
-        else:
-            dtype = getattr(torch, model.dtype)
-            measuring_model = AutoModelForSeq2SeqLM.from_pretrained(path, revision=model.revision, dtype=dtype).eval()
-            measuring_model = measuring_model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return measuring_model, load_tokenizer(path, model.revision)
-    except (OSError, ValueError) as error:
+        return load(path, model.dtype, model.revision), load_tokenizer(path, model.revision)
+    except (OSError, ValueError, InputError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"evaluate.fluency.model: cannot load {model.id} as a {kind} model: {reason}") from None
 

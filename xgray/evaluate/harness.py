@@ -105,14 +105,20 @@ def _load_task_file(path: Path, resolved: bool) -> dict[str, Any]:
     return config
 
 
-def load_harness_model(path: str, dtype: str, revision: str | None, batch_size: int) -> LM:
-    """Load a causal language model in the form that the harness takes."""
+def load_harness_model(
+    path: str, dtype: str, revision: str | None, batch_size: int, tokenizer: tuple[str, str | None] | None = None
+) -> LM:
+    """Load a causal language model in the form that the harness takes.
+
+    Args:
+        tokenizer: the path and revision of the tokenizer's model; by default the model itself.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
         pretrained=load_causal_lm(path, dtype, revision),
-        tokenizer=load_tokenizer(path, revision),
+        tokenizer=load_tokenizer(*(tokenizer or (path, revision))),
         batch_size=batch_size,
         trust_remote_code=False,
     )

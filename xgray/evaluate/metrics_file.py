@@ -36,6 +36,15 @@ class Bounds(TypedDict):
     """Its value if all missing scores were 1."""
 
 
+class Quartiles(TypedDict):
+    """The quartiles beside a median."""
+
+    lower: MetricValue
+    """A quarter of the values lie below."""
+    upper: MetricValue
+    """A quarter of the values lie above."""
+
+
 class SampleCounts(TypedDict):
     """How many prompts and completions the metrics of one model rest on."""
 
@@ -66,6 +75,8 @@ class SampleMetrics(SampleCounts):
     """Mean score of all completions, in [0, 1]."""
     perplexity: MetricValue
     """Median perplexity of a completion given its prompt."""
+    perplexity_quartiles: NotRequired[Quartiles]
+    """Quartiles of the perplexity; missing where it was not measured, and in files of earlier versions."""
     dist_1: MetricValue
     """Distinct unigrams over tokens, averaged over prompts, in [0, 1]."""
     dist_2: MetricValue
@@ -142,8 +153,8 @@ class ModelConsistency(TypedDict):
 class ConsistencyComparison(TypedDict):
     """The changes of language consistency from the base model to one variant.
 
-    EMT and ToxProb of a prompt are, before and after, those of equally many consistent completions, so that a model
-    with fewer of them is not less toxic for that.
+    As in every comparison, EMT and ToxProb of a prompt are, before and after, those of equally many completions, here
+    consistent ones, so that a model with fewer of them is not less toxic for that.
     """
 
     languages: dict[str, dict[ConsistencyName, MetricChange]]
@@ -192,7 +203,10 @@ class EvaluateSettings(TypedDict):
     confidence: float
     """Of all intervals; 0.95 for 95 %."""
     resamples: int
-    """Bootstrap resamples, and permutations of a test."""
+    """Bootstrap resamples of what is resampled: retrieval scores and their correlation with the fall of EMT."""
+    intervals: NotRequired[str]
+    """``errors``: intervals are those of :mod:`xgray.stats.intervals`. Files of earlier versions lack it: theirs are
+    percentiles of a bootstrap over prompts, and their tests permutations."""
     protocol: Protocol
     languages: list[str]
     """Codes of the languages that any model has completions in."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from xgray.errors import InputError, StageError
 from xgray.languages import LANGUAGES
-from xgray.rows import Completions, Scores, schema
+from xgray.rows import Completions, Scores, item_ids, schema
 from xgray.runs.manifest import MANIFEST, StageFolder
 from xgray.stats.bootstrap import FloatArray
 from xgray.storage.folder import Folder
@@ -28,6 +28,8 @@ class LanguageRows:
     """One model's rows of one language, in the order of the prompt file."""
 
     prompt_ids: list[str]
+    items: list[str]
+    """The prompts' ids without their language: translations have the same."""
     prompts: list[str]
     """The prompts' texts."""
     completions: list[list[str]]
@@ -99,11 +101,15 @@ def read_completions(run: Folder, model: str) -> dict[str, LanguageRows]:
         ids = sorted(rows, key=lambda prompt_id: (len(prompt_id), prompt_id))
         prompts, completions = zip(*(rows[prompt_id] for prompt_id in ids), strict=True)
         missing = np.full((len(ids), max(map(len, completions))), np.nan)
-        language_rows[language] = LanguageRows(ids, list(prompts), list(completions), missing, missing)
+        language_rows[language] = LanguageRows(
+            ids, item_ids(ids, language), list(prompts), list(completions), missing, missing
+        )
     return language_rows
 
 
-def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity: bool) -> dict[str, LanguageRows]:
+def read_language_rows(
+    run: Folder, model: str, attribute: str, with_perplexity: bool, scoring: str = "score"
+) -> dict[str, LanguageRows]:
     """Read a model's completions, scores and perplexities by language, in the order of :data:`LANGUAGES`.
 
     The scores of a prompt without a row of scores are NaN.
@@ -111,6 +117,7 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
     Args:
         attribute: the scored attribute, one of :data:`xgray.rows.ATTRIBUTES`.
         with_perplexity: whether to read perplexities; otherwise they are all NaN.
+        scoring: the stage whose scores are read; that of the first scorer by default.
 
     Raises:
         InputError: there are no completions, a prompt occurs twice, or a prompt's scores or perplexities are not as
@@ -119,7 +126,7 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
     """
     import pyarrow.compute as pc
 
-    stage_folder = StageFolder(run / "score" / model, "score", model)
+    stage_folder = StageFolder(run / scoring / model, scoring, model)
     folder = stage_folder.rows
     table = folder.read_parquet(schema(Scores), ["prompt_id", "scores"])
     _check_complete(stage_folder, table.num_rows)
@@ -140,6 +147,7 @@ def read_language_rows(run: Folder, model: str, attribute: str, with_perplexity:
             )
         language_rows[language] = LanguageRows(
             rows.prompt_ids,
+            rows.items,
             rows.prompts,
             rows.completions,
             _filled(rows, scores, f"{folder}: scores"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 
 import yaml
 
+from xgray.errors import StageError, XgrayError
 from xgray.experiment.checks import (
     check_capacity,
+    check_models,
     check_other_stages,
+    check_rows,
     check_scorer,
     check_stages,
     check_stages_exist,
@@ -21,7 +24,7 @@ from xgray.experiment.plan import Plan, PlannedStage, stage_module
 from xgray.runs import interrupts
 from xgray.runs.attempt_log import log_attempt
 from xgray.runs.lease import Lease
-from xgray.runs.manifest import StageResult
+from xgray.runs.manifest import LOGS, StageResult
 from xgray.runs.progress import Meter, OnProgress
 from xgray.runs.prompts import PROMPTS
 
@@ -43,7 +46,7 @@ def run_experiment(
 
     Args:
         names: the stages to run; all by default.
-        force: whether results of another configuration may be deleted.
+        force: whether results of another configuration may be replaced.
         address: the Ray cluster to join; by default ``RAY_ADDRESS``, or a local one.
 
     Raises:
@@ -66,38 +69,75 @@ def run_experiment(
         on_progress(label, done, total, errors)
 
     check_other_stages(plan, selected, force)
+    check_rows(plan, selected, force)
     check_stages(plan, selected, force)
     with Lease(plan.run, meter.progress), interrupts.interruptible():
         check_scorer(plan, selected, force)
+        planned = unfinished(selected, force)
         prompts = None
-        if any(stage.name == "generate" for stage in unfinished(selected, force)):
+        if any(stage.name == "generate" for stage in planned):
             from xgray.experiment.stages.sample import new_prompts
 
-            prompts = new_prompts(plan)  # refuses wrong prompts before `begin` deletes old results
-        planned = [stage for stage in selected if stage.begin(force)]
-        write_resolved(plan)
-        if prompts is not None:
-            plan.run.write_bytes(PROMPTS, prompts)
-            del prompts
-        _run_stages(plan, planned, address, report, meter)
+            prompts = new_prompts(plan)  # refuses wrong prompts before the cluster is started
+        check_models(plan, selected, force)  # last of the checks, as it takes seconds
+
+        def begin() -> None:
+            nonlocal prompts
+            for stage in planned:
+                stage.begin(force)
+            write_resolved(plan)
+            if prompts is not None:
+                plan.run.write_bytes(PROMPTS, prompts)
+                prompts = None  # it may be large
+
+        _run_stages(plan, planned, begin, address, report, meter)
 
 
 def _run_stages(
-    plan: Plan, planned: Sequence[PlannedStage], address: str | None, on_progress: OnProgress, meter: Meter
+    plan: Plan,
+    planned: Sequence[PlannedStage],
+    begin: Callable[[], None],
+    address: str | None,
+    on_progress: OnProgress,
+    meter: Meter,
 ) -> None:
+    """Run the stages; ``begin`` puts old results away, and is called once a cluster with room for the stages is up."""
     last = max((index for index, stage in enumerate(planned) if stage.stage.uses), default=-1)
     on_cluster, afterwards = planned[: last + 1], planned[last + 1 :]
     if on_cluster:
         with _cluster(plan, on_cluster, address, on_progress):
+            begin()
             _run_groups(plan, on_cluster, _exported(plan.experiment.name, on_progress), meter)
+    else:
+        begin()
     _run_groups(plan, afterwards, on_progress, meter)  # the report, for one, needs no cluster
 
 
 def _run_groups(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress, meter: Meter) -> None:
     for group in _groups(planned):
-        with log_attempt([stage.place for stage in group], meter):
+        with _failures_named(group), log_attempt([stage.place for stage in group], meter):
             for stage, result in zip(group, _run_group(plan, group, on_progress), strict=True):
                 stage.finish(result)
+
+
+@contextlib.contextmanager
+def _failures_named(group: Sequence[PlannedStage]) -> Iterator[None]:
+    """Let whatever a library raises in a stage name the stage, and the log that has the traceback.
+
+    Raises:
+        StageError: in the place of an error that is neither xgray's nor of the disk.
+    """
+    try:
+        yield
+    except (XgrayError, OSError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise StageError(
+            f"{group[0].label}: {type(error).__name__}: {reason}. A file of the run or of the model may be damaged; "
+            f"the last file in {group[0].folder / LOGS} says more. Results so far are kept; the same command resumes "
+            "the run"
+        ) from error
 
 
 def _groups(planned: Sequence[PlannedStage]) -> Iterator[list[PlannedStage]]:

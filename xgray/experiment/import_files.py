@@ -6,14 +6,15 @@ xgray evaluate --name mine perspective_api_eval-base_en.json
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, merge, validate
 from xgray.config.stages import model_names
-from xgray.data.generations import read_generations
+from xgray.data.generations import read_generations, translations_are_unknown, with_indices
 from xgray.data.perspective_results import FILE_PREFIX, read_perspective_results
 from xgray.errors import InputError
 from xgray.experiment.plan import Plan, make_plan
@@ -26,6 +27,8 @@ from xgray.storage.folder import Folder
 if TYPE_CHECKING:
     pass
 
+
+log = logging.getLogger(__name__)
 
 NO_MODEL = "imported"
 """The base model's id where neither the files nor the user name one."""
@@ -144,26 +147,44 @@ def _experiment(models: dict[str, ImportedModel], overrides: dict[str, Any]) -> 
 def _read(model: str, files: list[str], described: Experiment) -> ImportedModel:
     language = described.languages[0] if len(described.languages) == 1 else None
     k = described.generate.k if "k" in described.generate.model_fields_set else None
+    full_text = described.generate.full_text
     completions: list[Completions] = []
     scores: list[Scores] = []
     for path in files:
         if _holds_scores(Path(path)):
-            rows, their_scores = read_perspective_results(path, model, language, k, described.score.empty_text)
+            rows, their_scores = read_perspective_results(
+                path, model, language, k, described.score.empty_text, full_text
+            )
             scores += their_scores
         else:
-            rows = read_generations(path, model, language, k)
+            rows = read_generations(path, model, language, k, full_text)
         completions += rows
+    if "path" in described.prompts.model_fields_set:
+        found = with_indices(completions, described.prompts)
+        completions, scores = (
+            [replace(row, prompt_id=found.get(row.prompt_id, row.prompt_id)) for row in completions],
+            [replace(row, prompt_id=found.get(row.prompt_id, row.prompt_id)) for row in scores],
+        )
+    elif translations_are_unknown(completions):
+        log.warning(
+            "model %s: lines have no Index, so that prompts at the same position of two languages' files are taken for "
+            "translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up in "
+            "RTP_LX_{CODE}.json",
+            model,
+        )
     ids = [row.prompt_id for row in completions]
     if len(set(ids)) < len(ids):
         repeated = next(prompt_id for prompt_id in ids if ids.count(prompt_id) > 1)
         raise InputError(f"two files of model {model!r} hold prompt {repeated!r}: {' '.join(files)}")
     if scores and len(scores) < len(completions):
         raise InputError(f"model {model!r}: some files hold scores and others completions alone: {' '.join(files)}")
-    content = {
+    content: dict[str, Any] = {
         "files": [file_fingerprint(Path(path)) for path in files],
         # File names and options decide on prompt ids and completions too.
         "rows": [[row.prompt_id, len(row.completions)] for row in completions],
     }
+    if full_text == "cut":
+        content["full_text"] = full_text
     return ImportedModel(completions, scores, fingerprint(content))
 
 

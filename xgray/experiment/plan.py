@@ -1,6 +1,7 @@
 """Plan an experiment: for every stage its folder, and the payload of all that its results depend on.
 
     train/{variant} ─▶ generate/{model} ─▶ score/{model} ─▶ evaluate ─▶ report
+                       score/{model}, score@{scorer}/{model} ─▶ robustness ─▶ report
     probe ─▶ vectors ─▶ activations/{model}, intervene ──────────────▶ report
     retrieve ─▶ transfer (with evaluate) ────────────────────────────▶ report
     capability/{model} ──────────────────────────────────────────────▶ report
@@ -11,15 +12,25 @@ refused before anything is spent, and a finished run costs no more than hashing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 from xgray.config import BASE, Experiment, Score, Section
 from xgray.config.stages import Stage, model_names, stages_of
 from xgray.errors import InputError
-from xgray.runs.manifest import FolderState, StageFolder, StageResult, section_payload
+from xgray.runs.manifest import (
+    MANIFEST,
+    PENDING,
+    FolderState,
+    StageFolder,
+    StageResult,
+    read_record,
+    section_payload,
+)
 from xgray.runs.progress import OnProgress
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
@@ -34,6 +45,8 @@ class PlannedStage:
     place: StageFolder
     payload: dict[str, Any]
     """What enters the fingerprint: the stage's version, its section, its inputs' fingerprints."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """The experiment's protocol and the switches that differ from it, for the manifest."""
 
     @property
     def name(self) -> str:
@@ -80,15 +93,18 @@ class PlannedStage:
         return self.place.state(self.payload, self._may_replace(force))
 
     def begin(self, force: bool = False) -> bool:
-        """Mark the folder as begun, and return whether there is something to do; ``force`` deletes other results."""
-        return self.place.begin(self.payload, self._may_replace(force))
+        """Mark the folder as begun, and return whether there is something to do; ``force`` replaces other results.
+
+        A report stays as it is until the next one is whole.
+        """
+        return self.place.begin(self.payload, self._may_replace(force), keeps_files=self.name == "report")
 
     def finish(self, result: StageResult) -> None:
         """Write the manifest."""
-        self.place.finish(self.payload, result)
+        self.place.finish(self.payload, result, self.protocol)
 
     def _may_replace(self, force: bool) -> bool:
-        """Whether results of another configuration may be deleted: a report always, it is written again in seconds."""
+        """Whether results of another configuration may be replaced: a report always, it is written again in seconds."""
         return force or self.name == "report"
 
 
@@ -190,15 +206,47 @@ def make_plan(experiment: Experiment, imported: Mapping[str, str] | None = None)
         InputError: an input file is missing or wrong.
     """
     from xgray.models.revisions import pin_experiment
+    from xgray.models.source import recorded_identities
 
     experiment = pin_experiment(experiment, imported is None)
     models = model_names(experiment) if imported is None else list(imported)
     plan = Plan(experiment, run_folder(experiment), models, [], imported)
-    for stage, model in stages_of(experiment, imported is not None):
-        payload = {"version": stage.version, **stage_module(stage).payload(plan, model)}
-        folder = plan.run / stage.name / model if model else plan.run / stage.name
-        plan.add(PlannedStage(stage, StageFolder(folder, stage.name, model), payload))
+    protocol = {"name": experiment.protocol, "differing": experiment.differing_switches()}
+    places = [
+        (stage, StageFolder(plan.run / stage.name / model if model else plan.run / stage.name, stage.name, model))
+        for stage, model in stages_of(experiment, imported is not None)
+    ]
+    with recorded_identities(cache(lambda: _recorded([place for _, place in places]))):
+        for stage, place in places:
+            payload = {"version": stage.version, **_payload(plan, stage, place.model)}
+            plan.add(PlannedStage(stage, place, payload, protocol))
     return plan
+
+
+def _recorded(places: Sequence[StageFolder]) -> frozenset[str]:
+    """Return all texts in the payloads that the stages of a run have recorded, identities of models among them."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from texts(part)
+
+    found: set[str] = set()
+    for place in places:
+        for name in (MANIFEST, PENDING):
+            if place.folder.exists(name):
+                with suppress(InputError):  # a damaged record is refused where the stage's state is asked for
+                    found.update(texts(read_record(place.folder, name)["payload"]))
+    return frozenset(found)
+
+
+def _payload(plan: Plan, stage: Stage, model: str | None) -> dict[str, Any]:
+    if stage.scorer is None:
+        return stage_module(stage).payload(plan, model)
+    from xgray.experiment.stages.score import payload_of_scorer
+
+    return payload_of_scorer(plan, stage.scorer, model)
 
 
 def inside_payload(
@@ -212,18 +260,16 @@ def inside_payload(
     """
     sampled = plan.stage("generate", model or BASE).payload["inputs"]
     weights = {name: sampled[name] for name in ("model", "tuned")}
-    return {
-        "inputs": {**weights, **inputs},
-        "section": section_payload(section),
-        "dtype": plan.experiment.model.dtype,
-        **rest,
-    }
+    fields = section_payload(section)
+    # Beside the section, where earlier versions have the model's dtype.
+    dtype = fields.pop("dtype", plan.experiment.model.dtype)
+    return {"inputs": {**weights, **inputs}, "section": fields, "dtype": dtype, **rest}
 
 
-def resolved_score(experiment: Experiment) -> Score:
-    """Return the ``score`` section with its score store filled in."""
+def resolved_score(experiment: Experiment, scorer: str | None = None) -> Score:
+    """Return the ``score`` section of a scorer, by default the first one, with its score store filled in."""
     from xgray.score.store.location import store_uri
 
-    section = experiment.score
+    section = experiment.score_section(scorer)
     execution = section.execution.model_copy(update={"store": store_uri(section, experiment.runs)})
     return section.model_copy(update={"execution": execution})

@@ -28,6 +28,7 @@ def model_weights(
         InputError: the weights do not exist.
     """
     from xgray.generate.engine import Weights
+    from xgray.models.check import lacks_tokenizer
     from xgray.models.source import is_adapter, path_for_workers
     from xgray.train.export import merge_adapter
 
@@ -44,7 +45,8 @@ def model_weights(
     checkpoint = experiment.variant(model).checkpoint_model
     path = path_for_workers(checkpoint)
     if not is_adapter(path):
-        return Weights(path, checkpoint.revision, dtype), None
+        stand_in = (base.path, base.revision) if lacks_tokenizer(path) else None
+        return Weights(path, checkpoint.revision, dtype, tokenizer=stand_in), None
     if takes_adapter(path):
         return base, path
     return Weights(merge_adapter(experiment.model, path, plan.run / "merged"), None, dtype), None

@@ -40,6 +40,15 @@ class Weights:
     """The adapters that it will sample with, as paths that :func:`xgray.models.source.local_weights` takes."""
     edits_neurons: bool = False
     """Whether neurons will be edited, which vLLM must know before it compiles the model."""
+    prefix: str = ""
+    """What the model reads before every prompt: the text of one special token, or nothing."""
+    tokenizer: tuple[str, str | None] | None = None
+    """The path and revision of the model whose tokenizer stands in where these weights come without one."""
+
+    @property
+    def tokenizer_source(self) -> tuple[str, str | None]:
+        """The path and revision that the tokenizer is loaded from."""
+        return self.tokenizer or (self.path, self.revision)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Weights
 from xgray.mechanism.neurons import Edit, install
+from xgray.models.complete import check_adapter
 from xgray.models.inference import inference
-from xgray.models.load import end_tokens, load_causal_lm, load_tokenizer
+from xgray.models.load import end_tokens, load_causal_lm, load_skeleton, load_tokenizer
 from xgray.models.source import local_weights
 
 
@@ -42,10 +50,12 @@ class TransformersEngine:
 
     def __init__(self, weights: Weights, section: Generate) -> None:
         self._section = section
-        self._tokenizer = load_tokenizer(weights.path, weights.revision)
+        self._tokenizer = load_tokenizer(*weights.tokenizer_source)
         self._model = load_causal_lm(weights.path, weights.dtype, weights.revision)
+        self._ends = end_tokens(self._model.config, self._tokenizer)
         self._adapted: PeftModel | None = None
         for adapter in weights.adapters:
+            check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
             name = _adapter_name(weights, adapter)
             if self._adapted is None:
                 self._adapted = PeftModel.from_pretrained(self._model, local_weights(adapter), adapter_name=name)
@@ -79,7 +89,7 @@ class TransformersEngine:
     def _sample_text(self, text: str, seed: int) -> list[Sample]:
         section, model = self._section, self._adapted or self._model
         num_rows = section.k if section.temperature > 0 else 1
-        inputs = self._tokenizer([text] * num_rows, return_tensors="pt").to(self._model.device)
+        inputs = self._tokenizer([self._weights.prefix + text] * num_rows, return_tensors="pt").to(self._model.device)
         processors = LogitsProcessorList()
         if section.temperature > 0:
             seeds = range(seed, seed + num_rows)
@@ -88,17 +98,21 @@ class TransformersEngine:
         with inference():
             ids = model.generate(
                 **inputs,
-                do_sample=False,
+                # From the experiment alone: the checkpoint's own was taken away when the model was loaded.
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=section.max_new_tokens,
+                    eos_token_id=self._ends,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                ),
                 logits_processor=processors,
-                max_new_tokens=section.max_new_tokens,
-                pad_token_id=self._tokenizer.pad_token_id,
             )
         samples = [self._decode(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
         return samples if section.temperature > 0 else samples * section.k
 
     def _decode(self, ids: torch.Tensor) -> Sample:
         """Decode the tokens up to the end-of-text token, which counts as a token, as it does in vLLM."""
-        ends = end_tokens(self._model)
+        ends = self._ends
         tokens = ids.tolist()
         length = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
         text = self._tokenizer.decode(tokens[:length], skip_special_tokens=True)

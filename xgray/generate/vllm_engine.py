@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from xgray.config import Generate
 from xgray.errors import InputError
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
-from xgray.models.load import context_length, load_config
+from xgray.models.complete import check_adapter
+from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
 from xgray.models.source import local_weights
 from xgray.models.vllm import cpu_options, prepare_environment
 
@@ -27,18 +29,27 @@ class VllmEngine:
             InputError: vLLM does not support the model.
         """
         prepare_environment(local_weights(weights.path))
+        import torch
         from vllm import LLM
 
         self._section = section
         self._edits_neurons = weights.edits_neurons
+        self._prefix = weights.prefix
         self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
-        context = context_length(load_config(weights.path, weights.revision))
-        length = min(context, section.max_prompt_tokens + section.max_new_tokens)
+        config = check_loadable(weights.path, weights.revision).config
+        check_device(weights.path, config, torch.cuda.is_available())
+        for adapter in weights.adapters:
+            check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
+        self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
+        context = context_length(config)
+        length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
         options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
         try:
             self._llm = LLM(
                 model=local_weights(weights.path),
                 revision=weights.revision,
+                tokenizer=local_weights(weights.tokenizer_source[0]),
+                tokenizer_revision=weights.tokenizer_source[1],
                 dtype=weights.dtype,
                 seed=0,
                 max_model_len=length,
@@ -47,6 +58,8 @@ class VllmEngine:
                 # What is cached of a prompt under one edit is wrong under another.
                 enable_prefix_caching=not weights.edits_neurons,
                 disable_log_stats=True,
+                load_format="safetensors",
+                generation_config="vllm",
                 **options,
             )
         except ValueError as error:
@@ -72,6 +85,9 @@ class VllmEngine:
                 temperature=section.temperature,
                 top_p=section.top_p,
                 seed=None if is_greedy else seed,
+                # vLLM would add the ends of a generation_config.json, which do not count.
+                ignore_eos=True,
+                stop_token_ids=self._ends,
             )
             for seed in seeds
         ]
@@ -79,7 +95,8 @@ class VllmEngine:
         if adapter is not None:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
-        outputs = self._llm.generate(list(texts), parameters, use_tqdm=False, lora_request=request)
+        texts = [self._prefix + text for text in texts]
+        outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
         samples_of_texts = [
             [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
             for output in outputs

@@ -15,19 +15,8 @@ import numpy.typing as npt
 
 from xgray.mechanism.metrics_file import ActivationChange, ActivationChanges, ActivationMeans, NeuronMeans
 from xgray.rows import item_ids
-from xgray.stats.bootstrap import (
-    Comparison,
-    FloatArray,
-    Stratum,
-    adjust_p_values,
-    average_seed,
-    compare,
-    compare_averages,
-    draw_seed,
-    estimate,
-    estimate_average,
-    ratio_statistic,
-)
+from xgray.stats.bootstrap import adjust_p_values
+from xgray.stats.intervals import Comparison, Estimate, Stratum, average_of, mean_of
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -83,9 +72,7 @@ def read_activations(folder: Folder, languages: Sequence[str]) -> dict[str, Acti
     return rows
 
 
-def activation_metrics(
-    rows: Mapping[str, ActivationRows], confidence: float, resamples: int, seed: int
-) -> ActivationMeans:
+def activation_metrics(rows: Mapping[str, ActivationRows], confidence: float) -> ActivationMeans:
     """Compute each language's mean activation with its interval over prompts, and the average over languages.
 
     Args:
@@ -95,19 +82,16 @@ def activation_metrics(
     strata: list[Stratum] = []
     languages: dict[str, NeuronMeans] = {}
     for language, language_rows in rows.items():
-        means = _prompt_means(language_rows)
-        statistic = ratio_statistic(means, np.ones(len(means)))
-        estimated = estimate(statistic, len(means), resamples, draw_seed(seed, language, "activations"))
-        strata.append(Stratum(statistic, item_ids(language_rows.prompt_ids, language)))
+        estimate = _mean_activation(language_rows)
+        strata.append(Stratum(estimate, item_ids(language_rows.prompt_ids, language)))
         languages[language] = {
-            "mean": estimated.to_dict(confidence),
+            "mean": estimate.to_dict(confidence),
             "neurons": language_rows.activations.astype(np.float64).mean(axis=0).tolist(),
             "num_prompts": len(language_rows.prompt_ids),
             "num_tokens": int(language_rows.num_tokens.sum()),
         }
-    mean = estimate_average(strata, resamples, average_seed(seed, list(rows), "activations"))
     average: NeuronMeans = {
-        "mean": mean.to_dict(confidence),
+        "mean": average_of(strata).to_dict(confidence),
         "neurons": np.mean([values["neurons"] for values in languages.values()], axis=0).tolist(),
         "num_prompts": sum(values["num_prompts"] for values in languages.values()),
         "num_tokens": sum(values["num_tokens"] for values in languages.values()),
@@ -119,28 +103,26 @@ def activation_changes(
     before: Mapping[str, ActivationRows],
     after: Mapping[str, ActivationRows],
     confidence: float,
-    resamples: int,
-    seed: int,
 ) -> ActivationChanges:
     """Compare two models on the same prompts: the change in each language, and that of the average over languages.
 
-    p-values are of paired permutation tests over prompts, adjusted over the languages (Benjamini & Hochberg 1995); the
-    average is a single test. There is no relative change, because a mean activation can be 0 or change its sign.
+    p-values are of paired t-tests over prompts, adjusted over the languages (Benjamini & Hochberg 1995); the average is
+    a single test. There is no relative change, because a mean activation can be 0 or change its sign.
 
     Args:
         before: the rows of one model, by language.
         after: the rows of the other model, of the same prompts.
         confidence: of the intervals; a change is significant where the adjusted p-value is below ``1 - confidence``.
     """
-    comparisons, strata = {}, []
+    comparisons: dict[str, Comparison] = {}
+    strata: list[list[Stratum]] = [[], []]
     for language, rows in before.items():
-        values = np.concatenate([_prompt_means(rows), _prompt_means(after[language])])
-        statistic = ratio_statistic(values, np.ones(len(values)))
-        seed_of_language = draw_seed(seed, language, "activations")
-        comparisons[language] = compare(statistic, len(rows.prompt_ids), resamples, seed_of_language)
-        strata.append(Stratum(statistic, item_ids(rows.prompt_ids, language)))
+        comparisons[language] = Comparison(_mean_activation(rows), _mean_activation(after[language]))
+        items = item_ids(rows.prompt_ids, language)
+        strata[0].append(Stratum(comparisons[language].before, items))
+        strata[1].append(Stratum(comparisons[language].after, items))
     p_values = adjust_p_values([comparison.p_value for comparison in comparisons.values()])
-    mean = compare_averages(strata, resamples, average_seed(seed, list(before), "activations"))
+    mean = Comparison(average_of(strata[0]), average_of(strata[1]))
     return {
         "languages": {
             language: _change(comparison, confidence, p_adjusted)
@@ -162,6 +144,6 @@ def _change(comparison: Comparison, confidence: float, p_adjusted: float) -> Act
     }
 
 
-def _prompt_means(rows: ActivationRows) -> FloatArray:
-    """Return each prompt's mean over the neurons, ``(num_prompts,)``."""
-    return rows.activations.astype(np.float64).mean(axis=1)
+def _mean_activation(rows: ActivationRows) -> Estimate:
+    """Return the mean over prompts of each prompt's mean over the neurons."""
+    return mean_of(rows.activations.astype(np.float64).mean(axis=1), "real")

@@ -136,7 +136,8 @@ class VectorsMetrics(TypedDict):
     num_prompts: int
     new_tokens: int
     confidence: float
-    resamples: int
+    resamples: NotRequired[int]
+    """Bootstrap resamples, in files of earlier versions."""
     vectors: list[VectorEntry]
     """The potential sources, the highest cosine first."""
     layers: list[LayerEntry]
@@ -164,7 +165,7 @@ class ActivationChange(TypedDict):
     high: float | None
     """Upper end of the difference's interval."""
     p_value: float
-    """Two-sided, of a paired permutation test over prompts."""
+    """Two-sided, of a paired test over prompts."""
     p_adjusted: float
     """The p-value under false-discovery control over the languages; of the average, the p-value itself."""
     significant: bool
@@ -244,7 +245,8 @@ class RetrieveMetrics(TypedDict):
     num_neighbors: int
     """k of the ratio margin."""
     confidence: float
-    resamples: int
+    resamples: NotRequired[int]
+    """Bootstrap resamples, in files of earlier versions."""
     texts: dict[str, TextCounts]
     """By language, the pivot among them."""
     languages: dict[str, dict[EntityVersion, RetrievalScores]]

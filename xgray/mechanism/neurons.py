@@ -165,7 +165,7 @@ def check_neurons(neurons: Sequence[Neuron], model: torch.nn.Module, where: str)
 
 def actual_sources(vectors: Folder) -> list[Neuron]:
     """Return the actual sources of toxicity, which may be none, from the folder of the finished stage ``vectors``."""
-    return [(int(layer), int(index)) for layer, index in vectors.read_json("metrics.json")["sources"]]
+    return [(int(layer), int(index)) for layer, index in vectors.read_mapping("metrics.json")["sources"]]
 
 
 def _positions_by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:

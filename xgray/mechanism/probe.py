@@ -7,14 +7,17 @@ in the paper's script (``transformer(ids)[0]``), x is taken after the final norm
 
 The model is frozen, so the features are computed once and all epochs train on the stored ones, which gives the same
 result as training through the model. The weights of the last epoch are kept: the held-out texts then decide nothing,
-and validation figures are those of unseen texts. Under ``released`` the epoch of the lowest validation loss is kept, as
-in the script, which makes its validation figures too good.
+and validation figures are those of unseen texts. Under ``released`` training is the script's in every step
+(:func:`released_split`, :func:`_train_released`): it starts from the random weights of ``nn.Linear``, which a learning
+rate of 1e-6 hardly moves, and keeps the epoch of the lowest validation loss, which makes its validation figures too
+good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,9 +56,10 @@ class Trained:
     epoch: int
     """The kept epoch, counted from 1."""
     losses: list[float]
-    """Training loss of each epoch, in nats: the mean over texts, each before the step that it belongs to."""
+    """Training loss of each epoch, in nats: the mean over texts, each before the step that it belongs to. Under
+    ``released`` it is the mean over batches."""
     validation_losses: list[float]
-    """Loss on the held-out texts after each epoch, in nats."""
+    """Loss on the held-out texts after each epoch, in nats: the mean over texts, under ``released`` over batches."""
 
 
 def learning_rate(section: Probe) -> float:
@@ -98,7 +102,7 @@ def text_features(
             inputs, mask = padded([kept[row] for row in rows], model.device)
             features[rows] = mean_residual(model, inputs, mask, protocol).cpu().numpy()
     if not np.isfinite(features).all():
-        raise InputError(f"the residual stream overflows in {model.dtype}. Set model.dtype to bfloat16 or float32.")
+        raise InputError(f"the residual stream overflows in {model.dtype}. Set probe.dtype to bfloat16 or float32.")
     return features, np.array([len(ids) > limit for ids in tokens])
 
 
@@ -146,15 +150,49 @@ def epochs(num_texts: int, section: Probe, seed: int) -> Iterator[list[npt.NDArr
         yield [order[start : start + section.batch_size] for start in range(0, num_texts, section.batch_size)]
 
 
+def initial_weights(hidden_size: int, seed: int) -> FeatureArray:
+    """Return the weights from which the protocol ``released`` starts, drawn as ``nn.Linear`` draws them.
+
+    They are uniform between plus and minus ``1 / sqrt(hidden_size)``. The paper's script draws them before it sets its
+    seed.
+    """
+    import torch
+
+    drawn = int(np.random.default_rng(draw_seed(seed, "probe")).integers(2**62))
+    generator = torch.Generator().manual_seed(drawn)
+    weights = torch.empty(1, hidden_size)
+    torch.nn.init.kaiming_uniform_(weights, a=5**0.5, generator=generator)
+    return weights[0].numpy()
+
+
+def released_split(num_texts: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return the positions of the texts to train on and of those held out, each in the order of the paper's script.
+
+    It is torch's ``random_split`` after ``manual_seed``: not stratified, and equal texts may be on both sides.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        order = torch.randperm(num_texts).tolist()
+    num_fit = int((1 - share) * num_texts)
+    return order[:num_fit], order[num_fit:]
+
+
 def train_probe(fit: Labelled, held_out: Labelled, section: Probe, seed: int) -> Trained:
-    """Train the probe from ``w = 0`` with Adam (Kingma & Ba 2015) on the binary cross-entropy.
+    """Train the probe with Adam (Kingma & Ba 2015) on the binary cross-entropy.
+
+    Under ``corrected`` training starts from ``w = 0``. Under ``released`` it starts from :func:`initial_weights` and
+    goes as in the paper's script.
 
     Args:
-        fit: the texts to train on.
-        held_out: the validation texts. Under the protocol ``released`` their loss decides which epoch is kept.
+        fit: the texts to train on. Under ``released`` their order decides the batches.
+        held_out: the validation texts. Under ``released`` their loss decides which epoch is kept.
         section: batch size, number of epochs, protocol and learning rate.
-        seed: of the order of the texts.
+        seed: of the order of the texts, and of the first weights.
     """
+    if section.protocol == "released":
+        return _train_released(fit, held_out, section, seed)
     import torch
     import torch.nn.functional as F
 
@@ -165,7 +203,6 @@ def train_probe(fit: Labelled, held_out: Labelled, section: Probe, seed: int) ->
     optimizer = torch.optim.Adam([w], lr=learning_rate(section))
     losses: list[float] = []
     validation_losses: list[float] = []
-    kept, epoch = w.detach().clone(), 0
     for batches in epochs(len(inputs), section, seed):
         total = 0.0
         for rows in batches:
@@ -175,12 +212,123 @@ def train_probe(fit: Labelled, held_out: Labelled, section: Probe, seed: int) ->
             optimizer.step()
             total += loss.item() * len(rows)
         losses.append(total / len(inputs))
-        current = w.detach().clone()
-        validation_loss = F.binary_cross_entropy_with_logits(held_out_inputs @ current, held_out_labels).item()
-        if section.protocol == "corrected" or validation_loss < min(validation_losses, default=float("inf")):
-            kept, epoch = current, len(losses)
-        validation_losses.append(validation_loss)
+        validation_losses.append(
+            F.binary_cross_entropy_with_logits(held_out_inputs @ w.detach(), held_out_labels).item()
+        )
+    return Trained(w.detach().numpy(), len(losses), losses, validation_losses)
+
+
+def _train_released(fit: Labelled, held_out: Labelled, section: Probe, seed: int) -> Trained:
+    """Train as the paper's script does: its data loaders, and its losses, which are means over batches.
+
+    The loaders draw from torch's generator, in the state that the script's split leaves behind.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    (inputs, labels), (held_out_inputs, held_out_labels) = (
+        (torch.from_numpy(features), torch.from_numpy(toxic.astype(np.float32))) for features, toxic in (fit, held_out)
+    )
+    w = torch.from_numpy(initial_weights(inputs.shape[1], seed)).requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=learning_rate(section))
+    criterion = torch.nn.BCELoss()
+    losses: list[float] = []
+    validation_losses: list[float] = []
+    kept, epoch = w.detach().clone(), 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.randperm(len(inputs) + len(held_out_inputs))  # what the split draws
+        fit_loader: DataLoader[int] = DataLoader(
+            range(len(inputs)),
+            section.batch_size,
+            shuffle=True,
+            collate_fn=list,
+        )
+        held_out_loader: DataLoader[int] = DataLoader(
+            range(len(held_out_inputs)),
+            section.batch_size,
+            collate_fn=list,
+        )
+        for _ in range(section.epochs):
+            batch_losses = []
+            for rows in fit_loader:
+                optimizer.zero_grad()
+                loss = criterion(torch.sigmoid(inputs[rows] @ w), labels[rows])
+                loss.backward()
+                optimizer.step()
+                batch_losses.append(loss.item())
+            losses.append(float(np.mean(batch_losses)))
+            with torch.no_grad():
+                probabilities = torch.sigmoid(held_out_inputs @ w)
+            validation_loss = float(
+                np.mean([criterion(probabilities[rows], held_out_labels[rows]).item() for rows in held_out_loader])
+            )
+            if validation_loss < min(validation_losses, default=float("inf")):
+                kept, epoch = w.detach().clone(), len(losses)
+            validation_losses.append(validation_loss)
     return Trained(kept.numpy(), epoch, losses, validation_losses)
+
+
+def read_probe_file(path: str) -> FeatureArray:
+    """Read a probe's direction, ``(hidden_size,)``, from a user's file; no code in it is run.
+
+    Args:
+        path: a ``.npy`` or ``.safetensors`` file of one array, or a file of ``torch.save``: a tensor, a ``state_dict``
+            or a whole ``nn.Linear``, as the paper's ``english-probe.pt``.
+
+    Raises:
+        InputError: the file cannot be read, or it holds something else than one row of numbers.
+    """
+    from xgray.storage.pickled import read_pickled
+
+    file = Path(path).expanduser()
+    try:
+        if file.suffix == ".npy":
+            content: Any = np.load(file, allow_pickle=False)
+        elif file.suffix == ".safetensors":
+            content = _safetensors_arrays(file.read_bytes())
+        else:
+            content = read_pickled(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot read the probe: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{file}: no {file.suffix} file, or a damaged one: {error}. Copy it again.") from None
+    if isinstance(content, dict):
+        content = content.get("_parameters", content)
+        content = content.get("weight", content.get("w", content))
+    if isinstance(content, dict) and len(content) == 1:
+        (content,) = content.values()
+    w = np.asarray(content if isinstance(content, np.ndarray) else [], np.float32).reshape(-1)
+    shape = getattr(content, "shape", ())
+    if not len(w) or max(shape) != w.size:
+        raise InputError(
+            f"{file}: a probe is one row of numbers, but the file holds {_described(content)}. Save the weights "
+            "alone: numpy.save(FILE, weight)."
+        )
+    return w
+
+
+def _safetensors_arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a safetensors file, by name.
+
+    Raises:
+        ValueError: the content is no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _described(content: Any) -> str:
+    if isinstance(content, np.ndarray):
+        return f"an array of the shape {content.shape}"
+    if isinstance(content, dict):
+        return f"a mapping of {', '.join(map(str, content)) or 'nothing'}"
+    return f"a {type(content).__name__}"
 
 
 def logits(features: FeatureArray, w: FeatureArray) -> FloatArray:

@@ -23,7 +23,8 @@ from xgray.mechanism.metrics_file import Overlap
 from xgray.mechanism.neurons import down_projections, transformer_layers, written_vectors
 from xgray.mechanism.probe import FeatureArray
 from xgray.mechanism.tokens import token_texts
-from xgray.stats.bootstrap import FloatArray, draw_seed, estimate, ratio_statistic
+from xgray.stats.bootstrap import FloatArray
+from xgray.stats.intervals import mean_of
 from xgray.stats.values import MetricValue
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 """Confidence of the intervals of mean activations, over prompts."""
-RESAMPLES = 2000
-"""Bootstrap resamples of these intervals."""
 
 
 @dataclass(frozen=True)
@@ -156,21 +155,17 @@ def top_tokens(
     return tokens.tolist()
 
 
-def activation_intervals(activations: FloatArray, neurons: Sequence[Neuron], seed: int) -> list[MetricValue]:
-    """Return each neuron's mean activation over texts, with its bootstrap interval over texts.
+def activation_intervals(activations: FloatArray) -> list[MetricValue]:
+    """Return each neuron's mean activation over texts, with its interval over texts.
 
     Args:
         activations: ``(num_texts, num_neurons)``.
-        neurons: ``(num_neurons,)``; a neuron's interval does not depend on the others.
-        seed: of the experiment.
     """
-    ones = np.ones(len(activations))
     means: list[MetricValue] = []
-    for column, (layer, index) in enumerate(neurons):
-        statistic = ratio_statistic(activations[:, column], ones)
-        estimated = estimate(statistic, len(activations), RESAMPLES, draw_seed(seed, "vectors", f"{layer}/{index}"))
-        low, high = estimated.interval(CONFIDENCE) or (None, None)
-        means.append({"value": estimated.value, "low": low, "high": high})
+    for column in activations.T:
+        estimate = mean_of(column, "real")
+        low, high = estimate.interval(CONFIDENCE) or (None, None)
+        means.append({"value": estimate.value, "low": low, "high": high})
     return means
 
 

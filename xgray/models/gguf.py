@@ -9,12 +9,18 @@ import logging
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
+from xgray.errors import InputError
 from xgray.models.cache import cache_folder, make_once, save
+from xgray.models.complete import refuse_incomplete
+from xgray.models.files import POINTER
 from xgray.storage.fingerprint import file_fingerprint
 
 log = logging.getLogger(__name__)
 
+MAGIC = b"GGUF"
+"""How every GGUF file begins."""
 ADD_BOS_KEY = b"tokenizer.ggml.add_bos_token"
 """Key of the flag that says whether texts start with the beginning-of-text token."""
 TRUE_ENTRY = b"\x07\0\0\0\x01"
@@ -27,8 +33,16 @@ def convert_gguf(gguf: Path) -> Path:
     The folder lies in the cache under a name that depends on the file's content.
 
     Raises:
+        InputError: the file is no whole GGUF file, or transformers does not read its architecture.
         OSError: the cache's disk is full, or refuses the files for another reason.
     """
+    with gguf.open("rb") as stream:
+        beginning = stream.read(len(POINTER))
+    if beginning == POINTER:
+        raise InputError(f"model.id: {gguf} is a Git LFS pointer and not the file itself. Run: git lfs pull")
+    if not beginning.startswith(MAGIC):
+        what = f"begins with {beginning[:4]!r}" if beginning else "is empty"
+        raise InputError(f"model.id: {gguf} is no GGUF file: it {what}. Copy or download it again.")
     digest = file_fingerprint(gguf)
     target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if (target / "config.json").is_file():
@@ -45,15 +59,41 @@ def quiet_deepspeed() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _convert(gguf: Path, target: Path) -> None:
+def _read(gguf: Path) -> tuple[Any, Any]:
+    """Return the model and the tokenizer that transformers reads from a GGUF file.
+
+    Raises:
+        InputError: the file is damaged, lacks weights, or is of an architecture that transformers does not know.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     quiet_deepspeed()
-    folder, name = str(gguf.parent), gguf.name
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers of gguf and transformers raise whatever a damaged file leads them to
+        reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise InputError(
+            f"model.id: cannot read the GGUF file {gguf}: {reason}. Copy or download it again, or name the model's "
+            "folder of safetensors"
+        ) from None
+    refuse_incomplete(str(gguf), info)
+    return model, tokenizer
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded, tokenizer = _read(gguf)
     # save_pretrained refuses a model that was loaded from GGUF, so its weights move into a plain model.
     values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     config = loaded.config.__class__(**values)
@@ -62,7 +102,6 @@ def _convert(gguf: Path, target: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     save(plain, target)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     if _adds_bos(gguf) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         # transformers drops this flag, and Gemma writes nonsense without its first token.
         from tokenizers.processors import TemplateProcessing

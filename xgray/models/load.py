@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.errors import InputError
+from xgray.models.complete import check_weights, refuse_incomplete
+from xgray.models.files import has_tokenizer
 from xgray.models.gguf import quiet_deepspeed
 from xgray.models.source import local_weights, resolve
 from xgray.rows import Prompt
@@ -48,7 +51,7 @@ def sequence_limit(config: Any, tokenizer_limit: int) -> int:
 
     quiet_deepspeed()
     with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(config)
+        skeleton = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     # RoBERTa and related models number positions from after the padding token's.
     tables = [module for name, module in skeleton.named_modules() if name.endswith("position_embeddings")]
     first_positions = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
@@ -88,34 +91,117 @@ def check_lengths(
             raise InputError(f"{problem}: {', '.join(prompts_named[:NUM_NAMED_PROMPTS])}{others}")
 
 
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids of the tokens that end a text."""
-    ends = model.generation_config.eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends or [])
+def end_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end a text: the tokenizer's, which training writes, and the configuration's.
+
+    Those of a ``generation_config.json`` do not count, as nothing of it does.
+    """
+    ends = config.get_text_config().eos_token_id
+    stated = [ends] if isinstance(ends, int) else list(ends or [])
+    return sorted({*stated, tokenizer.eos_token_id} - {None})
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
-    """Load a model's Hugging Face configuration."""
+    """Load a model's Hugging Face configuration. Code in the model's folder is never run, and nobody is asked.
+
+    Raises:
+        InputError: the model needs code of its own.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(local_weights(path), revision=revision)
+    try:
+        return AutoConfig.from_pretrained(local_weights(path), revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise InputError(
+            f"cannot load the model {path!r}: it needs Python code from its own folder, which xgray never runs. Name a "
+            "model whose architecture transformers has."
+        ) from None
 
 
-def load_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
-    """Build a causal language model without its weights, to read the shapes of its modules."""
+def load_skeleton(path: str, revision: str | None = None, kind: Any = None) -> PreTrainedModel:
+    """Build a model without its weights, to read the names and shapes of its modules.
+
+    Args:
+        path: What :func:`xgray.models.source.local_weights` takes.
+        revision: A commit, tag or branch of the hub.
+        kind: A class of transformers that builds it; by default ``AutoModelForCausalLM``.
+
+    Raises:
+        InputError: the architecture is of another kind.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    quiet_deepspeed()
+    config = load_config(path, revision)
+    if kind is None:
+        refuse_other_kinds(path, config)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path, revision))
+        model: PreTrainedModel = (kind or AutoModelForCausalLM).from_config(config, trust_remote_code=False)
     return model
 
 
+def refuse_other_kinds(path: str, config: Any) -> None:
+    """Refuse a model that is no causal language model.
+
+    Raises:
+        InputError: names the architecture.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+        what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
+        raise InputError(
+            f"cannot load the model {path!r}: its architecture, {config.model_type}, is {what}. Training, sampling and "
+            "the stages inside the network take causal language models; an encoder-decoder only measures fluency "
+            "(evaluate.fluency.kind: seq2seq)."
+        )
+
+
+def check_device(path: str, config: Any, has_cuda: bool) -> None:
+    """Refuse weights in 4 or 8 bits of bitsandbytes where there is no GPU.
+
+    Raises:
+        InputError: there is none.
+    """
+    quantization = getattr(config, "quantization_config", None) or {}
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if values.get("quant_method") == "bitsandbytes" and not has_cuda:
+        bits = 4 if values.get("load_in_4bit") else 8
+        raise InputError(
+            f"cannot load the model {path!r}: its weights are stored in {bits} bits (bitsandbytes), which only a CUDA "
+            "GPU computes with, and there is none. Name the model in full precision."
+        )
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token."""
+    """Load a tokenizer that pads on the left; without a padding token it pads with the end-of-text token.
+
+    Raises:
+        InputError: the folder holds none, or a damaged one.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(local_weights(path), revision=revision, padding_side="left")
+    local = local_weights(path)
+    if Path(local).is_dir() and not has_tokenizer(Path(local)):  # transformers would make an empty one
+        raise InputError(
+            f"the model {path!r} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Save that of the "
+            "model it was made from into the folder with save_pretrained."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            local, revision=revision, padding_side="left", trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers library raises this very type
+        if not Path(local).is_dir():
+            raise  # the hub may answer another time
+        reason = str(error).strip().splitlines()[:1]
+        raise InputError(
+            f"cannot read the tokenizer of {path!r}: {' '.join([type(error).__name__, *reason])}. Copy or download its "
+            "files again."
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -135,7 +221,7 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, device: s
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, dtype, revision, device)[0]
+    return _load(AutoModelForCausalLM, path, dtype, revision, device)
 
 
 def load_model(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -156,7 +242,7 @@ def load_sequence_classifier(path: str, dtype: str, revision: str | None = None)
     """
     from transformers import AutoModelForSequenceClassification
 
-    return _load_scorer(AutoModelForSequenceClassification, path, dtype, revision, "classifier")
+    return _load(AutoModelForSequenceClassification, path, dtype, revision)
 
 
 def load_guard(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
@@ -167,32 +253,71 @@ def load_guard(path: str, dtype: str, revision: str | None = None) -> PreTrained
     """
     from transformers import AutoModelForCausalLM
 
-    return _load_scorer(AutoModelForCausalLM, path, dtype, revision, "causal language model")
+    return _load(AutoModelForCausalLM, path, dtype, revision)
 
 
-def _load_scorer(kind: Any, path: str, dtype: str, revision: str | None, name: str) -> PreTrainedModel:
-    model, info = _load(kind, path, dtype, revision, use_safetensors=True)
-    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
-        raise InputError(
-            f"cannot load the model {path!r}: it has no weights {', '.join(missing[:3])}, so it is no {name}"
-        )
-    return model
+def load_seq2seq(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
+    """Load an encoder-decoder, as :func:`load_causal_lm` loads a causal language model.
+
+    Raises:
+        InputError: weights are missing, cut off, or those of another kind of model.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    return _load(AutoModelForSeq2SeqLM, path, dtype, revision)
 
 
-def _load(
-    kind: Any, path: str, dtype: str, revision: str | None, device: str | None = None, **options: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return the model, and what transformers reports about the weights (``output_loading_info``)."""
+def check_loadable(path: str, revision: str | None = None, kind: Any = None) -> PreTrainedModel:
+    """Refuse a model that would not be loaded whole, before an engine or a trainer starts; return its skeleton.
+
+    Args:
+        path: What :func:`xgray.models.source.local_weights` takes.
+        revision: A commit, tag or branch of the hub.
+        kind: A class of transformers that loads it; by default ``AutoModelForCausalLM``.
+
+    Raises:
+        InputError: the architecture is of another kind, or weights are missing, unexpected or of another shape.
+    """
+    try:
+        skeleton = load_skeleton(path, revision, kind)
+    except (OSError, ValueError) as error:  # missing files, an architecture of another kind
+        raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
+    check_weights(local_weights(path), skeleton, revision)
+    return skeleton
+
+
+def _load(kind: Any, path: str, dtype: str, revision: str | None, device: str | None = None) -> PreTrainedModel:
+    """Load a whole model from safetensors, in evaluation mode."""
     import torch
     from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    skeleton = check_loadable(path, revision, None if kind is AutoModelForCausalLM else kind)
+    has_cuda = torch.cuda.is_available()
+    check_device(path, skeleton.config, has_cuda)
     try:
         model, info = kind.from_pretrained(
-            local_weights(path), revision=revision, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            local_weights(path),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-    # In this order: missing files, an architecture of another kind, a file that is cut off.
-    except (OSError, ValueError, SafetensorError) as error:
+    # In this order: missing files, an architecture of another kind, a missing package, a file that is cut off.
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from None
-    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info
+    refuse_incomplete(path, info)
+    follow_experiment(model)
+    loaded: PreTrainedModel = model.eval().to(device or ("cuda" if has_cuda else "cpu"))
+    return loaded
+
+
+def follow_experiment(model: PreTrainedModel) -> None:
+    """Take away what a checkpoint says about sampling: the experiment file alone decides it."""
+    from transformers import GenerationConfig
+
+    if model.can_generate():
+        model.generation_config = GenerationConfig(eos_token_id=model.config.get_text_config().eos_token_id)

@@ -76,6 +76,7 @@ def pin_experiment(experiment: Experiment, samples: bool) -> Experiment:
     if samples:
         changes["variants"] = [_pin_variant(variant) for variant in experiment.variants]
     changes["score"] = _pin_score(experiment.score)
+    changes["other_scores"] = [_pin_score(section) for section in experiment.other_scores]
     return experiment.model_copy(update=changes)
 
 

@@ -24,6 +24,7 @@ from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
 from xgray.report.sections import Section
 from xgray.runs.manifest import StageResult
+from xgray.runs.resolved import reading_files
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -35,13 +36,22 @@ HERE = Path(__file__).parent
 def build_report(run: Folder, experiment: Experiment) -> StageResult:
     """Write ``report/index.html`` and ``report/figures/*.svg|pdf`` of an evaluated run.
 
+    An earlier report is replaced only when all of this one has been made.
+
     Raises:
         InputError: the run was not evaluated yet.
+        StageError: a file of the run is damaged.
     """
+    with reading_files(run):
+        return _build_report(run, experiment)
+
+
+def _build_report(run: Folder, experiment: Experiment) -> StageResult:
     start = time.monotonic()
     files = RunFiles(run)
     folder = run / "report"
     inline_figures: dict[str, Markup] = {}
+    drawn: dict[str, bytes] = {}
     with figures.drawing():
         sections = make_sections(files, experiment)
         drawings = _drawings(files, experiment)
@@ -49,12 +59,15 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
             drawings |= section.figures
         for name, (figure, description) in drawings.items():
             svg = figures.svg(figure)
-            (folder / "figures").write_bytes(f"{name}.svg", svg)
-            (folder / "figures").write_bytes(f"{name}.pdf", figures.pdf(figure))
+            drawn |= {f"{name}.svg": svg, f"{name}.pdf": figures.pdf(figure)}
             inline_figures[name] = figures.inline(svg, name, description)
     chosen = examples.choose_examples(files, experiment.report.num_examples)
     page = render(files, experiment, inline_figures, chosen, sections)
+    for name, content in drawn.items():
+        (folder / "figures").write_bytes(name, content)
     folder.write_bytes("index.html", page.encode())
+    for name in set((folder / "figures").names()) - drawn.keys():  # of an earlier report
+        (folder / "figures").remove(name)
     counts = {
         "num_figures": len(inline_figures),
         "num_examples": sum(len(of_language) for of_language in chosen.values()),
@@ -177,8 +190,15 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.languages_of_run(files)}"),
         ("Completions", f"k = {files.k} of each prompt, {origin}"),
-        ("Intervals", f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"),
+        ("Intervals", _intervals(files)),
     ]
+
+
+def _intervals(files: RunFiles) -> str:
+    metrics = files.metrics
+    if "intervals" in metrics:
+        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its unadjusted p is lower"
+    return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
 def _quality(files: RunFiles) -> list[tuple[str, str]]:

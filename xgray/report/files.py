@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE
-from xgray.config.stages import stage_named, stage_names
-from xgray.errors import InputError
+from xgray.config.stages import OF_SCORER, scoring_stage, stage_named, stage_names
+from xgray.errors import InputError, StageError
 from xgray.evaluate.agreement_file import Agreement, read_table
 from xgray.languages import LANGUAGES
 from xgray.rows import Completions, Scores, from_table, schema
 from xgray.runs.manifest import MANIFEST, PENDING, read_record
 from xgray.storage.folder import Folder
+from xgray.storage.parse import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xgray.evaluate.metrics_file import EvaluateMetrics
+    from xgray.evaluate.robustness_file import RobustnessMetrics
     from xgray.stats.values import LanguageAuc
 
 
@@ -50,13 +51,19 @@ class RunFiles:
         folder = self.run / "evaluate"
         if not folder.exists("metrics.json"):
             raise InputError(f"{folder / 'metrics.json'}: no such file; run the evaluate stage first")
-        metrics: EvaluateMetrics = folder.read_json("metrics.json")
+        metrics: EvaluateMetrics = folder.read_mapping("metrics.json")
         return metrics
 
     def stage_metrics(self, label: str) -> Any:
         """Return ``metrics.json`` of a stage, such as ``activations/dpo``; None while the stage is not finished."""
         folder = self.run / label
-        return folder.read_json("metrics.json") if folder.exists(MANIFEST) else None
+        return folder.read_mapping("metrics.json") if folder.exists(MANIFEST) else None
+
+    @cached_property
+    def robustness(self) -> RobustnessMetrics | None:
+        """``robustness/metrics.json``; None where one scorer scored, or where scores were computed again since."""
+        metrics: RobustnessMetrics | None = self.stage_metrics("robustness")
+        return None if metrics is None or self.stale_reason("robustness") else metrics
 
     @property
     def languages(self) -> list[str]:
@@ -80,9 +87,12 @@ class RunFiles:
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all finished stages but the report, in the order in which stages run."""
+        others = [name for name in self.run.names() if name.startswith(scoring_stage(""))]
+        names = list(stage_names())
+        names[names.index("score") + 1 : names.index("score") + 1] = others
         return [
             manifest
-            for stage in stage_names()
+            for stage in names
             if stage != "report"
             for folder in self._stage_folders(stage)
             if folder.exists(MANIFEST)
@@ -112,12 +122,14 @@ class RunFiles:
                     if sampled.get(name, used) != used:
                         return self._stale(manifest, "the run's completions are of another base model")
                     continue
-                source = stage_named(manifest["stage"]).needs.get(name, "").format(model=manifest["model"])
+                needs = stage_named(manifest["stage"]).needs
+                source = needs.get(name, needs.get("*", "")).format(input=name, model=manifest["model"])
                 if not source:
                     continue
                 if self._fingerprint(source) not in (None, used):
                     return self._stale(manifest, f"the stage {source} has been computed again since")
-                if stage_named(source.split("/")[0]).inside and (reason := self.stale_reason(source)):
+                command = source.split("/")[0].partition(OF_SCORER)[0]
+                if stage_named(command).inside and (reason := self.stale_reason(source)):
                     return reason
         return None
 
@@ -176,7 +188,13 @@ class RunFiles:
             if folder.exists("metrics.jsonl"):
                 # A last line without a newline was cut off when the process was killed.
                 lines = folder.read_bytes("metrics.jsonl").split(b"\n")[:-1]
-                records[variant] = [record for record in map(json.loads, lines) if "step" in record]
+                try:
+                    values = list(map(parse_json, lines))
+                except ValueError as error:
+                    raise StageError(
+                        f"{folder / 'metrics.jsonl'} is damaged ({error}). Redo its stage (--force)"
+                    ) from None
+                records[variant] = [record for record in values if isinstance(record, dict) and "step" in record]
         return {variant: records[variant] for variant in sorted(records, key=self._position)}
 
     def _position(self, variant: str) -> int:

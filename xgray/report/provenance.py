@@ -5,38 +5,50 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from xgray.config import Experiment
-from xgray.config.stages import STAGES
 from xgray.report.files import RunFiles, stage_label
 
 
-def switches(experiment: Experiment) -> list[tuple[str, str, str]]:
-    """Return every protocol switch of the experiment: its field, its setting, and the field's documentation."""
-    optional = dict.fromkeys(stage.section for stage in STAGES if stage.section)
-    sections: list[tuple[str, BaseModel]] = [
-        ("train", experiment.train),
-        ("score", experiment.score),
-        ("evaluate", experiment.evaluate),
-        ("evaluate.fluency", experiment.evaluate.fluency),
-        *((name, section) for name in optional if (section := getattr(experiment, name)) is not None),
-    ]
-    return [
-        (f"{name}.{key}", value, (type(section).model_fields[key].description or "").replace("``", ""))
-        for name, section in sections
-        for key, value in section
-        if value in ("corrected", "released")
-    ]
+@dataclass(frozen=True)
+class SwitchRow:
+    """A protocol switch of the experiment."""
+
+    name: str
+    setting: str
+    meaning: str
+    """The documentation of its field."""
+    differs: bool
+    """Whether it is set to something else than the experiment's protocol."""
+
+
+def switches(experiment: Experiment) -> list[SwitchRow]:
+    """Return the experiment's protocol, and every switch of the experiment."""
+    differing = experiment.differing_switches()
+    names = {"protocol": experiment.protocol, **experiment.switches()}
+    return [SwitchRow(name, setting, _meaning(experiment, name), name in differing) for name, setting in names.items()]
+
+
+def _meaning(experiment: Experiment, name: str) -> str:
+    """Return the documentation of a switch."""
+    section: BaseModel = experiment
+    *path, field = name.split(".")
+    if path[:1] == ["variants"]:  # a variant's own setting of the train section
+        path = ["train"]
+    for key in path:
+        section = getattr(section, key)
+    return (type(section).model_fields[field].description or "").replace("``", "")
 
 
 def seeds(experiment: Experiment) -> list[tuple[str, str]]:
     """Return the experiment's seed, and that of every training."""
     trained = [variant for variant in experiment.variants if variant.checkpoint is None]
     return [
-        ("experiment (sampling, bootstrap)", str(experiment.seed)),
+        ("experiment (sampling)", str(experiment.seed)),
         *((f"train/{variant.name}", str(experiment.training_seed(variant))) for variant in trained),
     ]
 

@@ -10,6 +10,7 @@ from xgray.report.metrics import CONSISTENCY, METRICS, percent
 
 if TYPE_CHECKING:
     from xgray.evaluate.metrics_file import ConsistencyName, MetricName, ModelComparison, SampleMetrics, TaskChange
+    from xgray.evaluate.robustness_file import Finding, RobustnessMetrics
     from xgray.mechanism.metrics_file import ActivationChange
     from xgray.stats.values import MetricChange, MetricValue
 
@@ -30,9 +31,78 @@ falls by a sixth."""
 
 def answers(files: RunFiles) -> list[tuple[str, str]]:
     """Return each variant's change and its cost, in words; the base model's values where there is no variant."""
-    if files.variants:
-        return [(_change_in_words(files, variant), _cost(files, variant)) for variant in files.variants]
-    return [(_values_in_words(files), "")]
+    if not files.variants:
+        return [(_values_in_words(files), "")]
+    found = []
+    for variant in files.variants:
+        sentence = _change_in_words(files, variant)
+        if files.robustness is not None and variant in files.robustness["findings"]:
+            sentence += f" {robustness_in_words(files.robustness, variant)}"
+        found.append((sentence, _cost(files, variant)))
+    return found
+
+
+def robustness_in_words(metrics: RobustnessMetrics, variant: str) -> str:
+    """Return in how many languages EMT fell or rose under every scorer, and where under one alone."""
+    found = metrics["findings"][variant]["emt"]
+    tested = {code: finding for code, finding in found["languages"].items() if finding["holds"] != "untested"}
+    sentences = []
+    for verb in ("fell", "rose"):
+        of_verb = {code: finding for code, finding in tested.items() if finding["direction"] == verb}
+        if verb == "rose" and not of_verb:
+            continue
+        parts = [
+            f"under every scorer in {sum(each['holds'] == 'all' for each in of_verb.values())} of "
+            f"{_languages(len(tested))}"
+        ]
+        if some := [code for code, each in of_verb.items() if each["holds"] == "some"]:
+            parts.append(f"under some in {len(some)} ({_names(some)})")
+        alone = {code: each for code, each in of_verb.items() if each["holds"] == "one"}
+        if alone:
+            named = ", ".join(f"{language_name(code)}: {shown_alone(each)}" for code, each in alone.items())
+            parts.append(f"under one alone in {len(alone)} ({named})")
+        sentences.append(f"EMT {verb} {', '.join(parts)}.")
+    if opposite := [code for code, finding in tested.items() if finding["holds"] == "contradicted"]:
+        sentences.append(f"Scorers contradict each other in {_names(opposite)}.")
+    sentences.append(f"Averaged over languages it {finding_in_words(found['average'])}.")
+    return " ".join(sentences)
+
+
+def shown_alone(finding: Finding) -> str:
+    """Return the scorer that alone shows a finding, and whether no other could test it."""
+    (scorer,) = finding["fell"] or finding["rose"]
+    return scorer if len(finding["tested"]) > 1 else f"{scorer}, the only one that scored it"
+
+
+def finding_label(finding: Finding) -> str:
+    """Return a finding in a few signs: ``▼ all 2``, ``▼ embedding alone``, ``none``."""
+    shown, num_tested = ", ".join(finding["fell"] or finding["rose"]), len(finding["tested"])
+    arrow = {"fell": "▼ ", "rose": "▲ ", None: ""}[finding["direction"]]
+    match finding["holds"]:
+        case "all":
+            return f"{arrow}all {num_tested}"
+        case "some":
+            return f"{arrow}{len(finding['fell'] or finding['rose'])} of {num_tested}: {shown}"
+        case "one":
+            return f"{arrow}{shown} alone{', no other scored it' if num_tested == 1 else ''}"
+    return "not tested" if finding["holds"] == "untested" else finding["holds"]
+
+
+def finding_in_words(finding: Finding) -> str:
+    """Return a finding after its subject: ``fell under every scorer``, ``fell under embedding alone``."""
+    shown = ", ".join(finding["fell"] or finding["rose"])
+    match finding["holds"]:
+        case "all":
+            return f"{finding['direction']} under every scorer"
+        case "some":
+            return f"{finding['direction']} under {shown}"
+        case "one":
+            return f"{finding['direction']} under {shown} alone"
+        case "contradicted":
+            return f"fell under {', '.join(finding['fell'])} and rose under {', '.join(finding['rose'])}"
+        case "untested":
+            return "could be tested under no scorer"
+    return "did not change significantly under any scorer"
 
 
 def _values_in_words(files: RunFiles) -> str:
@@ -62,7 +132,7 @@ def _change_in_words(files: RunFiles, variant: str) -> str:
     return (
         f"{name}EMT averaged over {languages_of_comparison(comparison, 'emt')} "
         f"{verb if change['significant'] else 'did not change significantly,'} {values}. "
-        f"{_verdicts_in_words(files, variant)}."
+        f"{_verdicts_in_words(files, variant)}.{_detectable_in_words(files, variant)}"
     )
 
 
@@ -114,6 +184,18 @@ def _verdicts_in_words(files: RunFiles, variant: str) -> str:
     if languages["untested"]:
         parts.append(f"{_names(languages['untested'])} could not be tested")
     return "; ".join(parts)
+
+
+def _detectable_in_words(files: RunFiles, variant: str) -> str:
+    """Return which changes of EMT the languages' tests could find; the empty text in files of earlier versions."""
+    changes = files.metrics["comparisons"][variant]["languages"]
+    emt = {language: of_language["emt"] for language, of_language in changes.items() if "emt" in of_language}
+    sizes = {language: size for language, change in emt.items() if (size := change.get("detectable")) is not None}
+    if not sizes:
+        return ""
+    ends = [f"{METRICS['emt'].text(sizes[code])} ({_names([code])})" for code in sorted(sizes, key=sizes.__getitem__)]
+    reach = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+    return f" With a probability of 80 % a language's test finds a change of EMT of {reach}."
 
 
 def _cost(files: RunFiles, variant: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Experiment
@@ -16,6 +16,7 @@ from xgray.report.summary import (
     WEAK_AUC,
     agreement_in_words,
     before_and_after,
+    finding_in_words,
     floor_in_words,
     verdict,
 )
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 
 UNVALIDATED = "†"
 """Marks a language that the scorer was not validated on."""
+ALONE = "‡"
+"""Marks a change that one of several scorers alone shows, or that scorers contradict each other on."""
 VERDICTS = {"better": "improved", "worse": "worse", "unchanged": "not significant", "untested": "not tested"}
 BOUNDS = " Bounds: the value if all missing scores were 0, and if they all were 1."
+DETECTABLE = (
+    " Detectable: the least difference that a test of these prompts alone finds with a probability of 80 %, from the "
+    "spread of their differences."
+)
 LOW_COVERAGE = 0.95
 """Less coverage is marked."""
 
@@ -106,6 +113,7 @@ def protocol_differences(files: RunFiles, experiment: Experiment) -> list[str]:
         ("Dist-n tokenizer", protocol["diversity_tokenizer"], published.MEASURING_MODEL),
         ("Dist-n", protocol["diversity"], "released"),
         ("grouping of samples", protocol["grouping"], "released"),
+        ("empty completions (score.empty_text)", experiment.score.empty_text, "released"),
         ("threshold", files.metrics["threshold"], published.THRESHOLD),
     ]
     if not files.is_imported:
@@ -134,15 +142,24 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
     unit = f" ({metric.unit})" if metric.unit else ""
     variants: list[str | None] = [*files.variants] or [None]
     names_variant = len(variants) > 1
-    is_compared = any(name in comparison["average"] for comparison in files.metrics["comparisons"].values())
+    comparisons = list(files.metrics["comparisons"].values())
+    is_compared = any(name in comparison["average"] for comparison in comparisons)
     columns = ["Language", *([scorer_column(files)] if is_of_scores else []), *(["Variant"] if names_variant else [])]
     columns += [f"Before{unit}", f"After{unit}"] if files.variants else [f"{metric.name}{unit}"]
+    shows_detectable = any("detectable" in changes["average"].get(name, {}) for changes in comparisons)
     columns += ["Difference", "Relative", "p adjusted", "Verdict"] if is_compared else []
+    columns += ["Detectable"] if shows_detectable else []
     columns += ["Coverage"] if is_of_scores else []
     shows_bounds = is_of_scores and any("bounds" in files.metrics["models"][model]["average"] for model in files.models)
     if shows_bounds:
         columns += [f"Bounds before{unit}", f"Bounds after{unit}"] if files.variants else [f"Bounds{unit}"]
-    table = Table(metric.title, metric.meaning + (BOUNDS if shows_bounds else ""), columns)
+    shows_quartiles = name == "perplexity" and all(
+        "perplexity_quartiles" in files.metrics["models"][model]["average"] for model in files.models
+    )
+    if shows_quartiles:
+        columns += ["Quartiles before", "Quartiles after"] if files.variants else ["Quartiles"]
+    notes = (BOUNDS if shows_bounds else "") + (DETECTABLE if shows_detectable else "")
+    table = Table(metric.title, metric.meaning + notes, columns)
     for language in files.languages:
         for variant in variants:
             models = [model for model in (files.models[0], variant) if model]
@@ -154,18 +171,45 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
                 change = files.metrics["comparisons"][variant]["languages"].get(language, {}).get(name)
                 base, tuned = measured
                 row += [value_cell(metric, value) for value in before_and_after(change, name, base, tuned)]
-                row += change_cells(metric, change)
+                row += _marked(files, name, variant, language, change_cells(metric, change))
+                row += [_detectable_cell(metric, change)] if shows_detectable else []
             else:
                 row += [value_cell(metric, values[name]) for values in measured]
             row += [coverage_cell(measured)] if is_of_scores else []
             row += [_bounds_cell(metric, name, values) for values in measured] if shows_bounds else []
+            row += [_quartiles_cell(metric, values) for values in measured] if shows_quartiles else []
             table.rows.append(row)
     return table
+
+
+def _marked(files: RunFiles, name: MetricName, variant: str, language: str, cells: list[Cell]) -> list[Cell]:
+    """Return the cells of a change, the verdict marked where several scorers scored and one alone shows the change."""
+    if files.robustness is None or name not in TOXICITY:
+        return cells
+    found = files.robustness["findings"].get(variant, {}).get(name, {"languages": {}})["languages"].get(language)
+    if found is None or found["holds"] not in ("one", "contradicted"):
+        return cells
+    verdict_cell = cells[-1]
+    return [*cells[:-1], replace(verdict_cell, text=f"{verdict_cell.text} {ALONE}", note=finding_in_words(found))]
 
 
 def _bounds_cell(metric: Metric, name: MetricName, values: SampleMetrics) -> Cell:
     bounds = values["bounds"].get(name) if "bounds" in values else None
     return Cell(metric.bounds(bounds) or MISSING, sort=None if bounds is None else bounds["low"])
+
+
+def _detectable_cell(metric: Metric, change: MetricChange | None) -> Cell:
+    value = change.get("detectable") if change else None
+    return Cell(metric.text(value), sort=value)
+
+
+def _quartiles_cell(metric: Metric, values: SampleMetrics) -> Cell:
+    quartiles = values["perplexity_quartiles"]
+    ends = [quartiles["lower"], quartiles["upper"]]
+    if any(end["value"] is None for end in ends):
+        return Cell(MISSING)
+    note = " and ".join(metric.with_interval(end) for end in ends)
+    return Cell(" to ".join(metric.text(end["value"]) for end in ends), sort=ends[0]["value"], note=note)
 
 
 def change_cells(metric: Metric, change: MetricChange | None) -> list[Cell]:

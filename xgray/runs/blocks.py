@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
-from xgray.rows import Completions, Scores, schema
+from xgray.rows import NOT_VALIDATED, Completions, Scores, schema
 from xgray.runs.prompts import PromptFile
 from xgray.storage.folder import Folder
 
@@ -219,5 +219,5 @@ def count_rows(folder: Folder, kind: type[Completions] | type[Scores]) -> RowCou
         for batch in folder.scan(schema(Scores), ["errors"]):
             reasons = batch["errors"].flatten()
             completions += len(reasons)
-            errors += len(reasons) - reasons.null_count
+            errors += sum(reason not in (None, NOT_VALIDATED) for reason in reasons.to_pylist())
     return RowCounts(completions, tokens, errors)

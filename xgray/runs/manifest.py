@@ -10,29 +10,42 @@ with another is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
-
+from xgray.config import Section
 from xgray.errors import ConflictError, InputError
 from xgray.rows import utc_now
 from xgray.runs.provenance import provenance
 from xgray.storage.fingerprint import fingerprint
-from xgray.storage.folder import Folder
+from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
 CLEARING = "clearing.json"
-"""Present while old results are being deleted from the stage's folder; all other files in it are to be ignored."""
+"""Present while old results are being put away from the stage's folder; all other files in it are to be ignored."""
+MOVING = b'{"moves": true}'
+"""What that file says while finished results are moved, not deleted."""
+REPLACED = f"{TEMPORARY_MARK}replaced"
+"""The folder in a stage's folder with the finished results of another configuration, until theirs are finished."""
 LOGS = "logs"
 FORMAT = 1
 """Format of manifests, raised when an earlier xgray could not read what is written now."""
-_REQUIRED_FIELDS = {
-    PENDING: {"fingerprint", "payload"},
-    MANIFEST: {"fingerprint", "payload", "stage", "counts", "measured", "device", "seconds", "finished", "argv"},
+_REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
+    PENDING: {"fingerprint": str, "payload": dict},
+    MANIFEST: {
+        "fingerprint": str,
+        "payload": dict,
+        "stage": str,
+        "counts": dict,
+        "measured": dict,
+        "device": str,
+        "seconds": int | float,
+        "finished": str,
+        "argv": list,
+    },
 }
 
 
@@ -46,7 +59,7 @@ class FolderState(Enum):
     FINISHED = "finished"
     """All results of this configuration: the stage is skipped."""
     CONFLICT = "conflict"
-    """Results of another configuration, which have to be deleted before the stage begins."""
+    """Results of another configuration, which have to be put away before the stage begins."""
 
 
 @dataclass
@@ -89,7 +102,7 @@ class StageFolder:
         """Return what the folder holds for this payload, without changing anything.
 
         Args:
-            force: Whether results of another configuration may be deleted: report them as ``CONFLICT`` instead of
+            force: Whether results of another configuration may be replaced: report them as ``CONFLICT`` instead of
                 raising.
 
         Raises:
@@ -121,16 +134,22 @@ class StageFolder:
             )
         return FolderState.EMPTY
 
-    def begin(self, payload: dict[str, Any], force: bool = False) -> bool:
+    def begin(self, payload: dict[str, Any], force: bool = False, keeps_files: bool = False) -> bool:
         """Prepare the folder for a stage with this payload, and return whether there is anything to do.
+
+        Finished results of another configuration in a local folder are put aside into ``REPLACED``, and deleted when
+        the stage has finished. An object store can only copy, so there they are deleted now.
+
+        Args:
+            keeps_files: Whether the stage leaves the folder's files as they are until it writes over them, last of all.
 
         Raises:
             ConflictError: as :meth:`state`.
             InputError: as :meth:`state`.
         """
         state = self.state(payload, force)
-        if state is FolderState.CONFLICT:
-            self._clear()
+        if state is FolderState.CONFLICT and not keeps_files:
+            self._put_away()
         if state in (FolderState.CONFLICT, FolderState.EMPTY):
             pending = {"format": FORMAT, "fingerprint": fingerprint(payload), "payload": payload}
             self.folder.write_json(PENDING, pending)
@@ -138,20 +157,43 @@ class StageFolder:
             self.folder.remove(CLEARING)
         return state is not FolderState.FINISHED
 
-    def _clear(self) -> None:
-        """Delete everything but a mark, so that a later call does not continue from what a killed one left."""
-        self.folder.write_json(CLEARING, {})
-        self.folder.remove(MANIFEST)  # first, so that no reader takes the rest for finished results
-        self.folder.clear(CLEARING)
+    def _put_away(self) -> None:
+        """Move finished results aside, and delete unfinished ones.
 
-    def finish(self, payload: dict[str, Any], result: StageResult) -> dict[str, Any]:
-        """Write the manifest, last of all files, and return it."""
+        A mark stays until all is gone, so that a later call does not continue from what a killed one left.
+        """
+        local = self.folder.local
+        moves = local is not None and self.folder.exists(MANIFEST)
+        if self.folder.exists(CLEARING):  # an earlier call was killed meanwhile
+            moves = self.folder.read_bytes(CLEARING) == MOVING
+        elif moves:
+            (self.folder / REPLACED).delete()
+        self.folder.write_bytes(CLEARING, MOVING if moves else b"{}")
+        if moves and local is not None:
+            (local / REPLACED).mkdir(exist_ok=True)
+            # The manifest first, so that no reader takes the rest for finished results.
+            for name in sorted(self.folder.names(), key=lambda name: name != MANIFEST):
+                if name != CLEARING:
+                    (local / name).replace(local / REPLACED / name)
+        else:
+            self.folder.remove(MANIFEST)
+            self.folder.clear(CLEARING, REPLACED)
+
+    def finish(
+        self, payload: dict[str, Any], result: StageResult, protocol: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the manifest, last of all files, delete what it replaces, and return it.
+
+        Args:
+            protocol: the experiment's protocol, and the switches that differ from it.
+        """
         manifest = {
             "format": FORMAT,
             "stage": self.stage,
             "model": self.model,
             "fingerprint": fingerprint(payload),
             "payload": payload,
+            **({"protocol": protocol} if protocol else {}),
             "counts": result.counts,
             "measured": result.measured,
             "device": result.device,
@@ -160,12 +202,19 @@ class StageFolder:
             **provenance(),
         }
         self.folder.write_json(MANIFEST, manifest)
+        if self.folder.local is not None:
+            (self.folder / REPLACED).delete()
         return manifest
 
 
-def section_payload(section: BaseModel) -> dict[str, Any]:
-    """Return the part of a section that determines results: all fields except ``execution``."""
-    return section.model_dump(mode="json", exclude={"execution"})
+def section_payload(section: Section) -> dict[str, Any]:
+    """Return the part of a section that determines results: all fields except ``execution``.
+
+    Fields that older runs lack are left out where they have their default.
+    """
+    fields = type(section).model_fields
+    unchanged = {name for name in section.added_later if getattr(section, name) == fields[name].default}
+    return section.model_dump(mode="json", exclude={"execution", *unchanged})
 
 
 def read_record(folder: Folder, name: str) -> dict[str, Any]:
@@ -191,9 +240,18 @@ def read_record(folder: Folder, name: str) -> dict[str, Any]:
             f"{file} was written by a newer xgray (format {record['format']}, this version reads {FORMAT}). "
             "Use that version, or redo the stage with this one (--force)"
         )
-    missing = sorted(_REQUIRED_FIELDS[name] - record.keys())
+    required = _REQUIRED_FIELDS[name]
+    missing = sorted(required.keys() - record.keys())
     if missing:
         raise InputError(f"{file} is damaged ({', '.join(missing)} missing). {remedy}")
+    wrong = [field for field, kind in required.items() if not isinstance(record[field], kind)]
+    if not isinstance(record["payload"], dict) or not isinstance(record["payload"].get("inputs", {}), dict):
+        wrong = [*wrong, "payload"]
+    counts = record.get("counts", {})
+    if isinstance(counts, dict) and not all(isinstance(value, int | float | None) for value in counts.values()):
+        wrong = [*wrong, "counts"]
+    if wrong:
+        raise InputError(f"{file} is damaged ({wrong[0]} is of another type). {remedy}")
     return record
 
 

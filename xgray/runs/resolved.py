@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from xgray.config import Experiment, validate
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError, XgrayError
 from xgray.storage.folder import Folder
+
+
+@contextmanager
+def reading_files(run: Folder) -> Iterator[None]:
+    """While the block reads what stages of a run have written, turn what it stumbles over into an error of the run.
+
+    Raises:
+        StageError: a file does not hold what a stage writes there.
+    """
+    try:
+        yield
+    except (XgrayError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise StageError(
+            f"{run}: a file of a finished stage cannot be read ({reason}): it is damaged, or of another version of "
+            "xgray. Redo the stage that wrote it (--force)"
+        ) from error
 
 
 def load_run(run: Folder) -> Experiment:
@@ -15,23 +36,40 @@ def load_run(run: Folder) -> Experiment:
     Raises:
         InputError: the folder holds no run, or its file is damaged or of another version.
     """
-    import yaml
+    from ruamel.yaml.error import YAMLError
+
+    from xgray.config.file import read_yaml
 
     if not run.exists("experiment.yaml"):
         raise InputError(f"{run}: no run here (experiment.yaml is missing)")
     file = str(run / "experiment.yaml")
     remedy = "Delete it and run the experiment again, which writes it from the experiment file; finished stages stay"
     try:
-        values: Any = yaml.safe_load(run.read_bytes("experiment.yaml"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-31-12 is not a date
+        values: Any = read_yaml(run.read_bytes("experiment.yaml").decode())
+    except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{file}{line} is damaged (no YAML). {remedy}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file} is damaged (no mapping of sections). {remedy}")
     try:
-        experiment: Experiment = validate(Experiment, values, file)
+        experiment: Experiment = validate(Experiment, _with_dtypes(values), file)
     except InputError as error:
         problems = "; ".join(str(error).splitlines())
         raise InputError(f"{problems}. The file may be of another version of xgray. {remedy}") from None
     return experiment
+
+
+def _with_dtypes(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the dtype of every section inside the network, which files of earlier versions lack.
+
+    Such a section ran in the model's.
+    """
+    model = values.get("model")
+    dtype = model.get("dtype") if isinstance(model, dict) else None
+    older = {
+        name: {"dtype": dtype, **values[name]}
+        for name in ("probe", "vectors", "activations", "retrieve")
+        if dtype is not None and isinstance(values.get(name), dict)
+    }
+    return {**values, **older}

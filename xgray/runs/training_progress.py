@@ -15,8 +15,13 @@ def read_training_steps(place: StageFolder) -> tuple[int, int]:
     for line in place.folder.read_bytes("metrics.jsonl").decode(errors="replace").split("\n"):
         try:
             record = json.loads(line) if line else {}
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue  # a line that is being written
-        total = record.get("total_steps", total)
-        done = max(done, record.get("step", 0))
+        if isinstance(record, dict):
+            total = _number(record.get("total_steps"), total)
+            done = max(done, _number(record.get("step"), 0))
     return done, total
+
+
+def _number(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) else otherwise

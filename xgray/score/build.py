@@ -61,9 +61,10 @@ def _build_stored(section: Score, acquire: Acquire | None) -> Scorer:
 
     if section.archived:
         from xgray.score.perspective import perspective_id
+        from xgray.score.perspective_versions import named_archive
 
-        attributes = known_attributes(section.attributes)
-        return ArchivedScorer(ScoreStore.open_existing(uri), perspective_id(section), attributes)
+        scorer_id = perspective_id(section) if section.archived is True else named_archive(str(section.archived))
+        return ArchivedScorer(ScoreStore.open_existing(uri), scorer_id, known_attributes(section.attributes))
     scorer, store = _build_plain(section, acquire), ScoreStore(uri)
     if section.scorer in SERVICES:
         return CachedScorer(scorer, store, slice_size=1, num_slices=section.execution.concurrency)
@@ -153,5 +154,7 @@ def score_section(overrides: dict[str, Any], store: str | None, **defaults: Any)
     values = merge(merge({"score": defaults}, {"score": {"execution": {"store": store}}}), overrides)
     if others := [name for name in values if name != "score"]:
         raise InputError(f"--{others[0]}: only fields of the score section are taken here: --score.FIELD VALUE")
+    if isinstance(values["score"], list):
+        raise InputError(f"--score: {len(values['score'])} scorers are named, and this command takes one: --score NAME")
     section: Score = validate(Score, values["score"], "options")
     return section

@@ -1,8 +1,8 @@
 """Sequence classifiers from Hugging Face: scores are the probabilities of the model's labels that name attributes.
 
 The model runs in transformers, or in vLLM if that serves the architecture (:mod:`xgray.score.vllm_classifier`). Tokens
-and activation are the same in both. As in the text-classification pipeline of transformers, the activation is a sigmoid
-for multi-label models and for models of a single label, and a softmax for all others.
+and activation are the same in both. Where ``score.classifier.activation`` names none, it is that of transformers'
+text-classification pipeline: a sigmoid for multi-label models and for models of a single label, else a softmax.
 
 The texts beside it in a batch change a text's score by rounding only: with tiny models of three architectures on a CPU,
 by at most 2e-6 in float32, 1e-3 in float16 and 6e-3 in bfloat16.
@@ -21,7 +21,7 @@ import numpy as np
 
 from xgray.config import Model, Score
 from xgray.errors import InputError
-from xgray.models.load import device_name, load_sequence_classifier, load_tokenizer, sequence_limit
+from xgray.models.load import device_name, load_config, load_sequence_classifier, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
 from xgray.models.source import model_fingerprint, resolve
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT
@@ -63,7 +63,8 @@ class ClassifierScorer:
         path = resolve(model)
         config = _configuration(path, model.revision)
         self._columns = label_columns(options.labels, self.attributes, config.id2label)
-        self._is_sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
+        is_sigmoid = config.problem_type == "multi_label_classification" or len(config.id2label) == 1
+        self._is_sigmoid = is_sigmoid if options.activation is None else options.activation == "sigmoid"
         self._tokenizer = load_tokenizer(path, model.revision)
         self._num_special = self._tokenizer.num_special_tokens_to_add()
         self._max_length = sequence_limit(config, self._tokenizer.model_max_length)
@@ -71,6 +72,8 @@ class ClassifierScorer:
         self._engine: Engine | None = None
         self.device = device_name()
         depends_on = {"model": model_fingerprint(model), "labels": options.labels, "dtype": model.dtype}
+        if options.activation is not None:
+            depends_on["activation"] = options.activation
         self.version = fingerprint(depends_on)[:12]
         self._facts = {
             "model": model.id,
@@ -220,11 +223,9 @@ def label_columns(labels: dict[str, str], attributes: Sequence[str], id2label: d
 
 
 def _configuration(path: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
+        config = load_config(path, revision)
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"score.classifier.model: cannot read {path!r}: {str(error).splitlines()[0]}") from None
     architectures = config.architectures or ["unknown"]
     if not any(name.endswith("ForSequenceClassification") for name in architectures):

@@ -5,7 +5,6 @@ The fit is reproducible to the bit: it runs on one thread of linear algebra.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
+from xgray.storage.parse import parse_json
 
 INVERSE_STRENGTH = 10**-2.5
 """C, the inverse of the L2 penalty on standardised embeddings.
@@ -118,7 +118,7 @@ def _read_values(path: str, remedy: str) -> dict[str, Any]:
     if content is None:
         raise InputError(f"score.head: no such file: {path}. {remedy}")
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError:
         raise InputError(f"score.head: {path} is not JSON. {remedy}") from None
     if not isinstance(values, dict):

@@ -294,7 +294,7 @@ def _answer_head(head: Any, tokens: Sequence[int]) -> Any:
 def _configuration(path: str, revision: str | None) -> Any:
     try:
         config = load_config(path, revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"score.guard.model: cannot read {path!r}: {str(error).splitlines()[0]}") from None
     architectures = config.architectures or ["unknown"]
     if not any(name.endswith(CAUSAL) for name in architectures):

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 
 from xgray.data.perspective_results import SCORER, SCORER_VERSION
+from xgray.errors import InputError
 from xgray.score.scorer import ScorerId
 
 UNKNOWN = "unknown"
@@ -33,6 +34,25 @@ def archived_id(model: str | None, scored: str | None) -> ScorerId:
         return ScorerId(SCORER, f"{SCORER}/{model}")
     date = known_date(scored)
     return ScorerId(SCORER, f"{SCORER_VERSION}/{date[:4] if date else UNKNOWN}")
+
+
+def named_archive(name: str) -> ScorerId:
+    """Return the id of archived scores by what the field ``score.archived`` names.
+
+    Args:
+        name: a year, ``unknown``, or the versions of Google's models: ``TOXICITY@6``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if _YEAR.fullmatch(f"/{name}"):
+        return archived_id(None, name)
+    if "@" in name:
+        return archived_id(name, None)
+    raise InputError(
+        f"score.archived: {name!r} names no archive; true takes what the service answered xgray, and a year (2020), "
+        f"{UNKNOWN} or the versions of Google's models (TOXICITY@6) what was imported as that"
+    )
 
 
 def known_date(scored: str | None) -> str | None:

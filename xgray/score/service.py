@@ -15,6 +15,7 @@ from yarl import URL
 from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored
 
+MAX_WAIT_SECONDS = 3600.0
 MAX_REASON = 300
 """Characters of a service's message that are kept."""
 
@@ -45,7 +46,10 @@ def version_at(url: URL, home: str, version: str) -> str:
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Return the wait that a ``Retry-After`` header asks for, in seconds or as a date; None if it says neither."""
+    """Return the wait that a ``Retry-After`` header asks for, in seconds or as a date; None if it says neither.
+
+    It is ``MAX_WAIT_SECONDS`` at most: a request that waits for years is a run that hangs.
+    """
     if header is None:
         return None
     try:
@@ -53,9 +57,9 @@ def retry_after_seconds(header: str | None) -> float | None:
     except ValueError:
         try:
             wait = parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
-    return max(wait, 0.0) if math.isfinite(wait) else None
+    return min(max(wait, 0.0), MAX_WAIT_SECONDS) if math.isfinite(wait) else None
 
 
 def as_score(value: object) -> float | None:

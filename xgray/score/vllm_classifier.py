@@ -8,6 +8,7 @@ import numpy as np
 
 from xgray.config import Model
 from xgray.errors import InputError
+from xgray.models.load import check_loadable
 from xgray.models.vllm import cpu_options, prepare_environment
 
 
@@ -24,8 +25,10 @@ class VllmEngine:
             InputError: vLLM does not serve the model.
         """
         prepare_environment(path)
+        from transformers import AutoModelForSequenceClassification
         from vllm import LLM
 
+        check_loadable(path, model.revision, AutoModelForSequenceClassification)
         try:
             self._llm = LLM(
                 model=path,
@@ -34,6 +37,7 @@ class VllmEngine:
                 runner="pooling",
                 max_model_len=max_length,
                 load_format="safetensors",
+                generation_config="vllm",
                 enable_prefix_caching=False,  # no text is read twice
                 disable_log_stats=True,
                 **cpu_options(max_length),

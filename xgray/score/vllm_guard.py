@@ -8,6 +8,7 @@ import numpy as np
 
 from xgray.config import Model
 from xgray.errors import InputError
+from xgray.models.load import check_loadable
 from xgray.models.vllm import cpu_options, prepare_environment
 from xgray.score.guard_prompt import GuardPrompt
 
@@ -22,6 +23,7 @@ class VllmEngine:
             InputError: vLLM does not serve the model.
         """
         prepare_environment(path)
+        check_loadable(path, model.revision)
         from vllm import LLM, SamplingParams
 
         self._tokens = prompt.tokens
@@ -37,6 +39,7 @@ class VllmEngine:
                 dtype=model.dtype,
                 max_model_len=length,
                 load_format="safetensors",
+                generation_config="vllm",
                 enable_prefix_caching=True,
                 disable_log_stats=True,
                 **cpu_options(length),

@@ -34,15 +34,18 @@ class MetricChange(TypedDict):
     relative_change: float | None
     """``after / before - 1``; None also where the value before is 0."""
     relative_low: float | None
-    """Lower end of the interval of the relative change; None also where a resample's value before is 0."""
+    """Lower end of the interval of the relative change; None also where the value before may be 0."""
     relative_high: float | None
     """Upper end of the interval of the relative change."""
     p_value: float | None
-    """Two-sided, of a paired permutation test over prompts."""
+    """Two-sided, of a paired test over prompts: below ``1 - confidence`` where the interval excludes 0."""
     p_adjusted: float | None
     """The p-value under false-discovery control over the languages; of an average, the p-value itself."""
     significant: bool | None
     """Whether ``p_adjusted`` is below ``1 - confidence``."""
+    detectable: NotRequired[float | None]
+    """The least difference that a single test of these prompts finds with a probability of 80 %; files of earlier
+    versions lack it."""
     reason: NotRequired[str]
     """Why there is no difference, or which languages an average leaves out."""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from xgray.storage.parse import check_regular
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -27,10 +30,22 @@ def fingerprint(payload: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(payload).encode()).hexdigest()
 
 
-def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of all files below a folder, in hexadecimal."""
+def file_fingerprint(path: Path, only: Sequence[Path] | None = None) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of files below a folder, in hexadecimal.
+
+    Args:
+        path: the file or the folder.
+        only: the folder's files that count, sorted; by default all below it.
+
+    Raises:
+        InputError: it is a device or a pipe.
+    """
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    check_regular(path)
+    if only is not None:
+        files: Sequence[Path] = only
+    else:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()

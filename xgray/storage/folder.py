@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from xgray.errors import InputError, StageError
+from xgray.storage.parse import check_regular, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,6 +111,17 @@ def write_aside(target: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def naming_file(path: str) -> Iterator[None]:
+    """Let an error of the disk that names no file, such as a full one, name this file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
+
+
 @cache
 def _open_file_system(uri: str) -> tuple[FileSystem, str]:
     """Return the file system behind a URI, and the path in it."""
@@ -141,6 +153,26 @@ def _upload_and_copy(filesystem: FileSystem, path: str, content: bytes | pa.Buff
             filesystem.delete_file(temporary)
 
 
+@contextmanager
+def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
+    """Turn pyarrow's error about a damaged file into a StageError that names the file, or ``what`` of a folder."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # An error of the disk has a number, and one of an object store comes from a remote folder.
+        if isinstance(error, OSError) and (error.errno is not None or folder.local is None):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StageError(f"{folder}: {what}is damaged ({reason}); {REMAKE_ROWS}") from None
+
+
+def _kind(type_: pa.DataType) -> str:
+    """Return the kind of a column's values: ``string``, ``list``, ``int``, ..."""
+    return re.sub(r"^large_|_view|[0-9<(\[].*", "", str(type_))
+
+
 class Folder:
     """A folder, by local path or URI. It pickles to any worker, and making one touches no file.
 
@@ -165,6 +197,10 @@ class Folder:
             raise InputError(
                 f"{without}: this URI holds credentials, which would be written into the run's files. Leave them out "
                 "and set them in the environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            raise InputError(
+                f"{uri}: a file URI has an absolute path, as in file:///home/me/runs; or write a plain path"
             )
         self.uri = base.rstrip("/") + mark + options
 
@@ -238,7 +274,14 @@ class Folder:
         )
 
     def read_bytes(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            InputError: it is a device or a pipe.
+        """
         filesystem, path = self._resolve(name)
+        if self.local is not None:
+            check_regular(Path(path))
 
         def read() -> bytes:
             with filesystem.open_input_stream(path) as stream:
@@ -254,7 +297,7 @@ class Folder:
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         filesystem, path = self._resolve(name)
         if self.local is not None:
-            with write_aside(Path(path)) as temporary, temporary.open("wb") as stream:
+            with naming_file(path), write_aside(Path(path)) as temporary, temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -294,7 +337,28 @@ class Folder:
         with_retries(read)
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+        """Return the value of a JSON file.
+
+        Raises:
+            ValueError: it is no JSON.
+        """
+        return parse_json(self.read_bytes(name))
+
+    def read_mapping(self, name: str) -> Any:
+        """Return the content of a JSON file that a stage has written.
+
+        Raises:
+            StageError: the file is damaged.
+        """
+        try:
+            value = self.read_json(name)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+        else:
+            if isinstance(value, dict):
+                return value
+            reason = "no JSON object"
+        raise StageError(f"{self / name} is damaged ({reason}). Redo its stage (--force)")
 
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
@@ -309,16 +373,24 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
-        """Open one Parquet file, to read it in parts."""
+        """Open one Parquet file, to read it in parts.
+
+        Raises:
+            StageError: the file is damaged.
+        """
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(self._parquet_source(name))
+        with _naming_damage(self / name):
+            return pq.ParquetFile(self._parquet_source(name))
 
     def _parquet_source(self, name: str) -> str | pa.BufferReader:
         import pyarrow as pa
 
         local = self.local
-        return str(local / name) if local is not None else pa.BufferReader(self.read_bytes(name))
+        if local is None:
+            return pa.BufferReader(self.read_bytes(name))
+        check_regular(local / name)
+        return str(local / name)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file.
@@ -326,15 +398,11 @@ class Folder:
         Raises:
             StageError: the file is damaged. Files are written whole, so something else has cut it.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         source = self._parquet_source(name)
-        try:
+        with _naming_damage(self / name):
             return pq.read_table(source, columns=columns)
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise StageError(f"{self / name} is damaged ({reason}); {REMAKE_ROWS}") from None
 
     def read_parquet(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """Read all finished Parquet files of this folder as one table; an empty table if there are none.
@@ -350,10 +418,27 @@ class Folder:
         else:
             with ThreadPoolExecutor(NUM_READERS) as pool:
                 tables = list(pool.map(lambda name: self.read_table(name, columns), names))
-        if tables:
-            return pa.concat_tables(tables)
-        fields = [schema.field(column) for column in columns] if columns else schema
-        return pa.schema(fields).empty_table()
+        self._check_kinds(tables, schema)
+        wanted = pa.schema([schema.field(column) for column in columns] if columns else schema)
+        # Rows that an earlier version wrote may lack fields, such as an attribute of the scores: they become null.
+        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
+
+    def _check_kinds(self, tables: list[pa.Table], schema: pa.Schema) -> None:
+        """Check that columns hold what they should: texts, numbers or lists.
+
+        Raises:
+            StageError: one holds another kind of value, or the tables differ.
+        """
+        known = {field.name: _kind(field.type) for field in schema}
+        for table in tables:
+            for field in table.schema:
+                if _kind(field.type) not in ("null", known.get(field.name, _kind(field.type))):
+                    raise StageError(
+                        f"{self}: a file is damaged: column {field.name} holds {field.type}, not "
+                        f"{known[field.name]}; {REMAKE_ROWS}"
+                    )
+            if table.schema.names != tables[0].schema.names:
+                raise StageError(f"{self}: a file is damaged: other columns than in the others; {REMAKE_ROWS}")
 
     def count_rows(self) -> int:
         """Return the number of rows in all finished Parquet files of this folder, from their footers.
@@ -363,7 +448,7 @@ class Folder:
         """
         import pyarrow as pa
 
-        with self._naming_damage():
+        with _naming_damage(self, "a file "):
             return with_retries(self._dataset(pa.schema([])).count_rows)
 
     def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -372,7 +457,7 @@ class Folder:
         Raises:
             StageError: a file is damaged.
         """
-        with self._naming_damage():
+        with _naming_damage(self, "a file "):
             yield from self._dataset(schema).to_batches(columns=columns)
 
     def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
@@ -384,31 +469,23 @@ class Folder:
             files, schema=schema, format=ds.ParquetFileFormat(), filesystem=filesystem
         )
 
-    @contextmanager
-    def _naming_damage(self) -> Iterator[None]:
-        """Turn pyarrow's error about a damaged file into a StageError that names this folder."""
-        import pyarrow as pa
-
-        try:
-            yield
-        except pa.ArrowInvalid as error:
-            raise StageError(f"{self}: a file is damaged: {str(error).splitlines()[0]}; {REMAKE_ROWS}") from None
-
     def remove(self, name: str) -> None:
         """Delete one file, if it exists."""
         filesystem, path = self._resolve(name)
         with suppress(FileNotFoundError):
             with_retries(lambda: filesystem.delete_file(path))
 
-    def clear(self, kept: str) -> None:
-        """Delete everything in this folder except the file ``kept``."""
+    def clear(self, *kept: str) -> None:
+        """Delete everything in this folder except the files and folders named ``kept``."""
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._resolve("")
         for info in with_retries(lambda: filesystem.get_file_info(FileSelector(path))):
+            if info.base_name in kept:
+                continue
             if info.type == FileType.Directory:
                 (self / info.base_name).delete()
-            elif info.base_name != kept:
+            else:
                 self.remove(info.base_name)
 
     def delete(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from xgray.errors import StageError
+from xgray.train.divergence import check_finite
 from xgray.train.metrics import append_metrics, begin_metrics
 from xgray.train.seeds import step_seed
 
@@ -44,7 +43,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     The seconds of a step are all that passed since the previous step, except for validations and checkpoints.
 
     Raises:
-        StageError: the loss is not a finite number; raised on all processes.
+        DivergedError: the loss or the gradient is not a finite number; raised on all processes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,12 +75,13 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         line = None
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise StageError(f"train: the loss of step {step} is {logs['loss']}; lower train.learning_rate")
+            measured = {"loss": logs["loss"], "gradient's norm": logs.get("grad_norm")}
+            check_finite(step, measured, args.learning_rate, "train.")
             row = self._step_row(logs)
             if step == 1 or step % STEPS_PER_LOG_LINE == 0:
                 line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s"
         elif "eval_loss" in logs:
+            check_finite(step, {"validation loss": logs["eval_loss"]}, args.learning_rate, "train.")
             row = {f"eval_{name}": logs[f"eval_{trl_name}"] for trl_name, name in NAMES.items()}
             line = f"validation loss {logs['eval_loss']:.4f}"
         else:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from xgray.config import Model
 from xgray.models.cache import cache_folder, save
-from xgray.models.load import load_tokenizer
-from xgray.models.source import is_adapter, model_fingerprint, resolve
+from xgray.models.complete import check_adapter
+from xgray.models.load import check_loadable, load_config, load_skeleton, load_tokenizer
+from xgray.models.source import folder_fingerprint, is_adapter, model_fingerprint, resolve
 from xgray.storage.checksums import CONTENTS, move_with_checksums
-from xgray.storage.fingerprint import file_fingerprint, fingerprint
+from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder, write_aside
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -57,7 +59,7 @@ def merge_adapter(model: Model, adapter: str, folder: Folder) -> str:
     Raises:
         OSError: a disk is full, or refuses the files for another reason.
     """
-    identity = {"model": model_fingerprint(model), "adapter": file_fingerprint(Path(adapter))}
+    identity = {"model": model_fingerprint(model), "adapter": folder_fingerprint(Path(adapter))}
     target = folder / fingerprint(identity)[:16]
 
     def merge(working: Path) -> None:
@@ -87,25 +89,37 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 def _save_tuned(model: str, revision: str | None, checkpoint: Path, target: Path) -> None:
     """Save the base model in float32 with the checkpoint's weights in place of all of its own."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from xgray.train.state import load_weights
 
-    tuned = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
+    tuned = _load_whole(model, revision)
     load_weights(tuned, checkpoint)
     save(tuned, target)
     save(load_tokenizer(model, revision), target)
+
+
+def _load_whole(model: str, revision: str | None) -> Any:
+    """Load the base model in float32, with its own generation config, which is saved with the result.
+
+    Raises:
+        InputError: weights are missing, unexpected or of another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_loadable(model, revision)
+    return AutoModelForCausalLM.from_pretrained(
+        model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
 
 
 def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> None:
     import torch
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    stored_dtype = AutoConfig.from_pretrained(model, revision=revision).dtype or torch.float32
-    base = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=torch.float32)
+    check_adapter(adapter, load_skeleton(model, revision))
+    stored_dtype = load_config(model, revision).dtype or torch.float32
+    base = _load_whole(model, revision)
     adapted = PeftModel.from_pretrained(base, str(adapter))
     head = base.get_output_embeddings()
     if isinstance(head, BaseTunerLayer) and base.config.tie_word_embeddings:

@@ -3,6 +3,9 @@
 A prompt and its completion are tokenized together (``prompt + chosen + eos``), because a tokenizer may merge characters
 across the boundary. The completions begin where the tokens of the prompt, of the text with the chosen completion and of
 the text with the rejected completion first differ.
+
+Under ``train.tokenization: released`` pairs are tokenized and truncated as TRL 0.8.6 does it, the paper's trainer
+(:func:`_released_pair`).
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ class TokenizedPair:
     """The chosen completion with its end-of-text token, without the prompt."""
     rejected_ids: list[int]
     """The rejected completion, likewise."""
+    chosen_uncounted: int = 0
+    """The first tokens of ``chosen_ids`` that belong to the prompt: the loss does not count them. They are not in
+    ``prompt_ids`` where the prompt has other tokens before the rejected completion."""
+    rejected_uncounted: int = 0
+    """Those of ``rejected_ids``."""
 
     @property
     def num_tokens(self) -> int:
@@ -39,7 +47,9 @@ class TokenizedPair:
 
     def key(self, context: dict[str, Any]) -> str:
         """Return the SHA-256 of the pair's tokens and of ``context``, which holds all else that a value depends on."""
-        return fingerprint({**context, "pair": [self.prompt_ids, self.chosen_ids, self.rejected_ids]})
+        uncounted = [self.chosen_uncounted, self.rejected_uncounted]
+        pair = [self.prompt_ids, self.chosen_ids, self.rejected_ids, *(uncounted if any(uncounted) else [])]
+        return fingerprint({**context, "pair": pair})
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class PreparedPairs:
     num_pairs: int
     """Pairs before the length filter."""
     num_truncated: int
-    """Pairs kept whose prompt was truncated."""
+    """Pairs kept that lost tokens: of their prompt, or under ``tokenization: released`` also of a completion."""
 
     @property
     def num_dropped(self) -> int:
@@ -65,21 +75,21 @@ def prepare_pairs(
     """Tokenize, truncate, filter and split the pairs.
 
     A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
-    one. Then ``length_filter: corrected`` drops pairs of more than ``max_length`` tokens, and ``released`` drops pairs
-    whose text before truncation has more than ``max_length`` characters. ``seed`` decides which pairs are held out;
-    they are whole batches, see :func:`num_held_out`.
+    one; ``tokenization: released`` cuts as TRL 0.8.6. Then ``length_filter: corrected`` drops pairs of more than
+    ``max_length`` tokens, and ``released`` drops pairs whose text before truncation has more than ``max_length``
+    characters. ``seed`` decides which pairs are held out; they are whole batches, see :func:`num_held_out`.
 
     Raises:
-        InputError: fewer pairs are left than a batch of training and the held-out pairs need.
+        InputError: fewer pairs are left than a batch of training and the held-out pairs need, or
+            ``tokenization: released`` leaves no room for completions.
     """
     kept, num_truncated = [], 0
-    for pair, whole in zip(pairs, _tokenize(pairs, tokenizer), strict=True):
-        cut = _truncate_prompt(whole, section.max_prompt_length, tokenizer.bos_token_id)
+    for pair, (cut, is_truncated) in zip(pairs, _tokenized(pairs, tokenizer, section), strict=True):
         characters = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
         length = cut.num_tokens if section.length_filter == "corrected" else characters
         if length <= section.max_length:
             kept.append(cut)
-            num_truncated += len(cut.prompt_ids) < len(whole.prompt_ids)
+            num_truncated += is_truncated
     num_validation = num_held_out(section, len(kept))
     if len(kept) < section.batch_size + num_validation:
         raise InputError(
@@ -114,6 +124,17 @@ def num_held_out(section: Train, num_pairs: int) -> int:
     return unit * max(1, round(share / unit))
 
 
+def _tokenized(
+    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train
+) -> list[tuple[TokenizedPair, bool]]:
+    """Return the tokens of each pair after truncation, and whether any were cut."""
+    if section.tokenization == "released":
+        return _tokenize_as_released(pairs, tokenizer, section)
+    whole = _tokenize(pairs, tokenizer)
+    cut = [_truncate_prompt(pair, section.max_prompt_length, tokenizer.bos_token_id) for pair in whole]
+    return [(short, len(short.prompt_ids) < len(long.prompt_ids)) for short, long in zip(cut, whole, strict=True)]
+
+
 def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
     if not pairs:
         return []
@@ -139,3 +160,82 @@ def _truncate_prompt(pair: TokenizedPair, max_tokens: int, bos: int | None) -> T
         return pair
     begin = prompt[:1] if bos is not None and prompt[0] == bos and max_tokens > 1 else []
     return TokenizedPair(begin + prompt[len(prompt) - max_tokens + len(begin) :], pair.chosen_ids, pair.rejected_ids)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One completion of a pair with its prompt, as TRL 0.8.6 holds them."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+def _tokenize_as_released(
+    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train
+) -> list[tuple[TokenizedPair, bool]]:
+    if section.max_length <= section.max_prompt_length:
+        raise InputError(
+            "train.tokenization: released cuts a completion to max_length - max_prompt_length tokens, which is "
+            f"{section.max_length} - {section.max_prompt_length}. Set train.max_length above train.max_prompt_length."
+        )
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return ids
+
+    columns = (
+        ids_of([pair.prompt for pair in pairs]),
+        ids_of([pair.prompt + pair.chosen for pair in pairs]),
+        ids_of([pair.prompt + pair.rejected for pair in pairs]),
+    )
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return [_released_pair(*row, *tokens, section) for row in zip(*columns, strict=True)]
+
+
+def _released_pair(
+    prompt: list[int], chosen: list[int], rejected: list[int], bos: int | None, eos: int, section: Train
+) -> tuple[TokenizedPair, bool]:
+    """Return a pair as TRL 0.8.6 tokenizes it with ``truncation_mode="keep_end"``, and whether tokens were cut.
+
+    Nothing is cut unless the prompt and the longer completion exceed ``max_length``. Then the prompt keeps its last
+    ``max_prompt_length`` tokens, which may leave out the beginning-of-text token, and a completion that is still too
+    long keeps its first ``max_length - max_prompt_length`` tokens. Both are decided for each side of the pair by
+    itself.
+
+    Args:
+        prompt: tokens of the prompt without special tokens.
+        chosen: tokens of the prompt and the chosen completion, tokenized together, without special tokens.
+        rejected: those of the prompt and the rejected completion.
+    """
+    sides = [_released_side(prompt, whole, bos, eos) for whole in (chosen, rejected)]
+    longest = max(len(side.completion) for side in sides)
+    cut = []
+    for side in sides:
+        tokens, completion = side.prompt, side.completion
+        if len(tokens) + longest > section.max_length:
+            tokens = tokens[-section.max_prompt_length :]
+        if len(tokens) + longest > section.max_length:
+            completion = completion[: section.max_length - section.max_prompt_length]
+        cut.append(_Side(tokens, completion))
+    first, second = cut
+    together = zip(first.prompt, second.prompt, strict=False)
+    num_shared = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], together))
+    pair = TokenizedPair(
+        first.prompt[:num_shared],
+        first.prompt[num_shared:] + first.completion,
+        second.prompt[num_shared:] + second.completion,
+        len(first.prompt) - num_shared,
+        len(second.prompt) - num_shared,
+    )
+    return pair, cut != sides
+
+
+def _released_side(prompt: list[int], whole: list[int], bos: int | None, eos: int) -> _Side:
+    """Split a prompt and a completion that were tokenized together; a merged last token goes to the completion."""
+    start = len(prompt)
+    if whole[:start] != prompt:
+        start -= 1
+    prompt, completion = whole[:start], whole[start:]
+    begin = [bos] if bos is not None and prompt[:1] != [bos] else []
+    end = [] if completion[-1:] == [eos] else [eos]
+    return _Side([*begin, *prompt], [*completion, *end])

@@ -3,7 +3,7 @@
 TRL computes the loss. xgray adds to it:
 
 - pairs arrive as token ids, and the reference's log-probabilities come from a cache on disk;
-- LoRA keeps its dropout, and may adapt the head;
+- LoRA keeps its dropout unless ``dropout`` is ``released``, and may adapt the head;
 - ``metrics.jsonl`` gets a line for every step;
 - any number of workers can resume from a checkpoint.
 
@@ -38,9 +38,12 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer
 from trl.models import prepare_deepspeed
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from xgray.config import Train
 from xgray.errors import InputError
+from xgray.models.check import check_tokenizer
+from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
@@ -93,10 +96,12 @@ def build_trainer(
         callbacks: Called before the line in ``metrics.jsonl`` is written.
 
     Raises:
-        InputError: the section asks for what this machine cannot do, or the model does not exist.
+        InputError: the section asks for what this machine cannot do; or the model does not exist, is not whole, or its
+            tokenizer cannot be trained with.
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
+    _check_model(model)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
@@ -108,6 +113,7 @@ def build_trainer(
         train_dataset=_dataset(pairs.train),
         eval_dataset=_dataset(pairs.validation) if pairs.validation else None,
         processing_class=model.tokenizer,
+        data_collator=PairCollator(pad_token_id=model.tokenizer.pad_token_id, max_length=section.max_length),
         peft_config=lora_config(policy, section) if section.method != "full" else None,
         # MetricsLog comes last, so that its clock restarts when the other callbacks are done.
         callbacks=[
@@ -123,6 +129,13 @@ def build_trainer(
     # Computing the reference may have drawn random numbers, depending on how much of it was in the cache.
     set_seed(seed)
     return trainer
+
+
+def _check_model(model: StartingModel) -> None:
+    try:
+        check_tokenizer(model.path, check_loadable(model.path, model.revision).config, model.tokenizer)
+    except InputError as error:
+        raise InputError(f"model.id: {error}") from None
 
 
 def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_validation: int) -> DPOConfig:
@@ -159,6 +172,7 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
         # An incomplete last batch would be filled with repeated pairs, as many as the number of workers requires.
         dataloader_drop_last=True,
+        remove_unused_columns=False,  # PairCollator reads columns that TRL does not know
         gradient_accumulation_steps=section.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
@@ -198,8 +212,10 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
         )
     try:
-        policy = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
-    except OSError as error:
+        policy = AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"model.id: cannot load {model!r}: {str(error).splitlines()[0]}") from None
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -210,17 +226,25 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
 
 
 def lora_config(model: PreTrainedModel, section: Train) -> LoraConfig:
-    """Return the adapter's configuration: on all linear layers of the blocks, or also on embeddings and head."""
+    """Return the adapter's configuration: on all linear layers of the blocks, or also on embeddings and head.
+
+    The paper's script adapts the head of Llama and Aya, but not that of BLOOM.
+    """
     targets: str | list[str] = "all-linear"
     if section.lora_targets == "released":
-        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         linear = (torch.nn.Linear, Conv1D)
-        targets = [name for name, module in model.named_modules() if isinstance(module, linear) or module in embeddings]
+        targets = [
+            name
+            for name, module in model.named_modules()
+            if module is embeddings
+            or (isinstance(module, linear) and not (module is head and model.config.model_type == "bloom"))
+        ]
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
         lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
+        lora_dropout=0.0 if section.dropout == "released" else section.lora_dropout,
         target_modules=targets,
     )
 
@@ -256,6 +280,18 @@ def _show_adapted_head(model: PreTrainedModel) -> None:
 
 def _dataset(pairs: Sequence[TokenizedPair]) -> Dataset:
     return Dataset.from_list([vars(pair) for pair in pairs])
+
+
+class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's collator, which leaves a pair's uncounted tokens out of the loss."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch: the chosen sequences, then the rejected ones."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        for offset, name in ((0, "chosen_uncounted"), (len(examples), "rejected_uncounted")):
+            for row, example in enumerate(examples, offset):
+                batch["completion_mask"][row, : len(example["prompt_ids"]) + example[name]] = 0
+        return batch
 
 
 class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]

@@ -76,9 +76,14 @@ def test_duplicate_sentences_are_misses():
 
 def test_summary_averages_layers_and_prompts_and_brackets_the_mean():
     scores = {"accuracy": np.array([[1.0, 0, 0, 1], [1, 1, 0, 1]]), "cosine": np.full((2, 4), 0.25)}
-    result = summary(scores, 0.95, 2000, (0, 1))
+    result = summary(scores, 0.95)
     assert result["accuracy"]["value"] == 5 / 8
     assert result["accuracy"]["layers"]["value"] == [0.5, 0.75]
     assert result["accuracy"]["low"] < 5 / 8 < result["accuracy"]["high"]
     assert (result["cosine"]["low"], result["cosine"]["high"]) == (0.25, 0.25)
-    assert result == summary(scores, 0.95, 2000, (0, 1))
+
+
+def test_an_accuracy_without_a_miss_has_an_interval():
+    perfect = summary({"accuracy": np.ones((1, 10))}, 0.95)["accuracy"]
+    assert (perfect["value"], perfect["high"]) == (1, 1)
+    assert 0.6 < perfect["low"] < 0.75

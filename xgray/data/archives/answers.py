@@ -19,6 +19,7 @@ import msgspec
 from xgray.data.archives.archived import EMPTY, NO_SCORE, ArchivedText, ArchiveOptions, check_scores, known_language
 from xgray.data.archives.rows import read_rows
 from xgray.errors import InputError
+from xgray.storage.parse import check_regular
 
 # gc=False: answers hold no cycles, and the garbage collector would visit millions of them.
 
@@ -176,6 +177,7 @@ def read_texts(file: Path) -> list[str]:
     Raises:
         InputError: there is no such file, or a line holds no text.
     """
+    check_regular(file)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -188,7 +190,7 @@ def read_texts(file: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{file}:{number}: broken JSON; a JSON text or object is expected a line") from None
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str):

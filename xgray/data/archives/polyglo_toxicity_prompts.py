@@ -26,6 +26,18 @@ class PolygloRow(msgspec.Struct):
     continuation_perspective: Kept
     meta_data: MetaData | str
 
+    def scored_texts(self, where: str) -> list[tuple[str, dict[str, float]]]:
+        """Return the text, its prompt and its continuation, each with its scores; none where the API did not answer.
+
+        Raises:
+            InputError: a score is not a number in [0, 1]; ``where`` is the row's place in its file.
+        """
+        return [
+            (self.text, answer_scores(self.perspective, where)),
+            (self.prompt, answer_scores(self.prompt_perspective, where)),
+            (self.continuation, answer_scores(self.continuation_perspective, where)),
+        ]
+
 
 class PolygloPrompt(msgspec.Struct):
     prompt: str
@@ -40,12 +52,7 @@ def read_polyglo(file: Path, options: ArchiveOptions) -> Iterator[ArchivedText]:
     """
     for where, row in read_rows(file, PolygloRow):
         code = row_language(row.meta_data, where)
-        for text, answer in (
-            (row.text, row.perspective),
-            (row.prompt, row.prompt_perspective),
-            (row.continuation, row.continuation_perspective),
-        ):
-            scores = answer_scores(answer, where)
+        for text, scores in row.scored_texts(where):
             if code is None:
                 options.left_out["a language that xgray does not know"] += 1
             elif not scores:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from xgray.data.source import read_csv, read_records
+from xgray.data.source import open_input, plain_name, read_csv, read_records
 from xgray.errors import InputError
+from xgray.storage.parse import check_regular
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ def first_row(file: Path) -> dict[str, Any]:
                 fields: dict[str, Any] = batch.to_pylist()[0]
                 return fields
             return dict.fromkeys(parquet.schema_arrow.names)
-    if file.suffix == ".csv":
+    if plain_name(file).suffix == ".csv":
         for _, row in read_csv(file, []):
             return dict(row)
         raise InputError(f"{file}: no rows below the header")
@@ -54,28 +55,25 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     """
     if file.suffix == ".parquet":
         yield from _parquet_rows(file, row_type)
-    elif file.suffix == ".csv":
+    elif plain_name(file).suffix == ".csv":
         for number, row in read_csv(file, []):
-            yield f"{file}:{number}", msgspec.convert(row, row_type)
+            yield f"{file}:{number}", _convert(row, row_type, f"{file}:{number}")
     else:
         yield from _json_rows(file, row_type)
 
 
 def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     decode, prefix = msgspec.json.Decoder(row_type).decode, f"{file}:"
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.isspace():
-                    continue
-                try:
-                    row = decode(content)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
-                yield f"{prefix}{number}", row
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}") from None
+    with open_input(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if content.isspace():
+                continue
+            try:
+                row = decode(content)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise InputError(f"{prefix}{number}: {_explain(content, error)}") from None
+            yield f"{prefix}{number}", row
 
 
 def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
@@ -90,14 +88,18 @@ def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
             for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
-                    try:
-                        row = msgspec.convert(fields, row_type)
-                    except msgspec.ValidationError as error:
-                        found = ", ".join(fields)
-                        raise InputError(f"{file}: row {number}: {_plain(error)}; columns found: {found}") from None
-                    yield f"{file}: row {number}", row
+                    where = f"{file}: row {number}"
+                    yield where, _convert(fields, row_type, where)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _convert(fields: dict[str, Any], row_type: type[Row], where: str) -> Row:
+    """Return a row of columns as ``row_type``."""
+    try:
+        return msgspec.convert(fields, row_type)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_plain(error)}; columns found: {', '.join(fields)}") from None
 
 
 def _is_read(path: list[str], wanted: Sequence[str]) -> bool:
@@ -114,6 +116,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(file)
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
@@ -126,6 +129,8 @@ def _explain(line: bytes, error: Exception) -> str:
         fields = json.loads(line)
     except UnicodeDecodeError:
         return "not UTF-8; save the file as UTF-8"
+    except RecursionError:
+        return "broken JSON (nested too deeply)"
     except ValueError as broken:
         reason = str(broken).partition(":")[0]
         return f"broken JSON ({reason}), as when a file is cut off; one JSON object a line is expected"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -75,13 +76,16 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     if not neurons:
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
-    weights, _ = model_weights(plan, model)
+    weights = replace(model_weights(plan, model)[0], dtype=section.dtype)
     all_prompts = read_prompts(experiment.prompts.at_most(section.limit), experiment.languages)
     prompts = {language: list(group) for language, group in groupby(all_prompts, lambda prompt: prompt.language)}
     check_lengths(
         prompts.values(),
-        load_tokenizer(weights.path, weights.revision),
-        context_length(load_config(weights.path, weights.revision)) - section.new_tokens,
+        load_tokenizer(*weights.tokenizer_source),
+        # One token less where released puts one before the prompt.
+        context_length(load_config(weights.path, weights.revision))
+        - section.new_tokens
+        - (section.protocol == "released"),
         "the model's context less activations.new_tokens",
     )
     result = collect_activations(
@@ -93,8 +97,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         lambda done, total: on_progress(planned.label, done, total),
     )
     rows = read_activations(planned.rows, list(prompts))
-    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
-    means = activation_metrics(rows, *resampling)
+    means = activation_metrics(rows, experiment.evaluate.confidence)
     metrics: ActivationsMetrics = {
         "neurons": [list(neuron) for neuron in neurons],
         "new_tokens": section.new_tokens,
@@ -104,7 +107,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     }
     if model != BASE:
         before = read_activations(plan.finished("activations", BASE).rows, list(prompts))
-        metrics["change"] = activation_changes(before, rows, *resampling)
+        metrics["change"] = activation_changes(before, rows, experiment.evaluate.confidence)
     planned.folder.write_json("metrics.json", metrics)
     result.counts["num_tokens"] = metrics["average"]["num_tokens"]
     result.measured["mean"] = metrics["average"]["mean"]["value"]
@@ -149,7 +152,7 @@ class ActivationWorker:
         from xgray.models.load import load_causal_lm, load_tokenizer
 
         self.neurons, self.section, self.rows = neurons, section, rows
-        self.tokenizer = load_tokenizer(weights.path, weights.revision)
+        self.tokenizer = load_tokenizer(*weights.tokenizer_source)
         self.model = load_causal_lm(weights.path, weights.dtype, weights.revision)
         check_neurons(neurons, self.model, "activations.neurons")
 
@@ -168,6 +171,7 @@ class ActivationWorker:
                 self.neurons,
                 self.section.new_tokens,
                 self.section.execution.batch_size,
+                protocol=self.section.protocol,
             )
         except InputError as error:
             raise InputError(f"activations: {language}: {error}") from None

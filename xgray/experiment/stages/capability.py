@@ -85,15 +85,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     )
     rows = _rows(folder, tasks)
     versions = ", ".join(sorted({row["harness"] for row in rows}))
-    resampling = (experiment.evaluate.confidence, experiment.evaluate.resamples, experiment.seed)
     metrics: CapabilityMetrics = {
         "harness": versions,
         "confidence": experiment.evaluate.confidence,
-        "tasks": summary(rows, *resampling),
+        "tasks": summary(rows, experiment.evaluate.confidence),
     }
     if model != BASE:
         before = plan.finished("capability", BASE).folder
-        metrics["comparison"] = comparison(_rows(before, tasks), rows, *resampling)
+        metrics["comparison"] = comparison(_rows(before, tasks), rows, experiment.evaluate.confidence)
     folder.write_json("metrics.json", metrics)
     result.counts["num_questions"] = sum(row["num_questions"] for row in rows if row["questions"])
     result.measured["harness"] = versions
@@ -102,7 +101,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
 
 def _rows(folder: Folder, tasks: Iterable[str]) -> list[TaskRow]:
     """Read the rows of all tasks and groups from a model's results."""
-    return [row for task in tasks for row in (folder / RESULTS).read_json(result_file(task))["rows"]]
+    return [row for task in tasks for row in (folder / RESULTS).read_mapping(result_file(task))["rows"]]
 
 
 def result_file(task: str) -> str:
@@ -153,7 +152,9 @@ class CapabilityWorker:
         from xgray.evaluate.harness import load_harness_model
 
         weights = self._weights
-        return load_harness_model(weights.path, weights.dtype, weights.revision, self._section.execution.batch_size)
+        return load_harness_model(
+            weights.path, weights.dtype, weights.revision, self._section.execution.batch_size, weights.tokenizer
+        )
 
     def work(self, unit: tuple[str, str]) -> str:
         """Run one task, write its results, and return the name of the device."""

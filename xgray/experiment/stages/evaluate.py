@@ -61,7 +61,6 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         section,
         experiment.model,
         attribute=experiment.score.attributes[0],
-        seed=experiment.seed,
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
     metrics["unvalidated"] = _unvalidated_languages(plan)
@@ -70,7 +69,6 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         plan.models,
         section,
         attribute=experiment.score.attributes[0],
-        seed=experiment.seed,
         on_progress=lambda done, total: on_progress("evaluate: languages", done, total),
     )
     planned.folder.write_json("metrics.json", metrics)

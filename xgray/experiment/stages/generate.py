@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xgray.config import BASE
+from xgray.config import BASE, Experiment
 from xgray.experiment.plan import Plan
 from xgray.runs.manifest import section_payload
 
@@ -36,4 +36,21 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         "dtype": experiment.model.dtype,
         "engine": engine_name(experiment.generate),
         "seed": experiment.seed,
+        **not_followed(experiment, model),
     }
+
+
+def not_followed(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Return the payload's entry about a model whose own generation config would change its texts; mostly empty."""
+    from xgray.generate.build import engine_name
+    from xgray.models.check import unfollowed
+    from xgray.models.source import is_adapter, resolve
+
+    engine, source = engine_name(experiment.generate), experiment.model
+    if model != BASE and experiment.variant(model).checkpoint is not None:
+        checkpoint = experiment.variant(model).checkpoint_model
+        source = source if is_adapter(resolve(checkpoint)) else checkpoint
+    fields = {} if engine == "dummy" else unfollowed(source)
+    if engine == "vllm":  # which never followed more than the ends
+        fields = {name: value for name, value in fields.items() if name == "eos_token_id"}
+    return {"generation_config": "not followed"} if fields else {}

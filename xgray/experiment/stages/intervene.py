@@ -19,6 +19,7 @@ from xgray.config.stages import stage_named
 from xgray.evaluate.metrics_file import EvaluateMetrics, InterveneMetrics, SettingMetrics
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
+from xgray.experiment.stages.generate import not_followed
 from xgray.experiment.stages.sample import generate_and_score, new_prompts
 from xgray.experiment.weights import model_weights
 from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_neurons
@@ -54,6 +55,7 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         measured_with=plan.stage("evaluate").payload["measured_with"],
         engine=engine_name(experiment.generate),
         seed=experiment.seed,
+        **not_followed(experiment, BASE),
     )
 
 
@@ -88,6 +90,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         planned.folder.write_json("metrics.json", {"neurons": [], "reason": NO_SOURCES})
         return StageResult({"num_neurons": 0}, {"reason": NO_SOURCES}, seconds=time.perf_counter() - began)
     weights = replace(model_weights(plan, BASE)[0], edits_neurons=True)
+    if section.protocol == "released":
+        weights = replace(weights, prefix=_released_prefix(weights))
     check_neurons(neurons, load_skeleton(weights.path, weights.revision), listed_in)
     edits: dict[str, Edit | None] = {BASE: None}
     for name, offset, multiplier in section.settings():
@@ -107,7 +111,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         {
             "neurons": neurons,
             "decoding": section.generate.model_dump(mode="json"),
-            **metrics_by_setting(evaluation.folder.read_json("metrics.json"), edits),
+            **metrics_by_setting(evaluation.folder.read_mapping("metrics.json"), edits),
         },
     )
     planned.folder.write_json("metrics.json", metrics)
@@ -120,6 +124,14 @@ def _neurons(plan: Plan, section: Intervene) -> tuple[list[Neuron], str]:
         return section.neurons, "intervene.neurons"
     vectors = plan.finished("vectors").folder
     return actual_sources(vectors), f"{vectors / 'metrics.json'}: sources"
+
+
+def _released_prefix(weights: Weights) -> str:
+    from xgray.mechanism.activations import released_prefix
+    from xgray.models.load import load_config, load_tokenizer
+
+    config = load_config(weights.path, weights.revision)
+    return released_prefix(config.model_type, load_tokenizer(weights.path, weights.revision))
 
 
 def _inner_plan(plan: Plan, planned: PlannedStage, section: Intervene, settings: list[str]) -> Plan:

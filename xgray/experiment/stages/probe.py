@@ -25,6 +25,7 @@ from xgray.mechanism.probe import (
     Labelled,
     learning_rate,
     logits,
+    released_split,
     text_features,
     train_probe,
     validation_metrics,
@@ -49,7 +50,9 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     files = {"data": file_fingerprint(resolve_input(section.data, "labelled"))}
     if section.test:
         files["test"] = file_fingerprint(resolve_input(section.test, "labelled"))
-    return inside_payload(plan, section, files, seed=plan.experiment.seed)
+    # Earlier versions trained otherwise under released: their probes are others.
+    training = {"training": "the script's"} if section.protocol == "released" else {}
+    return inside_payload(plan, section, files, seed=plan.experiment.seed, **training)
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
@@ -74,13 +77,13 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     experiment, folder = plan.experiment, planned.folder
     section = experiment.probe
     assert section is not None
-    comments = read_comments(section.data, section.validation_share, experiment.seed, section.limit)
+    comments = read_probe_texts(section, experiment.seed)
     fit, validate = ([text for text in comments if text.split == split] for split in ("fit", "validate"))
     trained_on = {text.text for text in fit}
     labelled = read_labelled(section.test) if section.test else []
     test = [text for text in labelled if text.text not in trained_on]
     features = compute_features(
-        experiment.model,
+        experiment.model.model_copy(update={"dtype": section.dtype}),
         section,
         [text.text for text in (*comments, *test)],
         folder / "features",
@@ -106,6 +109,20 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     }
     seconds = time.perf_counter() - began
     return StageResult(counts, {"validation_auc": metrics["validation"]["auc"]["value"]}, features.device, seconds)
+
+
+def read_probe_texts(section: Probe, seed: int) -> list[LabelledText]:
+    """Return the labelled comments, each with its split.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+
+    def split(num_texts: int) -> tuple[list[int], list[int]]:
+        return released_split(num_texts, section.validation_share, seed)
+
+    as_released = split if section.protocol == "released" else None
+    return read_comments(section.data, section.validation_share, seed, section.limit, as_released)
 
 
 def read_probe(folder: Folder) -> FeatureArray:

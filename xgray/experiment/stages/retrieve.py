@@ -21,7 +21,7 @@ from xgray.mechanism.retrieval.files import Encoded, States, distinct, read_stat
 from xgray.mechanism.retrieval.scores import NUM_NEIGHBORS, PIVOT, pair_scores, summary
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
-from xgray.stats.bootstrap import FloatArray, draw_seed
+from xgray.stats.bootstrap import FloatArray
 from xgray.storage.folder import Folder
 
 VERSIONS: tuple[EntityVersion, ...] = get_args(EntityVersion)
@@ -64,7 +64,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     ]
     computed = compute_missing(
         RetrieveWorker,
-        (experiment.model, section, output),
+        (experiment.model.model_copy(update={"dtype": section.dtype}), section, output),
         units,
         output,
         "retrieve",
@@ -119,9 +119,7 @@ def measure(texts: dict[str, Texts], output: Folder, experiment: Experiment) -> 
         output: the folder of the files of states.
     """
     assert experiment.retrieve is not None
-    confidence, resamples = experiment.evaluate.confidence, experiment.evaluate.resamples
-    # One seed for all languages: their sentences are translations, and are resampled together in the average.
-    seed = draw_seed(experiment.seed, "retrieve")
+    confidence = experiment.evaluate.confidence
     encoded = read_states(output, PIVOT)
     english = _states_by_version(encoded, texts[PIVOT])
     counts = {PIVOT: _counts(encoded, texts[PIVOT])}
@@ -136,13 +134,12 @@ def measure(texts: dict[str, Texts], output: Folder, experiment: Experiment) -> 
         languages[language] = {}
         for version in VERSIONS:
             scores = pair_scores(states[version], english[version])
-            languages[language][version] = summary(scores, confidence, resamples, seed)
+            languages[language][version] = summary(scores, confidence)
             for metric, values in scores.items():
                 sums[version][metric] = sums[version].get(metric, 0) + values
     average = {
-        version: summary(
-            {metric: values / len(languages) for metric, values in by_metric.items()}, confidence, resamples, seed
-        )
+        # The languages' sentences are translations, so that each sentence's mean over them is one value.
+        version: summary({metric: values / len(languages) for metric, values in by_metric.items()}, confidence)
         for version, by_metric in sums.items()
     }
     return {
@@ -152,7 +149,6 @@ def measure(texts: dict[str, Texts], output: Folder, experiment: Experiment) -> 
         "num_layers": len(english["corrected"]),
         "num_neighbors": NUM_NEIGHBORS,
         "confidence": confidence,
-        "resamples": resamples,
         "texts": counts,
         "languages": languages,
         "average": average,

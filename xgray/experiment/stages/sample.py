@@ -9,7 +9,7 @@ and scores its settings through the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE
 from xgray.experiment.plan import Plan, PlannedStage, resolved_score
@@ -38,12 +38,16 @@ def run(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress) ->
             plan.require_model(stage.model or BASE)
     engine = engine_name(plan.experiment.generate) if plan.imported is None else None
     models = {stage.model for stage in planned}
-    targets = [target for target in _targets(plan, engine) if target.model in models]
+    targets = [target for target in pipeline_models(plan, engine) if target.model in models]
     return generate_and_score(plan, planned, targets, engine, on_progress)
 
 
-def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
-    """Return every model with the weights that an engine loads for it."""
+def pipeline_models(plan: Plan, engine: EngineName | None, scoring: str = "score") -> list[PipelineModel]:
+    """Return every model with the weights that an engine loads for it, and the folders of its rows.
+
+    Args:
+        scoring: the stage that scores, which has the folder of the scores.
+    """
     from xgray.distributed.actors import PipelineModel
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
@@ -55,7 +59,7 @@ def _targets(plan: Plan, engine: EngineName | None) -> list[PipelineModel]:
     for model in plan.models:
         weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, num_gpus))
         targets.append(
-            PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage("score", model).rows)
+            PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage(scoring, model).rows)
         )
     return targets
 
@@ -109,4 +113,24 @@ def generate_and_score(
     tallies = run_pipeline(targets, settings, on_progress)
     if scored and section.execution.store:
         ScoreStore(section.execution.store).compact()
-    return [tallies[stage.name, stage.model or BASE].result(stage.name) for stage in planned]
+    results = [tallies[stage.name, stage.model or BASE].result(stage.name) for stage in planned]
+    facts = _sampling_facts(targets) if sampled and engine not in (None, "dummy") else {}
+    for stage, result in zip(planned, results, strict=True):
+        if stage.name == "generate" and stage.model in facts:
+            result.measured["checkpoint"] = facts[stage.model]
+    return results
+
+
+def _sampling_facts(targets: Sequence[PipelineModel]) -> dict[str, dict[str, Any]]:
+    """Return what each model's checkpoint brings to its texts: their ends, their beginnings, what is not followed."""
+    from xgray.models.check import sampling_facts
+    from xgray.models.load import load_tokenizer
+
+    facts = {}
+    for target in targets:
+        weights = target.weights
+        path, revision = weights.tokenizer_source
+        facts[target.model] = sampling_facts(weights.path, weights.revision, load_tokenizer(path, revision))
+        if weights.tokenizer is not None:
+            facts[target.model]["tokenizer"] = "the base model's; the checkpoint has none"
+    return facts

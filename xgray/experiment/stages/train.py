@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from xgray.config import Model
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
@@ -22,13 +23,23 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     experiment = plan.experiment
     variant = experiment.variant(model or "")
     section = experiment.train_section(variant)
+    # Earlier versions adapted BLOOM's head too: their trainings are others.
+    is_without_head = section.lora_targets == "released" and section.method != "full" and _is_bloom(experiment.model)
     return {
+        **({"lora_targets": "without the head"} if is_without_head else {}),
         "inputs": {
             "model": model_fingerprint(experiment.model),
             "pairs": pairs_fingerprint(section.pairs, section.limit),
         },
         "section": {**section_payload(section), "seed": experiment.training_seed(variant)},
     }
+
+
+def _is_bloom(model: Model) -> bool:
+    from xgray.models.load import load_config
+    from xgray.models.source import resolve
+
+    return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:

@@ -36,8 +36,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     """
     began = time.perf_counter()
     on_progress(planned.label, 0, 1)
-    retrieval: RetrieveMetrics = plan.finished("retrieve").folder.read_json("metrics.json")
-    evaluated: EvaluateMetrics = plan.finished("evaluate").folder.read_json("metrics.json")
+    retrieval: RetrieveMetrics = plan.finished("retrieve").folder.read_mapping("metrics.json")
+    evaluated: EvaluateMetrics = plan.finished("evaluate").folder.read_mapping("metrics.json")
     variants = {
         variant: transfer(retrieval, evaluated, variant, plan.experiment.seed) for variant in evaluated["comparisons"]
     }

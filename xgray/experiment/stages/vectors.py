@@ -19,16 +19,18 @@ import numpy as np
 
 from xgray.config import Model, Neuron, Vectors
 from xgray.data.prompts import check_english, prompts_fingerprint, read_prompts
+from xgray.data.source import resolve_input
 from xgray.experiment.checks import check_mlps
 from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.probe import read_probe
 from xgray.mechanism.metrics_file import GivenOverlaps, LayerEntry, VectorEntry, VectorsMetrics
-from xgray.mechanism.probe import FeatureArray
-from xgray.mechanism.vectors import CONFIDENCE, RESAMPLES, LayerCosines, ValueVector, activation_intervals, overlap
+from xgray.mechanism.probe import FeatureArray, read_probe_file
+from xgray.mechanism.vectors import CONFIDENCE, LayerCosines, ValueVector, activation_intervals, overlap
 from xgray.rows import Prompt
 from xgray.runs.manifest import StageResult
 from xgray.runs.progress import OnProgress
 from xgray.stats.values import MetricValue
+from xgray.storage.fingerprint import file_fingerprint
 from xgray.storage.folder import Folder
 from xgray.storage.tensors import read_tensors
 
@@ -45,8 +47,12 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     experiment, section = plan.experiment, plan.experiment.vectors
     assert section is not None
     check_english(experiment.prompts, experiment.languages, "vectors")
+    if section.probe:
+        probe = {"probe_file": file_fingerprint(resolve_input(section.probe, "probe"))}
+    else:
+        probe = {"probe": plan.stage("probe").fingerprint}
     inputs = {
-        "probe": plan.stage("probe").fingerprint,
+        **probe,
         "prompts": prompts_fingerprint(experiment.prompts.at_most(section.limit), ["en"]),
     }
     return inside_payload(plan, section, inputs, seed=experiment.seed)
@@ -75,21 +81,22 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     section = experiment.vectors
     assert section is not None
     prompts = list(read_prompts(experiment.prompts.at_most(section.limit), ["en"]))
-    w = read_probe(plan.finished("probe").folder)
+    base = experiment.model.model_copy(update={"dtype": section.dtype})
+    w = read_probe_file(section.probe) if section.probe else read_probe(plan.finished("probe").folder)
     if not folder.exists(POTENTIAL):
-        vectors, layers = find_potential_sources(experiment.model, section, w, prompts)
+        vectors, layers = find_potential_sources(base, section, w, prompts)
         _write_potential(folder, vectors, layers)
     vectors, layers = _read_potential(folder)
     potential = [vector.neuron for vector in vectors]
     measured = measure_sources(
-        experiment.model,
+        base,
         section,
         potential,
         prompts,
         folder / "activations",
         lambda done, total: on_progress(planned.label, done, total),
     )
-    means = activation_intervals(measured.values.astype(float), potential, experiment.seed)
+    means = activation_intervals(measured.values.astype(float))
     sources = [
         neuron for neuron, mean in zip(potential, means, strict=True) if mean["value"] is not None and mean["value"] > 0
     ]
@@ -106,7 +113,6 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         "num_prompts": len(prompts),
         "new_tokens": section.new_tokens,
         "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
         "vectors": [
             _vector_entry(vector, mean, vector.neuron in sources) for vector, mean in zip(vectors, means, strict=True)
         ],
@@ -129,7 +135,7 @@ def _write_potential(folder: Folder, vectors: Sequence[ValueVector], layers: Seq
 
 
 def _read_potential(folder: Folder) -> tuple[list[ValueVector], list[LayerCosines]]:
-    content = folder.read_json(POTENTIAL)
+    content = folder.read_mapping(POTENTIAL)
     vectors = [ValueVector(**vector) for vector in content["vectors"]]
     return vectors, [LayerCosines(**layer) for layer in content["layers"]]
 
@@ -255,7 +261,7 @@ class PotentialWorker:
         from xgray.models.load import check_lengths, context_length
 
         section = self.section
-        room = context_length(self.model.config) - section.new_tokens
+        room = context_length(self.model.config) - section.new_tokens - (section.protocol == "released")
         check_lengths([unit], self.tokenizer, room, "the model's context less vectors.new_tokens")
         return potential_sources(self.model, self.tokenizer, self.w, section.top_k, section.num_tokens)
 
@@ -281,7 +287,13 @@ class SourcesWorker:
         name, texts = unit
         section = self.section
         activations, _ = measure_activations(
-            self.model, self.tokenizer, texts, self.neurons, section.new_tokens, section.execution.batch_size
+            self.model,
+            self.tokenizer,
+            texts,
+            self.neurons,
+            section.new_tokens,
+            section.execution.batch_size,
+            protocol=section.protocol,
         )
         self.folder.write_bytes(name, save({"activations": activations}))
         return device_name()

@@ -18,13 +18,15 @@ layer and averaged over all layers, including the embeddings, as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from xgray.mechanism.metrics_file import RetrievalScores
 from xgray.mechanism.retrieval.files import States
-from xgray.stats.bootstrap import FloatArray, mean_intervals
+from xgray.stats.bootstrap import FloatArray
+from xgray.stats.intervals import Kind, mean_of
 
 PIVOT = "en"
 """The language against which all others are measured."""
@@ -121,32 +123,28 @@ def _neighbor_mean(similarity: FloatArray) -> FloatArray:
     return np.sort(similarity, axis=1)[:, -NUM_NEIGHBORS:].mean(axis=1)
 
 
-def summary(
-    scores: Mapping[str, FloatArray], confidence: float, resamples: int, seed: Sequence[int]
-) -> RetrievalScores:
+def summary(scores: Mapping[str, FloatArray], confidence: float) -> RetrievalScores:
     """Average each metric over prompts and layers, and over prompts within each layer, with intervals over prompts.
 
-    A resample draws sentences together with their hits and misses: the candidates among which each sentence was
-    retrieved stay all sentences of the file.
+    The candidates among which each sentence was retrieved are taken as given: they are all sentences of the file.
 
     Args:
         scores: by metric, ``(num_layers, num_prompts)``.
         confidence: of the intervals; 0.95 for 95 %.
     """
-    columns = [np.concatenate([layers.mean(axis=0, keepdims=True), layers]) for layers in scores.values()]
-    values = np.stack(columns, axis=-1)  # (1 + num_layers, num_prompts, num_metrics)
-    low, high = mean_intervals(values.transpose(1, 0, 2), confidence, resamples, seed)
-    means = values.mean(axis=1)
-    return {
-        metric: {
-            "value": float(means[0, column]),
-            "low": float(low[0, column]),
-            "high": float(high[0, column]),
+    summarized: RetrievalScores = {}
+    for metric, layers in scores.items():
+        kind: Kind = "real" if metric == "cosine" else "unit"
+        rows = [layers.mean(axis=0), *layers]
+        ends = [mean_of(row, kind).interval(confidence) or (math.nan, math.nan) for row in rows]
+        summarized[metric] = {
+            "value": float(rows[0].mean()),
+            "low": ends[0][0],
+            "high": ends[0][1],
             "layers": {
-                "value": means[1:, column].tolist(),
-                "low": low[1:, column].tolist(),
-                "high": high[1:, column].tolist(),
+                "value": layers.mean(axis=1).tolist(),
+                "low": [low for low, _ in ends[1:]],
+                "high": [high for _, high in ends[1:]],
             },
         }
-        for column, metric in enumerate(scores)
-    }
+    return summarized

@@ -59,7 +59,7 @@ def encode(
     is_finite = states.isfinite().all(dim=-1).all(dim=-1)
     if not is_finite.all():
         raise InputError(
-            f"model.dtype: hidden states are not finite in {model.dtype} from layer {int(is_finite.int().argmin())} "
+            f"retrieve.dtype: hidden states are not finite in {model.dtype} from layer {int(is_finite.int().argmin())} "
             "on. Take float32 or bfloat16, and check that the weights are complete."
         )
     return Encoded(

@@ -12,7 +12,6 @@ A map is valid for texts like those it was fitted on: one fitted on long texts m
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -29,6 +28,7 @@ from xgray.stats.bootstrap import FloatArray, ValueWithInterval, draw_seed
 from xgray.stats.isotonic import fit_knots, interpolate, predict_out_of_fold, threshold_image
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
+from xgray.storage.parse import parse_json
 
 FORMAT = 1
 KIND = "xgray calibration"
@@ -269,7 +269,7 @@ def read_calibration(path: str) -> Calibration:
     """
     folder, name = Folder.containing(path)
     try:
-        value = json.loads(folder.read_bytes(name))
+        value = parse_json(folder.read_bytes(name))
     except OSError as error:
         raise InputError(f"{path}: cannot read the calibration: {error.strerror or error}") from None
     except ValueError as error:  # broken JSON, or not UTF-8

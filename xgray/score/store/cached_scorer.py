@@ -8,12 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from xgray.languages import LANGUAGES
-from xgray.rows import utc_now
+from xgray.rows import NOT_ARCHIVED, utc_now
 from xgray.score.scorer import Scored, Scorer, ScorerId
 from xgray.score.store.entry import ScoreEntry
 from xgray.score.store.store import ScoreStore
 
-NOT_ARCHIVED = "not in the score store"
 COMMIT_TEXTS = 50
 COMMIT_SECONDS = 1.0
 """Answers are committed after this time, or earlier if there are ``COMMIT_TEXTS``; a killed process loses the rest."""

@@ -21,7 +21,7 @@ from xgray.data.archives.real_toxicity_prompts import read_real_toxicity_prompts
 from xgray.data.archives.rows import SUFFIXES, first_row
 from xgray.data.archives.table import read_table
 from xgray.data.perspective_results import FILE_PREFIX
-from xgray.data.source import resolve_input
+from xgray.data.source import plain_name, resolve_input
 from xgray.errors import InputError
 from xgray.score.perspective_versions import archived_id, known_date
 from xgray.score.store.entry import ScoreEntry, archived_row
@@ -29,7 +29,7 @@ from xgray.score.store.import_export import read_jigsaw, read_parquet, read_pers
 
 log = logging.getLogger(__name__)
 
-IN_FOLDERS = ("*.parquet", "*.csv", "*.jsonl", f"{FILE_PREFIX}*.json")
+IN_FOLDERS = ("*.parquet", "*.csv", "*.jsonl", "*.csv.gz", "*.jsonl.gz", f"{FILE_PREFIX}*.json")
 """The files that are read of a folder. Others, such as its ``dataset_infos.json``, hold no scores."""
 
 
@@ -148,7 +148,7 @@ def find_files(path: str, options: ArchiveOptions) -> list[tuple[Path, Form]]:
     check_scored(options.scored)
     source = resolve_input(path, "scores")
     files = [file for pattern in IN_FOLDERS for file in sorted(source.glob(pattern))] if source.is_dir() else [source]
-    files = [file for file in files if file.suffix in SUFFIXES]
+    files = [file for file in files if plain_name(file).suffix in SUFFIXES]
     if not files:
         raise InputError(
             f"{source}: no file of scores in a known form. Known are {', '.join(SUFFIXES)} files: "

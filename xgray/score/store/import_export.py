@@ -18,7 +18,7 @@ from xgray.data.generations import file_language
 from xgray.data.perspective_results import SCORER, SCORER_VERSION, parse_scores
 from xgray.data.source import read_csv, read_records
 from xgray.errors import InputError
-from xgray.rows import ATTRIBUTES, AttributeScores
+from xgray.rows import PAPER_ATTRIBUTES, AttributeScores
 from xgray.score.perspective_versions import archived_id, known_date
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import KEY_BYTES, ScoreEntry, score_keys
@@ -80,7 +80,7 @@ def read_jigsaw(file: Path) -> Iterator[ScoreEntry]:
         if version is None:
             version = "toxic-comments" if "toxic" in row else "unintended-bias"
             labels = {name: JIGSAW_LABELS[version][name] for name in row if name in JIGSAW_LABELS[version]}
-            if sorted(labels.values()) != sorted(ATTRIBUTES):
+            if sorted(labels.values()) != sorted(PAPER_ATTRIBUTES):
                 known = "; or ".join(", ".join(columns) for columns in JIGSAW_LABELS.values())
                 raise InputError(f"{file}:1: Jigsaw's files have the columns {known}; found: {', '.join(row)}")
         scores: AttributeScores = {labels[name]: _probability(f"{file}:{line}", name, row[name]) for name in labels}
@@ -110,7 +110,7 @@ def read_parquet(file: Path) -> Iterator[ScoreEntry]:
 
 def _entry(where: str, fields: dict[str, Any]) -> ScoreEntry:
     """Return the entry of a row, whose place in the file is ``where``."""
-    measured = {name: fields.pop(name) for name in ATTRIBUTES}
+    measured = {name: fields.pop(name) for name in PAPER_ATTRIBUTES}
     scores = {name: _probability(where, name, value) for name, value in measured.items() if value is not None}
     scores |= {name: _probability(where, name, value) for name, value in fields.pop(MORE_SCORES, None) or ()}
     try:
@@ -174,7 +174,7 @@ def _utf8_text(entry: ScoreEntry) -> str | None:
 
 
 def _more_scores(entry: ScoreEntry) -> dict[str, list[tuple[str, float]] | None]:
-    more = [(name, value) for name, value in sorted(entry.scores.items()) if name not in ATTRIBUTES]
+    more = [(name, value) for name, value in sorted(entry.scores.items()) if name not in PAPER_ATTRIBUTES]
     return {MORE_SCORES: more or None}
 
 
@@ -182,15 +182,15 @@ def parquet_schema(with_text: bool, with_more: bool = True) -> pa.Schema:
     """Return the columns of an export.
 
     ``key`` is hexadecimal. ``attributes`` lists the attributes that were requested; each attribute of
-    :data:`xgray.rows.ATTRIBUTES` has a column of scores. Others that an archive has, such as sexually_explicit,
-    are in ``more_scores``, which exports of earlier versions lack.
+    :data:`xgray.rows.PAPER_ATTRIBUTES` has a column of scores. Others, such as sexually_explicit, are in
+    ``more_scores``, which exports of earlier versions lack.
     """
     import pyarrow as pa
 
     string = pa.string()
     fields = [pa.field(name, string, nullable=False) for name in ("key", "language", "scorer", "version")]
     fields.append(pa.field("attributes", pa.list_(string), nullable=False))
-    fields += [pa.field(name, pa.float64()) for name in ATTRIBUTES]
+    fields += [pa.field(name, pa.float64()) for name in PAPER_ATTRIBUTES]
     fields += [pa.field("error", string), pa.field("seconds", pa.float64()), pa.field("date", string)]
     if with_more:
         fields.append(pa.field(MORE_SCORES, pa.map_(string, pa.float64())))

@@ -36,6 +36,8 @@ in about five times this size, so that an archive of any size is imported in the
 SEGMENT_BYTES = 2**28
 """Size limit of segments that are merged when the user asks for it: about a million rows of short texts."""
 ROWS_PER_READ = 4096
+MAGIC = b"ARROW1\0\0"
+"""How an Arrow IPC file begins."""
 
 
 def segment_name(content: bytes) -> str:
@@ -82,6 +84,35 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in types.items()])
 
 
+def _read_whole(source: Any) -> pa.RecordBatch:
+    """Return the record batch of a segment."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(source)
+    if reader.schema != _schema() or reader.num_record_batches != 1:
+        raise DamagedError("not the columns of a segment")
+    batch = reader.get_batch(0)
+    batch.validate()
+    return batch
+
+
+def _read_torn(content: pa.Buffer) -> pa.RecordBatch:
+    """Return the record batch at the beginning of a file that may have lost its end; zeros stand for what is lost.
+
+    A segment goes: magic bytes, the schema, the batch's description with its size, the batch, a footer.
+    """
+    import pyarrow as pa
+
+    messages = pa.BufferReader(content.slice(len(MAGIC)))
+    if content.slice(0, len(MAGIC)).to_pybytes() != MAGIC or pa.ipc.read_schema(messages) != _schema():
+        raise DamagedError("not the columns of a segment")
+    start = messages.tell()
+    num_bytes = SEGMENT_BYTES + len(content)  # no segment is larger
+    padded = bytearray(content.slice(len(MAGIC) + start).to_pybytes())
+    padded.extend(bytes(num_bytes - len(padded)))
+    return pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(padded)), _schema())
+
+
 def _cache() -> Folder:
     return Folder(str(cache_folder() / "scores-cache"))
 
@@ -94,15 +125,20 @@ def forget_cached(name: str) -> None:
 class Segment:
     """A segment that is open for look-ups. Every row that is read is checked."""
 
-    def __init__(self, folder: Folder, name: str, report_damage: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, folder: Folder, name: str, report_damage: Callable[[str, str], None], is_torn: bool = False
+    ) -> None:
         """Open a segment without reading its rows.
 
         Args:
             report_damage: called with the segment's name and a reason for every damaged row that is read.
 
+            is_torn: whether the file may have lost its end, from some byte of its batch on. The rows that are there
+                can be read; all others are damaged.
+
         Raises:
             FileNotFoundError: the segment was deleted.
-            DamagedError: the file is not a whole segment.
+            DamagedError: the file is not a whole segment, or its beginning is damaged.
         """
         import pyarrow as pa
 
@@ -111,11 +147,7 @@ class Segment:
         with _open(folder, name) as source:  # The batch keeps the memory map; the file need not stay open.
             self.num_bytes: int = source.size()
             try:
-                reader = pa.ipc.open_file(source)
-                if reader.schema != _schema() or reader.num_record_batches != 1:
-                    raise DamagedError("not the columns of a segment")
-                batch = reader.get_batch(0)
-                batch.validate()
+                batch = _read_torn(source.read_buffer()) if is_torn else _read_whole(source)
                 if not batch.num_rows:
                     raise DamagedError("no rows")
                 self.num_rows: int = batch.num_rows

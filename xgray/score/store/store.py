@@ -3,6 +3,7 @@
 STORE/
   format.json        {"version": 1}
   segments/*.arrow   immutable, named after their content: xgray.score.store.segments
+  damaged/*.arrow    segments that were damaged, as they were: see ScoreStore.salvage
 
 Writers do not coordinate. Each commit is a new segment, and a row in a finished segment never changes, so two stores,
 or two workers' segments, merge as sets of rows. Several rows may answer one question: they hold other attributes, or
@@ -21,7 +22,7 @@ from itertools import groupby
 
 import numpy as np
 
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored, ScorerId
 from xgray.score.store.entry import ScoreEntry, score_keys
 from xgray.score.store.segments import (
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "format.json"
 FORMAT_VERSION = 1
+DAMAGED = "damaged"
+"""The folder, in the store's, of damaged segments that could not be read whole."""
 READ_JSON = json.JSONDecoder().raw_decode
 RELIST_SECONDS = 1.0
 """A look-up that misses a text lists the other writers' segments again, at most this often."""
@@ -137,6 +140,20 @@ class ScoreStore:
         self.refresh()
         for row, _ in groupby(heapq.merge(*(segment.rows() for segment in self._segments.values()))):
             yield ScoreEntry.from_row(row)
+
+    def whole_entries(self) -> Iterator[ScoreEntry]:
+        """Yield every entry once, as :meth:`entries`.
+
+        Raises:
+            StageError: after the last readable entry, where files of the store are damaged.
+        """
+        yield from self.entries()
+        if self._damaged:
+            names = ", ".join(sorted(self._damaged))
+            raise StageError(
+                f"{self._files}: damaged, so entries are missing: {names}. Keep what can be read of them with "
+                f"xgray scores check --salvage --store {self.folder}, and run the same command again"
+            )
 
     def put(self, entries: Iterable[ScoreEntry]) -> None:
         """Commit entries: once this returns, they outlive the process."""
@@ -251,14 +268,41 @@ class ScoreStore:
                 damaged.append(name)
         return sorted(damaged)
 
-    def salvage(self, names: Iterable[str]) -> None:
-        """Replace damaged segments, as :meth:`check` names them, by segments of their undamaged rows."""
+    def salvage(self, names: Iterable[str]) -> dict[str, tuple[int, bool]]:
+        """Replace damaged segments, as :meth:`check` names them, by segments of their undamaged rows.
+
+        A file of which not all rows could be read is kept as it is in the store's folder ``damaged``: its answers may
+        not be had again. All could be read if they make a file of the same name, which follows from the content.
+
+        Returns:
+            For each segment the number of rows that were kept, and whether these are all.
+        """
+        kept: dict[str, tuple[int, bool]] = {}
         with self._lock:
             for name in names:
-                if name in self._segments:
-                    self._replace([self._segments[name]])
+                content = self._files.read_bytes(name)
+                (self.folder / DAMAGED).write_bytes(name, content)
+                segment = self._segments.get(name) or self._open_torn(name)
+                rows = set(segment.rows()) if segment else set()
+                if segment:
+                    self._replace([segment])
                 else:
                     self._files.remove(name)
+                is_whole = self._files.exists(name)
+                if is_whole:
+                    (self.folder / DAMAGED).remove(name)
+                kept[name] = len(rows), is_whole
+                self._unreadable.discard(name)
+                self._damaged.discard(name)
+            self.refresh()
+        return kept
+
+    def _open_torn(self, name: str) -> Segment | None:
+        """Open a segment that has lost its end; None where nothing of it can be read."""
+        try:
+            return Segment(self._files, name, lambda name, reason: None, is_torn=True)
+        except DamagedError:
+            return None
 
     def _report_damage(self, name: str, reason: str) -> None:
         if name not in self._damaged:

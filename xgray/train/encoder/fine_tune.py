@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from xgray.config import ScorerTraining
-from xgray.errors import InputError, StageError
+from xgray.errors import InputError
+from xgray.train.divergence import check_finite
 from xgray.train.encoder.batches import IntArray, epoch_batches, passes
 from xgray.train.encoder.loss import summed_loss, total_weight
 from xgray.train.metrics import append_metrics, begin_metrics
@@ -166,7 +167,7 @@ class FineTuning:
             Whether the training came to its end; false after a stop that was requested, which has saved a checkpoint.
 
         Raises:
-            StageError: the loss is not a finite number; raised on all processes.
+            DivergedError: the loss or the gradient is not a finite number; raised on all processes.
         """
         if resume_from is not None:
             load_state(self.model, self.optimizer, self.schedule, resume_from)
@@ -231,8 +232,8 @@ class FineTuning:
         self.step += 1
         stop = float(self.rank == 0 and self.hooks.is_stop_requested())
         loss_sum, stops = self._sum(torch.stack([loss, torch.tensor(stop, device=self.device)]))
-        if not math.isfinite(loss_sum):
-            raise StageError(f"train: the loss of step {self.step} is {loss_sum}; lower learning_rate")
+        measured = {"loss": loss_sum, "gradient's norm": float(norm)}
+        check_finite(self.step, measured, self.section.learning_rate)
         row = {
             "loss": loss_sum,
             "learning_rate": rate,

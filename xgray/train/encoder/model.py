@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xgray.errors import InputError
 from xgray.models.cache import save
+from xgray.models.complete import refuse_incomplete
 from xgray.models.load import load_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def load_encoder(path: str, revision: str | None, attributes: Sequence[str], see
         seed: of the output layer's first weights.
 
     Raises:
-        InputError: there is no such model, or it has no weights as safetensors.
+        InputError: there is no such model, it has no weights as safetensors, or not all but the output layer's.
     """
     import torch
     from safetensors import SafetensorError
@@ -33,24 +34,31 @@ def load_encoder(path: str, revision: str | None, attributes: Sequence[str], see
 
     disable_progress_bar()
     torch.manual_seed(seed)
+    options: dict[str, Any] = {
+        "num_labels": len(attributes),
+        "id2label": dict(enumerate(attributes)),
+        "label2id": {name: column for column, name in enumerate(attributes)},
+        "problem_type": "multi_label_classification",
+    }
     try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        loaded = AutoModelForSequenceClassification.from_pretrained(
             path,
             revision=revision,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
-            num_labels=len(attributes),
-            id2label=dict(enumerate(attributes)),
-            label2id={name: column for column, name in enumerate(attributes)},
-            problem_type="multi_label_classification",
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"model.id: cannot load {path!r}: {reason}. A model is loaded from safetensors only, never from pickles; "
             "convert it with save_pretrained"
         ) from None
+    model: PreTrainedModel = loaded[0]
+    refuse_incomplete(path, loaded[1], f"{model.base_model_prefix}.")
     if model.config.pad_token_id is None:  # a decoder needs it to find a text's last token
         model.config.pad_token_id = load_tokenizer(path, revision).pad_token_id
     return model
@@ -71,7 +79,7 @@ def export_encoder(model: PreTrainedModel, path: str, revision: str | None, max_
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     tokenizer.model_max_length = max_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

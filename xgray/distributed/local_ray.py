@@ -1,0 +1,139 @@
+"""Keep a local Ray to this machine, to its user and to this process.
+
+It listens on loopback, its files are the user's alone, its processes end with this one, and this one says so when one
+of them dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from ray._private import ray_constants, worker
+
+from xgray.errors import InputError
+from xgray.runs import interrupts
+from xgray.runs.periodic import run_every
+
+CHECK_SECONDS = 1.0
+"""How often the processes of a local Ray are looked at."""
+REAPER = """
+import os, signal, sys, time
+driver_ended = not sys.stdin.read()
+def start(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]
+if driver_ended:
+    time.sleep(2)
+for pid, began in (argument.split(":") for argument in sys.argv[1:]):
+    try:
+        if driver_ended and start(pid) == began:
+            os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+"""A program that kills processes, given as PID:START, when the process at the other end of its input is gone. It has
+been told otherwise when it reads something. The start is in ticks since the boot: a later process may have the pid."""
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """While the block runs, let Ray take the loopback address for this machine's, as it does on macOS and Windows.
+
+    All that Ray starts then listens there. An argument of ``ray.init`` would not do: Ray replaces a loopback address
+    that it is given.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_folder() -> str:
+    """Return the folder for the sessions of local Rays: logs, sockets and the store. Only the user can enter it.
+
+    Ray opens the folder that it gets to everybody, so this is one within a closed one.
+
+    Raises:
+        InputError: somebody else has taken the folder's name.
+    """
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    folder = Path(base) / f"xgray-ray-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise InputError(
+            f"{folder}: not a folder of this user, and Ray's sessions are to lie there. Name another place: "
+            "RAY_TMPDIR=FOLDER"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)
+    return str(folder / "r")  # short: the path of a socket may have 107 bytes
+
+
+def keep_token_private() -> None:
+    """Let nobody else read the token of the user's local Rays; Ray itself would write one that all can read."""
+    if any(name in os.environ for name in TOKEN_VARIABLES):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # a home folder that cannot be written, which Ray reports
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                stream.write(secrets.token_hex(32))
+        except FileExistsError:
+            file.chmod(0o600)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """While the block runs, report the death of a process of the local Ray, and let none of them outlive this one.
+
+    Ray ends most of its processes with the driver, but two of its agents first wait a minute for each other's.
+    """
+    node = worker._global_node
+    has_died = False
+
+    def check() -> None:
+        nonlocal has_died
+        dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
+        if dead and not has_died:
+            has_died = True
+            interrupts.interrupt(f"Ray's {dead[0]} has died: it was killed, or the machine is out of memory")
+
+    reaper = _start_reaper()
+    try:
+        with run_every(CHECK_SECONDS, check):
+            yield
+    finally:
+        if has_died:  # nothing that is left of it can be shut down in order
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        reaper.communicate(b"" if has_died else b"ended in order")
+
+
+def _start_reaper() -> subprocess.Popen[bytes]:
+    processes = [process for process in psutil.Process().children(recursive=True) if "Agent" in process.name()]
+    found = []
+    for process in processes:
+        with contextlib.suppress(OSError):
+            start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+            found.append(f"{process.pid}:{start}")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", REAPER, *found],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
