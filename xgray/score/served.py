@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import Score, merge, validate
-from xgray.config.file import load_score
+from xgray.config.file import EMBEDDED_SCORER, load_score
 from xgray.errors import InputError
 from xgray.languages import LANGUAGES
 from xgray.score.embedded_weights import packaged_card, uses_packaged_weights
 from xgray.score.scorer import Scorer
 
-EMBEDDED = "embedding"
-"""The name of the scorer that comes with the package and needs no file."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a name in a web address may look like."""
 
@@ -41,8 +39,7 @@ def named_scorers(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, 
             raise InputError(f"--score {given}: its name becomes part of a web address: letters, digits, '.', '_', '-'")
         if name in sections:
             raise InputError(f"--score {given}: another scorer has the name {name}; rename the file of one")
-        values = {"scorer": EMBEDDED} if given == EMBEDDED else load_score(given)
-        sections[name] = served_section(merge(values, dict(fields)))
+        sections[name] = served_section(merge(load_score(given), dict(fields)))
     return sections
 
 
@@ -52,8 +49,8 @@ def served_section(values: dict[str, Any]) -> Score:
     Raises:
         InputError: a field is wrong.
     """
-    section: Score = validate(Score, values, "options")
-    if "attributes" not in values and section.scorer == EMBEDDED and uses_packaged_weights(section):
+    section: Score = validate(Score, values, "options", "score.")
+    if "attributes" not in values and section.scorer == EMBEDDED_SCORER and uses_packaged_weights(section):
         return section.model_copy(update={"attributes": packaged_card().attributes})
     return section
 
