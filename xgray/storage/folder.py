@@ -165,7 +165,7 @@ def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and (error.errno is not None or folder.local is None):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StageError(f"{folder}: {what}is damaged ({reason}); {REMAKE_ROWS}") from None
+        raise StageError(f"{folder}{what} is damaged ({reason}); {REMAKE_ROWS}") from None
 
 
 def _kind(type_: pa.DataType) -> str:
@@ -448,7 +448,7 @@ class Folder:
         """
         import pyarrow as pa
 
-        with _naming_damage(self, "a file "):
+        with _naming_damage(self, ": a file"):
             return with_retries(self._dataset(pa.schema([])).count_rows)
 
     def scan(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -457,7 +457,7 @@ class Folder:
         Raises:
             StageError: a file is damaged.
         """
-        with _naming_damage(self, "a file "):
+        with _naming_damage(self, ": a file"):
             yield from self._dataset(schema).to_batches(columns=columns)
 
     def _dataset(self, schema: pa.Schema) -> FileSystemDataset:
