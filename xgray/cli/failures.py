@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cyclopts.exceptions import CycloptsError
 
-import xgray
 from xgray.errors import XgrayError
 from xgray.runs import interrupts
 from xgray.runs.secrets import redact
@@ -59,6 +58,6 @@ def fail(error: BaseException) -> None:
 
 def _place(error: BaseException) -> str:
     """Return the last line of xgray that the error passed."""
-    root = Path(xgray.__file__).parent
+    root = Path(__file__).parents[1]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(root)]
     return f"{Path(frames[-1].filename).relative_to(root.parent)}:{frames[-1].lineno}" if frames else "an unknown place"

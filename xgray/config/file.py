@@ -18,7 +18,6 @@ from xgray.config.shipped import shipped_scorers
 from xgray.errors import InputError
 from xgray.storage.parse import MAX_DEPTH, check_merged, check_values, read_small_file
 
-
 TOO_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH}}}")
 """Matches brackets that are opened one after the other."""
 
