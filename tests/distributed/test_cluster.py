@@ -6,7 +6,7 @@ import psutil
 import pytest
 import ray
 
-from tests.processes import descendants, start_python, wait_until
+from tests.processes import descendants, read_line, start_python, wait_until
 from xgray.distributed import cluster
 from xgray.distributed.keys import is_secret
 
@@ -26,6 +26,37 @@ def test_interrupt_while_ray_starts_leaves_no_process():
     out, err = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
     assert "up" not in out
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+
+
+DRIVER = """
+import time
+from xgray.cli import main
+from xgray.distributed.cluster import connect
+def app(**options):
+    with connect():
+        print("up", flush=True)
+        time.sleep(300)
+main.app = app
+main.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["driver", "gcs_server"])
+def test_no_process_of_a_local_ray_outlives_its_death(killed):
+    """The driver's own death ends all of it within seconds; that of a part ends the driver with a line that says so."""
+    process = start_python("-c", DRIVER)
+    assert read_line(process) == "up"
+    started = psutil.Process(process.pid).children(recursive=True)
+    if killed == "driver":
+        process.kill()
+    else:
+        next(member for member in started if member.name() == killed).kill()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, f"Ray's {killed} has died" in err) == ((-9, False) if killed == "driver" else (1, True))
+    assert "Traceback" not in err
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
 

@@ -23,7 +23,7 @@ def quickstart(*arguments: Arguments, force: Flag = False, as_json: Json = False
     arguments
         None are needed. The options below change fields of the experiment.
     force
-        Delete results of another configuration and compute them again.
+        Compute results of another configuration again; the old ones are deleted when theirs are finished.
     as_json
         Print the metrics as JSON.
     """
@@ -49,7 +49,7 @@ def run(
     only
         Run these stages alone, separated by commas: train,generate. The commands of single stages name them all.
     force
-        Delete results of another configuration and compute them again.
+        Compute results of another configuration again; the old ones are deleted when theirs are finished.
     address
         The Ray cluster to join; by default RAY_ADDRESS, or a local one for this run.
     as_json
@@ -87,7 +87,7 @@ def stage_command(stage: Stage) -> CommandWithFields:
         EXPERIMENT.yaml or a run directory; the options below change its fields. On your own files instead:
         {stage.own_files}.
     force
-        Delete results of another configuration and compute them again.
+        Compute results of another configuration again; the old ones are deleted when theirs are finished.
     address
         The Ray cluster to join; by default RAY_ADDRESS, or a local one.
     as_json

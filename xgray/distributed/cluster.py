@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
-from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder
+from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder, was_abandoned
 from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError
 from xgray.runs.library_bars import hide_library_bars
@@ -75,7 +75,8 @@ def connect(address: str | None = None) -> Iterator[None]:
             yield
     finally:
         _nodes_at_start.clear()
-        ray.shutdown()
+        if not was_abandoned():
+            ray.shutdown()
 
 
 def _local_gpus() -> int | None:

@@ -6,6 +6,7 @@ of them dies.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -13,8 +14,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from ray._private import ray_constants, worker
@@ -25,6 +28,8 @@ from xgray.runs.periodic import run_every
 
 CHECK_SECONDS = 1.0
 """How often the processes of a local Ray are looked at."""
+ABANDON_SECONDS = 5.0
+"""How long a Ray that has lost a part may take to end."""
 REAPER = """
 import os, signal, sys, time
 driver_ended = not sys.stdin.read()
@@ -42,6 +47,8 @@ for pid, began in (argument.split(":") for argument in sys.argv[1:]):
 """
 """A program that kills processes, given as PID:START, when the process at the other end of its input is gone. It has
 been told otherwise when it reads something. The start is in ticks since the boot: a later process may have the pid."""
+_abandoned: threading.Thread | None = None
+"""What ends a Ray that has lost a part."""
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -118,9 +125,24 @@ def guarded() -> Iterator[None]:
         with run_every(CHECK_SECONDS, check):
             yield
     finally:
-        if has_died:  # nothing that is left of it can be shut down in order
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
         reaper.communicate(b"" if has_died else b"ended in order")
+        if has_died:
+            _abandon(node)
+
+
+def _abandon(node: Any) -> None:
+    """End a Ray that has lost a part: it would try for a minute to tell the part that it ends."""
+    global _abandoned
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+    atexit.unregister(worker.shutdown)
+    _abandoned = shutdown = threading.Thread(target=worker.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(ABANDON_SECONDS)
+
+
+def was_abandoned() -> bool:
+    """Return whether a Ray of this process has lost a part and is still trying to end."""
+    return _abandoned is not None and _abandoned.is_alive()
 
 
 def _start_reaper() -> subprocess.Popen[bytes]:

@@ -88,7 +88,7 @@ def train_scorer(
 
     Args:
         section: the training.
-        force: whether results of another configuration may be deleted.
+        force: whether results of another configuration may be replaced.
         address: the Ray cluster to join; by default ``RAY_ADDRESS``, or a local one.
         on_progress: called with what is done.
 

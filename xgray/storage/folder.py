@@ -345,7 +345,7 @@ class Folder:
         return parse_json(self.read_bytes(name))
 
     def read_mapping(self, name: str) -> Any:
-        """Return the content of a JSON file that a stage has written.
+        """Return the content of a JSON file that a stage has written, which is a mapping.
 
         Raises:
             StageError: the file is damaged.
