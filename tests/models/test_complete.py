@@ -12,20 +12,25 @@ from safetensors.torch import load_file, save_file
 
 from tests.score.tiny_classifier import tiny_classifier
 from tests.train.tiny import make_tiny_model
-from xgray.config import Model
+from xgray.config import Generate, Model, Train
 from xgray.errors import InputError
+from xgray.generate.build import build_engine
+from xgray.generate.engine import Weights
 from xgray.models.complete import check_adapter
 from xgray.models.load import (
     check_device,
     check_loadable,
     load_causal_lm,
     load_config,
+    load_guard,
     load_sequence_classifier,
     load_skeleton,
+    load_tokenizer,
 )
 from xgray.models.source import folder_fingerprint, local_weights, model_fingerprint, resolve
 from xgray.storage.fingerprint import file_fingerprint
 from xgray.train.encoder.model import load_encoder
+from xgray.train.export import export
 
 WEIGHTS = "model.safetensors"
 
@@ -84,6 +89,44 @@ def test_weights_that_are_not_the_architectures_are_refused_by_name(changed, edi
         check_loadable(str(folder))
     with pytest.raises(InputError, match=message):
         load_causal_lm(str(folder), "float32")
+
+
+def train(path):
+    from xgray.train.trainer import StartingModel, build_trainer
+
+    build_trainer(StartingModel(path, None, load_tokenizer(path)), Train(), None, None, 0)
+
+
+def guard_in_vllm(path):
+    from xgray.score.vllm_guard import VllmEngine
+
+    VllmEngine(path, Model(id=path), None)
+
+
+def measure_fluency(path):
+    from xgray.evaluate.fluency import load_measuring_model
+
+    load_measuring_model(Model(id=path), "causal")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda path: load_guard(path, "float32"),
+        lambda path: build_engine("transformers", Weights(path, None, "float32"), Generate()),
+        lambda path: build_engine("vllm", Weights(path, None, "float32"), Generate()),
+        lambda path: export(path, None, Path(path) / "checkpoint", Path(path) / "out"),
+        guard_in_vllm,
+        measure_fluency,
+        pytest.param(train, marks=pytest.mark.slow),
+    ],
+    ids=["guard", "transformers", "vllm", "export", "guard in vllm", "fluency", "trainer"],
+)
+def test_whatever_loads_a_model_refuses_it(changed, load):
+    folder = changed(without_a_layer)
+    with pytest.raises(InputError, match=r"no weights model\.layers\.1\.input_layernorm\.weight"):
+        load(str(folder))
+    assert not (folder / "out" / "merged").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,16 @@ class VllmEngine:
         """Start the engine.
 
         Raises:
-            InputError: vLLM does not support the model.
+            InputError: the model or an adapter is not whole, or vLLM does not support the model.
         """
         prepare_environment(local_weights(weights.path))
-        import torch
+        config = _check(weights)  # before vLLM is imported, which takes half a minute
         from vllm import LLM
 
         self._section = section
         self._edits_neurons = weights.edits_neurons
         self._prefix = weights.prefix
         self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
-        config = check_loadable(weights.path, weights.revision).config
-        check_device(weights.path, config, torch.cuda.is_available())
-        for adapter in weights.adapters:
-            check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
         self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
@@ -106,6 +102,17 @@ class VllmEngine:
     def close(self) -> None:
         # vLLM keeps what it loads in this process from the garbage collector (gc.freeze) until it is shut down.
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _check(weights: Weights) -> Any:
+    """Refuse weights and adapters that would not be loaded whole, and return the model's configuration."""
+    import torch
+
+    config = check_loadable(weights.path, weights.revision).config
+    check_device(weights.path, config, torch.cuda.is_available())
+    for adapter in weights.adapters:
+        check_adapter(Path(local_weights(adapter)), load_skeleton(weights.path, weights.revision))
+    return config
 
 
 def _edit_options(weights: Weights) -> dict[str, Any]:

@@ -31,10 +31,13 @@ NUM_NAMED = 3
 POOLER = re.compile(r"(?:^|\.)pooler\.")
 """The layer between some encoders and their head."""
 LEFT_OVER = re.compile(
-    rf"(?:^|\.)(?:(?:self_)?(?:attn|attention)\.(?:masked_)?bias|position_ids|inv_freq)$|{POOLER.pattern}"
+    r"(?:^|\.)(?:(?:self_)?(?:attn|attention)\.(?:masked_)?bias|position_ids|inv_freq)$"
+    r"|^(?:model\.)?(?:vision_|visual\.|audio_|embed_vision\.|embed_audio\.|multi_modal_projector\.|mm_projector\.)"
+    rf"|{POOLER.pattern}"
 )
-"""What older checkpoints hold beside the weights: causal masks, positions and frequencies, which follow from the
-configuration, and a pooler where the architecture has none."""
+"""What a checkpoint may hold beside the weights: causal masks, positions and frequencies, which follow from the
+configuration; what reads images and sounds, where only the language model is loaded; and a pooler where the architecture
+has none."""
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
 

@@ -22,13 +22,14 @@ class VllmEngine:
             max_length: tokens in the longest sequence.
 
         Raises:
-            InputError: vLLM does not serve the model.
+            InputError: the model is not whole, or vLLM does not serve it.
         """
         prepare_environment(path)
         from transformers import AutoModelForSequenceClassification
-        from vllm import LLM
 
         check_loadable(path, model.revision, AutoModelForSequenceClassification)
+        from vllm import LLM
+
         try:
             self._llm = LLM(
                 model=path,

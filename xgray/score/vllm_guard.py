@@ -20,7 +20,7 @@ class VllmEngine:
         """Start the engine with the model at ``path``, and compute what all prompts share.
 
         Raises:
-            InputError: vLLM does not serve the model.
+            InputError: the model is not whole, or vLLM does not serve it.
         """
         prepare_environment(path)
         check_loadable(path, model.revision)
