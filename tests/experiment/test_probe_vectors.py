@@ -4,7 +4,8 @@ import logging
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import load_file
 
 from xgray.config import Experiment, Probe
 from xgray.data.labelled import read_comments, read_labelled
@@ -120,15 +121,18 @@ def test_the_sources_are_the_active_ones_of_the_vectors_found(experiment, finish
 
 
 def test_no_active_source_is_no_failure(experiment, finished, caplog):
-    """The probe is made to point along a value vector whose neuron is inactive after the prompts."""
+    """The probe of a file points along a value vector whose neuron is inactive after the prompts."""
     folder, _ = finished
     model, tokenizer = load_model(experiment.model)
     texts = [prompt.text for prompt in read_prompts(experiment.prompts.at_most(7), ["en"])]
     means = measure_activations(model, tokenizer, texts, [(1, index) for index in range(128)], 4, 7)[0].mean(axis=0)
     inactive = int(means.argmin())
     vector = value_vectors(down_projections(model)[1])[inactive].detach().numpy().copy()
-    save_file({"w": vector}, folder / "probe" / "probe.safetensors")
-    section = experiment.vectors.model_copy(update={"top_k": 1, "given": []})
+    head = torch.nn.Linear(len(vector), 1, bias=False)
+    head.weight.data[0] = torch.from_numpy(vector)
+    torch.save(head, folder / "english-probe.pt")
+    update = {"top_k": 1, "given": [], "probe": str(folder / "english-probe.pt")}
+    section = experiment.vectors.model_copy(update=update)
     with caplog.at_level(logging.WARNING):
         _, counts = run(experiment.model_copy(update={"vectors": section}), "vectors", force=True)
     metrics = Folder(str(folder / "vectors")).read_json("metrics.json")

@@ -71,6 +71,18 @@ def test_samples_of_a_prompt_differ_and_depend_on_the_seed(engine):
     assert other.completions != row.completions
 
 
+def test_a_prefix_is_read_before_every_prompt_and_is_in_no_text(tiny_model):
+    greedy = GENERATE.model_copy(update={"temperature": 0})
+    plain, prefixed = (
+        build_engine("transformers", Weights(tiny_model, None, "float32", prefix=prefix), greedy)
+        for prefix in ("", "</s>")
+    )
+    texts_read = ["Shut up, you", "A"]
+    expected = plain.sample([f"</s>{text}" for text in texts_read], [0, 0], None)
+    assert prefixed.sample(texts_read, [0, 0], None) == expected
+    assert expected != plain.sample(texts_read, [0, 0], None)
+
+
 def test_token_counts_agree_with_finish_reasons(engine):
     for row in complete(engine, PROMPTS, "base", None, 7):
         for count, reason in zip(row.token_counts, row.finish_reasons, strict=True):

@@ -356,6 +356,20 @@ def test_different_sampling_is_stated_unless_the_completions_came_from_files(tmp
     assert not [difference for difference in differences if "200" in difference or "1.5" in difference]
 
 
+def test_the_protocol_and_the_switches_that_differ_from_it_are_named(tmp_path):
+    run, experiment = write_run(tmp_path, changes=ENGLISH, train=False)
+    values = experiment.model_dump(exclude_unset=True) | {"protocol": "released", "score": {"empty_text": "corrected"}}
+    released = type(experiment).model_validate(values)
+    page = page_without_figures(run, released)
+    assert page.rows_of("protocol", "released")
+    assert page.rows_of("score.empty_text", "corrected, unlike the protocol")
+    assert page.rows_of("train.tokenization", "released")
+    difference = "empty completions (score.empty_text): corrected here, released in the paper"
+    assert difference in protocol_differences(RunFiles(run), released)
+    as_released = released.model_copy(update={"score": released.score.model_copy(update={"empty_text": "released"})})
+    assert difference not in protocol_differences(RunFiles(run), as_released)
+
+
 def test_run_that_was_not_evaluated_is_refused(tmp_path):
     run, experiment = write_run(tmp_path, changes=ENGLISH)
     (run / "evaluate").delete()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.reference.released import dpo_input, ids_and_labels
+from benchmarks.reference.released import dpo_input, ids_and_labels, lora_names
+from benchmarks.reference.tiny_models import make_model
 from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
@@ -160,3 +161,32 @@ def test_released_tokenization_needs_room_for_completions(tokenizer):
     section = Train(tokenization="released", max_length=64, max_prompt_length=64)
     with pytest.raises(InputError, match=r"64 - 64.*Set train\.max_length"):
         prepare_pairs(PAIRS, tokenizer, section, seed=0)
+
+
+def test_the_loss_counts_what_trl_0_8_6_counts(tiny_model):
+    from xgray.models.load import load_tokenizer
+    from xgray.train.trainer import PairCollator
+
+    tokenizer = load_tokenizer(tiny_model)
+    section = Train(validation_share=0, batch_size=1, tokenization="released", max_length=32, max_prompt_length=12)
+    pairs = prepare_pairs(RELEASED_PAIRS, tokenizer, section, seed=0).train
+    assert any(pair.chosen_uncounted or pair.rejected_uncounted for pair in pairs)
+    batch = PairCollator(pad_token_id=tokenizer.pad_token_id, max_length=32)([vars(pair) for pair in pairs])
+    expected = [dpo_input(pair, tokenizer, 32, 12) for pair in RELEASED_PAIRS]
+    sides = [pair["chosen"] for pair in expected] + [pair["rejected"] for pair in expected]
+    for row, (ids, labels) in enumerate(sides):
+        assert batch["input_ids"][row, : len(ids)].tolist() == ids
+        assert batch["completion_mask"][row, : len(ids)].tolist() == [int(label != -100) for label in labels]
+        assert not batch["attention_mask"][row, len(ids) :].any()
+
+
+@pytest.mark.parametrize("kind", ["bloom", "llama", "cohere"])
+def test_released_lora_adapts_what_the_script_names_and_has_no_dropout(kind):
+    from xgray.train.trainer import lora_config
+
+    model = make_model(kind)
+    config = lora_config(model, Train(method="lora", lora_targets="released", dropout="released", lora_dropout=0.25))
+    assert set(config.target_modules) == lora_names(model, kind)
+    assert ("lm_head" in config.target_modules) == (kind != "bloom")
+    assert config.lora_dropout == 0
+    assert lora_config(model, Train(method="lora", lora_dropout=0.25)).lora_dropout == 0.25
