@@ -121,3 +121,17 @@ def test_intervals_cover_the_true_value_at_their_nominal_rate():
         for name, value in true.items():
             covered[name] += getattr(result, name).low <= value <= getattr(result, name).high
     assert all(0.88 <= num / 100 <= 0.99 for num in covered.values()), covered
+
+
+def test_texts_of_one_prompt_are_drawn_together():
+    """Four copies of each text say no more than one of them, if it is known that they are copies."""
+    random = np.random.default_rng(4)
+    a = random.random(60)
+    b = np.clip(a + random.normal(0, 0.3, 60), 0, 1)
+    once, four_times = agreement(a, b), (np.repeat(a, 4), np.repeat(b, 4))
+    known = agreement(*four_times, groups=[str(text) for text in np.repeat(np.arange(60), 4)])
+    unknown = agreement(*four_times)
+    for name in ("spearman", "kappa", "mean_absolute_difference"):
+        widths = [getattr(each, name).high - getattr(each, name).low for each in (once, known, unknown)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.1)
+        assert widths[2] < 0.6 * widths[0]

@@ -264,7 +264,7 @@ def measured(resampled: Resampled, reason: str) -> Measured:
     if num_undefined > len(resampled.distribution) * (1 - CONFIDENCE) / 2:
         why = f"not defined in {num_undefined} of {len(resampled.distribution)} resamples"
         return Measured(value=resampled.value, reason=why)
-    low, high = percentile_interval(defined, CONFIDENCE)
+    low, high = percentile_interval(defined, CONFIDENCE, resampled.num_items)
     return Measured(value=resampled.value, low=low, high=high)
 
 

@@ -201,6 +201,8 @@ class Resampled:
     """NaN where it is not defined."""
     distribution: FloatArray
     """``(resamples,)``."""
+    num_items: int | None = None
+    """How many indices, each with all its texts, a resample draws."""
 
 
 def resample_together(
@@ -231,7 +233,9 @@ def resample_together(
     return {
         code: {
             name: Resampled(
-                float(statistic.from_counts(np.ones((1, len(sample.items))))[0]), np.concatenate(parts[code, name])
+                float(statistic.from_counts(np.ones((1, len(sample.items))))[0]),
+                np.concatenate(parts[code, name]),
+                len(set(sample.items)),
             )
             for name, statistic in sample.statistics.items()
         }

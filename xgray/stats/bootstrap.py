@@ -4,7 +4,7 @@ Means, shares, medians and their differences over prompts have the intervals of 
 
 A statistic is a function of the *positions* of texts, or of the number of copies of each, so that one resampling scheme
 serves all. Ends of intervals are quantiles of the resamples (Efron & Tibshirani 1993, An Introduction to the Bootstrap,
-ch. 13).
+ch. 13), widened for the number of texts.
 """
 
 from __future__ import annotations
@@ -71,9 +71,19 @@ class Estimate:
         return None if self.distribution is None else percentile_interval(self.distribution, confidence)
 
 
-def percentile_interval(distribution: FloatArray, confidence: float) -> tuple[float, float]:
-    """Return the ends of the central interval that holds ``confidence`` of a distribution, ``(resamples,)``."""
+def percentile_interval(distribution: FloatArray, confidence: float, num: int | None = None) -> tuple[float, float]:
+    """Return the ends of the central interval that holds ``confidence`` of a distribution, ``(resamples,)``.
+
+    Args:
+        num: of how many texts, or groups of texts, each resample is. The distribution is narrower than that of samples
+            by ``sqrt((num - 1) / num)``, and does not know that its width is an estimate. The interval is widened by
+            both (the expanded percentile interval of Hesterberg 2015, The American Statistician 69:371-386).
+    """
     tail = (1 - confidence) / 2
+    if num is not None and num > 1:
+        from scipy.special import ndtr, stdtrit
+
+        tail = float(ndtr(-np.sqrt(num / (num - 1)) * stdtrit(num - 1, 1 - tail)))
     low, high = np.quantile(distribution, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -4,7 +4,7 @@ The relative fall is ``1 - after / before``, positive where tuning made a langua
 languages that retrieve better fall more, which is the sign in which the paper reports it. English, against which every
 language is measured, has no retrieval score and is left out, as in the paper.
 
-Intervals are percentile intervals of a bootstrap over languages, which keeps each language's pair of values together.
+Intervals are widened percentile intervals of a bootstrap over languages, which keeps each pair of values together.
 Resamples in which all values are equal have no correlation and are left out. p-values are two-sided permutation tests
 over pairings. A least-squares line fitted to all other languages predicts each language's fall in turn; its mean
 absolute error is reported together with that of the others' mean, the prediction without a retrieval score.
@@ -91,7 +91,7 @@ def _correlation(
     with warnings.catch_warnings(category=DegenerateDataWarning, action="ignore"):
         estimated = estimate(_correlation_statistic(x, y, is_ranked), len(x), resamples, draw)
     assert estimated.distribution is not None  # there are at least MIN_LANGUAGES
-    low, high = percentile_interval(estimated.distribution[~np.isnan(estimated.distribution)], confidence)
+    low, high = percentile_interval(estimated.distribution[~np.isnan(estimated.distribution)], confidence, len(x))
     left, right = (_ranks(x), _ranks(y)) if is_ranked else (x, y)
     test = permutation_test(
         (left,),

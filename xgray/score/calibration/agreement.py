@@ -4,28 +4,21 @@
     Kendall    tau-b: the share of concordant minus that of discordant pairs, corrected for ties
     kappa      Cohen's kappa: agreement beyond chance on which texts reach the threshold
 
-Intervals are bootstrap intervals over texts. A text with a missing score (NaN) is left out and
-counted. An undefined figure, such as a correlation with a constant, is None and has a reason.
+Intervals are bootstrap intervals over texts; texts of one prompt are drawn together where it is known which these are.
+A text with a missing score (NaN) is left out and counted. An undefined figure, such as a correlation with a constant,
+is None and has a reason.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from xgray.stats.agreement import kendall, spearman
+from xgray.stats.agreement import Sample, kendall, mean, resample_together, spearman
 from xgray.stats.auc import BoolArray
-from xgray.stats.bootstrap import (
-    FloatArray,
-    IntArray,
-    Statistic,
-    ValueWithInterval,
-    estimate,
-    percentile_interval,
-)
+from xgray.stats.bootstrap import CountStatistic, FloatArray, ValueWithInterval, percentile_interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -54,6 +47,7 @@ def agreement(
     threshold_a: float = THRESHOLD,
     threshold_b: float = THRESHOLD,
     *,
+    groups: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: Sequence[int] = (0,),
 ) -> Agreement:
@@ -62,59 +56,66 @@ def agreement(
     Args:
         threshold_a: scores of ``a`` from here on count as toxic.
         threshold_b: the same for ``b``.
+        groups: the prompt of each text, ``(n,)``; texts of one prompt are drawn together. By default each text is drawn
+            by itself.
         resamples: number of bootstrap resamples, drawn with ``seed``.
     """
     is_complete = ~(np.isnan(a) | np.isnan(b))
     a, b = a[is_complete], b[is_complete]
     num = len(a)
-
-    def with_interval(statistic: Statistic, reason: str) -> ValueWithInterval:
-        return estimate_with_interval(statistic, num, resamples, seed, reason)
-
-    return Agreement(
-        num=num,
-        num_missing=len(is_complete) - num,
-        spearman=with_interval(spearman(a, b), CONSTANT),
-        kendall=with_interval(kendall(a, b), CONSTANT),
-        kappa=with_interval(kappa(a >= threshold_a, b >= threshold_b), ONE_SIDE),
-        mean_absolute_difference=with_interval(lambda positions: np.abs(a - b)[positions].mean(axis=-1), ""),
-    )
+    statistics = {
+        "spearman": (spearman(a, b), CONSTANT),
+        "kendall": (kendall(a, b), CONSTANT),
+        "kappa": (kappa(a >= threshold_a, b >= threshold_b), ONE_SIDE),
+        "mean_absolute_difference": (mean(np.abs(a - b)), ""),
+    }
+    names = np.arange(len(is_complete)).astype(str) if groups is None else np.array(groups, dtype=str)
+    intervals = with_intervals(statistics, names[is_complete].tolist(), resamples, seed)
+    return Agreement(num=num, num_missing=len(is_complete) - num, **intervals)
 
 
-def estimate_with_interval(
-    statistic: Statistic, num: int, resamples: int, seed: Sequence[int], reason: str
-) -> ValueWithInterval:
-    """Return a statistic of ``num`` texts with its interval; if it is NaN, no value and ``reason``.
+def with_intervals(
+    statistics: Mapping[str, tuple[CountStatistic, str]], groups: Sequence[str], resamples: int, seed: Sequence[int]
+) -> dict[str, ValueWithInterval]:
+    """Return statistics of the same texts with their intervals; where one is NaN, no value and the reason.
 
     Resamples in which it is NaN are left out of the interval, unless they are more than fit into one of its tails.
+
+    Args:
+        statistics: by name, each with the reason why it may have no value.
+        groups: of each text; texts of one group are drawn together.
     """
-    if num < 2:
-        return ValueWithInterval(None, reason="fewer than two texts")
-    from scipy.stats import DegenerateDataWarning
+    num_groups = len(set(groups))
+    if num_groups < 2:
+        return {name: ValueWithInterval(None, reason="fewer than two texts") for name in statistics}
+    sample = Sample({("", name): statistic for name, (statistic, _) in statistics.items()}, groups)
+    found = {}
+    for (_, name), drawn in resample_together({"": sample}, resamples, seed)[""].items():
+        if np.isnan(drawn.value):
+            found[name] = ValueWithInterval(None, reason=statistics[name][1])
+            continue
+        defined = drawn.distribution[~np.isnan(drawn.distribution)]
+        if len(defined) < resamples * (1 + CONFIDENCE) / 2:
+            num_undefined = resamples - len(defined)
+            reason = f"not defined in {num_undefined} of {resamples} resamples"
+            found[name] = ValueWithInterval(drawn.value, reason=reason)
+            continue
+        found[name] = ValueWithInterval(drawn.value, *percentile_interval(defined, CONFIDENCE, num_groups))
+    return found
 
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy has no interval if a resample is NaN
-        result = estimate(statistic, num, resamples, seed)
-    if np.isnan(result.value) or result.distribution is None:
-        return ValueWithInterval(None, reason=reason)
-    defined = result.distribution[~np.isnan(result.distribution)]
-    if len(defined) < resamples * (1 + CONFIDENCE) / 2:
-        num_undefined = resamples - len(defined)
-        return ValueWithInterval(result.value, reason=f"not defined in {num_undefined} of {resamples} resamples")
-    return ValueWithInterval(result.value, *percentile_interval(defined, CONFIDENCE))
 
-
-def kappa(a: BoolArray, b: BoolArray) -> Statistic:
-    """Return Cohen's kappa (Cohen 1960) of two judgements as a statistic of texts at positions.
+def kappa(a: BoolArray, b: BoolArray) -> CountStatistic:
+    """Return Cohen's kappa (Cohen 1960) of two judgements as a statistic of texts.
 
     It is NaN if both judgements put all texts into the same class.
     """
+    columns = np.stack([np.ones(len(a)), a, b, a == b], axis=1).astype(np.float64)
 
-    def statistic(positions: IntArray) -> FloatArray:
-        first, second = a[positions], b[positions]
-        share_a, share_b = first.mean(axis=-1), second.mean(axis=-1)
-        observed = (first == second).mean(axis=-1)
-        expected = share_a * share_b + (1 - share_a) * (1 - share_b)
-        return np.asarray((observed - expected) / (1 - expected))
+    def from_counts(copies: FloatArray) -> FloatArray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            num, of_a, of_b, same = (copies @ columns).T
+            share_a, share_b, observed = of_a / num, of_b / num, same / num
+            expected = share_a * share_b + (1 - share_a) * (1 - share_b)
+            return np.asarray(np.where(expected < 1, (observed - expected) / (1 - expected), np.nan))
 
-    return statistic
+    return CountStatistic(len(a), from_counts)

@@ -48,6 +48,8 @@ class Pairs:
     """``(n,)`` scores in [0, 1] to be mapped; NaN where one is missing."""
     target: Mapping[str, FloatArray]
     """``(n,)`` scores in [0, 1] to map them onto; NaN where one is missing."""
+    groups: Sequence[str] | None = None
+    """The prompt of each text, where it is known: texts of one prompt are not independent. By default each is."""
 
 
 def _check_knots(value: Any) -> Any:
@@ -171,7 +173,7 @@ def fit_calibration(
     fingerprinted: dict[str, list[Any]] = {}
     num_pairs = 0
     for code in sorted(pairs, key=list(LANGUAGES).index):
-        keys, columns = _sort_pairs(pairs[code], attributes)
+        keys, groups, columns = _sort_pairs(pairs[code], attributes)
         num_pairs += len(keys)
         fingerprinted[code] = [keys, [_with_nulls(column) for both in columns.values() for column in both]]
         complete = {name: _without_missing(raw, targets) for name, (raw, targets) in columns.items()}
@@ -180,7 +182,9 @@ def fit_calibration(
             left_out[code] = "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
             continue
         languages[code] = {
-            name: fit_curve(raw, targets, resamples, draw_seed(SEED, code, name)).model_dump(mode="json")
+            name: fit_curve(
+                raw, targets, resamples, draw_seed(SEED, code, name), _where(groups, columns[name])
+            ).model_dump(mode="json")
             for name, (raw, targets) in complete.items()
         }
     if not languages:
@@ -205,34 +209,51 @@ def fit_calibration(
     return Calibration.model_validate(facts | {"version": _version(facts)})
 
 
-def fit_curve(raw: FloatArray, target: FloatArray, resamples: int, seed: tuple[int, int]) -> Curve:
+def fit_curve(
+    raw: FloatArray,
+    target: FloatArray,
+    resamples: int,
+    seed: tuple[int, int],
+    groups: Sequence[str] | None = None,
+) -> Curve:
     """Fit the map of one attribute in one language, and measure it by cross-validation.
 
     Args:
         raw: ``(n,)`` scores to be mapped, without missing ones.
         target: ``(n,)`` scores to map them onto.
+        groups: the prompt of each text, ``(n,)``: texts of one prompt are drawn, and held out, together.
     """
     x, y = fit_knots(raw, target)
     return Curve(
         x=x.tolist(),
         y=y.tolist(),
         num_pairs=len(raw),
-        threshold=threshold_image(raw, target, THRESHOLD, CONFIDENCE, resamples, seed),
+        threshold=threshold_image(raw, target, THRESHOLD, CONFIDENCE, resamples, seed, groups),
         agreement=CrossValidated(
-            raw=agreement(raw, target, resamples=resamples, seed=seed),
-            calibrated=agreement(predict_out_of_fold(raw, target), target, resamples=resamples, seed=seed),
+            raw=agreement(raw, target, groups=groups, resamples=resamples, seed=seed),
+            calibrated=agreement(
+                predict_out_of_fold(raw, target, groups), target, groups=groups, resamples=resamples, seed=seed
+            ),
         ),
     )
 
 
-def _sort_pairs(pairs: Pairs, attributes: Sequence[str]) -> tuple[list[str], dict[str, tuple[FloatArray, FloatArray]]]:
-    """Return the hashed keys, ascending, and the scores by attribute of the texts that have both scores of any."""
+def _sort_pairs(
+    pairs: Pairs, attributes: Sequence[str]
+) -> tuple[list[str], list[str], dict[str, tuple[FloatArray, FloatArray]]]:
+    """Return the hashed keys, ascending, with the groups and scores by attribute of texts with both scores of any."""
     columns = {name: (pairs.raw[name], pairs.target[name]) for name in attributes}
     is_paired = np.any([~np.isnan(raw + target) for raw, target in columns.values()], axis=0)
     hashed = [hashlib.sha256(key.encode()).hexdigest() for key in pairs.keys]
     order = [row for row in sorted(range(len(hashed)), key=hashed.__getitem__) if is_paired[row]]
     by_attribute = {name: (raw[order], target[order]) for name, (raw, target) in columns.items()}
-    return [hashed[row] for row in order], by_attribute
+    groups = hashed if pairs.groups is None else pairs.groups
+    return [hashed[row] for row in order], [groups[row] for row in order], by_attribute
+
+
+def _where(groups: Sequence[str], scores: tuple[FloatArray, FloatArray]) -> list[str]:
+    """Return the groups of the texts that have both scores."""
+    return [groups[row] for row in np.flatnonzero(~np.isnan(scores[0] + scores[1]))]
 
 
 def _without_missing(raw: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -95,7 +95,7 @@ def calibrate_scorer(
         raw_scores = score_by_language(runner, scorer, texts, on_progress)
         on_progress("calibrate", 0, 1)
         calibration = fit_calibration(
-            _pair_scores(raw_scores, known.scores, attributes),
+            _pair_scores(raw_scores, known.scores, attributes, _prompts_of_texts(loaded)),
             ScorerId.of(scorer),
             known.scorer,
             time.strftime("%Y-%m-%d", time.gmtime()),
@@ -160,15 +160,34 @@ def _check_versions(name: str, versions: Sequence[str], years: Counter[str], mix
         )
 
 
+def _prompts_of_texts(runs: Sequence[_Run]) -> dict[tuple[str, str], str]:
+    """Return, by language and text, the first prompt that it completes, in all runs and by all models."""
+    prompts: dict[tuple[str, str], str] = {}
+    for run in runs:
+        for row in run.completions:
+            for text in row.completions:
+                if (prepared := text_to_score(text, run.empty_text)) is not None:
+                    prompts.setdefault((row.language, prepared), f"prompt {row.prompt_id}")
+    return prompts
+
+
 def _pair_scores(
-    raw: Mapping[str, Mapping[str, Scored]], target: ScoresByText, attributes: Sequence[str]
+    raw: Mapping[str, Mapping[str, Scored]],
+    target: ScoresByText,
+    attributes: Sequence[str],
+    prompts: Mapping[tuple[str, str], str],
 ) -> dict[str, Pairs]:
-    """Return the scorer's and the target's scores of the same texts, by language."""
+    """Return the scorer's and the target's scores of the same texts, by language.
+
+    Args:
+        prompts: by language and text, the prompt that it completes. A text of no known prompt is a group of its own.
+    """
     return {
         code: Pairs(
             keys=[hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in by_text],
             raw={name: attribute_column([raw[code][text] for text in by_text], name) for name in attributes},
             target={name: np.array([scores[name] for scores in by_text.values()]) for name in attributes},
+            groups=[prompts.get((code, text), f"text {position}") for position, text in enumerate(by_text)],
         )
         for code, by_text in target.items()
     }
