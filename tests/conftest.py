@@ -1,6 +1,7 @@
 """A tiny Llama with random weights and the real small model's tokenizer, a LoRA adapter that changes it, and a Ray."""
 
 import os
+import re
 
 import pytest
 
@@ -14,6 +15,16 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 # Ray Train looks at its workers every two seconds by default, and a tiny training waits for that at its start and end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+SLOW_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.slow", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out files in which every test is slow where none is wanted: they import trainers and engines."""
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        return True if SLOW_FILE.search(collection_path.read_text(encoding="utf-8")) else None
+    return None
 
 
 @pytest.fixture(scope="session")

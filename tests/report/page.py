@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+import pytest
 from markupsafe import Markup
 
+from xgray.report import figures
 from xgray.report.build import build_report, make_sections, render
 from xgray.report.examples import choose_examples
 from xgray.report.files import RunFiles
@@ -97,9 +99,15 @@ def parse(html):
     return page
 
 
-def report_html(run, experiment):
-    """Build the report of a run, with its figures, and return the page's HTML."""
-    build_report(run, experiment)
+def report_html(run, experiment, with_pdf=False):
+    """Build the report of a run, with its figures, and return the page's HTML.
+
+    The figures are files of SVG. Those of PDF take longer than all the rest together, so few tests ask for them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_pdf:
+            patch.setattr(figures, "pdf", lambda figure: b"")
+        build_report(run, experiment)
     return (run / "report").read_bytes("index.html").decode()
 
 

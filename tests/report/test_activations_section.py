@@ -46,7 +46,7 @@ def values(row):
 def test_means_changes_and_neurons_are_shown(tmp_path):
     run, experiment = write_run(tmp_path, activations={"neurons": NEURONS})
     write_activations(run)
-    html = report_html(run, experiment)
+    html = report_html(run, experiment, with_pdf=True)
     section = parse(html).section("activations")
     (answer,) = section.texts("p", "answer")
     # (.1 + .08 + .01) / 3 and (-.005 + .0798 + .05) / 3

@@ -61,7 +61,7 @@ def section_of(run, experiment):
 def test_tasks_before_and_after_are_shown(tmp_path):
     run, experiment = write_run(tmp_path, capability={})
     write_capability(run, {"base": BEFORE, "dpo": AFTER})
-    section = parse(report_html(run, experiment)).section("capability")
+    section = parse(report_html(run, experiment, with_pdf=True)).section("capability")
     (answer,) = section.texts("p", "answer")
     assert answer.startswith("dpo: of 3 tasks, 1 became significantly better and 1 ")
     assert "lm-evaluation-harness 0.4.13 with 600 questions" in section.text

@@ -3,10 +3,9 @@
 import pytest
 
 from tests.report.example_run import CHANGES, write_run
-from tests.report.page import parse
+from tests.report.page import parse, report_html
 from xgray.experiment.stages.intervene import metrics_by_setting
 from xgray.mechanism.neurons import Edit
-from xgray.report.build import build_report
 from xgray.runs.manifest import StageFolder, StageResult
 
 NEURONS = [[13, 694], [2, 280]]
@@ -27,7 +26,7 @@ def report(request, tmp_path_factory):
     stage = StageFolder(run / "intervene", "intervene")
     stage.folder.write_json("metrics.json", {"neurons": NEURONS, "decoding": decoding, **metrics})
     stage.finish({"version": 1}, StageResult({"num_prompts": 36}, {}, "cpu", 9.0))
-    build_report(run, experiment)
+    report_html(run, experiment, with_pdf=request.param == "made/model")
     return request.param, run / "report"
 
 

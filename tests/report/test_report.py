@@ -140,22 +140,23 @@ def test_figures_lie_beside_the_page(built):
         assert (built / "figures").read_bytes(f"{name}.pdf").startswith(b"%PDF")
 
 
-def test_same_run_gives_the_same_bytes_in_another_process(tmp_path):
-    run, experiment = write_run(tmp_path, changes=ENGLISH)
-
+def test_same_run_gives_the_same_bytes_in_another_process(built):
     def files():
-        return {path.name: path.read_bytes() for path in (run / "report").local.rglob("*.*")}
+        return {path.name: path.read_bytes() for path in built.local.rglob("*.*")}
 
-    build_report(run, experiment)
-    first = files()
+    def written():
+        return {path.name: path.stat().st_mtime_ns for path in built.local.rglob("*.*")}
+
+    first, before = files(), written()
     code = (
         "import sys; from pathlib import Path; from xgray.config.file import load_experiment; "
         "from xgray.report.build import build_report; from xgray.storage.folder import Folder; "
         "build_report(Folder(sys.argv[1]), load_experiment(Path(sys.argv[1], 'experiment.yaml')))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"}
-    subprocess.run([sys.executable, "-c", code, str(run.local)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(built.parent.local)], check=True, env=environment)
     assert files() == first
+    assert not before.items() & written().items()
 
 
 def test_language_that_got_worse_is_named(page_of):
