@@ -140,6 +140,10 @@ def test_the_console_shows_the_same(run_and_experiment, capsys):
     assert "▼ made alone, no other scored it" in printed
 
 
+def test_the_head_of_the_page_names_the_other_scorers(page):
+    assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True))["Also scored by"] == "guard-tiny g1"
+
+
 def test_the_stage_of_every_scorer_is_in_the_provenance(page):
     summaries = [text.split()[0] for text in page.section("provenance").texts("summary")]
     assert summaries.index("score@guard-tiny/base") > summaries.index("score/dpo")

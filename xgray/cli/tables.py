@@ -86,11 +86,12 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     robustness = plan.find("robustness")
     if robustness and robustness.is_finished and {"robustness", "evaluate", "report"} & set(names):
         print_robustness(robustness.folder.read_mapping("metrics.json"))
+    width = max(18, *(len(planned.label) for planned in plan.stages))
     for planned in plan.stages:
         manifest = planned.place.manifest()
         if manifest and planned.stage.command in names:
             counts = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in manifest["counts"].items())
-            print_line(f"{planned.label:<18} {manifest['seconds']:>8.1f} s  {counts}")
+            print_line(f"{planned.label:<{width}} {manifest['seconds']:>8.1f} s  {counts}")
     if report.is_finished and "report" in names:
         print_line(f"report: {report.folder / 'index.html'}")
     else:

@@ -186,6 +186,7 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
         *((variant.name, _variant_in_words(variant)) for variant in experiment.variants),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
+        *_other_scorers(files),
         *_quality(files),
         *_calibration(files),
         ("Prompts", f"{num_prompts:,} in {summary.languages_of_run(files)}"),
@@ -199,6 +200,14 @@ def _intervals(files: RunFiles) -> str:
     if "intervals" in metrics:
         return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its unadjusted p is lower"
     return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
+
+
+def _other_scorers(files: RunFiles) -> list[tuple[str, str]]:
+    """Return the scorers that the tables are not of; nothing for a run with one scorer."""
+    if files.robustness is None:
+        return []
+    others = list(files.robustness["scorers"].items())[1:]
+    return [("Also scored by", ", ".join(f"{name} {facts['version']}" for name, facts in others))]
 
 
 def _quality(files: RunFiles) -> list[tuple[str, str]]:

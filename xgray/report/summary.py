@@ -90,12 +90,12 @@ def finding_label(finding: Finding) -> str:
 
 def finding_in_words(finding: Finding) -> str:
     """Return a finding after its subject: ``fell under every scorer``, ``fell under embedding alone``."""
-    shown = ", ".join(finding["fell"] or finding["rose"])
+    shown = " and ".join(finding["fell"] or finding["rose"])
     match finding["holds"]:
         case "all":
             return f"{finding['direction']} under every scorer"
         case "some":
-            return f"{finding['direction']} under {shown}"
+            return f"{finding['direction']} under {shown}, of {len(finding['tested'])} scorers"
         case "one":
             return f"{finding['direction']} under {shown} alone"
         case "contradicted":

@@ -127,8 +127,9 @@ def _change_cell(
     change = _change(metrics, name, scorer, variant, language)
     facts = metrics["scorers"][scorer]
     if change is None or change["difference"] is None:
-        reason = "the scorer was not validated" if language in facts["not_scored"] else "no completion has a score"
-        return Cell(MISSING, reason=f"{scorer}: {reason}")
+        left_out = language in facts["not_scored"]
+        reason = f"{scorer} was not validated in it" if left_out else f"{scorer} has no score of both models"
+        return Cell(MISSING, reason=reason)
     found = verdict(change, metric.lower_is_better)
     ends = metric.interval(change["low"], change["high"], signed=True)
     mark = f" {UNVALIDATED}" if language in facts["unvalidated"] else ""
