@@ -155,7 +155,7 @@ def _upload_and_copy(filesystem: FileSystem, path: str, content: bytes | pa.Buff
 
 @contextmanager
 def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
-    """Turn pyarrow's error about a damaged file into a StageError that names the file, or a folder and ``what`` of it."""
+    """Turn pyarrow's error about a damaged file into a StageError: of this file, or of ``what`` in this folder."""
     import pyarrow as pa
 
     try:
