@@ -273,3 +273,33 @@ def test_a_uri_with_credentials_is_refused_without_showing_them(uri: str) -> Non
         Folder(uri)
     assert "hush" not in str(raised.value)
     assert "s3://bucket/x" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"prompt_id": [1], "text": ["a"]}, {"prompt_id": [["a"]], "text": ["a"]}, {"prompt_id": ["a"]}, {"x": ["a"]}],
+)
+def test_rows_of_another_kind_are_damage_that_names_the_folder(
+    tmp_path: Path, columns: dict[str, list[object]]
+) -> None:
+    schema = pa.schema([("prompt_id", pa.string()), ("text", pa.string())])
+    folder = Folder(str(tmp_path))
+    folder.write_parquet("a.parquet", pa.table({"prompt_id": ["a"], "text": ["a"]}))
+    folder.write_parquet("b.parquet", pa.table(columns))
+    with pytest.raises(StageError, match=rf"{tmp_path}.*damaged"):
+        folder.read_parquet(schema)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b'{"a":' * 3000], ids=["empty", "list", "cut", "no text", "deep"]
+)
+def test_what_a_stage_wrote_is_a_mapping_or_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(StageError, match=rf"{tmp_path}/metrics.json is damaged .*--force"):
+        Folder(str(tmp_path)).read_mapping("metrics.json")
+
+
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="not a regular file"):
+        Folder(str(tmp_path)).read_bytes("metrics.json")

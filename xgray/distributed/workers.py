@@ -16,7 +16,7 @@ import ray
 
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.failures import RESUME, Failure, worker_died
-from xgray.distributed.job_environment import enter_directory
+from xgray.distributed.job_environment import enter_directory, with_absolute_paths
 from xgray.distributed.keys import take_keys
 from xgray.distributed.placement import describe_resources, place_workers
 from xgray.distributed.waiting import log_waiting
@@ -134,7 +134,8 @@ def _run_indexed(
         return
     number, options = place_workers(cluster_capacity(), stage, num_workers)
     make = ray.remote(WorkerActor).options(**options)
-    pool = WorkerPool(lambda: make.remote(worker, list(arguments), os.getcwd()), min(number, len(units)), stage)
+    sent = [with_absolute_paths(argument) for argument in arguments]
+    pool = WorkerPool(lambda: make.remote(worker, sent, os.getcwd()), min(number, len(units)), stage)
     resources = describe_resources(options["num_cpus"], options.get("num_gpus", 0))
     try:
         with log_waiting(lambda: None if pool.is_placed else f"{stage}: waiting for room for a worker of {resources}"):

@@ -54,8 +54,11 @@ def interrupt(why: str) -> None:
     """Interrupt the main thread from another thread."""
     global _requested
     _requested = why
+    # A signal also reaches a blocking system call.
     if signal.getsignal(signal.SIGTERM) is _handle:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # also reaches a blocking system call
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    elif callable(signal.getsignal(signal.SIGINT)):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
         _thread.interrupt_main()
 

@@ -155,7 +155,7 @@ def _upload_and_copy(filesystem: FileSystem, path: str, content: bytes | pa.Buff
 
 @contextmanager
 def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
-    """Turn pyarrow's error about a damaged file into a StageError that names the file, or ``what`` of a folder."""
+    """Turn pyarrow's error about a damaged file into a StageError: of this file, or of ``what`` in this folder."""
     import pyarrow as pa
 
     try:
@@ -169,8 +169,9 @@ def _naming_damage(folder: Folder, what: str = "") -> Iterator[None]:
 
 
 def _kind(type_: pa.DataType) -> str:
-    """Return the kind of a column's values: ``string``, ``list``, ``int``, ..."""
-    return re.sub(r"^large_|_view|[0-9<(\[].*", "", str(type_))
+    """Return the kind of a column's values: ``string``, ``list``, ``number``, ..."""
+    kind = re.sub(r"^large_|_view|[0-9<(\[].*", "", str(type_))
+    return "number" if kind in ("int", "uint", "float", "double", "halffloat") else kind
 
 
 class Folder:
@@ -419,26 +420,27 @@ class Folder:
             with ThreadPoolExecutor(NUM_READERS) as pool:
                 tables = list(pool.map(lambda name: self.read_table(name, columns), names))
         self._check_kinds(tables, schema)
+        if any(set(table.schema.names) != set(tables[0].schema.names) for table in tables):
+            raise StageError(f"{self}: a file is damaged: it has other columns than the others; {REMAKE_ROWS}")
         wanted = pa.schema([schema.field(column) for column in columns] if columns else schema)
-        # Rows that an earlier version wrote may lack fields, such as an attribute of the scores: they become null.
-        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
+        with _naming_damage(self, ": a file"):
+            # Rows that an earlier version wrote may lack fields, such as an attribute of the scores: they become null.
+            return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
 
     def _check_kinds(self, tables: list[pa.Table], schema: pa.Schema) -> None:
         """Check that columns hold what they should: texts, numbers or lists.
 
         Raises:
-            StageError: one holds another kind of value, or the tables differ.
+            StageError: one holds another kind of value.
         """
         known = {field.name: _kind(field.type) for field in schema}
         for table in tables:
             for field in table.schema:
-                if _kind(field.type) not in ("null", known.get(field.name, _kind(field.type))):
+                if _kind(field.type) not in ("null", "dictionary", known.get(field.name, _kind(field.type))):
                     raise StageError(
                         f"{self}: a file is damaged: column {field.name} holds {field.type}, not "
                         f"{known[field.name]}; {REMAKE_ROWS}"
                     )
-            if table.schema.names != tables[0].schema.names:
-                raise StageError(f"{self}: a file is damaged: other columns than in the others; {REMAKE_ROWS}")
 
     def count_rows(self) -> int:
         """Return the number of rows in all finished Parquet files of this folder, from their footers.

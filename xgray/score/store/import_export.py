@@ -154,7 +154,10 @@ def write_parquet(entries: Iterable[ScoreEntry], file: str, with_text: bool) -> 
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         while batch := list(islice(remaining, ROWS_PER_BATCH)):
             rows = [
-                vars(entry) | entry.scores | {"key": entry.key.hex(), "text": _utf8_text(entry)} | _more_scores(entry)
+                vars(entry)
+                | entry.scores
+                | {"key": entry.key.hex(), "text": _utf8_text(entry), "error": _utf8(entry.error)}
+                | _more_scores(entry)
                 for entry in batch
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -171,6 +174,11 @@ def _utf8_text(entry: ScoreEntry) -> str | None:
     except UnicodeEncodeError:
         return None
     return entry.text
+
+
+def _utf8(message: str | None) -> str | None:
+    """Return a message as a file can carry it: a service's may hold halves of surrogate pairs."""
+    return None if message is None else message.encode("utf-8", "backslashreplace").decode()
 
 
 def _more_scores(entry: ScoreEntry) -> dict[str, list[tuple[str, float]] | None]:
