@@ -36,8 +36,8 @@ LEFT_OVER = re.compile(
     rf"|{POOLER.pattern}"
 )
 """What a checkpoint may hold beside the weights: causal masks, positions and frequencies, which follow from the
-configuration; what reads images and sounds, where only the language model is loaded; and a pooler where the
-architecture has none."""
+configuration; what reads images and sounds, where only the language model is loaded; and a pooler that the architecture
+does not have."""
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
 
