@@ -164,8 +164,8 @@ def protocols() -> dict[str, Pair]:
     found: dict[str, Pair] = {name: compare() for name, compare in OTHERS.items()}
     for name, of_model in OF_MODELS.items():
         pairs = [pair for kind in CONFIGS if (pair := of_model(kind, make_model(kind))) is not None]
-        known = [[value for value in column if not isnan(value)] for column in zip(*pairs, strict=True)]
-        found[name] = tuple(max(column, default=float("nan")) for column in known)
+        released, corrected = ([value for value in column if not isnan(value)] for column in zip(*pairs, strict=True))
+        found[name] = max(released, default=float("nan")), max(corrected, default=float("nan"))
     return found
 
 
