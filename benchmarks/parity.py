@@ -164,10 +164,8 @@ def protocols() -> dict[str, Pair]:
     found: dict[str, Pair] = {name: compare() for name, compare in OTHERS.items()}
     for name, of_model in OF_MODELS.items():
         pairs = [pair for kind in CONFIGS if (pair := of_model(kind, make_model(kind))) is not None]
-        first, second = (
-            max((pair[side] for pair in pairs if not isnan(pair[side])), default=float("nan")) for side in (0, 1)
-        )
-        found[name] = first, second
+        released, corrected = ([value for value in column if not isnan(value)] for column in zip(*pairs, strict=True))
+        found[name] = max(released, default=float("nan")), max(corrected, default=float("nan"))
     return found
 
 
