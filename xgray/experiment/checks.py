@@ -52,8 +52,8 @@ def check_stages_exist(plan: Plan, names: Collection[str]) -> None:
 def check_other_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
     """Refuse to run when stages outside ``selected`` contradict the plan or are missing as inputs.
 
-    A stage that is made from one that is about to run again is out of date, which is no contradiction. Neither are results
-    of an earlier version of the code, for a report alone.
+    A stage that is made from one that is about to run again is out of date, which is no contradiction. Nor are, for a
+    report alone, results of an earlier version of the code.
 
     Raises:
         ConflictError: a stage outside holds results of another configuration.
