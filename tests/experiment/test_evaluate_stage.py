@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.evaluate.test_consistency import COMPLETIONS
 from xgray.config import Experiment
 from xgray.config.stages import stage_named
+from xgray.errors import ConflictError
+from xgray.experiment.checks import check_other_stages
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.stages import evaluate
 from xgray.rows import Completions, Scores, to_table
@@ -69,3 +71,29 @@ def test_a_run_that_an_earlier_version_evaluated_is_passed_over_and_can_be_measu
     assert planned.begin()
     planned.finish(evaluate.run(plan, planned, lambda *progress: None))
     assert planned.folder.read_json("metrics.json")["consistency"] == expected
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_earlier"),
+    [
+        ({"version": 0, "inputs": {"base": "the score's"}}, True),
+        ({"version": 0, "inputs": {"base": "other"}}, False),
+        ({"version": 0, "inputs": {"base": "the score's"}, "section": {"threshold": 0.4}}, False),
+        ({"version": 2, "inputs": {"base": "the score's"}}, False),
+    ],
+)
+def test_results_of_an_earlier_version_of_the_same_configuration_can_be_reported(tmp_path, payload, is_earlier):
+    plan = Plan(Experiment(name="made", model={"id": "made/model"}), Folder(str(tmp_path)), ["base"], [])
+    place = StageFolder(plan.run / "evaluate", "evaluate", None)
+    plan.add(PlannedStage(stage_named("evaluate"), place, {"version": 1, "inputs": {"base": "the score's"}}))
+    assert not plan.is_of_earlier_version(plan.stage("evaluate"))
+    place.finish(payload, StageResult())
+    report = PlannedStage(
+        stage_named("report"), StageFolder(plan.run / "report", "report", None), {"version": 1, "inputs": {}}
+    )
+    assert plan.is_of_earlier_version(plan.stage("evaluate")) is is_earlier
+    if is_earlier:
+        check_other_stages(plan, [report], force=False)
+    else:
+        with pytest.raises(ConflictError):
+            check_other_stages(plan, [report], force=False)

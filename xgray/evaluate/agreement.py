@@ -19,7 +19,7 @@ import numpy as np
 from xgray.data.ratings import RatedTexts, Ratings, Scale
 from xgray.evaluate.agreement_file import AVERAGE, FLOOR, Agreement, AgreementTable, Measured, validated_languages
 from xgray.stats import agreement as statistics
-from xgray.stats.agreement import Name, Resampled, Sample, averaged, nan_mean, resample_together
+from xgray.stats.agreement import Name, Resampled, Sample, averaged, mean_of_resampled, resample_together
 from xgray.stats.auc import BoolArray, auc_interval
 from xgray.stats.bootstrap import CountStatistic, FloatArray, draw_seed, percentile_interval
 
@@ -294,10 +294,7 @@ def _with_average(
         if not defined:
             means[name] = Measured(reason=REASONS.get(name[1], "no texts"))
             continue
-        mean = Resampled(
-            float(np.mean([each.value for each in defined])), nan_mean([each.distribution for each in defined])
-        )
-        means[name] = measured(mean, "")
+        means[name] = measured(mean_of_resampled(defined), "")
         if left_out := [code for code in table if code not in parts or np.isnan(parts[code].value)]:
             means[name] = means[name].model_copy(update={"reason": f"without {' '.join(left_out)}"})
     ceiling = means[RATER, "spearman"]

@@ -64,15 +64,19 @@ def check_stages_exist(plan: Plan, names: Collection[str]) -> None:
 def check_other_stages(plan: Plan, selected: Sequence[PlannedStage], force: bool) -> None:
     """Refuse to run when stages outside ``selected`` contradict the plan or are missing as inputs.
 
-    A stage that is made from one that is about to run again is out of date, which is no contradiction.
+    A stage that is made from one that is about to run again is out of date, which is no contradiction. Nor are, for a
+    report alone, results of an earlier version of the code.
 
     Raises:
         ConflictError: a stage outside holds results of another configuration.
         InputError: a stage outside is needed and not finished.
     """
     outdated: list[PlannedStage] = []
+    is_report = [stage.name for stage in selected] == ["report"]
     for stage in plan.stages:
-        needed = plan.needs(stage)
+        if is_report and plan.is_of_earlier_version(stage):
+            continue
+        needed = [source for source in plan.needs(stage) if not (is_report and plan.is_of_earlier_version(source))]
         if stage in selected:
             state = stage.state(force)
             if state in (FolderState.EMPTY, FolderState.CONFLICT):

@@ -164,6 +164,27 @@ class Plan:
                 needed += [stage] if stage else []
         return needed
 
+    def is_of_earlier_version(self, planned: PlannedStage) -> bool:
+        """Whether the folder holds finished results that differ from the plan only in the stages' versions.
+
+        They are what an earlier version of the code made of the same configuration: a report shows them as they are.
+        """
+        manifest = planned.place.manifest()
+        if manifest is None or planned.is_finished:
+            return False
+        old, new = manifest["payload"], planned.payload
+        sources = {stage.fingerprint: stage for stage in self.needs(planned)}
+
+        def is_alike(name: str) -> bool:
+            source = sources.get(new["inputs"].get(name))
+            if old["inputs"].get(name) == new["inputs"].get(name):
+                return True
+            return source is not None and self.is_of_earlier_version(source)
+
+        other = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} - {"version", "inputs"}
+        is_newer = old.get("version", 0) > new["version"]
+        return not other and not is_newer and all(map(is_alike, old["inputs"].keys() | new["inputs"].keys()))
+
     def require_model(self, model: str) -> None:
         """Check that a model's weights exist: that its training, if it is trained, is finished.
 

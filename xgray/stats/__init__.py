@@ -1,1 +1,1 @@
-"""Bootstrap intervals and tests, the area under the ROC curve, isotonic regression."""
+"""Intervals and tests over prompts, the bootstrap, the area under the ROC curve, isotonic regression."""

@@ -205,6 +205,15 @@ class Resampled:
     """How many indices, each with all its texts, a resample draws."""
 
 
+def mean_of_resampled(parts: Sequence[Resampled]) -> Resampled:
+    """Return the mean of values that are resampled together, without those that are NaN."""
+    return Resampled(
+        float(nan_mean([np.array(part.value) for part in parts])),
+        nan_mean([part.distribution for part in parts]),
+        max((part.num_items for part in parts if part.num_items is not None), default=None),
+    )
+
+
 def resample_together(
     samples: Mapping[str, Sample], resamples: int, seed: Sequence[int]
 ) -> dict[str, dict[Name, Resampled]]:

@@ -17,9 +17,15 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         if stage.name == "evaluate" or stage.stage.inside or stage.stage.report_section is not None
     ]
     return {
-        "inputs": {stage.label: stage.fingerprint for stage in sources},
+        "inputs": {stage.label: _fingerprint(plan, stage) for stage in sources},
         "section": section_payload(plan.experiment.report),
     }
+
+
+def _fingerprint(plan: Plan, stage: PlannedStage) -> str:
+    """Return the fingerprint of the results that the page shows: those that are there, if only the version differs."""
+    manifest = stage.place.manifest() if plan.is_of_earlier_version(stage) else None
+    return manifest["fingerprint"] if manifest else stage.fingerprint
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
@@ -30,7 +36,9 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     """
     from xgray.report.build import build_report
 
-    plan.finished("evaluate")
+    evaluation = plan.stage("evaluate")
+    if not plan.is_of_earlier_version(evaluation):
+        evaluation.require()
     on_progress(planned.label, 0, 1)
     result = build_report(plan.run, plan.experiment)
     on_progress(planned.label, 1, 1)

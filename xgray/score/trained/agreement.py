@@ -13,7 +13,7 @@ from xgray.evaluate.agreement_file import AVERAGE, Agreement, AgreementTable, Me
 from xgray.languages import LANGUAGES
 from xgray.score.scorer import Scorer
 from xgray.stats import agreement as statistics
-from xgray.stats.agreement import Name, Resampled, Sample, nan_mean, resample_together
+from xgray.stats.agreement import Name, Resampled, Sample, mean_of_resampled, resample_together
 from xgray.stats.bootstrap import CountStatistic, FloatArray, draw_seed
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ def _average(drawn: Mapping[str, Mapping[Name, Resampled]], table: Mapping[str, 
     """Return the mean over languages, those without a value left out."""
     means = {}
     for name in MEASURES:
-        parts = [figures[SCORER, name] for figures in drawn.values()]
-        value = float(nan_mean([np.array(part.value) for part in parts]))
-        means[SCORER, name] = Resampled(value, nan_mean([part.distribution for part in parts]))
+        means[SCORER, name] = mean_of_resampled([figures[SCORER, name] for figures in drawn.values()])
     counts = {
         name: sum(getattr(each, name) for each in table.values())
         for name in ("num", "num_missing", "num_toxic", "num_benign")
