@@ -136,3 +136,23 @@ def test_rows_of_a_finished_stage_that_were_deleted_are_missed(experiment):
     with pytest.raises(StageError, match=r"score/base/rows: 0 rows, but stage score/base finished with 2.*manifest"):
         run_experiment(plan, ("report",))
     assert files(plan) == before
+
+
+def test_force_keeps_old_results_where_no_cluster_answers(experiment):
+    finished(make_plan(experiment(variants=[])))
+    plan = make_plan(experiment(variants=[], evaluate={"threshold": 0.6}))
+    plan.stage("evaluate").folder.write_bytes("metrics.json", b"hours of work")
+    before = files(plan)
+    with pytest.raises(InputError, match="--address: 'nonsense' is not the address"):
+        run_experiment(plan, ("evaluate",), force=True, address="nonsense")
+    assert files(plan) == before
+
+
+def test_a_report_that_cannot_be_made_leaves_the_last_one(experiment):
+    finished(make_plan(experiment(variants=[])))
+    plan = make_plan(experiment(variants=[], report={"mask": False}))
+    plan.stage("report").folder.write_bytes("index.html", b"the last page")
+    plan.stage("evaluate").folder.write_bytes("metrics.json", b'{"languages": 1}')
+    with pytest.raises(StageError, match="damaged"):
+        run_experiment(plan, ("report",))
+    assert plan.stage("report").folder.read_bytes("index.html") == b"the last page"

@@ -46,7 +46,7 @@ def test_a_stage_that_cannot_write_its_rows_fails_in_one_line_and_can_be_resumed
     done = run_on_small_disk(disk, "sh", "-c", script)
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["1", "0"], done.stderr
     assert done.stderr.count("xgray:") == 1, done.stderr
-    assert f"xgray: {FULL}" in done.stderr
+    assert f"xgray: {FULL} ({disk}/mine/" in done.stderr
     assert "the same command" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -92,6 +92,17 @@ def with_retries(call: Callable[[], T]) -> T:
 
 
 @contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an error of the disk that names no file, such as a full one, name this file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``, and rename it to ``target`` when the block has written it.
 
@@ -101,7 +112,8 @@ def write_aside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{target.name}")
     try:
-        yield temporary
+        with naming_file(target):
+            yield temporary
         temporary.replace(target)
     except BaseException:
         if temporary.is_dir():
@@ -109,17 +121,6 @@ def write_aside(target: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def naming_file(path: str) -> Iterator[None]:
-    """Let an error of the disk that names no file, such as a full one, name this file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, path) from None
 
 
 @cache
@@ -298,7 +299,7 @@ class Folder:
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         filesystem, path = self._resolve(name)
         if self.local is not None:
-            with naming_file(path), write_aside(Path(path)) as temporary, temporary.open("wb") as stream:
+            with write_aside(Path(path)) as temporary, temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())

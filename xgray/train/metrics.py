@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xgray.storage.folder import Folder
+from xgray.storage.folder import Folder, naming_file
 
 METRICS = "metrics.jsonl"
 
@@ -34,7 +34,7 @@ def begin_metrics(path: Path, total_steps: int, step: int) -> None:
 
 def append_metrics(path: Path, row: Mapping[str, float | None]) -> None:
     """Add a line to the file."""
-    with path.open("a", encoding="utf-8") as stream:
+    with naming_file(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
