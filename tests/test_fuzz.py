@@ -137,7 +137,7 @@ SUBJECTS: dict[str, tuple[str, bytes, Read]] = {
     ),
     "calibration": ("c.json", json.dumps(CALIBRATION).encode(), lambda file: read_calibration(str(file))),
     "agreement": ("a.json", json.dumps(AGREEMENT).encode(), lambda file: read_report(str(file))),
-    "request": ("body", json.dumps(BODY).encode(), lambda file: parse(file.read_bytes(), ["toxicity"], ["en"])),
+    "request": ("body", json.dumps(BODY).encode(), lambda file: parse(file.read_bytes())),
 }  # fmt: skip
 """A file's name, its valid content, and what reads it."""
 

@@ -70,7 +70,7 @@ def test_released_puts_a_beginning_before_gpt2s_prompts_and_goes_on_after_the_en
     tokenizer.bos_token = "<end>"
     runs = (released.activations(model, tokenizer, text, NEURONS, NEW_TOKENS) for text in TEXTS)
     expected, tokens = zip(*runs, strict=True)
-    model.generation_config.eos_token_id = tokens[0][3]
+    model.config.eos_token_id = tokens[0][3]
     means, counts = measure_activations(model, tokenizer, TEXTS, NEURONS, NEW_TOKENS, 2, protocol="released")
     assert counts.tolist() == [NEW_TOKENS] * len(TEXTS)
     np.testing.assert_allclose(means, [rows.mean(0) for rows in expected], atol=1e-5)

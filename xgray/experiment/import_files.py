@@ -79,6 +79,14 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
     _check_k(models)
+    for model, content in models.items():
+        if "path" not in described.prompts.model_fields_set and translations_are_unknown(content.completions):
+            log.warning(
+                "model %s: lines have no Index, so that prompts at the same position of two languages' files are taken "
+                "for translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up "
+                "in RTP_LX_{CODE}.json",
+                model,
+            )
     plan = make_plan(_experiment(models, overrides), {model: content.fingerprint for model, content in models.items()})
     tables = [
         (plan.stage("generate", model), to_table(content.completions, Completions)) for model, content in models.items()
@@ -164,13 +172,6 @@ def _read(model: str, files: list[str], described: Experiment) -> ImportedModel:
         completions, scores = (
             [replace(row, prompt_id=found.get(row.prompt_id, row.prompt_id)) for row in completions],
             [replace(row, prompt_id=found.get(row.prompt_id, row.prompt_id)) for row in scores],
-        )
-    elif translations_are_unknown(completions):
-        log.warning(
-            "model %s: lines have no Index, so that prompts at the same position of two languages' files are taken for "
-            "translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up in "
-            "RTP_LX_{CODE}.json",
-            model,
         )
     ids = [row.prompt_id for row in completions]
     if len(set(ids)) < len(ids):

@@ -15,7 +15,7 @@ from yarl import URL
 from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored
 
-MAX_WAIT_SECONDS = 3600.0
+MAX_WAIT_SECONDS = 30 * 86400.0
 MAX_REASON = 300
 """Characters of a service's message that are kept."""
 
