@@ -118,8 +118,8 @@ def imported_generations(run: Folder, experiment: Experiment) -> dict[str, str] 
 def _warn_of_unknown_translations(models: dict[str, ImportedModel]) -> None:
     if any(translations_are_unknown(content.completions) for content in models.values()):
         log.warning(
-            "The files' lines have no Index, so that prompts at the same position of two languages' files are taken for "
-            "translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up in "
+            "The files' lines have no Index, so that prompts at the same position of two languages' files are taken "
+            "for translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up in "
             "RTP_LX_{CODE}.json"
         )
 
