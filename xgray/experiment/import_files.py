@@ -79,14 +79,8 @@ def import_files(arguments: Sequence[str], overrides: dict[str, Any], force: boo
             "some files hold scores and others completions alone; score those first, in a run of their own"
         )
     _check_k(models)
-    for model, content in models.items():
-        if "path" not in described.prompts.model_fields_set and translations_are_unknown(content.completions):
-            log.warning(
-                "model %s: lines have no Index, so that prompts at the same position of two languages' files are taken "
-                "for translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up "
-                "in RTP_LX_{CODE}.json",
-                model,
-            )
+    if "path" not in described.prompts.model_fields_set:
+        _warn_of_unknown_translations(models)
     plan = make_plan(_experiment(models, overrides), {model: content.fingerprint for model, content in models.items()})
     tables = [
         (plan.stage("generate", model), to_table(content.completions, Completions)) for model, content in models.items()
@@ -119,6 +113,15 @@ def imported_generations(run: Folder, experiment: Experiment) -> dict[str, str] 
         if manifest and "imported" in manifest["payload"]["inputs"]:
             imported[model] = manifest["payload"]["inputs"]["imported"]
     return imported or None
+
+
+def _warn_of_unknown_translations(models: dict[str, ImportedModel]) -> None:
+    if any(translations_are_unknown(content.completions) for content in models.values()):
+        log.warning(
+            "The files' lines have no Index, so that prompts at the same position of two languages' files are taken "
+            "for translations in the intervals of averages. With --prompts.path FOLDER their indices are looked up in "
+            "RTP_LX_{CODE}.json"
+        )
 
 
 def _check_k(models: dict[str, ImportedModel]) -> None:
