@@ -15,7 +15,7 @@ from yarl import URL
 from xgray.errors import InputError, StageError
 from xgray.score.scorer import Scored
 
-MAX_WAIT_SECONDS = 30 * 86400.0
+MAX_WAIT_SECONDS = 366 * 86_400.0
 MAX_REASON = 300
 """Characters of a service's message that are kept."""
 
@@ -48,7 +48,7 @@ def version_at(url: URL, home: str, version: str) -> str:
 def retry_after_seconds(header: str | None) -> float | None:
     """Return the wait that a ``Retry-After`` header asks for, in seconds or as a date; None if it says neither.
 
-    It is ``MAX_WAIT_SECONDS`` at most: a request that waits for years is a run that hangs.
+    A wait of more than ``MAX_WAIT_SECONDS`` is no answer of a service, but a fault of it: None too.
     """
     if header is None:
         return None
@@ -59,7 +59,7 @@ def retry_after_seconds(header: str | None) -> float | None:
             wait = parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
-    return min(max(wait, 0.0), MAX_WAIT_SECONDS) if math.isfinite(wait) else None
+    return max(wait, 0.0) if math.isfinite(wait) and wait <= MAX_WAIT_SECONDS else None
 
 
 def as_score(value: object) -> float | None:
