@@ -199,6 +199,7 @@ def test_training_saves_its_step_before_its_node_is_taken_away(cluster, tmp_path
             pass
 
     monkeypatch.setenv("XGRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     output, steps = tmp_path / "out", 250
     first, second = cluster.have(3, 3)
