@@ -215,7 +215,7 @@ def test_a_run_with_a_changed_file_is_described_in_lines(command, tmp_path, monk
     experiment = load_experiment(run / "experiment.yaml")
     whole = files_below(run)
     counts: Counter[str] = Counter()
-    for random in rounds(command, 30 if command == "status" else 3, 0.2):
+    for random in rounds(command, 30 if command == "status" else 1, 0.2):
         file = random.choice(sorted(whole))
         changed = mutated(whole[file], random)
         file.write_bytes(changed)

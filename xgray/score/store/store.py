@@ -88,7 +88,7 @@ class ScoreStore:
             return False
         try:
             version = int(self.folder.read_json(FORMAT)["version"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise InputError(f"{self.folder / FORMAT}: not the format of a score store. Name another path") from None
         if version > FORMAT_VERSION:
             raise InputError(
