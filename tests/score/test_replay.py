@@ -157,7 +157,8 @@ def test_the_texts_that_are_drawn_depend_on_the_seed_alone(log, tmp_path):
     assert drawn(log, 1) != first
 
 
-def test_the_command_prints_every_figure_and_what_would_be_refused(log, capsys):
+def test_the_command_prints_every_figure_and_what_would_be_refused(log, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     options = "--score.scorer", "dummy", "--score.unvalidated-languages", "true"
     dated = FileOptions(scored="2023")
     assert replay_command(log, *options, file_options=dated) == 0
