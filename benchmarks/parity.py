@@ -85,7 +85,7 @@ LENS: dict[str, tuple[str, dict[str, Any]]] = {
         ROTARY | {"act_fn": "gelu_new", "original_architecture": "GemmaForCausalLM"},
     ),
 }
-"""By architecture, the function of transformer_lens that converts the weights, and its settings besides the sizes.
+"""By architecture, the function of transformer_lens that converts the weights, and its settings other than the sizes.
 
 A setting that is not named, such as the beginning of a text, is the library's own.
 """

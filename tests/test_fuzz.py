@@ -146,7 +146,7 @@ def as_option(file: Path) -> str:
     return file.read_bytes().decode("utf-8", "surrogateescape")
 
 
-def is_told_in_a_line(message: str) -> bool:
+def is_one_line(message: str) -> bool:
     """Whether a message is one for the user: not empty, without a traceback and without secrets."""
     return bool(message.strip()) and "Traceback" not in message and SECRET not in message
 
@@ -159,7 +159,7 @@ def read(call: Callable[[], object]) -> str:
         message = str(error)
     else:
         return "read"
-    assert is_told_in_a_line(message), message[:500]
+    assert is_one_line(message), message[:500]
     return "refused"
 
 
@@ -283,13 +283,13 @@ def test_the_command_line_ends_with_a_line_and_leaves_all_files(tmp_path, monkey
         before = files_below(tmp_path)
         arguments = "run", "e.yaml", "--only", "report", f"--{random.choice(OPTIONS)}", value
         done = xgray(*arguments, cwd=tmp_path, AWS_ACCESS_KEY_ID=SECRET)
-        told = done.stderr.strip()
+        message = done.stderr.strip()
         assert done.returncode in (1, 2), arguments
-        assert told.rpartition("xgray: ")[2], arguments
-        assert is_told_in_a_line(told), (arguments, told[:1000])
-        assert len(told) < MAX_MESSAGE
-        assert "does not know this error" not in told, (arguments, told[:1000])
-        assert "\x1b" not in told
+        assert message.rpartition("xgray: ")[2], arguments
+        assert is_one_line(message), (arguments, message[:1000])
+        assert len(message) < MAX_MESSAGE
+        assert "does not know this error" not in message, (arguments, message[:1000])
+        assert "\x1b" not in message
         assert files_below(tmp_path) == before
         counts[done.returncode] += 1
     print(f"command line: {dict(counts)}")

@@ -19,7 +19,7 @@ def serve(*arguments: Arguments, address: str | None = None) -> None:
     they agree with people), /healthz, /readyz, /metrics and the discovery document of Google's client libraries. If
     XGRAY_SERVE_KEY is set, clients must send that key. Without --serve.host only this machine is served.
 
-    How the answers differ from Perspective's is told by xgray scorer replay, before you switch.
+    xgray scorer replay shows how the answers differ from Perspective's, before you switch.
 
     Parameters
     ----------

@@ -45,8 +45,9 @@ for pid, began in (argument.split(":") for argument in sys.argv[1:]):
     except OSError:
         pass
 """
-"""A program that kills processes, given as PID:START, when the process at the other end of its input is gone. It has
-been told otherwise when it reads something. The start is in ticks since the boot: a later process may have the pid."""
+"""A program that kills processes, given as PID:START, when the process at the other end of its input is gone. If it
+reads something, that process has ended as it should, and nothing is killed. The start is in ticks since the boot: a
+later process may have the pid."""
 _abandoned: threading.Thread | None = None
 """What ends a Ray that has lost a part."""
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

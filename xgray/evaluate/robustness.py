@@ -48,7 +48,7 @@ NOT_DEFINED = "one of the two scorers gives all texts the same score"
 SCORERS = "scorers"
 MEASURES = ("spearman", "same_side")
 MAX_RESAMPLES = 1000
-"""Resamples of an agreement, at most: each sorts all completions anew, and its interval is narrow."""
+"""Resamples of an agreement, at most: each sorts all completions, and its interval is narrow."""
 
 
 def languages_of(rows: Mapping[str, ScoredModels]) -> list[str]:

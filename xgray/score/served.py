@@ -44,7 +44,7 @@ def named_scorers(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, 
 
 
 def served_section(values: dict[str, Any]) -> Score:
-    """Return the ``score`` section of a served scorer: the embedded one measures all that it can unless told otherwise.
+    """Return the ``score`` section of a served scorer: the embedded one measures all attributes by default.
 
     Raises:
         InputError: a field is wrong.
