@@ -192,7 +192,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "transfer",
-        version=3,
+        version=4,
         summary="Correlate retrieval with the change of toxicity.",
         section="retrieve",
         needs={"retrieve": "retrieve", "evaluate": "evaluate"},
