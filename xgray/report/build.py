@@ -198,7 +198,8 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
 def _intervals(files: RunFiles) -> str:
     metrics = files.metrics
     if "intervals" in metrics:
-        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its unadjusted p is lower"
+        level = 1 - metrics["confidence"]
+        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where p, unadjusted, is below {level:.2g}"
     return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
