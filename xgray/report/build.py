@@ -198,8 +198,8 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
 def _intervals(files: RunFiles) -> str:
     metrics = files.metrics
     if "intervals" in metrics:
-        level = 1 - metrics["confidence"]
-        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where p, unadjusted, is below {level:.2g}"
+        level = f"{1 - metrics['confidence']:.2g}"
+        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where p, unadjusted, is below {level}"
     return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
