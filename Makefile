@@ -30,8 +30,9 @@ quickstart: install
 test: test-fast
 	$(BIN)/python -m tests.run_slow
 
+# One process more than there are cores, since many tests wait for servers and processes.
 test-fast: install
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )) --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .

@@ -199,7 +199,7 @@ def _intervals(files: RunFiles) -> str:
     metrics = files.metrics
     if "intervals" in metrics:
         level = f"{1 - metrics['confidence']:.2g}"
-        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where p, unadjusted, is below {level}"
+        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its own p is below {level}"
     return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
