@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from xgray.config import Experiment
-from xgray.distributed.submit import submit_job
+from xgray.distributed.submit import largest_files, submit_job
 from xgray.errors import InputError
 from xgray.storage.fingerprint import fingerprint
 
@@ -22,7 +22,7 @@ class Jobs(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.known, self.unseen = {}, {}
+        self.known, self.unseen, self.has_package = {}, {}, True
 
     @property
     def address(self):
@@ -35,8 +35,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"})
         elif self.path == "/api/jobs/":
             self.answer(200, [job(id, *state) for id, state in self.server.known.items()])
-        else:
-            self.answer(200, {})  # the package of the working directory has been uploaded
+        else:  # whether the package of the working directory has been uploaded
+            self.answer(200 if self.server.has_package else 404, {})
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(413, "Maximum request body size 104857600 exceeded")
 
     def do_POST(self):
         submission_id = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"]
@@ -108,4 +112,21 @@ def test_a_quicker_submitters_job_that_has_ended_is_succeeded_by_a_new_job(jobs,
 def test_a_quicker_submitters_job_of_another_configuration_is_refused_by_its_name(jobs, tmp_path):
     jobs.unseen = {f"{PREFIX}1": ("RUNNING", OTHERS)}
     with pytest.raises(InputError, match=rf"{PREFIX}1 runs it with another configuration"):
+        submit(jobs, tmp_path)
+
+
+def test_the_largest_files_of_a_folder_are_named(tmp_path):
+    sizes = {"a/model.safetensors": 3, "data.csv": 2, "runs/rows": 9, ".git/x": 9}
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size << 20)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    assert largest_files(tmp_path) == ["a/model.safetensors (3 MiB)", "data.csv (2 MiB)"]
+
+
+def test_a_folder_that_the_cluster_does_not_take_is_refused_with_its_largest_files(jobs, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * (2 << 20))
+    jobs.has_package = False
+    with pytest.raises(InputError, match=r"100 MiB.*model\.safetensors \(2 MiB\), e\.yaml.*\.rayignore"):
         submit(jobs, tmp_path)

@@ -35,6 +35,8 @@ from xgray.storage.fingerprint import fingerprint
 EXCLUDES = ("/runs", "/build", ".env", ".*_cache", "*.egg-info")
 """Not copied from the working directory, in addition to what its .gitignore names and what Ray leaves out (.git, .venv,
 __pycache__)."""
+NEVER_COPIED = ("runs", "build", ".git", ".venv", "__pycache__")
+NUM_LARGEST = 5
 AGENT_SECONDS = 90.0
 """How long to wait for a cluster that has just started and takes no jobs yet."""
 MAX_RACES = 5
@@ -115,15 +117,38 @@ def _submit(client: JobSubmissionClient, job: str, command: str, here: Path, met
                     runtime_env={"working_dir": str(here), "excludes": list(EXCLUDES)},
                     metadata=metadata,
                 )
-    except ValueError as error:  # the directory is too large
-        raise InputError(f"{here}: {str(error).splitlines()[0]}") from None
+    except ValueError as error:
+        raise _too_large(here, str(error).partition(". ")[0]) from None
     except (RuntimeError, requests.RequestException) as error:
         if f"{job} already exists" in str(error):
             return False
+        if "status code 413" in str(error):
+            raise _too_large(here, "it is larger than the cluster's dashboard takes, which is 100 MiB") from None
         raise StageError(
             f"{client.get_address()} did not take the job: {str(error).strip().splitlines()[-1]}"
         ) from None
     return True
+
+
+def _too_large(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"{folder}: the job gets a copy of this folder, and the cluster does not take it: {reason}. The largest files: "
+        f"{', '.join(largest_files(folder))}. Name what the job does not need in .gitignore or .rayignore, or lay it "
+        "where the cluster reads it, such as s3://"
+    )
+
+
+def largest_files(folder: Path) -> list[str]:
+    """Return the five largest files below a folder with their sizes, without those that are never copied."""
+    sizes: dict[str, int] = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in NEVER_COPIED]
+        for name in files:
+            path = Path(parent, name)
+            with contextlib.suppress(OSError):  # a link without a target
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:NUM_LARGEST]
+    return [f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest]
 
 
 def follow(job: Job, show: Callable[[str], None]) -> int:
