@@ -101,3 +101,9 @@ def test_no_completions_have_no_languages():
     found = completion_languages([[], []], "en")
     assert found.is_text.shape == (2, 0)
     assert np.array_equal(found.is_unknown, found.is_text)
+
+
+def test_a_long_text_without_spaces_is_identified():
+    """Half a million characters, which take hours if each is looked at for each."""
+    assert identify("你好，今天天气很好" * 60_000) == "zh-hans"
+    assert identify("今天天气很好，我们去公园散步吧联系wang.li@example.org") == "zh-hans"

@@ -37,9 +37,12 @@ MIN_PROBABILITY = 0.5
 OTHER_SCRIPTS = ("ar", "hi", "ja", "ko", "ru", "zh-hans")
 """The languages that are not written in Latin letters."""
 
+MAX_CHARACTERS = 10_000
+"""Characters of a text that are looked at: the identifier's counters overflow on texts many times as long."""
 _NO_LANGUAGE = "zxx"
 """The identifier's code for text that is in no language."""
-_ADDRESS = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|[@#]\w+")
+_ADDRESS = re.compile(r"https?://\S+|www\.\S+|[A-Za-z0-9_.+-]{1,64}@\S+|[@#]\w+")
+"""Addresses, user names and hashtags. The part before an @ is bounded: texts without spaces would take hours."""
 _LATIN_WORD = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ]{3,}")
 
 
@@ -75,7 +78,7 @@ def identify(text: str) -> str | None:
 
     Addresses, user names and hashtags are left out. None stands for unknown.
     """
-    found, _ = _identifier().classify(_ADDRESS.sub(" ", text))
+    found, _ = _identifier().classify(_ADDRESS.sub(" ", text[:MAX_CHARACTERS]))
     return _codes().get(found)
 
 
