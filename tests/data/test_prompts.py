@@ -202,3 +202,9 @@ def test_regional_names_and_indices_with_a_decimal_point_are_read(tmp_path: Path
 def test_a_prompt_of_another_language_than_its_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "RTP_LX_DE.json", {"Prompt": "Bonjour", "Index": 1, "Locale": "FR"})
     assert "RTP_LX_DE.json:1: Locale is 'FR'" in refused(Prompts(path=str(tmp_path)), "de")
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "RTP_LX_EN.json").open("wb") as file:
+        file.truncate(70 << 20)
+    assert "RTP_LX_EN.json:1: a line of more than 64 MiB" in refused(Prompts(path=str(tmp_path)), "en")

@@ -24,6 +24,7 @@ from xgray.storage.parse import check_regular
 
 LANGUAGE_FIELDS = ("language", "lang", "Language", "Locale", "locale")
 """The names under which files say the language of a row."""
+MAX_LINE_BYTES = 64 << 20
 
 
 def resolve_input(path: str, kind: str) -> Path:
@@ -139,6 +140,22 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot read it: {error.strerror}") from None
 
 
+def read_lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file of JSON lines.
+
+    Raises:
+        InputError: a line is too long to be a row, as in a file that is no JSON lines.
+    """
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB; one JSON object per line is expected"
+            )
+        yield line
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """Yield the lines of a JSON-lines file; blank lines, a byte-order mark and ``\\r\\n`` are tolerated.
 
@@ -147,7 +164,7 @@ def read_records(path: Path) -> Iterator[Record]:
     """
     is_empty = True
     with open_input(path) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(read_lines(stream, path), start=1):
             content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if content.strip():
                 is_empty = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from xgray.data.source import open_input, plain_name, read_csv, read_records
+from xgray.data.source import open_input, plain_name, read_csv, read_lines, read_records
 from xgray.errors import InputError
 from xgray.storage.parse import check_regular
 
@@ -65,7 +65,7 @@ def read_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
 def _json_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
     decode, prefix = msgspec.json.Decoder(row_type).decode, f"{file}:"
     with open_input(file) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(read_lines(stream, file), start=1):
             content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if content.isspace():
                 continue
