@@ -25,7 +25,7 @@ from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
 from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder, was_abandoned
 from xgray.distributed.nodes import ClusterCapacity, Nodes
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
@@ -86,16 +86,7 @@ def _local_gpus() -> int | None:
 
 def _init(target: str | None, variables: dict[str, str]) -> None:
     if target is None:
-        keep_token_private()
-        with on_loopback():
-            ray.init(
-                address="local",
-                num_gpus=_local_gpus(),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _temp_dir=private_folder(),
-            )
+        _start_local()
         return
     _check_answers(target)
     try:
@@ -112,6 +103,27 @@ def _init(target: str | None, variables: dict[str, str]) -> None:
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"--address: cannot join the Ray cluster at {target}: {reason}. {ADDRESS_HINT}") from None
+
+
+def _start_local() -> None:
+    keep_token_private()
+    try:
+        with on_loopback():
+            ray.init(
+                address="local",
+                num_gpus=_local_gpus(),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=private_folder(),
+            )
+    except Exception as error:
+        if "during startup" not in str(error):  # Ray raises no class of its own
+            raise
+        raise StageError(
+            "Ray did not start in time, which happens where other programs keep the machine busy. Run the same command "
+            "again when it has less to do"
+        ) from error
 
 
 def _check_answers(target: str) -> None:
