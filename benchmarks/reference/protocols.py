@@ -178,12 +178,12 @@ def activations(kind: str, model: Any) -> Pair:
     rows, tokens = zip(
         *(released.activations(model, tokenizer, text, NEURONS, NEW_TOKENS) for text in TEXTS), strict=True
     )
-    ends = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = tokens[0][3]  # some continuations end early
+    ends = model.config.eos_token_id
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokens[0][3]  # some continuations end early
     after_end, _ = measure_activations(*arguments, protocol="released")
     up_to_end, _ = measure_activations(*arguments)
     expected = [greedy_activations(model, tokenizer, text, NEURONS, NEW_TOKENS)[0].mean(axis=0) for text in TEXTS]
-    model.generation_config.eos_token_id = ends
+    model.config.eos_token_id = model.generation_config.eos_token_id = ends
     return difference(after_end, np.stack([row.mean(axis=0) for row in rows])), difference(
         up_to_end, np.stack(expected)
     )
