@@ -46,6 +46,13 @@ def test_a_switch_that_is_set_differs_and_is_named() -> None:
     assert not experiment(protocol="released").differing_switches()
 
 
+def test_every_scorer_of_a_list_has_the_protocols_switch() -> None:
+    scorers = [{}, {"scorer": "perspective"}, {"scorer": "dummy", "empty_text": "corrected"}]
+    released = experiment(protocol="released", score=scorers)
+    assert [section.empty_text for section in released.scores] == ["released", "released", "corrected"]
+    assert released.differing_switches() == {"score.2.empty_text": "corrected"}
+
+
 def test_sections_that_are_off_stay_off() -> None:
     released = experiment(protocol="released", retrieve=None)
     assert [getattr(released, name) for name in (*INSIDE, "capability")] == [None] * 6

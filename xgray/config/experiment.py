@@ -187,7 +187,7 @@ class Experiment(Section):
         """Return the setting of every switch: ``{"evaluate.fluency.protocol": "released"}``.
 
         Switches of sections that are off are left out. A variant's switch is named where it differs from the ``train``
-        section's.
+        section's, and another scorer's where it differs from the first one's.
         """
         settings = {}
         for path, _ in switch_paths(type(self)):
@@ -196,6 +196,9 @@ class Experiment(Section):
                 value = getattr(value, name, None)
             if len(path) > 1 and value is not None:
                 settings[".".join(path)] = value
+        for index, scorer in enumerate(self.other_scores, start=1):
+            if scorer.empty_text != self.score.empty_text:
+                settings[f"score.{index}.empty_text"] = scorer.empty_text
         for variant in self.variants:
             section = self.train_section(variant)
             for path, _ in switch_paths(Train):

@@ -6,7 +6,7 @@ experiment file does not set takes the experiment's ``protocol``; one that it se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -42,13 +42,11 @@ def with_protocol(values: Mapping[str, Any], protocol: str, experiment: type[Bas
         values: as the file holds them; sections may be models.
         experiment: the model of the experiment file.
     """
-    filled = dict(values)
-    for path, is_there in switch_paths(experiment):
-        if len(path) > 1 and (is_there or _names_section(filled, path[:-1])):
-            _set_default(filled, path, protocol)
+    below = ((path, is_there) for path, is_there in switch_paths(experiment) if len(path) > 1)
+    filled: dict[str, Any] = _filled(values, protocol, below)
     for name, section in _sections_in_lists(experiment):
         if isinstance(filled.get(name), list):
-            filled[name] = [_filled(item, protocol, section) for item in filled[name]]
+            filled[name] = [_filled(item, protocol, switch_paths(section)) for item in filled[name]]
     return filled
 
 
@@ -61,14 +59,14 @@ def _sections_in_lists(experiment: type[BaseModel]) -> Iterator[tuple[str, type[
                 yield name, part
 
 
-def _filled(values: Any, protocol: str, section: type[Section]) -> Any:
-    """Return a section in a list with the switches that it leaves open."""
+def _filled(values: Any, protocol: str, switches: Iterable[tuple[SwitchPath, bool]]) -> Any:
+    """Return the values of a section in which those of its switches that they leave open are set."""
     if isinstance(values, BaseModel):
         values = values.model_dump(exclude_unset=True)
     if not isinstance(values, Mapping):  # it is refused when it is validated
         return values
     filled = dict(values)
-    for path, is_there in switch_paths(section):
+    for path, is_there in switches:
         if is_there or _names_section(filled, path[:-1]):
             _set_default(filled, path, protocol)
     return filled

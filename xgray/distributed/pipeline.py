@@ -160,12 +160,11 @@ def run_pipeline(
     del missing
     _run_blocks(new, unscored, by_name, settings, tallies, on_progress)
     _check_complete(by_name, tallies, prompts, size)
-    for (stage, name), _ in tallies.items():
-        model = by_name[name]
-        if stage == "generate":
-            refuse_failures(f"{stage}/{name}", model.completions, Completions, model.scores)
-        else:
-            refuse_failures(f"{stage}/{name}", model.scores, Scores, model.scores)
+    for (stage, name), tally in tallies.items():
+        if tally.num_errors + tally.reused.errors:  # without an error no row need be read
+            model, is_sampled = by_name[name], stage == "generate"
+            folder, kind = (model.completions, Completions) if is_sampled else (model.scores, Scores)
+            refuse_failures(f"{stage}/{name}", folder, kind, model.scores)
     return tallies
 
 
