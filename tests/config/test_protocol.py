@@ -8,6 +8,7 @@ import pytest
 from xgray.config import Experiment, Probe, Train, Variant, merge
 from xgray.config.file import load_experiment
 from xgray.config.protocol import switch_paths, with_protocol, without_default_switches
+from xgray.report.provenance import switches
 from xgray.runs.manifest import section_payload
 from xgray.runs.resolved import load_run
 from xgray.storage.folder import Folder
@@ -51,6 +52,9 @@ def test_every_scorer_of_a_list_has_the_protocols_switch() -> None:
     released = experiment(protocol="released", score=scorers)
     assert [section.empty_text for section in released.scores] == ["released", "released", "corrected"]
     assert released.differing_switches() == {"score.2.empty_text": "corrected"}
+    row = next(row for row in switches(released) if row.name == "score.2.empty_text")
+    assert row.differs
+    assert "empty completion" in row.meaning
 
 
 def test_sections_that_are_off_stay_off() -> None:

@@ -40,7 +40,8 @@ def _meaning(experiment: Experiment, name: str) -> str:
     if path[:1] == ["variants"]:  # a variant's own setting of the train section
         path = ["train"]
     for key in path:
-        section = getattr(section, key)
+        if not key.isdigit():  # the position of another scorer, whose section is of the same kind
+            section = getattr(section, key)
     return (type(section).model_fields[field].description or "").replace("``", "")
 
 
