@@ -15,6 +15,7 @@ from xgray.errors import DivergedError, InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
 from xgray.train.callbacks import CheckpointReport, MetricsLog
+from xgray.train.flops import model_flops
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
@@ -35,11 +36,19 @@ def make(tiny_model, tmp_path):
 
 
 def train(trainer, checkpoint=None):
-    """Train, and return the rows of ``metrics.jsonl`` without times."""
+    """Train, and return the rows of ``metrics.jsonl`` about steps and validations, without times."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    times = ("seconds", "tokens_per_second", "elapsed")
+    times = ("tokens_per_second", "elapsed", "mfu", "peak_memory_bytes")
+    return [
+        {name: value for name, value in row.items() if not name.endswith("seconds") and name not in times}
+        for row in read_metrics(metrics_of(trainer))
+        if "checkpoint_seconds" not in row
+    ]
+
+
+def metrics_of(trainer):
     [path] = {callback.path for callback in trainer.callback_handler.callbacks if isinstance(callback, MetricsLog)}
-    return [{key: value for key, value in row.items() if key not in times} for row in read_metrics(path)]
+    return path
 
 
 def perturb(model):
@@ -132,6 +141,29 @@ def test_numbers_depend_on_the_seed_and_not_on_whether_the_reference_was_cached(
     other = train(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
     assert cold == warm
     assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
+
+
+def test_a_step_says_what_it_computed_and_where_its_time_went(make):
+    """All pairs are one batch, so its numbers are known without their order."""
+    trainer = make(validation_share=0, batch_size=len(PAIRS), max_steps=2, eval_steps=1)
+    trainer.train()
+    first, checkpoint, second, _ = read_metrics(metrics_of(trainer))
+    pairs = trainer.train_dataset
+    lengths = [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+    num_rows, longest = len(lengths), max(lengths)
+    assert first["tokens"] == second["tokens"] == sum(lengths)
+    assert first["computed_tokens"] == num_rows * longest
+    assert first["padding_share"] == pytest.approx(1 - sum(lengths) / (num_rows * longest))
+    expected = model_flops(trainer.model).total(num_rows * longest, num_rows * (longest - 1), num_rows * longest**2)
+    assert first["flops"] == pytest.approx(expected)
+    assert 0 < second["mfu"] < 1
+    phases = [second[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimizer")]
+    assert all(seconds > 0 for seconds in phases)
+    assert 0.5 * second["seconds"] < sum(phases) <= second["seconds"]
+    assert second["peak_memory_bytes"] >= first["peak_memory_bytes"] > 1e8
+    assert first["elapsed"] + checkpoint["checkpoint_seconds"] + second["seconds"] == pytest.approx(
+        second["elapsed"], abs=0.02
+    )
 
 
 def tuned_parameters(trainer):
