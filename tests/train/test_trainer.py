@@ -1,6 +1,8 @@
 """The trainer with a tiny model in this process: its loss, reference, adapters, early stopping and resuming."""
 
+import importlib.util
 import math
+import struct
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from xgray.config import Train
 from xgray.errors import DivergedError, InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
+from xgray.storage.folder import Folder
 from xgray.train.callbacks import CheckpointReport, MetricsLog
 from xgray.train.flops import model_flops
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
+from xgray.train.trackers import TrackedRun, tracker_callbacks
 from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
@@ -164,6 +168,50 @@ def test_a_step_says_what_it_computed_and_where_its_time_went(make):
     assert first["elapsed"] + checkpoint["checkpoint_seconds"] + second["seconds"] == pytest.approx(
         second["elapsed"], abs=0.02
     )
+
+
+def scalars(folder, tag):
+    """The values of one tag by step, as TensorBoard shows them: a new attempt replaces what is after its beginning."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    values = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # a record: length, its checksum, content, its checksum
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += length + 16
+            if event.session_log.status == SessionLog.START:
+                values = [(step, value) for step, value in values if step < event.step]
+            values += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return values
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_training_once(make, tmp_path):
+    stage = Folder(str(tmp_path / "train" / "dpo"))
+    first = make(callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 0)))
+    train(first)
+    resumed = make(name="resumed", callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 2)))
+    train(resumed, str(tmp_path / "run" / "work" / "checkpoint-2"))
+    assert len(list((stage.local / "tensorboard").iterdir())) == 2
+    rows = [row for row in read_metrics(metrics_of(first)) if row["step"] <= 2] + read_metrics(metrics_of(resumed))
+    for tag, name in (
+        ("train/loss", "loss"),
+        ("train/tokens_per_second", "tokens_per_second"),
+        ("eval/loss", "eval_loss"),
+    ):
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
+        assert scalars(stage.local / "tensorboard", tag) == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_writes_offline_under_the_id_of_the_training(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stage = Folder(str(tmp_path / "made" / "train" / "dpo"))
+    train(make(callbacks=tracker_callbacks(["wandb"], TrackedRun(stage, "0123456789abcdef", 0))))
+    (folder,) = (stage.local / "wandb").glob("offline-run-*")
+    content = (folder / "run-0123456789abcdef.wandb").read_bytes()
+    assert all(text in content for text in (b"made/dpo", b"train/tokens_per_second", b"eval/loss"))
 
 
 def tuned_parameters(trainer):
