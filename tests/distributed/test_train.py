@@ -123,11 +123,13 @@ def metrics_of(output):
 
 
 def comparable(text):
-    """Parse rows, without values that differ between two runs: times, and accuracies decided by rounding."""
+    """Parse rows, without what differs between two runs: checkpoints, times, and accuracies decided by rounding."""
     rows = []
-    for line in text.splitlines():
-        row = json.loads(line)
-        dropped = {"seconds", "tokens_per_second", "elapsed"}
+    for row in map(json.loads, text.splitlines()):
+        if "checkpoint_seconds" in row:
+            continue
+        dropped = {"elapsed", "tokens_per_second", "mfu", "peak_memory_bytes"}
+        dropped |= {name for name in row if name.endswith("seconds")}
         dropped |= {f"{kind}accuracy" for kind in ("", "eval_") if abs(row.get(f"{kind}margin", 1.0)) < 1e-4}
         rows.append({key: value for key, value in row.items() if key not in dropped})
     return rows

@@ -1,6 +1,8 @@
 """The trainer with a tiny model in this process: its loss, reference, adapters, early stopping and resuming."""
 
+import importlib.util
 import math
+import struct
 
 import pytest
 import torch
@@ -14,10 +16,13 @@ from xgray.config import Train
 from xgray.errors import DivergedError, InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
+from xgray.storage.folder import Folder
 from xgray.train.callbacks import CheckpointReport, MetricsLog
+from xgray.train.flops import model_flops
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
 from xgray.train.reference import ReferenceCache
+from xgray.train.trackers import TrackedRun, tracker_callbacks
 from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
@@ -35,11 +40,19 @@ def make(tiny_model, tmp_path):
 
 
 def train(trainer, checkpoint=None):
-    """Train, and return the rows of ``metrics.jsonl`` without times."""
+    """Train, and return the rows of ``metrics.jsonl`` about steps and validations, without times."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    times = ("seconds", "tokens_per_second", "elapsed")
+    times = ("tokens_per_second", "elapsed", "mfu", "peak_memory_bytes")
+    return [
+        {name: value for name, value in row.items() if not name.endswith("seconds") and name not in times}
+        for row in read_metrics(metrics_of(trainer))
+        if "checkpoint_seconds" not in row
+    ]
+
+
+def metrics_of(trainer):
     [path] = {callback.path for callback in trainer.callback_handler.callbacks if isinstance(callback, MetricsLog)}
-    return [{key: value for key, value in row.items() if key not in times} for row in read_metrics(path)]
+    return path
 
 
 def perturb(model):
@@ -132,6 +145,73 @@ def test_numbers_depend_on_the_seed_and_not_on_whether_the_reference_was_cached(
     other = train(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
     assert cold == warm
     assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
+
+
+def test_a_step_says_what_it_computed_and_where_its_time_went(make):
+    """All pairs are one batch, so its numbers are known without their order."""
+    trainer = make(validation_share=0, batch_size=len(PAIRS), max_steps=2, eval_steps=1)
+    trainer.train()
+    first, checkpoint, second, _ = read_metrics(metrics_of(trainer))
+    pairs = trainer.train_dataset
+    lengths = [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+    num_rows, longest = len(lengths), max(lengths)
+    assert first["tokens"] == second["tokens"] == sum(lengths)
+    assert first["computed_tokens"] == num_rows * longest
+    assert first["padding_share"] == pytest.approx(1 - sum(lengths) / (num_rows * longest))
+    expected = model_flops(trainer.model).total(num_rows * longest, num_rows * (longest - 1), num_rows * longest**2)
+    assert first["flops"] == pytest.approx(expected)
+    assert 0 < second["mfu"] < 1
+    phases = [second[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimizer")]
+    assert all(seconds > 0 for seconds in phases)
+    assert 0.5 * second["seconds"] < sum(phases) <= second["seconds"]
+    assert second["peak_memory_bytes"] >= first["peak_memory_bytes"] > 1e8
+    assert first["elapsed"] + checkpoint["checkpoint_seconds"] + second["seconds"] == pytest.approx(
+        second["elapsed"], abs=0.02
+    )
+
+
+def scalars(folder, tag):
+    """The values of one tag by step, as TensorBoard shows them: a new attempt replaces what is after its beginning."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    values = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # a record: length, its checksum, content, its checksum
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += length + 16
+            if event.session_log.status == SessionLog.START:
+                values = [(step, value) for step, value in values if step < event.step]
+            values += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return values
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_training_once(make, tmp_path):
+    stage = Folder(str(tmp_path / "train" / "dpo"))
+    first = make(callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 0)))
+    train(first)
+    resumed = make(name="resumed", callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 2)))
+    train(resumed, str(tmp_path / "run" / "work" / "checkpoint-2"))
+    assert len(list((stage.local / "tensorboard").iterdir())) == 2
+    rows = [row for row in read_metrics(metrics_of(first)) if row["step"] <= 2] + read_metrics(metrics_of(resumed))
+    for tag, name in (
+        ("train/loss", "loss"),
+        ("train/tokens_per_second", "tokens_per_second"),
+        ("eval/loss", "eval_loss"),
+    ):
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
+        assert scalars(stage.local / "tensorboard", tag) == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_writes_offline_under_the_id_of_the_training(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stage = Folder(str(tmp_path / "made" / "train" / "dpo"))
+    train(make(callbacks=tracker_callbacks(["wandb"], TrackedRun(stage, "0123456789abcdef", 0))))
+    (folder,) = (stage.local / "wandb").glob("offline-run-*")
+    content = (folder / "run-0123456789abcdef.wandb").read_bytes()
+    assert all(text in content for text in (b"made/dpo", b"train/tokens_per_second", b"eval/loss"))
 
 
 def tuned_parameters(trainer):

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from xgray.config.section import Model, Section, Switch
 from xgray.config.stages import BASE
 
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+
 
 class TrainingWorkers(Section):
     """The workers of any training, and what they compute with."""
@@ -28,6 +30,8 @@ class TrainExecution(TrainingWorkers):
 
     strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
     """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
+    trackers: list[Tracker] = []
+    """Where the numbers of ``metrics.jsonl`` are sent too, step by step."""
 
 
 class Train(Section):

@@ -24,6 +24,7 @@ from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import PreferencePair
 from xgray.runs.manifest import StageResult
 from xgray.storage.checksums import move_with_checksums
+from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
 from xgray.train.checkpoints import Checkpoint
 from xgray.train.export import export
@@ -31,6 +32,7 @@ from xgray.train.feasible import check_feasible
 from xgray.train.metrics import summarize
 from xgray.train.pairs import PreparedPairs, prepare_pairs
 from xgray.train.reference import ReferenceCache
+from xgray.train.trackers import TrackedRun, tracker_callbacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +50,12 @@ class PreferenceTask:
     pairs: Sequence[PreferencePair]
     seed: int
     cache: ReferenceCache
+
+    def identity(self, output: Folder) -> str:
+        """Return what this training is called by in a tracker: the same for every attempt, with any workers."""
+        section = self.section.model_dump(mode="json", exclude={"execution"})
+        depends_on = {"output": output.uri, "model": self.cache.fingerprint, "section": section, "seed": self.seed}
+        return fingerprint(depends_on)[:16]
 
     def train(self, worker: Worker) -> dict[str, Any]:
         """See :class:`xgray.distributed.training.Task`."""
@@ -171,13 +179,15 @@ def _run_trainer(
         on_first_step=lambda: report_phase(STEPS),
     )
     checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
+    tracked = TrackedRun(worker.job.output, task.identity(worker.job.output), newest.step if newest else 0)
+    trackers = tracker_callbacks(task.section.execution.trackers, tracked) if worker.rank == 0 else []
     trainer = build_trainer(
         StartingModel(task.model, task.revision, tokenizer),
         task.section,
         prepared,
         TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
         task.seed,
-        callbacks=[phases, checkpointing],
+        callbacks=[phases, checkpointing, *trackers],
     )
     counts = trainer.num_reference_computed, trainer.num_reference_reused
     trainer.train(resume_from_checkpoint=str(worker.checkpoints.path(newest.name, worker.scratch)) if newest else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from xgray.train.divergence import check_finite
+from xgray.train.meter import StepMeter
 from xgray.train.metrics import append_metrics, begin_metrics
 from xgray.train.seeds import step_seed
 
@@ -46,28 +47,28 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         DivergedError: the loss or the gradient is not a finite number; raised on all processes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, meter: StepMeter) -> None:
         """Write to the file ``path``, and keep the lines in it up to the step that training resumes from."""
         self.path = path
+        self._meter = meter
         self._start = 0.0
-        self._last_step_end = 0.0
-        self._seconds = 0.0
-        self._num_tokens = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             begin_metrics(self.path, state.max_steps, state.global_step)
-        self._start = self._last_step_end = time.perf_counter()
+        self._start = time.perf_counter()
+        self._meter.restart()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        now = time.perf_counter()
-        self._seconds, self._last_step_end = now - self._last_step_end, now
+        self._meter.end_step()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last_step_end = time.perf_counter()
+        self._meter.restart()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last_step_end = time.perf_counter()
+        row = {"step": state.global_step, "epoch": state.epoch, "checkpoint_seconds": self._meter.restart()}
+        if state.is_world_process_zero:
+            self._append(row)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -77,32 +78,38 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             measured = {"loss": logs["loss"], "gradient's norm": logs.get("grad_norm")}
             check_finite(step, measured, args.learning_rate, "train.")
-            row = self._step_row(logs)
+            row = _step_row(logs) | self._meter.latest
             if step == 1 or step % STEPS_PER_LOG_LINE == 0:
-                line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s"
+                line = _step_line(logs)
         elif "eval_loss" in logs:
             check_finite(step, {"validation loss": logs["eval_loss"]}, args.learning_rate, "train.")
             row = {f"eval_{name}": logs[f"eval_{trl_name}"] for trl_name, name in NAMES.items()}
+            row["eval_seconds"] = logs["eval_runtime"]
             line = f"validation loss {logs['eval_loss']:.4f}"
         else:
             return
         if state.is_world_process_zero:
-            elapsed = time.perf_counter() - self._start
-            append_metrics(self.path, {"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed})
+            self._append({"step": step, "epoch": logs["epoch"], **row})
             if line:
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 
-    def _step_row(self, logs: dict[str, float]) -> dict[str, float | None]:
-        tokens = logs["num_tokens"] - self._num_tokens
-        self._num_tokens = logs["num_tokens"]
-        return {
-            **{name: logs[trl_name] for trl_name, name in NAMES.items()},
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-            "tokens": tokens,
-            "seconds": self._seconds,
-            "tokens_per_second": tokens / self._seconds,
-        }
+    def _append(self, row: Mapping[str, float | None]) -> None:
+        append_metrics(self.path, {**row, "elapsed": time.perf_counter() - self._start})
+
+
+def _step_row(logs: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        **{name: logs[trl_name] for trl_name, name in NAMES.items()},
+        "learning_rate": logs["learning_rate"],
+        "grad_norm": logs.get("grad_norm"),
+    }
+
+
+def _step_line(logs: Mapping[str, float]) -> str:
+    """Return ``loss 0.6931, 1.42 s, 650 tokens/s, MFU 41 %``."""
+    utilization = f", MFU {100 * logs['mfu']:.0f} %" if "mfu" in logs else ""
+    speed = f"{logs['seconds']:.2f} s, {logs['tokens_per_second']:,.0f} tokens/s"
+    return f"loss {logs['loss']:.4f}, {speed}{utilization}"
 
 
 class PhaseReport(TrainerCallback):  # type: ignore[misc]

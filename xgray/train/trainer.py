@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 from trl.models import prepare_deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -47,6 +47,7 @@ from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
+from xgray.train.meter import MeteredTrainer, StepMeter
 from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
 from xgray.train.reference import LogProbs, ReferenceCache
 from xgray.train.state import load_state, save_state
@@ -106,8 +107,10 @@ def build_trainer(
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
     stops_early = section.patience is not None and pairs.validation
+    meter = StepMeter(cuda)
     trainer = CachedReferenceTrainer(
         files.reference,
+        meter=meter,
         model=policy,
         args=arguments,
         train_dataset=_dataset(pairs.train),
@@ -115,12 +118,12 @@ def build_trainer(
         processing_class=model.tokenizer,
         data_collator=PairCollator(pad_token_id=model.tokenizer.pad_token_id, max_length=section.max_length),
         peft_config=lora_config(policy, section) if section.method != "full" else None,
-        # MetricsLog comes last, so that its clock restarts when the other callbacks are done.
+        # MetricsLog comes last, so that the meter restarts when the other callbacks are done.
         callbacks=[
             StepSeed(),
             *([EarlyStoppingCallback(section.patience)] if stops_early else []),
             *callbacks,
-            MetricsLog(files.metrics),
+            MetricsLog(files.metrics, meter),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -294,7 +297,7 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
+class CachedReferenceTrainer(MeteredTrainer):
     """A DPO trainer on tokenized pairs that computes the reference's log-probabilities only where none are cached."""
 
     num_reference_computed: int

@@ -42,6 +42,18 @@ def _is_bloom(model: Model) -> bool:
     return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Check that the trackers can write.
+
+    Raises:
+        InputError: they cannot.
+    """
+    from xgray.train.trackers import check_trackers
+
+    section = plan.experiment.train_section(plan.experiment.variant(planned.model or ""))
+    check_trackers(section.execution.trackers, planned.folder)
+
+
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Train one variant, or resume its training from the last checkpoint.
 
