@@ -5,6 +5,7 @@ A folder is written under a temporary name and renamed when it is complete, so a
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 from xgray.config import Model
 from xgray.models.cache import cache_folder, save
-from xgray.models.complete import check_adapter
+from xgray.models.complete import check_adapter, stored_files
 from xgray.models.load import check_loadable, load_config, load_skeleton, load_tokenizer
 from xgray.models.source import folder_fingerprint, is_adapter, model_fingerprint, resolve
 from xgray.storage.checksums import CONTENTS, move_with_checksums
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder, write_aside
+
+log = logging.getLogger(__name__)
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -113,19 +116,56 @@ def _load_whole(model: str, revision: str | None) -> Any:
 
 
 def _merge(model: str, revision: str | None, adapter: Path, target: Path) -> None:
+    """Merge an adapter row by row where that is possible, otherwise in a model that is loaded whole."""
     import torch
-    from peft import PeftModel
+
+    from xgray.train.merge import plan_merge, write_merged
+
+    plain = check_loadable(model, revision)
+    adapted = check_adapter(adapter, load_skeleton(model, revision))
+    dtype = load_config(model, revision).dtype or torch.float32
+    if _has_adapted_head(adapted):
+        # The adapters of the embeddings and of the head differ, so the merged weights can no longer be tied.
+        plain.config.tie_word_embeddings = False
+    weights = plan_merge(adapted, plain, adapter, stored_files(model, revision))
+    if isinstance(weights, str):
+        log.info("merging the adapter into the whole model in memory: %s", weights)
+        save(_merge_whole(model, revision, adapter, plain.config.tie_word_embeddings).to(dtype), target)
+    else:
+        write_merged(weights, dtype, target)
+        _save_configuration(plain, model, revision, dtype, target)
+    save(load_tokenizer(model, revision), target)
+
+
+def _has_adapted_head(adapted: Any) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    check_adapter(adapter, load_skeleton(model, revision))
-    stored_dtype = load_config(model, revision).dtype or torch.float32
+    return isinstance(adapted.get_base_model().get_output_embeddings(), BaseTunerLayer)
+
+
+def _save_configuration(plain: Any, model: str, revision: str | None, dtype: Any, target: Path) -> None:
+    """Write what ``save_pretrained`` writes beside the weights."""
+    from transformers import GenerationConfig
+
+    plain.config.dtype = str(dtype).removeprefix("torch.")
+    plain.config.architectures = [type(plain).__name__]
+    plain.config.save_pretrained(target)
+    try:
+        generation_config = GenerationConfig.from_pretrained(model, revision=revision)
+    except OSError:  # the model has none
+        generation_config = plain.generation_config
+    generation_config.save_pretrained(target)
+
+
+def _merge_whole(model: str, revision: str | None, adapter: Path, is_tied: bool) -> Any:
+    """Return the merged model in float32, merged by PEFT."""
+    import torch
+    from peft import PeftModel
+
     base = _load_whole(model, revision)
     adapted = PeftModel.from_pretrained(base, str(adapter))
-    head = base.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer) and base.config.tie_word_embeddings:
-        # The adapters of the embeddings and of the head differ, so the merged weights can no longer be tied.
-        layer = head.get_base_layer()
+    if base.config.tie_word_embeddings and not is_tied:
+        layer = base.get_output_embeddings().get_base_layer()
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
         base.config.tie_word_embeddings = False
-    save(adapted.merge_and_unload().to(stored_dtype), target)
-    save(load_tokenizer(model, revision), target)
+    return adapted.merge_and_unload()
