@@ -1,6 +1,6 @@
 """The training of preference pairs on Ray Train, as a task of :mod:`xgray.distributed.training`.
 
-workers: reference ▶ steps ▶ export ──▶ merged/, adapter/, metrics.jsonl
+workers: reference ▶ steps ▶ export ──▶ adapter/ or merged/, metrics.jsonl
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def run_training(
 ) -> StageResult:
     """Tune ``model`` on ``pairs``, or resume what an earlier call with the same arguments left in ``output``.
 
-    Leaves ``metrics.jsonl``, ``merged/`` and, for an adapter, ``adapter/``: the best checkpoint by validation loss, or
-    the last one if nothing is held out. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
+    Leaves ``metrics.jsonl`` and the best checkpoint by validation loss, or the last one if nothing is held out:
+    ``adapter/``, or ``merged/`` where all weights were tuned. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
     raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one does not wait.
 
     Args:

@@ -124,7 +124,9 @@ def _read_deltas(adapted: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str,
         is_transposed = is_embedding or layer.fan_in_fan_out
         left, right = (a.T, b.T) if is_transposed else (b, a)
         deltas[f"{module_name}.weight"] = Delta(left, right, layer.scaling[NAME])
-    base_names = {f"{ADAPTER_PREFIX}{name}".replace(".base_layer.", ".") for name in adapted.get_base_model().state_dict()}
+    base_names = {
+        f"{ADAPTER_PREFIX}{name}".replace(".base_layer.", ".") for name in adapted.get_base_model().state_dict()
+    }
     others = [name for name in tensors if name not in used and name.replace(".base_layer.", ".") not in base_names]
     if others or not deltas:
         return f"it has other weights than LoRA's: {', '.join(others[:1])}"
