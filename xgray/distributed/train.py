@@ -98,8 +98,9 @@ def run_training(
     """Tune ``model`` on ``pairs``, or resume what an earlier call with the same arguments left in ``output``.
 
     Leaves ``metrics.jsonl`` and the best checkpoint by validation loss, or the last one if nothing is held out:
-    ``adapter/``, or ``merged/`` where all weights were tuned. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
-    raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one does not wait.
+    ``adapter/``, or ``merged/`` where all weights were tuned. Ray must be up. After a ``KeyboardInterrupt``, which the
+    command line also raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one
+    does not wait.
 
     Args:
         seed: of the split, the order and the adapter's start.
@@ -170,12 +171,17 @@ def _run_trainer(
         on_reference=lambda done, total: report_phase(REFERENCE, done, total),
         on_first_step=lambda: report_phase(STEPS),
     )
-    checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
+    checkpointing = CheckpointReport(
+        worker.save,
+        worker.is_stop_requested,
+        worker.is_node_leaving,
+        60 * task.section.execution.checkpoint_minutes,
+    )
     trainer = build_trainer(
         StartingModel(task.model, task.revision, tokenizer),
         task.section,
         prepared,
-        TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
+        TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path, worker.writer),
         task.seed,
         callbacks=[phases, checkpointing],
     )

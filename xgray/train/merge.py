@@ -1,6 +1,6 @@
 """Merge a LoRA adapter into a model's files a few rows at a time, in little more memory than the adapter takes.
 
-    merged weight = stored weight + scaling * B A        (Hu et al. 2022), added in float32, saved in the stored precision
+    merged weight = stored weight + scaling * B A        (Hu et al. 2022), added in float32, saved as it is stored
 
 PEFT merges a model that is loaded whole in float32: 6 bytes a parameter at its peak, 48 GB for 8 billion. That is still
 done here for what cannot be merged row by row: see :func:`plan_merge`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,12 +44,13 @@ from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models.check import check_tokenizer
 from xgray.models.load import check_loadable
+from xgray.train.background import BackgroundWriter
 from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
 from xgray.train.deepspeed import deepspeed_config
 from xgray.train.feasible import check_feasible
 from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
 from xgray.train.reference import LogProbs, ReferenceCache
-from xgray.train.state import load_state, save_state
+from xgray.train.state import copy_state, load_state
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class TrainerFiles:
     """Where the trainer writes its checkpoints; no other process uses this folder."""
     metrics: Path
     """The file that :class:`~xgray.train.callbacks.MetricsLog` writes."""
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    """Writes the states of the checkpoints."""
 
 
 def build_trainer(
@@ -107,7 +110,7 @@ def build_trainer(
     policy = load_policy(model.path, section, model.revision)
     stops_early = section.patience is not None and pairs.validation
     trainer = CachedReferenceTrainer(
-        files.reference,
+        files,
         model=policy,
         args=arguments,
         train_dataset=_dataset(pairs.train),
@@ -302,8 +305,9 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
     _precompute_engine: Any
     """TRL's wrapped reference for DeepSpeed."""
 
-    def __init__(self, cache: ReferenceCache, **options: Any) -> None:
-        self.cache = cache
+    def __init__(self, files: TrainerFiles, **options: Any) -> None:
+        self.cache = files.reference
+        self.writer = files.writer
         self.num_reference_computed = 0
         self.num_reference_reused = 0
         super().__init__(**options)
@@ -364,8 +368,17 @@ class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if is_peft_model(self.model):
             super().save_model(output_dir, _internal_call)
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train, and wait until the checkpoints are written."""
+        output = super().train(*args, **options)
+        self.writer.wait()
+        return output
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        save_state(self.model, self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
+        self.writer.wait()  # so that host memory holds one copy of the state at a time
+        state = copy_state(self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
+        if state is not None:
+            self.writer.submit(lambda: state.write(Path(output_dir)))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
