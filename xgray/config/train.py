@@ -32,6 +32,9 @@ class TrainExecution(TrainingWorkers):
     """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
     trackers: list[Tracker] = []
     """Where the numbers of ``metrics.jsonl`` are sent too, step by step."""
+    checkpoint_minutes: float = Field(5, ge=0)
+    """Minutes after the last checkpoint when another is saved, to resume from; with 0 every step is saved. Every
+    validation that lowers the loss saves one too."""
 
 
 class Train(Section):
@@ -96,7 +99,7 @@ class Train(Section):
     validation_share: float = Field(0.05, ge=0, lt=1)
     """The share of the pairs that is held out for validation, rounded to whole batches."""
     eval_steps: int = Field(25, ge=1)
-    """Optimizer steps between validations. Each validation saves a checkpoint to resume from."""
+    """Optimizer steps between validations. The checkpoint of the lowest validation loss is the result."""
     patience: int | None = Field(10, ge=1)
     """Stop after this many validations without a lower loss; null never stops early."""
     dtype: Literal["float32", "bfloat16"] = "float32"

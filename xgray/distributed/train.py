@@ -1,6 +1,6 @@
 """The training of preference pairs on Ray Train, as a task of :mod:`xgray.distributed.training`.
 
-workers: reference ▶ steps ▶ export ──▶ merged/, adapter/, metrics.jsonl
+workers: reference ▶ steps ▶ export ──▶ adapter/ or merged/, metrics.jsonl
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ def run_training(
 ) -> StageResult:
     """Tune ``model`` on ``pairs``, or resume what an earlier call with the same arguments left in ``output``.
 
-    Leaves ``metrics.jsonl``, ``merged/`` and, for an adapter, ``adapter/``: the best checkpoint by validation loss, or
-    the last one if nothing is held out. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
-    raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one does not wait.
+    Leaves ``metrics.jsonl`` and the best checkpoint by validation loss, or the last one if nothing is held out:
+    ``adapter/``, or ``merged/`` where all weights were tuned. Ray must be up. After a ``KeyboardInterrupt``, which the
+    command line also raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one
+    does not wait.
 
     Args:
         seed: of the split, the order and the adapter's start.
@@ -178,14 +179,19 @@ def _run_trainer(
         on_reference=lambda done, total: report_phase(REFERENCE, done, total),
         on_first_step=lambda: report_phase(STEPS),
     )
-    checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
     tracked = TrackedRun(worker.job.output, task.identity(worker.job.output), newest.step if newest else 0)
     trackers = tracker_callbacks(task.section.execution.trackers, tracked) if worker.rank == 0 else []
+    checkpointing = CheckpointReport(
+        worker.save,
+        worker.is_stop_requested,
+        worker.is_node_leaving,
+        60 * task.section.execution.checkpoint_minutes,
+    )
     trainer = build_trainer(
         StartingModel(task.model, task.revision, tokenizer),
         task.section,
         prepared,
-        TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
+        TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path, worker.writer),
         task.seed,
         callbacks=[phases, checkpointing, *trackers],
     )

@@ -130,10 +130,11 @@ class PhaseReport(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Reports every checkpoint when it is saved.
+    """Decides after which steps a checkpoint is saved, and reports each.
 
-    It also has a checkpoint saved between two validations when the training is asked to stop, and when a node is
-    about to be taken away.
+    One is saved at a validation that lowers the loss, because the best is the training's result; after some time
+    without another, and when a node is about to be taken away, to resume from; and when the training ends or is asked
+    to stop.
     """
 
     interrupted: bool
@@ -144,8 +145,9 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
         on_checkpoint: Callable[[Path, int, float | None, bool], None],
         is_stop_requested: Callable[[], bool],
         is_node_leaving: Callable[[], bool],
+        seconds_between: float = 0.0,
     ) -> None:
-        """Report checkpoints.
+        """Decide and report.
 
         Args:
             on_checkpoint: called on every process with a checkpoint's folder, its step, its score, and whether the
@@ -154,18 +156,39 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
             is_stop_requested: called after every step on the first process, whose answer holds for all processes.
             is_node_leaving: called after every step on all processes, which must get the same answer; true once for
                 each node that is about to be taken away.
+            seconds_between: the time after the last checkpoint when another is saved. By default every step is.
         """
         self.interrupted = False
         self._on_checkpoint = on_checkpoint
         self._is_stop_requested = is_stop_requested
         self._is_node_leaving = is_node_leaving
+        self._seconds_between = seconds_between
+        self._last_save = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last_save = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stop_requested = [self._is_stop_requested() if args.process_index == 0 else False]
+        answers = [False, False]
+        if args.process_index == 0:
+            answers = [self._is_stop_requested(), time.monotonic() - self._last_save >= self._seconds_between]
         if args.world_size > 1:
-            broadcast_object_list(stop_requested, from_process=0)
-        self.interrupted = stop_requested[0] and not control.should_training_stop
-        control.should_save |= self.interrupted | self._is_node_leaving()
+            broadcast_object_list(answers, from_process=0)
+        is_stop_requested, is_due = answers
+        self.interrupted = is_stop_requested and not control.should_training_stop
+        # In place of the trainer's own answer, which is one checkpoint for each validation.
+        control.should_save = self.interrupted | self._is_node_leaving() | is_due | control.should_training_stop
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        is_best = state.best_metric is None or metrics["eval_loss"] < state.best_metric
+        control.should_save |= is_best | control.should_training_stop
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -176,6 +199,7 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
             score = validations[-1]["eval_loss"] if is_validated else None
         ends_training = control.should_training_stop
         self._on_checkpoint(folder, state.global_step, score, ends_training)
+        self._last_save = time.monotonic()
         self.interrupted &= not ends_training
         # Only after the report: it must not say that an interrupted training has come to its end.
         control.should_training_stop |= self.interrupted
