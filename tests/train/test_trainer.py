@@ -21,9 +21,10 @@ from xgray.train.callbacks import CheckpointReport, MetricsLog
 from xgray.train.flops import model_flops
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
+from xgray.train.preference_trainer import TrainerFiles
 from xgray.train.reference import ReferenceCache
 from xgray.train.trackers import TrackedRun, tracker_callbacks
-from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer, tune_in_float32
+from xgray.train.trainer import StartingModel, build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
 

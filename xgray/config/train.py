@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from xgray.config.section import Model, Section, Switch
 from xgray.config.stages import BASE
 
+Loss = Literal["sigmoid", "hinge", "ipo", "robust", "kto", "orpo", "cpo", "simpo"]
+"""The preference losses."""
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
@@ -40,7 +42,7 @@ class TrainExecution(TrainingWorkers):
 class Train(Section):
     """Preference tuning by DPO."""
 
-    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout")
+    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout", "label_smoothing", "margin")
 
     pairs: str = "embedded"
     """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
@@ -63,8 +65,13 @@ class Train(Section):
     too, and the output head of every model but BLOOM."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta: how strongly the policy is held to the reference model."""
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    """The preference loss; ``sigmoid`` is DPO's."""
+    loss: Loss = "sigmoid"
+    """The preference loss: ``sigmoid`` is DPO's; ``hinge``, ``ipo``, ``robust`` and ``kto`` need the reference too, and
+    ``orpo``, ``cpo`` and ``simpo`` do not. ``kto`` takes the pairs apart."""
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5)
+    """``robust`` alone: the share of pairs whose chosen and rejected completions are taken to be swapped."""
+    margin: float = Field(0.5, ge=0)
+    """``simpo`` alone: by how much the reward of the chosen completion should be the greater one."""
     learning_rate: float = Field(1e-5, gt=0)
     """The learning rate after warm-up."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"

@@ -170,7 +170,8 @@ def _run_trainer(
 
     from xgray.train.callbacks import CheckpointReport, PhaseReport
     from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
-    from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer
+    from xgray.train.preference_trainer import TrainerFiles
+    from xgray.train.trainer import StartingModel, build_trainer
 
     report_phase = worker.report_phase
     if task.section.execution.strategy != "ddp":

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from xgray.train.attention import Layout, packed_attention, support_bloom
-from xgray.train.packing import ARRANGEMENTS, Arranged, Arrangement, arrange
+from xgray.train.meter import BatchWork
+from xgray.train.packing import ARRANGEMENTS, Arranged, Arrangement, arrange, num_tokens
 from xgray.train.pairs import TokenizedPair
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class PairForward:
     def computing(self, pairs: Sequence[TokenizedPair], device: torch.device) -> Iterator[Batch]:
         """Give a batch to call the model with; the backward pass belongs into the same block."""
         arranged = arrange(pairs, self.arrangement, self._max_length)
-        batch = Batch(arranged, len(pairs), device)
+        num_sequence_tokens = sum(num_tokens(pair, self._max_length) for pair in pairs)
+        batch = Batch(arranged, len(pairs), num_sequence_tokens, device)
         self._predictors = batch.predictors
         try:
             with packed_attention(self._model, batch.layout) if batch.layout else contextlib.nullcontext():
@@ -121,9 +123,11 @@ _WORDS = {"shared": "sharing the prompt of a pair", "packed": "packing sequences
 class Batch:
     """The tensors of a batch of n pairs."""
 
-    def __init__(self, arranged: Arranged, num_pairs: int, device: torch.device) -> None:
+    def __init__(self, arranged: Arranged, num_pairs: int, num_sequence_tokens: int, device: torch.device) -> None:
         self.num_pairs = num_pairs
-        self.num_computed = arranged.num_computed
+        self._num_row_tokens = sum(map(len, arranged.rows))
+        self.num_tokens = num_sequence_tokens
+        """Tokens of all sequences; a prompt counts in both."""
         self.layout = Layout(arranged.trees, device) if arranged.trees is not None else None
         width = max(map(len, arranged.rows))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in arranged.rows], device=device)
@@ -138,6 +142,14 @@ class Batch:
         self._completions = torch.tensor(arranged.completions, device=device)
         self.num_counted = torch.bincount(self._completions, minlength=2 * num_pairs)
         """``(2n,)``: the counted tokens of each completion."""
+
+    @property
+    def work(self) -> BatchWork:
+        """Return what the batch makes a model compute."""
+        num_rows, width = self.inputs["input_ids"].shape
+        num_pairs = self.layout.mask().numel() if self.layout else num_rows * width**2
+        padding = num_rows * width - self._num_row_tokens
+        return BatchWork(self.num_tokens, num_rows * width, padding, len(self.predictors), num_pairs)
 
     def log_probs(self, model: Any) -> Tensor:
         """Return the ``(2n,)`` summed log-probabilities in nats of the chosen, then of the rejected completions."""

@@ -7,7 +7,7 @@ queue of kernels, and events are read when the trainer has just read the step's 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,17 +36,6 @@ class BatchWork(NamedTuple):
     """Positions that are multiplied with the embeddings of the whole vocabulary."""
     attention_pairs: Any
     """Pairs of a query and a key, masked ones included."""
-
-
-def batch_work(inputs: Mapping[str, torch.Tensor]) -> BatchWork:
-    """Return what TRL computes for a padded batch."""
-    mask = inputs["attention_mask"]
-    num_rows, length = mask.shape
-    tokens = mask.sum()
-    # Beside CUDA, TRL multiplies all positions, those of the prompts too.
-    is_scored = inputs["completion_mask"][:, 1:]
-    head_positions = is_scored.sum() if mask.is_cuda else is_scored.numel()
-    return BatchWork(tokens, mask.numel(), mask.numel() - tokens, head_positions, num_rows * length**2)
 
 
 class StepMeter:
@@ -174,21 +163,6 @@ class MeteredTrainer(DPOTrainer):  # type: ignore[misc]
         samples = super().get_batch_samples(*args)
         self.meter.begin(OTHER)
         return samples
-
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """See :class:`transformers.Trainer`."""
-        self.meter.add(batch_work(inputs))
-        self.meter.begin(FORWARD)
-        loss = super().training_step(model, inputs, *args)
-        self.meter.begin(OPTIMIZER)
-        return loss
-
-    def compute_loss(self, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        """See :class:`transformers.Trainer`."""
-        loss = super().compute_loss(model, *args, **options)
-        if model.training:
-            self.meter.begin(BACKWARD)
-        return loss
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Add the numbers of the step to its logs, and pass them on to the callbacks."""

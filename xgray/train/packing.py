@@ -50,11 +50,6 @@ class Arranged:
     completions: list[int]
     """The completion that each counted token belongs to: from 0 to n - 1 chosen, from n to 2n - 1 rejected."""
 
-    @property
-    def num_computed(self) -> int:
-        """Return the number of tokens that the model computes, padding included."""
-        return len(self.rows) * max(map(len, self.rows))
-
 
 def arrange(pairs: Sequence[TokenizedPair], arrangement: Arrangement, max_length: int) -> Arranged:
     """Arrange a batch of pairs.
@@ -135,6 +130,22 @@ def split_evenly(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
         parts[part].append(index)
         sums[part] += sizes[index]
     return [sorted(part) for part in parts]
+
+
+def split_within(sizes: Sequence[int], max_size: int, at_least: int = 1) -> list[list[int]]:
+    """Return the indices of ``sizes`` in as few parts of at most ``max_size`` as :func:`split_evenly` finds.
+
+    Args:
+        sizes: A single one above the limit is a part by itself.
+        max_size: The limit of a part's sum.
+        at_least: The least number of parts, of which none is empty.
+    """
+    num_parts = max(at_least, -(-sum(sizes) // max_size))
+    while True:
+        parts = split_evenly(sizes, num_parts)
+        if len(parts) == len(sizes) or all(sum(sizes[index] for index in part) <= max_size for part in parts):
+            return parts
+        num_parts += 1
 
 
 def batches_by_tokens(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
