@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,20 @@ def load_pairs(path: str, limit: int | None = None, languages: Sequence[str] | N
 
 
 def pairs_fingerprint(path: str, limit: int | None = None, languages: Sequence[str] | None = None) -> str:
-    """Return the SHA-256 of the pairs that :func:`load_pairs` returns, whatever files they come from."""
+    """Return the SHA-256 of the pairs that :func:`load_pairs` returns, whatever files they come from.
+
+    It is computed once for all trainings on the same pairs, as long as the files have the same sizes and times.
+    """
+    stats = [(file, file.stat()) for file in list_pair_files(resolve_input(path, "pairs")).files]
+    files = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return _fingerprint(path, limit, None if languages is None else tuple(languages), files)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(
+    path: str, limit: int | None, languages: tuple[str, ...] | None, files: tuple[tuple[Path, int, int], ...]
+) -> str:
+    """Return the fingerprint of the pairs; ``files`` says when it has to be computed again."""
     pairs = _load(path, limit, languages).pairs
     return fingerprint({"pairs": [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]})
 
