@@ -41,7 +41,7 @@ class Train(Section):
     (chosen) and ``pert_gen_text`` (rejected); or RTP-LX's ``Prompt``, ``BenignCompletions`` and ``Completions``."""
     languages: list[str] | None = None
     """Use the pairs of these languages alone. A row says its language in a field ``language``, or the file in its name:
-    ``de.jsonl``, ``RTP_LX_DE.json``. Null uses all pairs."""
+    ``de.jsonl``, ``RTP_LX_DE.json``. Null uses all pairs. On the command line also ``de,fr``."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many pairs in all, the first of the file; with ``languages``, the first of each in turn."""
     chat_template: bool = True

@@ -120,6 +120,15 @@ def _fingerprint(
     return fingerprint({"pairs": [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]})
 
 
+def holds_messages(path: str) -> bool:
+    """Whether the pairs of a file or folder are messages, by the first row of the first file.
+
+    Raises:
+        InputError: there is no such file, or its rows are no pairs.
+    """
+    return row_form(list_pair_files(resolve_input(path, "pairs")).files[0]).is_chat
+
+
 def language_counts(pairs: Pairs) -> dict[str, int]:
     """Return the number of pairs of each language, without those whose language is unknown."""
     return dict(Counter(pair.language for pair in pairs if pair.language is not None))

@@ -155,19 +155,31 @@ def _rendered(pair: PreferencePair | ChatPair, tokenizer: PreTrainedTokenizerBas
     return _Texts(pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected, is_complete=False)
 
 
-def _by_template(pair: ChatPair, tokenizer: PreTrainedTokenizerBase, section: Train) -> _Texts:
-    from jinja2 import TemplateError
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, section: Train) -> None:
+    """Check that a training can render pairs of messages.
 
-    without = "Set train.chat_template: false to train on the contents of the messages alone"
+    Raises:
+        InputError: the tokenizer has no chat template, or ``tokenization: released`` knows none.
+    """
     if not tokenizer.chat_template:
         raise InputError(
-            f"train.pairs: {section.pairs} holds messages, and the model's tokenizer has no chat template. {without}, "
-            "or choose a model that was tuned to chat"
+            f"train.pairs: {section.pairs} holds messages, and the model's tokenizer has no chat template. "
+            f"{WITHOUT_TEMPLATE}, or choose a model that was tuned to chat"
         )
     if section.tokenization == "released":
         raise InputError(
-            f"train.tokenization: released knows no chat template, and {section.pairs} holds messages. {without}"
+            f"train.tokenization: released knows no chat template, and {section.pairs} holds messages. "
+            f"{WITHOUT_TEMPLATE}"
         )
+
+
+WITHOUT_TEMPLATE = "Set train.chat_template: false to train on the contents of the messages alone"
+
+
+def _by_template(pair: ChatPair, tokenizer: PreTrainedTokenizerBase, section: Train) -> _Texts:
+    from jinja2 import TemplateError
+
+    check_chat_template(tokenizer, section)
 
     def render(messages: Sequence[Message], is_prompt: bool = False) -> str:
         return str(
@@ -186,7 +198,8 @@ def _by_template(pair: ChatPair, tokenizer: PreTrainedTokenizerBase, section: Tr
     except TemplateError as error:  # Gemma's template, for one, refuses the role system
         roles = ", ".join(message.role for message in pair.prompt + pair.chosen)
         raise InputError(
-            f"train.pairs: the model's chat template refuses messages with the roles {roles}: {error}. {without}"
+            f"train.pairs: the model's chat template refuses messages with the roles {roles}: {error}. "
+            f"{WITHOUT_TEMPLATE}"
         ) from None
 
 

@@ -43,6 +43,23 @@ def _is_bloom(model: Model) -> bool:
     return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Check that the model has a chat template if the pairs are messages.
+
+    Raises:
+        InputError: it has none.
+    """
+    from xgray.data.pairs import holds_messages
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+    from xgray.train.pairs import check_chat_template
+
+    model = plan.experiment.model
+    section = plan.experiment.train_section(plan.experiment.variant(planned.model or ""))
+    if section.chat_template and holds_messages(section.pairs):
+        check_chat_template(load_tokenizer(resolve(model), model.revision), section)
+
+
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
     """Train one variant, or resume its training from the last checkpoint.
 
