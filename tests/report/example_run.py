@@ -206,13 +206,14 @@ def write_run(
         for code, auc in zip(changes, (0.96, 0.88, 0.74), strict=False)
     }
     scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs} | (scorer_facts or {})
+    training_counts = {"num_pairs": 240, "num_pairs_fr": 80, "num_pairs_de": 160, "num_cut": 75}
     counts = {"num_in": 12, "num_out": 12, "num_prompts": num_prompts * len(changes)}
     for model in ["base", *variants]:
         write_rows(run, model, changes, num_prompts, model != "base", random)
         if train and model != "base":
             write_training(run, model, random)
             StageFolder(run / "train" / model, "train", model).finish(
-                {"version": 1}, StageResult({"num_pairs": 240}, {"first_loss": 0.6931}, "cpu", 85.0)
+                {"version": 1}, StageResult(training_counts, {"first_loss": 0.6931}, "cpu", 85.0)
             )
         StageFolder(run / "generate" / model, "generate", model).finish(
             {"version": 1}, StageResult(counts, {"tokens_per_second": 291.0}, "cpu", 31.5)

@@ -132,6 +132,12 @@ def test_training_starts_at_ln_2(page):
     assert "ln 2" in training.texts("text")
 
 
+def test_the_languages_of_the_pairs_are_said(page):
+    facts = page.section("training").facts
+    assert facts["Source languages"] == "German (160 pairs), French (80 pairs)"
+    assert facts["Pairs with a completion cut to the length of the other"] == "75"
+
+
 def test_figures_lie_beside_the_page(built):
     names = ["avg_tox", "emt", "perplexity", "tox_prob", "training"]
     assert (built / "figures").names() == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]

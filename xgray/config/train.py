@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from xgray.config.section import Model, Section, Switch
+from xgray.config.section import Model, Section, Switch, language_codes
 from xgray.config.stages import BASE
 
 Loss = Literal["sigmoid", "hinge", "ipo", "robust", "kto", "orpo", "cpo", "simpo"]
@@ -42,13 +42,27 @@ class TrainExecution(TrainingWorkers):
 class Train(Section):
     """Preference tuning by DPO."""
 
-    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout", "label_smoothing", "margin")
+    added_later: ClassVar[tuple[str, ...]] = (
+        "tokenization",
+        "dropout",
+        "languages",
+        "chat_template",
+        "label_smoothing",
+        "margin",
+    )
 
     pairs: str = "embedded"
-    """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
-    ``pert_gen_text`` (rejected), or a folder of such files."""
+    """Preference pairs: ``embedded``, or a file of JSON lines or Parquet, or a folder of them, as the hub has them.
+    Fields: ``prompt``, ``chosen`` and ``rejected``, as texts or lists of messages; ``prompt_text``, ``unpert_gen_text``
+    (chosen) and ``pert_gen_text`` (rejected); or RTP-LX's ``Prompt``, ``BenignCompletions`` and ``Completions``."""
+    languages: list[str] | None = None
+    """Use the pairs of these languages alone. A row says its language in a field ``language``, or the file in its name:
+    ``de.jsonl``, ``RTP_LX_DE.json``. Null uses all pairs. On the command line also ``de,fr``."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many pairs, the first of the file."""
+    """Use at most this many pairs in all, the first of the file; with ``languages``, the first of each in turn."""
+    chat_template: bool = True
+    """Render pairs of messages with the model's chat template. ``false`` joins the contents of the messages, each on a
+    line of its own. Pairs of texts are never rendered."""
     method: Literal["full", "lora", "qlora"] = "full"
     """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
     lora_r: int = Field(64, ge=1, le=65_536)
@@ -115,6 +129,11 @@ class Train(Section):
     """The seed of the validation split, the order of the pairs and the adapter's first weights; by default the
     experiment's seed."""
     execution: TrainExecution = TrainExecution()
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, codes: list[str] | None) -> list[str] | None:
+        return None if codes is None else language_codes(codes)
 
 
 class Variant(Section):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model, Train
+from xgray.data.pairs import language_counts
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, Phase
@@ -21,7 +22,7 @@ from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
-from xgray.rows import PreferencePair
+from xgray.rows import Pairs
 from xgray.runs.manifest import StageResult
 from xgray.storage.checksums import move_with_checksums
 from xgray.storage.fingerprint import fingerprint
@@ -47,7 +48,7 @@ class PreferenceTask:
     model: str
     revision: str | None
     section: Train
-    pairs: Sequence[PreferencePair]
+    pairs: Pairs
     seed: int
     cache: ReferenceCache
 
@@ -81,6 +82,7 @@ class PreferenceTask:
             return {}
         counts = {
             "num_pairs": prepared.num_pairs,
+            **{f"num_pairs_{code}": number for code, number in language_counts(task.pairs).items()},
             "num_train": len(prepared.train),
             "num_validation": len(prepared.validation),
             "num_dropped": prepared.num_dropped,
@@ -96,7 +98,7 @@ class PreferenceTask:
 def run_training(
     model: Model,
     section: Train,
-    pairs: Sequence[PreferencePair],
+    pairs: Pairs,
     seed: int,
     output: Folder,
     *,

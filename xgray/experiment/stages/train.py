@@ -6,6 +6,7 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from xgray.config import Model
@@ -29,7 +30,7 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         **({"lora_targets": "without the head"} if is_without_head else {}),
         "inputs": {
             "model": model_fingerprint(experiment.model),
-            "pairs": pairs_fingerprint(section.pairs, section.limit),
+            "pairs": pairs_fingerprint(section.pairs, section.limit, section.languages),
         },
         "section": {**section_payload(section), "seed": experiment.training_seed(variant)},
     }
@@ -43,15 +44,22 @@ def _is_bloom(model: Model) -> bool:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Check that the trackers can write.
+    """Check that the trackers can write, and that the model has a chat template if the pairs are messages.
 
     Raises:
-        InputError: they cannot.
+        InputError: they cannot, or it has none.
     """
+    from xgray.data.pairs import holds_messages
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+    from xgray.train.pairs import check_chat_template
     from xgray.train.trackers import check_trackers
 
+    model = plan.experiment.model
     section = plan.experiment.train_section(plan.experiment.variant(planned.model or ""))
     check_trackers(section.execution.trackers, planned.folder)
+    if section.chat_template and holds_messages(section.pairs):
+        check_chat_template(load_tokenizer(resolve(model), model.revision), section)
 
 
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
@@ -61,7 +69,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         InputError: the pairs, the model or the section cannot be trained with.
         StageError: training died too often; the same call resumes it.
     """
-    from xgray.data.pairs import read_pairs
+    from xgray.data.pairs import load_pairs
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
 
@@ -76,11 +84,12 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         else:
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
+    loaded = load_pairs(section.pairs, section.limit, section.languages)
     try:
-        return run_training(
+        result = run_training(
             experiment.model,
             section,
-            read_pairs(section.pairs, section.limit),
+            loaded.pairs,
             experiment.training_seed(variant),
             planned.folder,
             reference_fingerprint=planned.payload["inputs"]["model"],
@@ -88,6 +97,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         )
     finally:
         _report_steps(planned, on_progress)
+    return replace(result, counts={**result.counts, **loaded.counts})
 
 
 def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
