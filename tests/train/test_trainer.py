@@ -7,6 +7,7 @@ import struct
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
@@ -114,20 +115,88 @@ def test_swapping_chosen_and_rejected_flips_the_margin(make):
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
 
 
-def test_tokens_and_reference_agree_with_trl(make, tiny_model, tmp_path):
-    dataset = make(validation_share=0).train_dataset
-    texts = Dataset.from_list([vars(pair) for pair in PAIRS])
-    arguments = DPOConfig(output_dir=str(tmp_path / "trl"), precompute_ref_log_probs=True, bf16=False, report_to="none")
+@pytest.mark.parametrize(("method", "accumulation"), [("full", 1), ("lora", 3)])
+def test_tokens_reference_and_losses_are_those_of_trl(make, tiny_model, tmp_path, method, accumulation):
+    trainer = make(
+        method=method,
+        lora_dropout=0.0,
+        lora_alpha=16,
+        batch_size=2,
+        gradient_accumulation=accumulation,
+        max_steps=30,
+        eval_steps=100,
+        validation_share=0,
+    )
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "trl"),
+        seed=0,
+        data_seed=0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        max_steps=30,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=1,
+        optim="rmsprop",
+        weight_decay=0.05,
+        max_grad_norm=10.0,
+        precompute_ref_log_probs=True,
+        dataloader_drop_last=True,
+        logging_steps=1,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+    )
     expected = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_model),
         args=arguments,
-        train_dataset=texts,
+        train_dataset=Dataset.from_list([vars(pair) for pair in PAIRS]),
         processing_class=load_tokenizer(tiny_model),
-    ).train_dataset
+        peft_config=LoraConfig(r=64, lora_alpha=16, target_modules="all-linear") if method == "lora" else None,
+    )
+    dataset = trainer.train_dataset
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        assert dataset[column] == expected[column]
-    for column in ("ref_chosen_logps", "ref_rejected_logps"):
-        assert list(dataset[column]) == pytest.approx(list(expected[column]), abs=1e-4)
+        assert dataset[column] == expected.train_dataset[column]
+    for index, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+        values = [row[index] for row in dataset["reference"]]
+        assert values == pytest.approx(list(expected.train_dataset[column]), abs=1e-4)
+    if method == "lora":  # the same first weights
+        weights = {name: value for name, value in expected.model.named_parameters() if "lora_" in name}
+        with torch.no_grad():
+            for name, value in trainer.model.named_parameters():
+                if "lora_" in name:
+                    value.copy_(weights[name])
+    expected.train()
+    losses = [row["loss"] for row in train(trainer) if "loss" in row]
+    assert losses == pytest.approx([row["loss"] for row in expected.state.log_history if "loss" in row], abs=1e-4)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("loss", ["robust", "kto", "orpo", "cpo", "simpo"])
+def test_other_losses_fall(make, loss):
+    trainer = make(loss=loss, max_steps=12, eval_steps=12, beta=2.0 if loss == "simpo" else 0.1)
+    rows = train(trainer)
+    is_reference_free = loss in ("orpo", "cpo", "simpo")
+    assert trainer.num_reference_computed == (0 if is_reference_free else 20)  # mismatched pairs are among the 20
+    losses = [row["loss"] for row in rows if "loss" in row]
+    first = {"robust": math.log(2), "kto": 0.5}.get(loss, losses[0])
+    assert losses[0] == pytest.approx(first, abs=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
+    assert rows[-1]["eval_loss"] < losses[0]
+
+
+def test_passes_by_tokens_change_no_number(make, monkeypatch):
+    fields = {"validation_share": 0, "batch_size": 2, "gradient_accumulation": 3, "max_steps": 6}
+    whole = train(make(name="whole", **fields))
+    monkeypatch.setattr("xgray.train.preference_trainer.pass_tokens", lambda section: 40)
+    split = train(make(name="split", **fields))
+    assert [row["loss"] for row in split if "loss" in row] == pytest.approx(
+        [row["loss"] for row in whole if "loss" in row], abs=1e-5
+    )
+    assert [row["computed_tokens"] for row in split if "loss" in row] == [
+        row["computed_tokens"] for row in whole if "loss" in row
+    ]
 
 
 def test_trainings_with_another_seed_method_or_beta_reuse_the_reference(make):

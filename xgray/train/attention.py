@@ -132,9 +132,7 @@ def attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention's output for a packed row, as transformers' attention interface wants it.
 
@@ -145,8 +143,8 @@ def attend(
         attention_mask: None: the layout says what each token sees.
         scaling: What scores are multiplied by; by default ``head_dim ** -0.5``.
         dropout: The share of the attention's weights that is dropped.
-        sliding_window: The number of positions that a token sees, its own included.
-        s_aux: Attention sinks, which are not supported.
+        options: ``sliding_window``, the number of positions that a token sees, its own included; and ``s_aux``, sinks,
+            which are not supported.
 
     Returns:
         ``(1, tokens, heads, head_dim)``, and None for the weights.
@@ -155,13 +153,13 @@ def attend(
         NotImplementedError: the layer does what packed rows cannot.
     """
     layout = _active
-    if layout is None or attention_mask is not None or s_aux is not None or len(query) != 1:
+    if layout is None or attention_mask is not None or options.get("s_aux") is not None or len(query) != 1:
         raise NotImplementedError(f"{type(module).__name__} cannot attend within packed rows")
     num_queries_per_key = query.shape[1] // key.shape[1]
     if num_queries_per_key > 1:
         key, value = (states.repeat_interleave(num_queries_per_key, dim=1) for states in (key, value))
     query, key, value = map(layout.to_groups, (query, key, value))
-    mask = layout.mask(sliding_window)
+    mask = layout.mask(options.get("sliding_window"))
     output = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
     return layout.from_groups(output), None
 
