@@ -306,7 +306,8 @@ def test_deaths_of_workers_cost_no_more_than_the_steps_since_the_last_checkpoint
 
     def kill():
         for step in (6, 14):
-            wait_until(lambda step=step: reached(output, step))
+            saved = output / "checkpoints" / f"step-{step - 2:08d}" / "contents.json"
+            wait_until(lambda step=step, saved=saved: reached(output, step) and saved.exists())
             killed.extend(step for _ in kill_train_workers())
 
     killer = threading.Thread(target=kill, daemon=True)

@@ -319,7 +319,9 @@ class PreferenceTrainer(MeteredTrainer):
         self.writer.wait()  # so that host memory holds one copy of the state at a time
         state = copy_state(self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
         if state is not None:
-            self.writer.submit(lambda: state.write(Path(output_dir)))
+            folder = Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer.submit(lambda: state.write(folder))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)

@@ -33,12 +33,11 @@ class TrainingState:
     schedule: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write both files.
+        """Write both files into a folder that exists.
 
         Raises:
             SafetensorError: the disk is full, or refuses the file for another reason.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, folder / STATE, metadata=self.metadata)
         (folder / SCHEDULE).write_text(json.dumps(self.schedule))
 

@@ -78,8 +78,8 @@ class Hooks:
     on_first_step: Callable[[], None] = lambda: None
     """Called on every process before the first step of this attempt."""
     on_checkpoint: Callable[[Path, int, float | None, bool], None] = lambda folder, step, score, ends_training: None
-    """Called on every process with a checkpoint's folder, which only the first has written, its step, its validation
-    loss (None between two validations) and whether the training ends with it."""
+    """Called on every process with a checkpoint's folder, into which the first one's writer still writes, its step, its
+    validation loss (None between two validations) and whether the training ends with it."""
     is_stop_requested: Callable[[], bool] = lambda: False
     """Called after every step on the first process, whose answer holds for all."""
     is_node_leaving: Callable[[], bool] = lambda: False
@@ -282,8 +282,8 @@ class FineTuning:
             self.writer.wait()  # so that host memory holds one copy of the state at a time
             state = copy_state(self.model, self.optimizer, self.schedule, keep=True)
             assert state is not None
-            self.writer.submit(lambda: state.write(folder))
             folder.mkdir(parents=True, exist_ok=True)
+            self.writer.submit(lambda: state.write(folder))
             (folder / PROGRESS).write_text(json.dumps({"step": self.step, "losses": self.losses}))
         self.hooks.on_checkpoint(folder, self.step, score, ends_training)
 
