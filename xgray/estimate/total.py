@@ -39,7 +39,7 @@ class Estimate:
     seconds: float
     """From the command to the report."""
     saved_seconds: float
-    """Seconds by which trainings, or generating and scoring, overlap: ``seconds`` is the sum of the lines less these."""
+    """Seconds by which trainings, or generating and scoring, overlap: ``seconds`` is the lines' sum less these."""
     gpu_hours: float
     money: float | None
     """None without prices."""
