@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py [--trainings 4] [--steps 100] [--pairs 100] [--repeats 1] [--method full|lora]
 
-All tune SmolLM2-135M on the embedded pairs. Alone each has all cores; in the sweep they run side by side. A cache of its
-own makes each run compute the reference. The wall time of the sweep holds what its steps do not: the start of workers,
+All tune SmolLM2-135M on the embedded pairs. Alone each has all cores; in the sweep they run side by side. A new cache
+makes each run compute the reference. The wall time of the sweep holds what its steps do not: the start of workers,
 tokenizing, the reference, checkpoints and the export; Ray's own start is left out on both sides.
 """
 

@@ -3,9 +3,9 @@
     start ─▶ train ─▶ ... ─▶ generate and score ─▶ fluency ─▶ metrics ─▶ report
 
 Trainings run side by side: those on different GPUs or nodes at the same time. Those that share a GPU or the cores of
-a node are counted as if they ran there one after the other, which takes about as long. Generating and scoring overlap where they do not compete for the same cores: where
-there are GPUs, or the scorer is a service. Then the longer one counts. Otherwise a local scorer takes its time from the
-engine, and both count in full.
+a node are counted as if they ran there one after the other, which takes about as long. Generating and scoring overlap
+where they do not compete for the same cores: where there are GPUs, or the scorer is a service. Then the longer one
+counts. Otherwise a local scorer takes its time from the engine, and both count in full.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Estimate:
     seconds: float
     """From the command to the report."""
     saved_seconds: float
-    """Seconds by which trainings overlap, and generating and scoring: ``seconds`` is the sum of the lines less these."""
+    """Seconds by which trainings, or generating and scoring, overlap: ``seconds`` is the lines' sum less these."""
     gpu_hours: float
     money: float | None
     """None without prices."""
