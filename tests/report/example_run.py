@@ -154,7 +154,21 @@ def write_rows(run, model, languages, num_prompts, is_tuned, random):
         (run / "evaluate" / "perplexity").write_parquet(f"{model}.{code}.parquet", rows)
 
 
-def write_training(run, variant, random):
+MEASURED = {
+    "seconds": 1.0,
+    "computed_tokens": 500.0,
+    "padding_share": 0.25,
+    "mfu": 0.4,
+    "peak_memory_bytes": 3 * 2.0**30,
+    "data_seconds": 0.0,
+    "forward_seconds": 0.3,
+    "backward_seconds": 0.6,
+    "optimizer_seconds": 0.05,
+}
+"""What a step's line says of the machine; those of old runs do not."""
+
+
+def write_training(run, variant, random, measured=True):
     """Write the metrics of 60 training steps, with a validation every 15 steps."""
     records = [{"total_steps": 60}]
     for step in range(1, 61):
@@ -170,9 +184,13 @@ def write_training(run, variant, random):
                 "learning_rate": 1e-5,
                 "tokens_per_second": 320.0 + step,
             }
+            | (MEASURED if measured else {})
         )
         if step % 15 == 0:
             records.append({"step": step, "eval_loss": 0.3 + 0.4 * left, "eval_accuracy": 1 - 0.6 * left})
+            if measured:
+                records[-1]["eval_seconds"] = 2.0
+                records.append({"step": step, "checkpoint_seconds": 1.0})
     text = "".join(json.dumps(record) + "\n" for record in records)
     (run / "train" / variant).write_bytes("metrics.jsonl", text.encode())
 

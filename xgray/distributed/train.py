@@ -17,7 +17,7 @@ from xgray.config import Model, Train
 from xgray.data.pairs import language_counts
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
-from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, WAITING, Phase
+from xgray.distributed.train_control import EXPORTING, LOADING, STEPS, WAITING, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
@@ -25,6 +25,7 @@ from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import Pairs
 from xgray.runs.manifest import StageResult
+from xgray.runs.progress import REFERENCE
 from xgray.storage.checksums import move_with_checksums
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder

@@ -18,12 +18,12 @@ from markupsafe import Markup
 
 from xgray.config import Experiment, Variant, stages
 from xgray.evaluate.agreement_file import AVERAGE
-from xgray.languages import LANGUAGES
 from xgray.report import examples, figures, provenance, published, summary, tables
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
 from xgray.report.sections import Section
+from xgray.report.training import training_facts, training_table
 from xgray.runs.manifest import StageResult
 from xgray.runs.resolved import reading_files
 from xgray.storage.folder import Folder
@@ -135,7 +135,8 @@ def render(
         cautions=summary.cautions(files),
         table_2=_table_2(files, experiment),
         language_tables=tables.language_tables(files),
-        training=_training_facts(files),
+        training=training_facts(files),
+        training_speed=training_table(files),
         quality=tables.scorer_table(files),
         switches=provenance.switches(experiment),
         protocol=provenance.flat(files.metrics["protocol"]),
@@ -252,39 +253,3 @@ def _table_2(files: RunFiles, experiment: Experiment) -> dict[str, Any]:
         "differences": tables.protocol_differences(files, experiment),
         "source": published.PAPER,
     }
-
-
-def _training_facts(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return each variant's source languages, number of steps, first and last loss, best validation loss and speed."""
-    rows = []
-    counts = {manifest["model"]: manifest["counts"] for manifest in files.manifests if manifest["stage"] == "train"}
-    for variant, records in files.training.items():
-        losses = [record for record in records if record.get("loss") is not None]
-        validations = [record for record in records if record.get("eval_loss") is not None]
-        speeds = sorted(record["tokens_per_second"] for record in records if record.get("tokens_per_second"))
-        facts = _pair_facts(counts.get(variant, {}))
-        if losses:
-            facts += [
-                ("Last step", str(losses[-1]["step"])),
-                ("First loss", number(losses[0]["loss"], 4)),
-                ("Last loss", number(losses[-1]["loss"], 4)),
-            ]
-        if validations:
-            best = min(validations, key=lambda record: record["eval_loss"])
-            facts.append(("Best validation loss", f"{number(best['eval_loss'], 4)} at step {best['step']}"))
-        if speeds:
-            facts.append(("Tokens per second", f"{speeds[len(speeds) // 2]:,.0f} (median)"))
-        rows.append((variant, facts))
-    return rows
-
-
-def _pair_facts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the languages of a training's pairs with their numbers, and how many pairs were cut."""
-    by_language = {code: counts[f"num_pairs_{code}"] for code in LANGUAGES if counts.get(f"num_pairs_{code}")}
-    facts = []
-    if by_language:
-        shown = ", ".join(f"{language_name(code)} ({number:,} pairs)" for code, number in by_language.items())
-        facts.append(("Source languages" if len(by_language) > 1 else "Source language", shown))
-    if num_cut := counts.get("num_cut"):
-        facts.append(("Pairs with a completion cut to the length of the other", f"{num_cut:,}"))
-    return facts
