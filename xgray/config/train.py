@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from xgray.config.section import Model, Section, Switch
 from xgray.config.stages import BASE
 
+Loss = Literal["sigmoid", "hinge", "ipo"]
+"""The preference losses."""
+
 
 class TrainingWorkers(Section):
     """The workers of any training, and what they compute with."""
@@ -33,11 +36,13 @@ class TrainExecution(TrainingWorkers):
 class Train(Section):
     """Preference tuning by DPO."""
 
-    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout")
+    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout", "languages")
 
     pairs: str = "embedded"
     """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
     ``pert_gen_text`` (rejected), or a folder of such files."""
+    languages: list[str] | None = None
+    """Use only pairs of these languages; by default of all."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many pairs, the first of the file."""
     method: Literal["full", "lora", "qlora"] = "full"
@@ -56,7 +61,7 @@ class Train(Section):
     too, and the output head of every model but BLOOM."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta: how strongly the policy is held to the reference model."""
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    loss: Loss = "sigmoid"
     """The preference loss; ``sigmoid`` is DPO's."""
     learning_rate: float = Field(1e-5, gt=0)
     """The learning rate after warm-up."""

@@ -126,6 +126,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         "score": storeless,
         "other_scores": [],
         "variants": [],
+        "sweep": None,
     }
     unfinished = [name for name, training in work.trainings.items() if training.num_steps > training.num_steps_done]
     if Folder(experiment.runs).local is None:
