@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 
 from xgray.config import BASE, Evaluate
+from xgray.evaluate.comparison import MetricInput, change_by_language, metric_by_language
 from xgray.evaluate.consistency import (
     MIN_PROBABILITY,
     OTHER_SCRIPTS,
@@ -25,7 +26,7 @@ from xgray.evaluate.consistency import (
     completion_languages,
     identifier_version,
 )
-from xgray.evaluate.metrics import MetricInput, change_by_language, first_of_each, metric_by_language, score_input
+from xgray.evaluate.metrics import first_of_each, score_input
 from xgray.evaluate.metrics_file import (
     CONSISTENCY_NAMES,
     TOXICITY_METRICS,

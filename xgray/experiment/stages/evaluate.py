@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from xgray.config import Evaluate, Model
@@ -25,12 +26,16 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     from xgray.models.revisions import measuring_fingerprints
 
     experiment = plan.experiment
+    points = experiment.sweep_points()
+    # A run without a sweep keeps the fingerprint that it had before there were any.
+    sweep = {"sweep": {name: asdict(point) for name, point in points.items()}} if points else {}
     return {
         "inputs": {name: stage.fingerprint for name, stage in plan.by_model("score").items()},
         "section": section_payload(experiment.evaluate),
         "base_model": experiment.model.model_dump(mode="json"),
         "measured_with": measuring_fingerprints(experiment, plan.imported is None),
         "seed": experiment.seed,
+        **sweep,
     }
 
 
@@ -61,6 +66,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         section,
         experiment.model,
         attribute=experiment.score.attributes[0],
+        sweep=experiment.sweep_points(),
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
     metrics["unvalidated"] = _unvalidated_languages(plan)
