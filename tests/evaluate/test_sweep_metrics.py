@@ -9,12 +9,13 @@ import pytest
 from xgray.config import SweepPoint
 from xgray.evaluate.comparison import AVERAGE, MetricInput, change_by_language, metric_by_language, model_comparison
 from xgray.evaluate.metrics_file import METRIC_NAMES
-from xgray.evaluate.sweep import groups_of, point_name, sweep_metrics, values_over_seeds
+from xgray.evaluate.sweep import named_groups, sweep_metrics, values_over_seeds
 from xgray.evaluate.toxicity import toxicity_estimate
 
 CONFIDENCE = 0.95
 COUNTS = dict.fromkeys(
-    ("num_prompts", "num_asked", "num_prompts_scored", "num_completions", "num_scored", "num_empty", "num_perplexity"), 4
+    ("num_prompts", "num_asked", "num_prompts_scored", "num_completions", "num_scored", "num_empty", "num_perplexity"),
+    4,
 )
 
 
@@ -38,7 +39,7 @@ def random_model(seed, languages=("en", "de"), num_prompts=12):
 
 def counted(languages=("en", "de")):
     values = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in METRIC_NAMES}
-    return {"languages": dict.fromkeys(languages, {**values, **COUNTS}), "average": {**values, **COUNTS}}
+    return {"languages": {code: {**values, **COUNTS} for code in languages}, "average": {**values, **COUNTS}}
 
 
 def points(*values, variant="dpo"):
@@ -101,13 +102,14 @@ def test_a_point_with_one_seed_has_the_figures_of_its_training():
 
 def test_trainings_are_grouped_by_all_that_is_not_the_seed():
     values = [{"languages": code, "beta": 0.1, "seed": seed} for code in (["de"], ["fr", "en"]) for seed in (1, 2)]
-    groups = groups_of(points(*values) | points({"beta": 0.1, "seed": 1}, variant="lora"))
-    assert [list(group.trainings.values()) for group in groups] == [[1, 2], [1, 2], [1]]
-    names = [point_name(group, 2) for group in groups]
-    assert names == ["dpo, from German, beta 0.1", "dpo, from French and English, beta 0.1", "lora, beta 0.1"]
-    assert point_name(groups[0], 1) == "from German, beta 0.1"
-    only_seeds = groups_of(points({"seed": 1}, {"seed": 2}))
-    assert [point_name(group, 1) for group in only_seeds] == ["dpo"]
+    named = points(*values) | points({"beta": 0.1, "seed": 1}, variant="lora")
+    groups = named_groups(named, named)
+    assert [list(group.trainings.values()) for group in groups.values()] == [[1, 2], [1, 2], [1]]
+    assert list(groups) == ["dpo, from German, beta 0.1", "dpo, from French and English, beta 0.1", "lora, beta 0.1"]
+    assert list(named_groups(named, ["dpo-0", "dpo-1"])) == ["from German, beta 0.1"]
+    assert list(named_groups(named, ["dpo-0", "lora-0"])) == ["dpo, from German, beta 0.1", "lora, beta 0.1"]
+    only_seeds = points({"seed": 1}, {"seed": 2})
+    assert list(named_groups(only_seeds, only_seeds)) == ["dpo"]
 
 
 def test_the_order_of_variants_changes_no_figure():

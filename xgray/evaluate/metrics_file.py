@@ -177,6 +177,10 @@ class LanguageConsistency(TypedDict):
     """By model."""
     comparisons: dict[str, ConsistencyComparison]
     """By variant; empty without a base model."""
+    points: NotRequired[dict[str, ModelConsistency]]
+    """By the name of a point of a sweep: means over its seeds; missing without a sweep."""
+    point_comparisons: NotRequired[dict[str, ConsistencyComparison]]
+    """By the name of a point; missing without a sweep, empty without a base model."""
 
 
 class Protocol(TypedDict):

@@ -9,7 +9,7 @@ A mean over seeds is of the prompts for which all seeds have a value, so that pr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,15 +38,12 @@ from xgray.evaluate.metrics_file import (
     SampleCounts,
     SampleMetrics,
 )
-from xgray.evaluate.sweep_file import PointMetrics, SeedMean, SweepMetrics
+from xgray.evaluate.sweep_file import PointMetrics, SeedMean, SweepMetrics, part_of_name
 from xgray.evaluate.toxicity import average_bounds
-from xgray.languages import LANGUAGES
 from xgray.stats.intervals import Estimate
 from xgray.stats.seeds import deviation, mean_over_seeds
 
-SEED, SOURCES = "seed", "languages"
-SHORT = {"learning_rate": "lr", "beta": "beta", "loss": "loss"}
-"""What stands before a value in the name of a point."""
+SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -76,19 +73,21 @@ def groups_of(points: Mapping[str, SweepPoint]) -> list[Group]:
     return list(groups.values())
 
 
-def point_name(group: Group, num_variants: int) -> str:
+def named_groups(points: Mapping[str, SweepPoint], models: Container[str]) -> dict[str, Group]:
+    """Return the groups of the trainings that were evaluated, by the name of the point."""
+    groups = groups_of({name: point for name, point in points.items() if name in models})
+    num_variants = len({group.variant for group in groups})
+    return {_name(group, num_variants): group for group in groups}
+
+
+def _name(group: Group, num_variants: int) -> str:
     """Return what tells a point from the others: ``lr 1e-05, from German``.
 
     Args:
         num_variants: how many variants of the experiment file the sweep changes; their names are needed if several.
     """
     parts = [group.variant] if num_variants > 1 or not group.values else []
-    for name, value in group.values.items():
-        if name == SOURCES:
-            parts.append(f"from {' and '.join(LANGUAGES[code].name if code in LANGUAGES else code for code in value)}")
-        else:
-            parts.append(f"{SHORT.get(name, name)} {value}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *(part_of_name(name, value) for name, value in group.values.items())])
 
 
 def sweep_metrics(
@@ -105,16 +104,14 @@ def sweep_metrics(
         inputs: what the metrics of each model are computed from.
         models: the metrics of each model, whose counts are summed.
     """
-    groups = groups_of({name: point for name, point in points.items() if name in models})
-    num_variants = len({group.variant for group in groups})
     found: list[PointMetrics] = []
-    for group in groups:
+    for point_name, group in named_groups(points, models).items():
         trainings = [inputs[name] for name in group.trainings]
         averaged = _averaged_metrics(trainings, [models[name] for name in group.trainings], languages, confidence)
         point: PointMetrics = {
             "languages": averaged["languages"],
             "average": averaged["average"],
-            "name": point_name(group, num_variants),
+            "name": point_name,
             "variant": group.variant,
             "values": group.values,
             "variants": list(group.trainings),

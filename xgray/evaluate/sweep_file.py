@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict
 
 from xgray.evaluate.metrics_file import ModelComparison, ModelMetrics
+from xgray.languages import LANGUAGES
 from xgray.stats.values import MetricValue
+
+SOURCES = "languages"
+"""The field of ``train`` with the languages of the pairs."""
+_SHORT = {"learning_rate": "lr", "beta": "beta", "loss": "loss"}
+
+
+def part_of_name(field: str, value: Any) -> str:
+    """Return what a value of the sweep adds to the names of its points: ``lr 1e-05``, ``from German``."""
+    if field == SOURCES:
+        return f"from {' and '.join(LANGUAGES[code].name if code in LANGUAGES else code for code in value)}"
+    return f"{_SHORT.get(field, field)} {value}"
 
 
 class SeedMean(MetricValue):
@@ -24,7 +36,8 @@ class PointMetrics(ModelMetrics):
     """
 
     name: str
-    """What tells it from the other points: ``lr 1e-05, from German``; of a sweep of seeds alone the variant's name."""
+    """What tells it from the other points, the parts divided by commas: ``lr 1e-05, from German``; of a sweep of seeds
+    alone the variant's name."""
     variant: str
     """The variant in the experiment file that the sweep changes."""
     values: dict[str, Any]

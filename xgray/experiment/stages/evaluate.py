@@ -50,6 +50,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     from xgray.evaluate.metrics import evaluate_run
 
     experiment, section = plan.experiment, plan.experiment.evaluate
+    points = experiment.sweep_points()
     for stage in plan.by_model("score").values():
         stage.require()
     began = time.perf_counter()
@@ -66,7 +67,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         section,
         experiment.model,
         attribute=experiment.score.attributes[0],
-        sweep=experiment.sweep_points(),
+        sweep=points,
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
     metrics["unvalidated"] = _unvalidated_languages(plan)
@@ -75,6 +76,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         plan.models,
         section,
         attribute=experiment.score.attributes[0],
+        sweep=points,
         on_progress=lambda done, total: on_progress("evaluate: languages", done, total),
     )
     planned.folder.write_json("metrics.json", metrics)
