@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from xgray.languages import LANGUAGES
-from xgray.report.files import RunFiles, language_name
+from xgray.report.files import RunFiles, best_validation, language_name, median_speed
 from xgray.report.metrics import MISSING, number, percent
 from xgray.report.tables import Cell, Table
 from xgray.runs.training_numbers import training_numbers
@@ -34,8 +34,7 @@ def training_facts(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
     counts = {manifest["model"]: manifest["counts"] for manifest in files.manifests if manifest["stage"] == "train"}
     for variant, records in files.training.items():
         losses = [record for record in records if record.get("loss") is not None]
-        validations = [record for record in records if record.get("eval_loss") is not None]
-        speed = _median_speed(records)
+        best, speed = best_validation(records), median_speed(records)
         facts = _pair_facts(counts.get(variant, {}))
         if losses:
             facts += [
@@ -43,18 +42,12 @@ def training_facts(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("First loss", number(losses[0]["loss"], 4)),
                 ("Last loss", number(losses[-1]["loss"], 4)),
             ]
-        if validations:
-            best = min(validations, key=lambda record: record["eval_loss"])
+        if best is not None:
             facts.append(("Best validation loss", f"{number(best['eval_loss'], 4)} at step {best['step']}"))
         if speed is not None:
             facts.append(("Tokens per second", f"{speed:,.0f} (median)"))
         rows.append((variant, facts))
     return rows
-
-
-def _median_speed(records: list[dict[str, float]]) -> float | None:
-    speeds = sorted(record["tokens_per_second"] for record in records if record.get("tokens_per_second"))
-    return speeds[len(speeds) // 2] if speeds else None
 
 
 def training_table(files: RunFiles) -> Table | None:
@@ -67,7 +60,7 @@ def training_table(files: RunFiles) -> Table | None:
     columns = ["Variant", "Tokens per second", "MFU", "Padding", "Peak memory", *(PHASES[phase] for phase in phases)]
     table = Table("Speed", CAPTION, columns)
     for variant, numbers in measured.items():
-        speed, memory = _median_speed(files.training[variant]), numbers["peak_memory_bytes"]
+        speed, memory = median_speed(files.training[variant]), numbers["peak_memory_bytes"]
         total = sum(numbers["phase_seconds"].values())
         shares = (numbers["phase_seconds"].get(phase, 0.0) / total for phase in phases)
         table.rows.append(
