@@ -53,16 +53,16 @@ def pipeline_models(
     """
     from xgray.distributed.actors import PipelineModel
     from xgray.distributed.cluster import cluster_capacity
-    from xgray.distributed.nodes import num_fitting
+    from xgray.distributed.nodes import engines_use_gpu
     from xgray.experiment.weights import model_weights
     from xgray.generate.engine import serves_adapter
 
-    num_gpus = num_fitting(cluster_capacity().maximum, 0, 1)
+    base, on_gpu = plan.experiment.model, engines_use_gpu(plan.experiment.generate, cluster_capacity().has_gpu)
     targets = []
     for model in plan.models:
         if model not in models:
             continue
-        weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, num_gpus))
+        weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, base, on_gpu))
         targets.append(
             PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage(scoring, model).rows)
         )
