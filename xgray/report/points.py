@@ -50,12 +50,12 @@ class PointFiles(RunFiles):
         comparisons = {name: each for name, each in metrics["comparisons"].items() if name not in self.point_of}
         consistency = metrics.get("consistency")
         compared = {name: point["comparison"] for name, point in self.points.items() if "comparison" in point}
-        return {
-            **metrics,
-            "models": {**models, **cast("dict[str, ModelMetrics]", self.points)},
-            "comparisons": {**comparisons, **compared},
-            **({"consistency": self._consistency(consistency)} if consistency else {}),
-        }
+        shown = metrics.copy()
+        shown["models"] = {**models, **cast("dict[str, ModelMetrics]", self.points)}
+        shown["comparisons"] = {**comparisons, **compared}
+        if consistency:
+            shown["consistency"] = self._consistency(consistency)
+        return shown
 
     def _consistency(self, consistency: LanguageConsistency) -> LanguageConsistency:
         of_models, compared = consistency["models"], consistency["comparisons"]

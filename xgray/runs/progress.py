@@ -134,7 +134,7 @@ class Meter:
 
 
 def rate_unit(label: str) -> str:
-    """Return the unit of a label's rate: ``steps/s`` for a training, ``pairs/s`` for its reference, otherwise ``/s``."""
+    """Return the unit of a label's rate: ``steps/s`` of a training, ``pairs/s`` of its reference, else ``/s``."""
     stage, _, phase = label.partition(": ")
     if phase:
         return " pairs/s" if phase == REFERENCE else "/s"
