@@ -223,13 +223,15 @@ def test_a_step_says_what_it_computed_and_where_its_time_went(make):
     trainer.train()
     first, checkpoint, second, _ = read_metrics(metrics_of(trainer))
     pairs = trainer.train_dataset
-    lengths = [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-    num_rows, longest = len(lengths), max(lengths)
-    assert first["tokens"] == second["tokens"] == sum(lengths)
-    assert first["computed_tokens"] == num_rows * longest
-    assert first["padding_share"] == pytest.approx(1 - sum(lengths) / (num_rows * longest))
-    expected = model_flops(trainer.model).total(num_rows * longest, num_rows * (longest - 1), num_rows * longest**2)
-    assert first["flops"] == pytest.approx(expected)
+    counted = sum(len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids"))
+    prompts = sum(len(pair["prompt_ids"]) for pair in pairs)
+    assert first["tokens"] == second["tokens"] == 2 * prompts + counted
+    assert first["computed_tokens"] == prompts + counted
+    assert first["padding_share"] == 0
+    flops = model_flops(trainer.model)
+    without_attention = flops.total(prompts + counted, counted, 0)
+    # The pairs are in groups of at most GROUP_TOKENS tokens, each of which is attended to as a square.
+    assert without_attention < first["flops"] < without_attention + flops.total(0, 0, 256 * (prompts + counted + 256))
     assert 0 < second["mfu"] < 1
     phases = [second[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimizer")]
     assert all(seconds > 0 for seconds in phases)

@@ -28,6 +28,7 @@ from xgray.train.meter import BACKWARD, FORWARD, OPTIMIZER, MeteredTrainer
 from xgray.train.packing import batches_by_tokens, num_tokens, split_within
 from xgray.train.pairs import TokenizedPair
 from xgray.train.reference import LogProbs, ReferenceCache
+from xgray.train.rmsprop import BlockRMSprop
 from xgray.train.state import copy_state, load_state
 
 log = logging.getLogger(__name__)
@@ -292,6 +293,12 @@ class PreferenceTrainer(MeteredTrainer):
         if not self._is_arrangement_chosen:
             self.forward.choose_arrangement(model, pairs, self.args.device)
             self._is_arrangement_chosen = True
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """See :class:`transformers.Trainer`."""
+        kind, options = MeteredTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return BlockRMSprop if kind is torch.optim.RMSprop else kind, options
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, which updates one parameter after the other.
