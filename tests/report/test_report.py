@@ -136,6 +136,7 @@ def test_the_languages_of_the_pairs_are_said(page):
     facts = page.section("training").facts
     assert facts["Source languages"] == "German (160 pairs), French (80 pairs)"
     assert facts["Pairs with a completion cut to the length of the other"] == "75"
+    assert facts["Pairs whose prompt is among those measured"] == "3"
 
 
 def test_figures_lie_beside_the_page(built):

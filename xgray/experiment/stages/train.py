@@ -6,6 +6,7 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from xgray.experiment.plan import Plan, PlannedStage
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
 from xgray.runs.training_progress import read_training_steps
+
+log = logging.getLogger(__name__)
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         InputError: the pairs, the model or the section cannot be trained with.
         StageError: training died too often; the same call resumes it.
     """
-    from xgray.data.pairs import load_pairs
+    from xgray.data.pairs import load_pairs, num_measured
+    from xgray.data.prompts import read_prompts
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
 
@@ -83,6 +87,15 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
     loaded = load_pairs(section.pairs, section.limit, section.languages)
+    counts = dict(loaded.counts)
+    if measured := num_measured(loaded.pairs, read_prompts(experiment.prompts, experiment.languages)):
+        counts["num_measured_too"] = measured
+        log.warning(
+            "%s: %d pairs have a prompt on which the models are measured too, so that the change in toxicity there "
+            "says nothing of other prompts. Take other pairs (train.pairs) or other prompts (prompts.path)",
+            section.pairs,
+            measured,
+        )
     try:
         result = run_training(
             experiment.model,
@@ -95,7 +108,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         )
     finally:
         _report_steps(planned, on_progress)
-    return replace(result, counts={**result.counts, **loaded.counts})
+    return replace(result, counts={**result.counts, **counts})
 
 
 def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
