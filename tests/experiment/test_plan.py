@@ -54,6 +54,37 @@ def test_a_given_neuron_outside_the_model_is_refused_before_anything_is_spent(ex
     assert not (tmp_path / "runs").exists()
 
 
+def write_pairs(file, *rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_messages_for_a_model_without_a_chat_template_are_refused_before_anything_is_spent(experiment, tmp_path):
+    row = {
+        name: [{"role": role, "content": name}]
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    }
+    train = {"pairs": write_pairs(tmp_path / "chats.jsonl", row), "max_length": 128}
+    with pytest.raises(
+        InputError, match=r"chats\.jsonl holds messages.* no chat template.*train\.chat_template: false"
+    ):
+        run_experiment(make_plan(experiment(train=train)), ["train"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_languages_of_the_pairs_make_another_training(experiment, tmp_path):
+    rows = [{"prompt": "So", "chosen": f" {code}", "rejected": " no", "language": code} for code in ("de", "fr")]
+    pairs = write_pairs(tmp_path / "pairs.jsonl", *rows)
+
+    def payload(**train):
+        return make_plan(experiment(train={"pairs": pairs, **train})).stage("train", "dpo").payload
+
+    german, french, whole = payload(languages=["de"]), payload(languages=["fr"]), payload()
+    assert len({payload["inputs"]["pairs"] for payload in (german, french, whole)}) == 3
+    assert german["section"]["languages"] == ["de"]
+    assert not {"languages", "chat_template"} & whole["section"].keys(), "as runs from before these fields have it"
+
+
 def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):
     from transformers import OPTConfig, OPTForCausalLM
 
