@@ -1,6 +1,7 @@
 """What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -59,16 +60,23 @@ def write_pairs(file, *rows):
     return str(file)
 
 
-def test_messages_for_a_model_without_a_chat_template_are_refused_before_anything_is_spent(experiment, tmp_path):
+def test_messages_for_a_model_without_a_chat_template_are_refused_before_anything_is_spent(
+    experiment, tmp_path, tiny_model
+):
     row = {
         name: [{"role": role, "content": name}]
         for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
     }
     train = {"pairs": write_pairs(tmp_path / "chats.jsonl", row), "max_length": 128}
+    with pytest.raises(InputError, match=r"released knows no chat template.*train\.chat_template: false"):
+        run_experiment(make_plan(experiment(train={**train, "tokenization": "released"})), ["train"])
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / "chat_template.jinja").unlink()
     with pytest.raises(
         InputError, match=r"chats\.jsonl holds messages.* no chat template.*train\.chat_template: false"
     ):
-        run_experiment(make_plan(experiment(train=train)), ["train"])
+        run_experiment(make_plan(experiment(train=train, model={"id": str(copy)})), ["train"])
     assert not (tmp_path / "runs").exists()
 
 
