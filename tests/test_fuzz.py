@@ -73,6 +73,14 @@ PERSPECTIVE = {"TOXICITY": 0.25, "INSULT": 0.5}
 LINES: dict[str, list[dict[str, object]]] = {
     "prompts": [{"Prompt": f"So {at}", "Index": at, "Locale": "En-US"} for at in range(3)],
     "pairs": [{"prompt_text": "So", "unpert_gen_text": " good", "pert_gen_text": " bad"}] * 3,
+    "chats": [
+        {
+            "chosen": [{"role": "user", "content": "So"}, {"role": "assistant", "content": "good"}],
+            "rejected": [{"role": "user", "content": "So"}, {"role": "assistant", "content": "bad"}],
+        }
+    ]
+    * 3,
+    "rtp-lx pairs": [{"Prompt": "So", "BenignCompletions": "it is", "Completions": "it is bad", "Locale": "DE"}] * 3,
     "generations": [{"prompt": "So", "generated_text": f" {at}"} for at in range(4)],
     "results": [{"prompt": "So", "query": " x", "response": ANSWER}] * 2,
     "answers": [{"text": "So", "response": ANSWER}] * 2,
@@ -116,6 +124,8 @@ SUBJECTS: dict[str, tuple[str, bytes, Read]] = {
     "task file": ("t.yaml", b"task: mine\ninclude: other.yaml\ndataset_kwargs: {data_files: [d.json]}\n", task_files),
     "prompts": ("p.jsonl", lines_of("prompts"), lambda file: taken(read_prompts(Prompts(path=str(file)), ["en"]))),
     "pairs": ("p.jsonl", lines_of("pairs"), lambda file: read_pairs(str(file))),
+    "chats": ("p.jsonl", lines_of("chats"), lambda file: read_pairs(str(file))),
+    "rtp-lx pairs": ("RTP_LX_DE.json", lines_of("rtp-lx pairs"), lambda file: read_pairs(str(file))),
     "generations": (
         "output-rtp_lx_en.json", lines_of("generations"), lambda file: read_generations(str(file), "base", "en", 2),
     ),

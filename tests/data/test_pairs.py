@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from xgray.data.pairs import language_counts, pairs_fingerprint, read_pairs
+from xgray.data.pairs import language_counts, num_measured, pairs_fingerprint, read_pairs
 from xgray.errors import InputError
-from xgray.rows import Pairs, PreferencePair
+from xgray.rows import ChatPair, Message, Pairs, PreferencePair, Prompt
 
 
 def line(number: int, **changes: object) -> str:
@@ -155,3 +155,11 @@ def test_languages_alone_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     texts = [["prompt 0", " kind 0", " rude 0"], ["prompt 1", " kind 1", " rude 1"]]
     canonical = json.dumps({"pairs": texts}, separators=(",", ":"))
     assert plain == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_pairs_whose_prompts_are_measured_are_counted() -> None:
+    texts = [PreferencePair(prompt, " a", " b") for prompt in ("So it ", "So", "And")]
+    chats = [ChatPair((Message("user", text),), (Message("assistant", "a"),), ()) for text in ("So it", "Oh")]
+    prompts = [Prompt("en/0", "en", "So it"), Prompt("en/1", "en", "And")]
+    assert num_measured(texts, prompts) == 2
+    assert num_measured(chats, prompts) == 1

@@ -1,6 +1,7 @@
 """What is left of an experiment, counted from its files."""
 
 import csv
+import json
 from importlib.resources import files
 
 import pytest
@@ -40,6 +41,18 @@ def test_nothing_is_done_before_a_run(experiment):
     assert (first.num_pairs, first.num_validation, first.num_steps) == (36, 4, 9)
     assert (first.num_reference, second.num_reference) == (40, 0), "the second training finds the first one's reference"
     assert any("before the length filter" in note for note in work.notes)
+
+
+def test_trainings_on_other_languages_share_no_reference(experiment, tmp_path):
+    for code in ("de", "fr"):
+        rows = [{"prompt": f"{code} {at}", "chosen": " a", "rejected": " b"} for at in range(20)]
+        (tmp_path / f"{code}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"pairs": str(tmp_path), "limit": 24, "epochs": 1, "validation_share": 0.2, "languages": ["de", "fr"]}
+    variants = [{"name": "both"}, {"name": "german", "train": {"languages": ["de"]}}]
+    changed = Experiment.model_validate(experiment.model_dump(mode="json") | {"train": train, "variants": variants})
+    both, german = count_work(changed, with_model=False).trainings.values()
+    assert (both.num_pairs + both.num_validation, both.num_reference) == (24, 24)
+    assert (german.num_pairs + german.num_validation, german.num_reference) == (20, 8), "12 are among the 24"
 
 
 def test_the_model_filters_pairs_and_finds_cached_references(experiment, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -52,6 +53,44 @@ def test_a_given_neuron_outside_the_model_is_refused_before_anything_is_spent(ex
     with pytest.raises(InputError, match=r"vectors\.given: no neuron \[99, 0\]: the model has 2 layers of 128"):
         run_experiment(plan)
     assert not (tmp_path / "runs").exists()
+
+
+def write_pairs(file, *rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_messages_for_a_model_without_a_chat_template_are_refused_before_anything_is_spent(
+    experiment, tmp_path, tiny_model
+):
+    row = {
+        name: [{"role": role, "content": name}]
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    }
+    train = {"pairs": write_pairs(tmp_path / "chats.jsonl", row), "max_length": 128}
+    with pytest.raises(InputError, match=r"released knows no chat template.*train\.chat_template: false"):
+        run_experiment(make_plan(experiment(train={**train, "tokenization": "released"})), ["train"])
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(
+        InputError, match=r"chats\.jsonl holds messages.* no chat template.*train\.chat_template: false"
+    ):
+        run_experiment(make_plan(experiment(train=train, model={"id": str(copy)})), ["train"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_languages_of_the_pairs_make_another_training(experiment, tmp_path):
+    rows = [{"prompt": "So", "chosen": f" {code}", "rejected": " no", "language": code} for code in ("de", "fr")]
+    pairs = write_pairs(tmp_path / "pairs.jsonl", *rows)
+
+    def payload(**train):
+        return make_plan(experiment(train={"pairs": pairs, **train})).stage("train", "dpo").payload
+
+    german, french, whole = payload(languages=["de"]), payload(languages=["fr"]), payload()
+    assert len({payload["inputs"]["pairs"] for payload in (german, french, whole)}) == 3
+    assert german["section"]["languages"] == ["de"]
+    assert not {"languages", "chat_template"} & whole["section"].keys(), "as runs from before these fields have it"
 
 
 def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):

@@ -224,7 +224,7 @@ def write_run(
         for code, auc in zip(changes, (0.96, 0.88, 0.74), strict=False)
     }
     scorer = {"scorer": "made", "version": "v7", "head": {"num_texts": 2548}, "auc": aucs} | (scorer_facts or {})
-    training_counts = {"num_pairs": 240, "num_pairs_fr": 80, "num_pairs_de": 160, "num_cut": 75}
+    training_counts = {"num_pairs": 240, "num_pairs_fr": 80, "num_pairs_de": 160, "num_cut": 75, "num_measured_too": 3}
     counts = {"num_in": 12, "num_out": 12, "num_prompts": num_prompts * len(changes)}
     for model in ["base", *variants]:
         write_rows(run, model, changes, num_prompts, model != "base", random)

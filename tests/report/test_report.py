@@ -137,6 +137,7 @@ def test_the_languages_of_the_pairs_are_said(page):
     facts = page.section("training").facts
     assert facts["Source languages"] == "German (160 pairs), French (80 pairs)"
     assert facts["Pairs with a completion cut to the length of the other"] == "75"
+    assert facts["Pairs whose prompt is among those measured"] == "3"
 
 
 def test_training_shows_its_speed_and_where_its_time_went(page):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -20,7 +20,7 @@ from xgray.data.pair_files import file_language, list_pair_files
 from xgray.data.pair_forms import AnyPair, PairRow, ReadPair, is_empty, row_form
 from xgray.data.source import resolve_input
 from xgray.errors import InputError
-from xgray.rows import Pairs
+from xgray.rows import Pairs, PreferencePair, Prompt
 from xgray.storage.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,17 @@ def holds_messages(path: str) -> bool:
 def language_counts(pairs: Pairs) -> dict[str, int]:
     """Return the number of pairs of each language, without those whose language is unknown."""
     return dict(Counter(pair.language for pair in pairs if pair.language is not None))
+
+
+def num_measured(pairs: Pairs, prompts: Iterable[Prompt]) -> int:
+    """Return how many pairs have one of ``prompts``, by its text, as their prompt or as a message of it."""
+    texts = {prompt.text.strip() for prompt in prompts}
+    return sum(
+        pair.prompt.strip() in texts
+        if isinstance(pair, PreferencePair)
+        else any(message.content.strip() in texts for message in pair.prompt)
+        for pair in pairs
+    )
 
 
 def _load(path: str, limit: int | None, languages: Sequence[str] | None) -> LoadedPairs:

@@ -81,7 +81,7 @@ def _share(value: float | None) -> Cell:
 
 
 def _pair_facts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the languages of a training's pairs with their numbers, and how many pairs were cut."""
+    """Return the languages of a training's pairs, how many were cut, and of how many the prompts are measured too."""
     by_language = {code: counts[f"num_pairs_{code}"] for code in LANGUAGES if counts.get(f"num_pairs_{code}")}
     facts = []
     if by_language:
@@ -89,4 +89,6 @@ def _pair_facts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
         facts.append(("Source languages" if len(by_language) > 1 else "Source language", shown))
     if num_cut := counts.get("num_cut"):
         facts.append(("Pairs with a completion cut to the length of the other", f"{num_cut:,}"))
+    if num_measured := counts.get("num_measured_too"):
+        facts.append(("Pairs whose prompt is among those measured", f"{num_measured:,}"))
     return facts

@@ -6,6 +6,7 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -21,6 +22,8 @@ from xgray.runs.training_progress import read_training_steps
 
 if TYPE_CHECKING:
     from xgray.distributed.placement import WorkerShare
+
+log = logging.getLogger(__name__)
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -79,7 +82,8 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
         InputError: the pairs, the model or the section cannot be trained with.
         StageError: training died too often; the same call resumes it.
     """
-    from xgray.data.pairs import load_pairs
+    from xgray.data.pairs import load_pairs, num_measured
+    from xgray.data.prompts import read_prompts
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
     from xgray.distributed.training import TrainingSlot
@@ -97,6 +101,15 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
     loaded = load_pairs(section.pairs, section.limit, section.languages)
+    counts = dict(loaded.counts)
+    if measured := num_measured(loaded.pairs, read_prompts(experiment.prompts, experiment.languages)):
+        counts["num_measured_too"] = measured
+        log.warning(
+            "%s: %d pairs have a prompt on which the models are measured too, so that the change in toxicity there "
+            "says nothing of other prompts. Take other pairs (train.pairs) or other prompts (prompts.path)",
+            section.pairs,
+            measured,
+        )
     try:
         result = run_training(
             experiment.model,
@@ -110,7 +123,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
         )
     finally:
         _report_steps(planned, on_progress)
-    return replace(result, counts={**result.counts, **loaded.counts})
+    return replace(result, counts={**result.counts, **counts})
 
 
 def shares(plan: Plan) -> dict[str, WorkerShare]:
