@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from xgray.config import Model
+from xgray.config import Model, Train
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.side_by_side import Job, failure, run_side_by_side
 from xgray.runs.manifest import StageResult, section_payload
@@ -101,8 +101,25 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
     from xgray.distributed.placement import place_trainings
 
     labels, experiment = [stage.label for stage in plan.by_model("train").values()], plan.experiment
-    executions = [experiment.train_section(experiment.variant(name)).execution for name in plan.by_model("train")]
-    return dict(zip(labels, place_trainings(cluster_capacity(), executions), strict=True))
+    sections = [experiment.train_section(experiment.variant(name)) for name in plan.by_model("train")]
+    capacity = cluster_capacity()
+    num_by_memory = _num_by_memory(experiment.model, sections, capacity.has_gpu) if len(sections) > 1 else 1
+    placed = place_trainings(capacity, [section.execution for section in sections], num_by_memory)
+    return dict(zip(labels, placed, strict=True))
+
+
+def _num_by_memory(model: Model, sections: Sequence[Train], gpu: bool) -> int:
+    """Return how many of the trainings, the largest ones, the memory of a GPU or of a node holds."""
+    from xgray.distributed.cluster import memory_bytes
+    from xgray.models.load import load_skeleton
+    from xgray.models.source import resolve
+    from xgray.train.memory import ModelShape, num_fitting, training_bytes
+
+    total = memory_bytes(gpu)
+    if total is None:
+        return 1
+    shape = ModelShape.of(load_skeleton(resolve(model), model.revision))
+    return num_fitting(max(training_bytes(section, shape) for section in sections), total)
 
 
 def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
