@@ -13,11 +13,11 @@ from xgray.config.evaluate import Evaluate, Report
 from xgray.config.mechanism import Activations, Capability, Intervene, Probe, Retrieve, Vectors
 from xgray.config.protocol import switch_paths, with_protocol
 from xgray.config.sampling import Generate, Prompts, Score
-from xgray.config.section import OTHER_SCORES, Model, Section, Switch, merge, validate
+from xgray.config.section import OTHER_SCORES, Model, Section, Switch, language_codes, merge, validate
 from xgray.config.sweep import Sweep, SweepPoint
 from xgray.config.train import Train, Variant
 from xgray.errors import InputError
-from xgray.languages import LANGUAGES, language
+from xgray.languages import LANGUAGES
 
 STORE = "scores"
 """The score store's folder, beside the runs that share it."""
@@ -105,15 +105,7 @@ class Experiment(Section):
     @field_validator("languages")
     @classmethod
     def _known_languages(cls, codes: list[str]) -> list[str]:
-        if not codes:
-            raise ValueError("at least one language is needed")
-        try:
-            known = [language(code).code for code in codes]
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        if len(set(known)) < len(known):
-            raise ValueError(f"a language is listed twice: {' '.join(known)}")
-        return known
+        return language_codes(codes)
 
     @model_validator(mode="after")
     def _expand_sweep(self) -> Experiment:

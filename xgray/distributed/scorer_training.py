@@ -249,6 +249,7 @@ def _fine_tune(worker: Worker, task: ScorerTask, newest: Checkpoint | None) -> N
             is_stop_requested=worker.is_stop_requested,
             is_node_leaving=worker.is_node_leaving,
         ),
+        writer=worker.writer,
     )
     if not tuning.run(worker.checkpoints.path(newest.name, worker.scratch) if newest else None):
         raise Interrupted

@@ -1,30 +1,33 @@
 """The training of preference pairs on Ray Train, as a task of :mod:`xgray.distributed.training`.
 
-workers: reference ▶ steps ▶ export ──▶ merged/, adapter/, metrics.jsonl
+workers: reference ▶ steps ▶ export ──▶ adapter/ or merged/, metrics.jsonl
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model, Train
+from xgray.data.pairs import language_counts
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
-from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, WAITING, Phase
+from xgray.distributed.train_control import EXPORTING, LOADING, STEPS, WAITING, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
-from xgray.rows import PreferencePair
+from xgray.rows import Pairs
 from xgray.runs.manifest import StageResult
+from xgray.runs.progress import REFERENCE
 from xgray.storage.checksums import move_with_checksums
+from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
 from xgray.train.checkpoints import Checkpoint
 from xgray.train.export import export
@@ -32,6 +35,7 @@ from xgray.train.feasible import check_feasible
 from xgray.train.metrics import summarize
 from xgray.train.pairs import PreparedPairs, prepare_pairs
 from xgray.train.reference import ReferenceCache
+from xgray.train.trackers import TrackedRun, tracker_callbacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,9 +50,15 @@ class PreferenceTask:
     model: str
     revision: str | None
     section: Train
-    pairs: Sequence[PreferencePair]
+    pairs: Pairs
     seed: int
     cache: ReferenceCache
+
+    def identity(self, output: Folder) -> str:
+        """Return what this training is called by in a tracker: the same for every attempt, with any workers."""
+        section = self.section.model_dump(mode="json", exclude={"execution"})
+        depends_on = {"output": output.uri, "model": self.cache.fingerprint, "section": section, "seed": self.seed}
+        return fingerprint(depends_on)[:16]
 
     def train(self, worker: Worker) -> dict[str, Any]:
         """See :class:`xgray.distributed.training.Task`."""
@@ -74,6 +84,7 @@ class PreferenceTask:
             return {}
         counts = {
             "num_pairs": prepared.num_pairs,
+            **{f"num_pairs_{code}": number for code, number in language_counts(task.pairs).items()},
             "num_train": len(prepared.train),
             "num_validation": len(prepared.validation),
             "num_dropped": prepared.num_dropped,
@@ -89,7 +100,7 @@ class PreferenceTask:
 def run_training(
     model: Model,
     section: Train,
-    pairs: Sequence[PreferencePair],
+    pairs: Pairs,
     seed: int,
     output: Folder,
     *,
@@ -99,10 +110,10 @@ def run_training(
 ) -> StageResult:
     """Tune ``model`` on ``pairs``, or resume what an earlier call with the same arguments left in ``output``.
 
-    Leaves ``metrics.jsonl``, ``merged/`` and, for an adapter, ``adapter/``: the best checkpoint by validation loss, or
-    the last one if nothing is held out. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
-    raises at SIGTERM, or when ``slot.stop`` is set, the workers have ``GRACE_SECONDS`` to save the step in flight; a
-    second interrupt does not wait.
+    Leaves ``metrics.jsonl`` and the best checkpoint by validation loss, or the last one if nothing is held out:
+    ``adapter/``, or ``merged/`` where all weights were tuned. Ray must be up. After a ``KeyboardInterrupt``, which the
+    command line also raises at SIGTERM, or when ``slot.stop`` is set, the workers have ``GRACE_SECONDS`` to save the
+    step in flight; a second interrupt does not wait.
 
     Args:
         seed: of the split, the order and the adapter's start.
@@ -165,7 +176,8 @@ def _run_trainer(
 
     from xgray.train.callbacks import CheckpointReport, PhaseReport
     from xgray.train.deepspeed import leave_deepspeed, start_deepspeed
-    from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer
+    from xgray.train.preference_trainer import TrainerFiles
+    from xgray.train.trainer import StartingModel, build_trainer
 
     report_phase = worker.report_phase
     if task.section.execution.strategy != "ddp":
@@ -174,15 +186,22 @@ def _run_trainer(
         on_reference=lambda done, total: report_phase(REFERENCE, done, total),
         on_first_step=lambda: report_phase(STEPS),
     )
-    checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
+    tracked = TrackedRun(worker.job.output, task.identity(worker.job.output), newest.step if newest else 0)
+    trackers = tracker_callbacks(task.section.execution.trackers, tracked) if worker.rank == 0 else []
+    checkpointing = CheckpointReport(
+        worker.save,
+        worker.is_stop_requested,
+        worker.is_node_leaving,
+        60 * task.section.execution.checkpoint_minutes,
+    )
     with _reference_turn(worker, task, prepared):
         trainer = build_trainer(
             StartingModel(task.model, task.revision, tokenizer),
             task.section,
             prepared,
-            TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
+            TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path, worker.writer),
             task.seed,
-            callbacks=[phases, checkpointing],
+            callbacks=[phases, checkpointing, *trackers],
         )
     counts = trainer.num_reference_computed, trainer.num_reference_reused
     trainer.train(resume_from_checkpoint=str(worker.checkpoints.path(newest.name, worker.scratch)) if newest else None)
@@ -202,6 +221,7 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
     """
     from ray.train.collective import broadcast_from_rank_zero
 
+    from xgray.train.losses import REFERENCE_FREE
     from xgray.train.reference_turn import reference_turn
 
     def while_waiting() -> None:
@@ -211,7 +231,7 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
 
     with ExitStack() as turn:
         is_stopped = False
-        if worker.rank == 0:
+        if worker.rank == 0 and task.section.loss not in REFERENCE_FREE:
             try:
                 turn.enter_context(reference_turn(task.cache, [*prepared.train, *prepared.validation], while_waiting))
             except Interrupted:

@@ -15,7 +15,6 @@ from xgray.errors import XgrayError
 STARTING = "starting the workers"
 LOADING = "loading the model"
 WAITING = "waiting for the reference"
-REFERENCE = "reference"
 STEPS = "steps"
 EXPORTING = "exporting the weights"
 MEASURING = "measuring the agreement"

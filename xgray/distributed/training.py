@@ -37,6 +37,7 @@ from xgray.models.cache import cache_folder
 from xgray.runs.library_bars import NO_BARS
 from xgray.runs.periodic import run_every
 from xgray.storage.folder import TEMPORARY_MARK, DamagedError, Folder, is_transient
+from xgray.train.background import BackgroundWriter
 from xgray.train.checkpoints import Checkpoint, Checkpoints
 from xgray.train.metrics import METRICS
 
@@ -331,6 +332,7 @@ class Worker:
     metrics: Metrics
     checkpoints: Checkpoints
     report_phase: PhaseReporter
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     leaving_nodes: set[str] = field(default_factory=set)
 
     @classmethod
@@ -377,13 +379,22 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def save(self, folder: Path, step: int, score: float | None, finished: bool) -> None:
-        """Publish the metrics and a checkpoint; the first worker does."""
-        if self.rank == 0:
+        """Publish the metrics and a checkpoint, as soon as it is written; the first worker does."""
+
+        def publish() -> None:
             self.metrics.publish()
             self.checkpoints.add(folder, step, score, finished)
 
+        if self.rank == 0:
+            self.writer.submit(publish)
+
     def is_stop_requested(self) -> bool:
-        """Return whether the driver asks for a stop; publishes the metrics if it is time to."""
+        """Return whether the driver asks for a stop; publishes the metrics if it is time to.
+
+        Raises:
+            OSError: a checkpoint could not be written.
+        """
+        self.writer.check()
         self.metrics.publish(every=PUBLISH_SECONDS)
         stop, _ = ray.get(self.job.control.orders.remote())
         return bool(stop)
@@ -407,11 +418,15 @@ class Metrics:
         self.output = output
         self.path = (output.local or scratch) / METRICS
         self._published = time.monotonic()
+        self._publishing = threading.Lock()  # so that no older copy replaces a newer one
         if output.local is None and output.exists(METRICS):
             output.fetch(METRICS, self.path)
 
     def publish(self, every: float = 0.0) -> None:
         """Copy the file to the object store, if the last copy is at least ``every`` seconds old."""
-        if self.output.local is None and self.path.exists() and time.monotonic() - self._published >= every:
-            self.output.write_bytes(METRICS, self.path.read_bytes())
-            self._published = time.monotonic()
+        if self.output.local is not None or time.monotonic() - self._published < every:
+            return
+        with self._publishing:
+            if self.path.exists():
+                self.output.write_bytes(METRICS, self.path.read_bytes())
+                self._published = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         **({"lora_targets": "without the head"} if is_without_head else {}),
         "inputs": {
             "model": model_fingerprint(experiment.model),
-            "pairs": pairs_fingerprint(section.pairs, section.limit),
+            "pairs": pairs_fingerprint(section.pairs, section.limit, section.languages),
         },
         "section": {**section_payload(section), "seed": experiment.training_seed(variant)},
     }
@@ -49,6 +50,25 @@ def _is_bloom(model: Model) -> bool:
     return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Check that the trackers can write, and that the model has a chat template if the pairs are messages.
+
+    Raises:
+        InputError: they cannot, or it has none.
+    """
+    from xgray.data.pairs import holds_messages
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+    from xgray.train.pairs import check_chat_template
+    from xgray.train.trackers import check_trackers
+
+    model = plan.experiment.model
+    section = plan.experiment.train_section(plan.experiment.variant(planned.model or ""))
+    check_trackers(section.execution.trackers, planned.folder)
+    if section.chat_template and holds_messages(section.pairs):
+        check_chat_template(load_tokenizer(resolve(model), model.revision), section)
+
+
 def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future[None] | None = None) -> StageResult:
     """Train one variant, or resume its training from the last checkpoint.
 
@@ -59,7 +79,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
         InputError: the pairs, the model or the section cannot be trained with.
         StageError: training died too often; the same call resumes it.
     """
-    from xgray.data.pairs import read_pairs
+    from xgray.data.pairs import load_pairs
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
     from xgray.distributed.training import TrainingSlot
@@ -76,11 +96,12 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
         else:
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
+    loaded = load_pairs(section.pairs, section.limit, section.languages)
     try:
-        return run_training(
+        result = run_training(
             experiment.model,
             section,
-            read_pairs(section.pairs, section.limit),
+            loaded.pairs,
             experiment.training_seed(variant),
             planned.folder,
             reference_fingerprint=planned.payload["inputs"]["model"],
@@ -89,6 +110,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
         )
     finally:
         _report_steps(planned, on_progress)
+    return replace(result, counts={**result.counts, **loaded.counts})
 
 
 def shares(plan: Plan) -> dict[str, WorkerShare]:
