@@ -14,7 +14,6 @@ from pydantic import Field, field_validator, model_validator
 from xgray.config.section import Section
 from xgray.config.train import Loss, Variant
 
-
 MAX_POINTS = 1000
 """More trainings of a variant than this are taken for a mistake."""
 

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model, Train
@@ -21,6 +21,7 @@ from xgray.runs.training_progress import read_training_steps
 
 if TYPE_CHECKING:
     from xgray.distributed.placement import WorkerShare
+    from xgray.train.memory import ModelShape
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -133,15 +134,21 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
 def _num_by_memory(model: Model, sections: Sequence[Train], gpu: bool) -> int:
     """Return how many of the trainings, the largest ones, the memory of a GPU or of a node holds."""
     from xgray.distributed.cluster import memory_bytes
-    from xgray.models.load import load_skeleton
-    from xgray.models.source import resolve
-    from xgray.train.memory import ModelShape, num_fitting, training_bytes
+    from xgray.train.memory import num_fitting, training_bytes
 
     total = memory_bytes(gpu)
     if total is None:
         return 1
-    shape = ModelShape.of(load_skeleton(resolve(model), model.revision))
-    return num_fitting(max(training_bytes(section, shape) for section in sections), total)
+    return num_fitting(max(training_bytes(section, _shape(model)) for section in sections), total)
+
+
+@lru_cache(maxsize=1)
+def _shape(model: Model) -> ModelShape:
+    from xgray.models.load import load_skeleton
+    from xgray.models.source import resolve
+    from xgray.train.memory import ModelShape
+
+    return ModelShape.of(load_skeleton(resolve(model), model.revision))
 
 
 def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
