@@ -57,6 +57,8 @@ def test_without_lists_nothing_changes() -> None:
         ({"languages": ["de", ["de"]]}, "sweep.languages: de is listed twice"),
         ({"learning_rate": [0, 1]}, "sweep.learning_rate.0: Input should be greater than 0"),
         ({"loss": ["sigmoid", "dpo"]}, "sweep.loss.1: Input should be 'sigmoid'"),
+        ({"languages": [[], ["de"]]}, "sweep.languages"),
+        ({"seed": list(range(40)), "beta": [0.01 * (1 + i) for i in range(30)]}, "sweep: 1,200 combinations"),
         ({"sed": [1, 2]}, "unknown key 'sweep.sed'; did you mean 'seed'?"),
     ],
 )

@@ -115,13 +115,19 @@ def test_a_gpu_that_was_lost_or_may_be_started_is_waited_for(capacity, caplog):
 )
 def test_trainings_side_by_side_share_the_cores_and_the_gpus(shapes, number, execution, expected):
     executions = [TrainExecution(**execution)] * number
-    assert place_trainings(capacity_of(*shapes), executions, num_per_gpu=3) == expected
+    assert place_trainings(capacity_of(*shapes), executions, num_by_memory=3 if shapes[0][1] else 99) == expected
+
+
+def test_trainings_on_cores_are_no_more_at_once_than_the_memory_of_the_nodes_holds():
+    assert place_trainings(capacity_of((64, 0)), [TrainExecution()] * 6, 4) == [(0, 16)] * 4 + [(0, 32)] * 2
+    assert place_trainings(capacity_of((4, 0), (4, 0)), [TrainExecution()] * 6, 1) == [(0, 4)] * 6
+    assert place_trainings(capacity_of((4, 0)), [TrainExecution(num_workers=2)] * 2, 2) == [(0, 2)] * 2
 
 
 def test_trainings_side_by_side_never_take_more_than_there_is():
     for cores in range(1, 9):
         for number in range(1, 13):
-            cpus = [share.cpus for share in place_trainings(capacity_of((cores, 0)), [TrainExecution()] * number)]
+            cpus = [share.cpus for share in place_trainings(capacity_of((cores, 0)), [TrainExecution()] * number, 99)]
             num_at_once = min(number, cores)
             num_last = number % num_at_once
             assert sum(cpus[:num_at_once]) <= cores

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from xgray.config.section import Section
 from xgray.config.train import Loss, Variant
+
+MAX_POINTS = 1000
+"""More trainings of a variant than this are taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Sweep(Section):
     """Values of ``train.beta``."""
     loss: list[Loss] | None = None
     """Values of ``train.loss``."""
-    languages: list[str | list[str]] | None = None
+    languages: list[str | Annotated[list[str], Field(min_length=1)]] | None = None
     """Values of ``train.languages``, the languages of the pairs; each is a code or a list of codes."""
     seed: list[int] | None = None
     """Values of ``train.seed``."""
@@ -50,6 +54,13 @@ class Sweep(Section):
         if repeated := next((text for text in texts if texts.count(text) > 1), None):
             raise ValueError(f"{repeated} is listed twice; leave one of them out")
         return values
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Sweep:
+        number = math.prod(len(getattr(self, name) or [None]) for name in type(self).model_fields)
+        if number > MAX_POINTS:
+            raise ValueError(f"{number:,} combinations of the values; at most {MAX_POINTS:,} are trained")
+        return self
 
     def points(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each combination of the values: its part of the variant's name, and the fields of ``train``.

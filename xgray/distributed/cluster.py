@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from types import FrameType
 
 import ray
+from ray._common.utils import get_system_memory
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -203,6 +205,26 @@ def _alive_nodes() -> Nodes:
 def total(resource: str) -> int:
     """Return how much of a resource (``CPU``, ``GPU``) the cluster has."""
     return int(ray.cluster_resources().get(resource, 0))
+
+
+@functools.cache
+def memory_bytes(gpu: bool) -> int | None:
+    """Return the memory of one of the cluster's GPUs, or of a node with cores; None where none answers in time."""
+    if not gpu and sum(1 for node in ray.nodes() if node["Alive"]) == 1:
+        return get_system_memory()
+    resources = {"num_cpus": 0, "num_gpus": 0.001} if gpu else {"num_cpus": 1}
+    probe = ray.remote(max_calls=1, **resources)(_gpu_bytes if gpu else get_system_memory)
+    try:
+        found: int = ray.get(probe.remote(), timeout=PROBE_SECONDS)
+    except ray.exceptions.RayError:
+        return None
+    return found
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_shared(run: Folder) -> None:

@@ -73,7 +73,7 @@ def place_training(
 
 
 def place_trainings(
-    capacity: ClusterCapacity, executions: Sequence[TrainingWorkers], num_per_gpu: int = 1
+    capacity: ClusterCapacity, executions: Sequence[TrainingWorkers], num_by_memory: int
 ) -> list[WorkerShare]:
     """Return what each worker of each training takes where the trainings run side by side.
 
@@ -84,14 +84,15 @@ def place_trainings(
     Args:
         capacity: of the cluster.
         executions: those of all trainings, in the order in which they begin.
-        num_per_gpu: how many trainings of a single worker the memory of a GPU holds.
+        num_by_memory: how many workers the memory of a GPU holds, or of a node where they take no GPU. A GPU is shared
+            by trainings of a single worker alone.
 
     Raises:
         InputError: the cluster can never hold one of them.
     """
     number = len(executions)
     return [
-        _share(capacity, execution, place_training(capacity, execution), (index, number), num_per_gpu)
+        _share(capacity, execution, place_training(capacity, execution), (index, number), num_by_memory)
         for index, execution in enumerate(executions)
     ]
 
@@ -101,7 +102,7 @@ def _share(
     execution: TrainingWorkers,
     alone: WorkerShare,
     position: tuple[int, int],
-    num_per_gpu: int,
+    num_by_memory: int,
 ) -> WorkerShare:
     """Return the share of one of several trainings like it; ``position`` is its index, and their number."""
     index, number = position
@@ -109,9 +110,12 @@ def _share(
     for nodes in (capacity.alive, capacity.expected, capacity.maximum):
         num_gpus = num_fitting(nodes, 0, 1)
         is_shared = gpu and num_workers == 1 and num_gpus
-        parts = min(num_per_gpu, math.ceil(number / num_gpus)) if is_shared else 1
+        parts = min(num_by_memory, math.ceil(number / num_gpus)) if is_shared else 1
         divided = Counter({(cores, gpus * parts): count for (cores, gpus), count in nodes.items()})
-        fitting = num_fitting(divided, execution.cpus_per_worker or 1, gpu) // num_workers
+        fitting = num_fitting(divided, execution.cpus_per_worker or 1, gpu)
+        if not gpu and not execution.cpus_per_worker:
+            fitting = sum(min(cores, num_by_memory) * count for (cores, _), count in nodes.items())
+        fitting //= num_workers
         if fitting:
             num_last = number % min(number, fitting)
             num_at_once = num_last if index >= number - num_last else min(number, fitting)

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from xgray.config import Model
+from xgray.config import Model, Train
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.side_by_side import Job, failure, run_side_by_side
 from xgray.runs.manifest import StageResult, section_payload
@@ -22,6 +22,7 @@ from xgray.runs.training_progress import read_training_steps
 
 if TYPE_CHECKING:
     from xgray.distributed.placement import WorkerShare
+    from xgray.train.memory import ModelShape
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,31 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
     from xgray.distributed.placement import place_trainings
 
     labels, experiment = [stage.label for stage in plan.by_model("train").values()], plan.experiment
-    executions = [experiment.train_section(experiment.variant(name)).execution for name in plan.by_model("train")]
-    return dict(zip(labels, place_trainings(cluster_capacity(), executions), strict=True))
+    sections = [experiment.train_section(experiment.variant(name)) for name in plan.by_model("train")]
+    capacity = cluster_capacity()
+    num_by_memory = _num_by_memory(experiment.model, sections, capacity.has_gpu) if len(sections) > 1 else 1
+    placed = place_trainings(capacity, [section.execution for section in sections], num_by_memory)
+    return dict(zip(labels, placed, strict=True))
+
+
+def _num_by_memory(model: Model, sections: Sequence[Train], gpu: bool) -> int:
+    """Return how many of the trainings, the largest ones, the memory of a GPU or of a node holds."""
+    from xgray.distributed.cluster import memory_bytes
+    from xgray.train.memory import num_fitting, training_bytes
+
+    total = memory_bytes(gpu)
+    if total is None:
+        return 1
+    return num_fitting(max(training_bytes(section, _shape(model)) for section in sections), total)
+
+
+@lru_cache(maxsize=1)
+def _shape(model: Model) -> ModelShape:
+    from xgray.models.load import load_skeleton
+    from xgray.models.source import resolve
+    from xgray.train.memory import ModelShape
+
+    return ModelShape.of(load_skeleton(resolve(model), model.revision))
 
 
 def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
