@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from xgray.runs.periodic import run_every
-from xgray.runs.progress import Meter, duration
+from xgray.runs.progress import Meter, duration, rate_unit
 
 LINE_SECONDS = 15.0
 """The shortest time between two lines of one label in a log."""
@@ -139,7 +139,7 @@ class ProgressDisplay:
         is_finished = progress is not None and progress.total > 0 and progress.done >= progress.total
         parts = []
         if progress and progress.rate:
-            parts.append(f"{progress.rate:.2f}/s")
+            parts.append(f"{progress.rate:.2f}{rate_unit(label)}")
         elif not is_finished and elapsed >= 1 and not self._console.is_terminal:  # the bars have a clock
             parts.append(f"for {duration(elapsed)}")
         if progress and progress.standstill_seconds:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import Model, Train
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
-from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, Phase
+from xgray.distributed.train_control import EXPORTING, LOADING, STEPS, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
@@ -23,6 +23,7 @@ from xgray.models.load import load_tokenizer
 from xgray.models.source import is_adapter, local_weights, path_for_workers
 from xgray.rows import PreferencePair
 from xgray.runs.manifest import StageResult
+from xgray.runs.progress import REFERENCE
 from xgray.storage.checksums import move_with_checksums
 from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder

@@ -14,7 +14,6 @@ from xgray.errors import XgrayError
 
 STARTING = "starting the workers"
 LOADING = "loading the model"
-REFERENCE = "reference"
 STEPS = "steps"
 EXPORTING = "exporting the weights"
 MEASURING = "measuring the agreement"
