@@ -39,6 +39,8 @@ def test_a_phase_without_a_total_says_how_long_it_has_run(log, monkeypatch):
         log()
         display("train/dpo: loading weights", 0, 0)
         assert log()[0].startswith("train/dpo: loading weights for ")
+        display("train/dpo: loading weights", 1, 1)
+        assert log()[0].startswith("train/dpo: loading weights 1/1 in "), "one thing has no rate"
         assert "?" not in "".join(log())
 
 

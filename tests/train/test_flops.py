@@ -1,5 +1,7 @@
 """The FLOPs of a training step, against PyTorch's counter and by hand."""
 
+import time
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,7 +16,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from xgray.train.flops import model_flops, peak_flops
+from xgray.train.flops import known_peaks, model_flops, peak_flops
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -78,6 +80,30 @@ def test_a_mixture_of_experts_has_no_number():
         assert model_flops(AutoModelForCausalLM.from_config(MixtralConfig(**GROUPED, num_local_experts=2))) is None
 
 
-def test_the_peak_of_a_cpu_is_reached_by_no_smaller_product():
-    peak = peak_flops(torch.device("cpu"), torch.float32)
-    assert 1e8 < peak < 1e14
+@pytest.mark.parametrize(
+    ("name", "bfloat16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(name, bfloat16):
+    assert known_peaks(name)[0] == bfloat16
+
+
+def test_a_gpu_is_not_known_by_a_part_of_a_word():
+    assert known_peaks("NVIDIA RTX A1000") is None
+
+
+def test_the_peak_of_a_cpu_is_that_of_its_products():
+    matrix = torch.rand(512, 512)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    # Within a factor of ten, whatever else this machine does.
+    assert 0.1 < peak_flops(torch.device("cpu"), torch.float32) / (2 * 512**3 / min(seconds)) < 10

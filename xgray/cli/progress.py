@@ -154,16 +154,16 @@ class ProgressDisplay:
     def _pace(self, label: str) -> str:
         """Rate, time left or a standstill, and errors, as far as there are any: ``3.20/s, 12.0 min left, 1 error``.
 
-        Without a rate, the time since the label began: ``for 45 s``.
+        Without a rate, the time since the label began, ``for 45 s``, or that it took in the end, ``in 45 s``.
         """
         progress = self._meter.progress().get(label)
         elapsed = time.monotonic() - self._began.get(label, time.monotonic())
         is_finished = progress is not None and progress.total > 0 and progress.done >= progress.total
         parts = []
-        if progress and progress.rate:
+        if progress and progress.rate and progress.total != 1:
             parts.append(f"{progress.rate:.2f}{rate_unit(label)}")
-        elif not is_finished and elapsed >= 1 and not self._console.is_terminal:  # the bars have a clock
-            parts.append(f"for {duration(elapsed)}")
+        elif elapsed >= 1 and not self._console.is_terminal:  # the bars have a clock
+            parts.append(f"{'in' if is_finished else 'for'} {duration(elapsed)}")
         if progress and progress.standstill_seconds:
             parts.append(f"no progress for {duration(progress.standstill_seconds)}")
         elif progress and progress.eta_seconds:

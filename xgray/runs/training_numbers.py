@@ -11,6 +11,12 @@ PHASES = ("data", "forward", "backward", "optimizer")
 Row = Mapping[str, Any]
 
 
+def step_in_words(row: Row) -> str:
+    """Return what a step's line says: ``loss 0.6931, 1.42 s, 650 tokens/s, MFU 41 %``."""
+    words = [f"loss {row['loss']:.4f}", f"{row['seconds']:.2f} s", f"{row['tokens_per_second']:,.0f} tokens/s"]
+    return ", ".join([*words, f"MFU {100 * row['mfu']:.0f} %"] if "mfu" in row else words)
+
+
 def training_numbers(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the training's padding share, MFU, peak memory and seconds by phase, as far as the lines give them.
 

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from xgray.runs.training_numbers import step_in_words
 from xgray.train.divergence import check_finite
 from xgray.train.meter import StepMeter
 from xgray.train.metrics import append_metrics, begin_metrics
@@ -80,7 +81,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             check_finite(step, measured, args.learning_rate, "train.")
             row = _step_row(logs) | self._meter.latest
             if step == 1 or step % STEPS_PER_LOG_LINE == 0:
-                line = _step_line(logs)
+                line = step_in_words(logs)
         elif "eval_loss" in logs:
             check_finite(step, {"validation loss": logs["eval_loss"]}, args.learning_rate, "train.")
             row = {f"eval_{name}": logs[f"eval_{trl_name}"] for trl_name, name in NAMES.items()}
@@ -103,13 +104,6 @@ def _step_row(logs: Mapping[str, float]) -> dict[str, float | None]:
         "learning_rate": logs["learning_rate"],
         "grad_norm": logs.get("grad_norm"),
     }
-
-
-def _step_line(logs: Mapping[str, float]) -> str:
-    """Return ``loss 0.6931, 1.42 s, 650 tokens/s, MFU 41 %``."""
-    utilization = f", MFU {100 * logs['mfu']:.0f} %" if "mfu" in logs else ""
-    speed = f"{logs['seconds']:.2f} s, {logs['tokens_per_second']:,.0f} tokens/s"
-    return f"loss {logs['loss']:.4f}, {speed}{utilization}"
 
 
 class PhaseReport(TrainerCallback):  # type: ignore[misc]

@@ -9,6 +9,7 @@ utilization (https://arxiv.org/abs/2204.02311, appendix B). Neither are masks de
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -21,21 +22,22 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 PEAKS = {
     "B200": (2250, 1125, 75),
+    "H200 NVL": (835, 418, 60),
     "H200": (989, 495, 67),
+    "H100 NVL": (835, 418, 60),
     "H100 PCIe": (756, 378, 51),
     "H100": (989, 495, 67),
     "A100": (312, 156, 19.5),
     "L40S": (362, 183, 91.6),
+    "L40": (181, 90.5, 90.5),
     "L4": (121, 60, 30.3),
     "A10G": (70, 35, 35),
     "A10": (125, 62.5, 31.2),
-    "RTX 4090": (165, 82.6, 82.6),
-    "RTX 3090": (71, 35.6, 35.6),
 }
-"""Dense TFLOP/s in bfloat16, TF32 and float32, from the makers' data sheets, by a part of the device's name. A name
-that contains another one stands before it."""
+"""Dense TFLOP/s in bfloat16, TF32 and float32, from NVIDIA's data sheets, by words of the device's name. Words that
+begin with others stand before them."""
 MEASURING_SECONDS = 0.3
-MEASURED_SIZE = 1024
+MEASURED_SIZES = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices that a device's peak is measured with."""
 
 
@@ -99,16 +101,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         dtype: The type of the products' inputs; for float32 PyTorch's setting decides about TF32.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+        known = known_peaks(torch.cuda.get_device_name(device))
         if known is not None:
             uses_tf32 = torch.get_float32_matmul_precision() != "highest"
             return 1e12 * known[0 if dtype != torch.float32 else 1 if uses_tf32 else 2]
     return _measured_peak(device, dtype)
 
 
+def known_peaks(name: str) -> tuple[float, float, float] | None:
+    """Return a GPU's entry of :data:`PEAKS` by the name that CUDA gives it, None for one without."""
+    return next((peaks for words, peaks in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+
+
 def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    matrix = torch.ones(MEASURED_SIZE, MEASURED_SIZE, device=device, dtype=dtype)
+    size = MEASURED_SIZES[device.type]
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
     product = torch.empty_like(matrix)
     fastest = float("inf")
     end = time.perf_counter() + MEASURING_SECONDS
@@ -118,4 +125,4 @@ def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * MEASURED_SIZE**3 / fastest
+    return 2 * size**3 / fastest

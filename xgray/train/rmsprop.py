@@ -18,7 +18,7 @@ BLOCK = 2**18
 """Numbers of a block: three arrays of it are 3 MiB."""
 
 
-class BlockRMSprop(torch.optim.RMSprop):
+class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     """RMSprop without momentum and centring, in blocks where a parameter is on a CPU."""
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

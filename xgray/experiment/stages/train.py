@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -18,13 +19,17 @@ from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.side_by_side import Job, failure, run_side_by_side
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
-from xgray.runs.training_progress import read_training_steps
+from xgray.runs.training_numbers import step_in_words
+from xgray.runs.training_progress import read_training_progress
 
 if TYPE_CHECKING:
     from xgray.distributed.placement import WorkerShare
     from xgray.train.memory import ModelShape
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 15.0
+"""The shortest time between two lines about a training's steps."""
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -93,11 +98,12 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
     slot = TrainingSlot(shares(plan)[planned.label], planned.label, stop or Future())
     variant = experiment.variant(planned.model or "")
     section = experiment.train_section(variant)
+    report_steps = _StepReport(planned, on_progress)
 
     def report(phase: Phase) -> None:
         if phase.name == STEPS:
             with contextlib.suppress(OSError):  # the storage may answer again a second later
-                _report_steps(planned, on_progress)
+                report_steps()
         else:
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
@@ -123,7 +129,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
             on_phase=report,
         )
     finally:
-        _report_steps(planned, on_progress)
+        report_steps()
     return replace(result, counts={**result.counts, **counts})
 
 
@@ -187,8 +193,20 @@ def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[Plan
         raise failure(failed, len(planned))
 
 
-def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
-    """Report the optimizer steps that the workers have logged, once they have begun."""
-    done, total = read_training_steps(planned.place)
-    if total:
-        on_progress(planned.label, done, total)
+class _StepReport:
+    """Reports the optimizer steps that the workers have logged, and how fast the last one was."""
+
+    def __init__(self, planned: PlannedStage, on_progress: OnProgress) -> None:
+        self._planned = planned
+        self._on_progress = on_progress
+        self._last_line = float("-inf")
+        self._last_step = 0
+
+    def __call__(self) -> None:
+        progress = read_training_progress(self._planned.place)
+        if progress.total:
+            self._on_progress(self._planned.label, progress.done, progress.total)
+        row, now = progress.last_step, time.monotonic()
+        if row and row["step"] != self._last_step and now - self._last_line >= LINE_SECONDS:
+            self._last_step, self._last_line = row["step"], now
+            log.info("%s: step %d of %d: %s", self._planned.label, row["step"], progress.total, step_in_words(row))
