@@ -1,8 +1,10 @@
 """The memory of a training's worker, by formula.
 
-A step is at its fullest at one of three moments:
+A step is at its fullest at one of four moments:
 
     the loss       weights, optimizer states, activations, a tile of logits and the head's gradient
+    the first      the same without the tile, with the activations of one layer; only where they are
+    layer again    recomputed (gradient checkpointing)
     the end of     weights, optimizer states, all gradients, one layer's activations,
     backward       the embeddings' gradient once more
     the update     weights, optimizer states, all gradients, two temporary copies of the largest weight
@@ -37,8 +39,8 @@ UPDATE_COPIES = 2
 """Temporary tensors in the update of a weight: the gradient with the weight decay, and the root that divides it."""
 TILE_ROWS, TILE_COLUMNS = 4096, 32_768
 """Predicted tokens and tokens of the vocabulary whose logits exist at a time (TRL's fused head)."""
-CPU_TILES = 3
-"""Tiles on a CPU, where several operations stand in for the kernel that works in place."""
+CPU_COPIES = 7.25
+"""Of a tile on a CPU, where a dozen operations stand in for the kernel that works in place."""
 BUCKET = 500_000_000
 """Gradients that ZeRO collects before it sends them."""
 LIVE_WEIGHTS = 1_000_000_000
@@ -95,6 +97,17 @@ class ModelShape:
         return self.vocab_size * self.hidden_size
 
 
+PAPER_MODELS = {
+    "mgpt": ModelShape(1_417_596_928, 1_207_959_552, 786_432, 344_064, 100_000, 24, 2_048, 8_192, "gpt2"),
+    "bloom-1b7": ModelShape(1_722_408_960, 1_207_959_552, 786_432, 344_064, 250_880, 24, 2_048, 8_192, "bloom"),
+    "bloom-7b1": ModelShape(7_069_016_064, 6_039_797_760, 1_966_080, 860_160, 250_880, 30, 4_096, 16_384, "bloom"),
+    "llama2-7b": ModelShape(6_738_415_616, 6_476_005_376, 2_498_560, 1_138_688, 32_000, 32, 4_096, 11_008, "llama"),
+    "llama3-8b": ModelShape(8_030_261_248, 6_979_321_856, 2_621_440, 1_245_184, 128_256, 32, 4_096, 14_336, "llama"),
+    "aya-23-8b": ModelShape(8_028_033_024, 6_979_321_856, 2_621_440, 1_245_184, 256_000, 32, 4_096, 14_336, "cohere"),
+}
+"""The paper's models, by the name of their shipped experiment: known without their files."""
+
+
 def read_shape(skeleton: PreTrainedModel) -> ModelShape:
     """Return the shape of a causal language model.
 
@@ -141,15 +154,17 @@ class TrainingMemory:
     buffers: float
     """For the exchange of gradients and weights among workers."""
     activations: float
-    """Of all layers, when the loss is computed."""
+    """Of all layers, when the loss is computed; the layers' inputs alone where the rest is recomputed."""
     layer: float
-    """Of one layer, when the backward pass comes to its end."""
-    head: float
-    """Logits, and the gradient of the head's weights."""
+    """Of one layer, when the backward pass is there."""
+    tile: float
+    """A part of the logits."""
     embedding_gradient: float
-    """A second copy of it, while it is added to the head's."""
+    """Of the head's and the embeddings' weights, which is there twice while one is added to the other."""
     update: float
     """Temporary copies in the optimizer's step."""
+    recomputes: bool
+    """Whether activations are recomputed in the backward pass."""
     accumulates: bool
     """Whether a step has several batches, so that gradients are there from the second one's beginning on."""
 
@@ -158,9 +173,10 @@ class TrainingMemory:
         """Bytes at the fullest moment of a step."""
         fixed = self.weights + self.states + self.buffers
         before = self.gradients if self.accumulates else 0.0
-        loss = before + self.activations + self.head
+        loss = before + self.activations + self.tile + self.embedding_gradient
+        recomputed = before + self.activations + self.layer + self.embedding_gradient if self.recomputes else 0.0
         end = self.gradients + self.layer + self.embedding_gradient
-        return fixed + max(loss, end, self.gradients + self.update)
+        return fixed + max(loss, recomputed, end, self.gradients + self.update)
 
     @property
     def gpu_gib(self) -> int:
@@ -182,11 +198,12 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
     layer = tokens * _layer_bytes(shape, section)
     activations = shape.num_layers * layer
     if execution.gradient_checkpointing:
-        activations = layer + shape.num_layers * tokens * shape.hidden_size * _residual_bytes(section)
-    tile = min(tokens, TILE_ROWS) * min(shape.vocab_size, TILE_COLUMNS)
-    tile_bytes = BYTES[section.dtype] * tile if cuda else CPU_TILES * FLOAT32 * tile
-    head_gradient = FLOAT32 * shape.embedding if _tunes_embeddings(section) else 0
-    largest = shape.embedding if _tunes_embeddings(section) else 0
+        activations = shape.num_layers * tokens * shape.hidden_size * _residual_bytes(section)
+    rows = min(tokens, TILE_ROWS)
+    tile_bytes: float = BYTES[section.dtype] * rows * TILE_COLUMNS
+    if not cuda:
+        tile_bytes += CPU_COPIES * FLOAT32 * rows * min(shape.vocab_size, TILE_COLUMNS)
+    largest = shape.embedding if section.method == "full" else 0
     weights, states, gradients, buffers = _model_bytes(shape, section, tuned)
     shares = execution.num_workers if execution.strategy != "ddp" else 0
     return TrainingMemory(
@@ -195,16 +212,13 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
         gradients=gradients,
         buffers=buffers,
         activations=activations + _copies(shape, section),
-        layer=layer + _copies(shape, section),
-        head=tile_bytes + head_gradient,
-        embedding_gradient=head_gradient,
+        layer=layer,
+        tile=tile_bytes,
+        embedding_gradient=FLOAT32 * largest,
         update=UPDATE_COPIES * FLOAT32 * (tuned / shares if shares else largest),
+        recomputes=execution.gradient_checkpointing,
         accumulates=section.gradient_accumulation > 1,
     )
-
-
-def _tunes_embeddings(section: Train) -> bool:
-    return section.method == "full"
 
 
 def _num_tuned(shape: ModelShape, section: Train) -> int:
