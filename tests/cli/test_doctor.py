@@ -178,6 +178,7 @@ def test_what_the_machine_can_run_follows_from_the_checks() -> None:
     assert statuses(fine, 0, 16, {}) == ["ok", "missing", "missing"]
     assert statuses(fine, 0, 64, {}) == ["ok", "degraded", "missing"]
     assert statuses(fine, 23.6, 64, {"bitsandbytes": "0.48"}) == ["ok", "ok", "ok"]
+    assert statuses(fine, 20, 64, {"bitsandbytes": "0.48"}) == ["ok", "ok", "missing"]
     assert statuses(fine, 80, 64, {}) == ["ok", "ok", "missing"]
     assert statuses(fine, 8, 16, {"bitsandbytes": "0.48"}) == ["ok", "missing", "missing"]
     assert statuses([*fine, Check("ray", "missing", "")], 0, 16, {})[0] == "missing"

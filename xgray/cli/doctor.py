@@ -29,9 +29,13 @@ from xgray.score.archive import LAST_DAY
 GIB = 1024**3
 QUICKSTART = "run quickstart"
 """The name of the check whose status ``missing`` means that even the quickstart cannot run."""
-TRAINING_GIB = 22
-"""The usable memory of a GPU of 24 GB: enough for 1.3B parameters in float32 with gradients and optimizer state, and
-for an engine with 7B in bfloat16."""
+FULL_TRAINING = 19
+"""GiB that all weights of mGPT (1.4B) take in training, and no stage of its experiment takes more. The formula is
+:func:`xgray.estimate.memory.training_memory`."""
+QLORA_TRAINING = 9
+"""GiB that the largest of the paper's QLoRA trainings (8B) takes, by the same formula."""
+ENGINE_GIB = 22
+"""The usable memory of a GPU of 24 GB: enough for an engine with 8B in bfloat16."""
 
 TORCH_PROBE = """
 import importlib.util, json, torch
@@ -378,17 +382,18 @@ def capabilities(
     else:
         yield Check(QUICKSTART, "ok", "yes")
     name = "run 1.3B, all weights"
-    if gpu >= TRAINING_GIB:
-        yield Check(name, "ok", f"{gpu:.0f} GiB of GPU memory")
-    elif memory / GIB >= TRAINING_GIB:
+    if gpu >= FULL_TRAINING:
+        yield Check(name, "ok", f"{gpu:.0f} GiB of GPU memory, of which training takes {FULL_TRAINING}")
+    elif memory / GIB >= FULL_TRAINING:
         yield Check(name, "degraded", "fits into this machine's memory, but takes days on a CPU", "use a GPU machine")
     else:
-        yield Check(name, "missing", f"needs {TRAINING_GIB} GiB of GPU memory or memory", "train.method: lora")
+        yield Check(name, "missing", f"needs {FULL_TRAINING} GiB of GPU memory or memory", "train.method: lora")
     name = "run 7B, QLoRA"
-    if gpu >= TRAINING_GIB and "bitsandbytes" in versions:
-        yield Check(name, "ok", f"{gpu:.0f} GiB of GPU memory")
-    elif gpu >= TRAINING_GIB:
+    needs = f"training takes {QLORA_TRAINING} GiB, the engine {ENGINE_GIB}"
+    if gpu >= ENGINE_GIB and "bitsandbytes" in versions:
+        yield Check(name, "ok", f"{gpu:.0f} GiB of GPU memory; {needs}")
+    elif gpu >= ENGINE_GIB:
         yield Check(name, "missing", "bitsandbytes is not installed", "pip install 'xgray[gpu]'")
     else:
         remedy = "use a machine or cluster with CUDA: xgray run --address"
-        yield Check(name, "missing", f"needs CUDA and {TRAINING_GIB} GiB of GPU memory; {gpu:.0f} GiB here", remedy)
+        yield Check(name, "missing", f"needs CUDA: {needs}; {gpu:.0f} GiB here", remedy)

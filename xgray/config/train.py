@@ -123,8 +123,9 @@ class Train(Section):
     """Optimizer steps between validations. The checkpoint of the lowest validation loss is the result."""
     patience: int | None = Field(10, ge=1)
     """Stop after this many validations without a lower loss; null never stops early."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The precision of training."""
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """The precision of training. ``tf32`` multiplies float32 matrices with 10 bits of mantissa, on GPUs from Ampere on;
+    anywhere else it is ``float32``. With ``bfloat16`` full tuning keeps its weights in float32."""
     seed: int | None = None
     """The seed of the validation split, the order of the pairs and the adapter's first weights; by default the
     experiment's seed."""

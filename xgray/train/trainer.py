@@ -85,6 +85,8 @@ def build_trainer(
     """
     cuda = torch.cuda.is_available()
     check_feasible(section, cuda)
+    if cuda:  # a CPU's float32 stays what it is
+        torch.set_float32_matmul_precision("high" if section.dtype == "tf32" else "highest")
     _check_model(model)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
@@ -190,7 +192,8 @@ def load_policy(model: str, section: Train, revision: str | None = None) -> PreT
     Raises:
         InputError: the model does not exist.
     """
-    options: dict[str, Any] = {"dtype": torch.float32 if section.method == "full" else getattr(torch, section.dtype)}
+    in_16_bits = section.dtype == "bfloat16" and section.method != "full"
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if in_16_bits else torch.float32}
     if section.method == "qlora":
         options["device_map"] = {"": torch.cuda.current_device()}
         options["quantization_config"] = BitsAndBytesConfig(
