@@ -31,7 +31,7 @@ QUICKSTART = "run quickstart"
 """The name of the check whose status ``missing`` means that even the quickstart cannot run."""
 FULL_TRAINING = 19
 """GiB that all weights of mGPT (1.4B) take in training, and no stage of its experiment takes more. The formula is
-:func:`xgray.estimate.memory.training_memory`."""
+:func:`xgray.train.memory.training_memory`."""
 QLORA_TRAINING = 9
 """GiB that the largest of the paper's QLoRA trainings (8B) takes, by the same formula."""
 ENGINE_GIB = 22

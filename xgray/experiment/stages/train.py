@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+USABLE_MEMORY = 0.9
+"""The part of a memory that trainings may fill; the rest is lost between the blocks of several processes."""
 LINE_SECONDS = 15.0
 """The shortest time between two lines about a training's steps."""
 
@@ -151,23 +153,26 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
 
 
 def _num_by_memory(model: Model, sections: Sequence[Train], gpu: bool) -> int:
-    """Return how many of the trainings, the largest ones, the memory of a GPU or of a node holds."""
+    """Return how many of the trainings, the largest ones, the memory of a GPU or of a node holds; one at least."""
     from xgray.distributed.cluster import memory_bytes
-    from xgray.train.memory import num_fitting, training_bytes
+    from xgray.train.memory import CUDA_BYTES, training_memory
 
     total = memory_bytes(gpu)
     if total is None:
         return 1
-    return num_fitting(max(training_bytes(section, _shape(model)) for section in sections), total)
+    shape = _shape(model)
+    # A process on a CPU takes about as much beside its tensors as CUDA does.
+    needed = max(training_memory(shape, section, gpu).peak for section in sections) + CUDA_BYTES
+    return max(1, int(USABLE_MEMORY * total / needed))
 
 
 @lru_cache(maxsize=1)
 def _shape(model: Model) -> ModelShape:
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
-    from xgray.train.memory import ModelShape
+    from xgray.train.memory import read_shape
 
-    return ModelShape.of(load_skeleton(resolve(model), model.revision))
+    return read_shape(load_skeleton(resolve(model), model.revision))
 
 
 def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
