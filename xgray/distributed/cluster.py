@@ -72,6 +72,8 @@ def connect(address: str | None = None) -> Iterator[None]:
     # The workers of a job have the job's variables already, and Ray refuses a variable that is set twice.
     variables = {name: value for name, value in passed_on.items() if name not in keys | job_variables()}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What an actor has started ends with it, as vLLM's processes that hold a GPU's memory. Ray 2.60 does so by default.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about Ray's internals
     try:
         with contextlib.nullcontext() if target else _interrupts_deferred():

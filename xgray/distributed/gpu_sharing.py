@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from xgray.config import LOADS_CLASSIFIER, LOADS_MODEL, Generate, Model, Score
+from xgray.config import LOADS_CLASSIFIER, LOADS_MODEL, Generate, Score
 from xgray.distributed.actors import PipelineModel, PipelineSettings
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.nodes import ClusterCapacity, engines_use_gpu, share_gpus
@@ -135,8 +135,9 @@ def _scorer_bytes(score: Score) -> int:
     from xgray.models.source import resolve
 
     is_classifier = score.scorer in LOADS_CLASSIFIER
-    model: Model | None = score.classifier.model if is_classifier else score.guard and score.guard.model
-    assert model is not None
+    options = score.classifier if is_classifier else score.guard
+    model = options.model if options else None
+    assert model is not None  # the scorer was built before, without its weights
     kind = AutoModelForSequenceClassification if is_classifier else None
     return weights_bytes(resolve(model), model.revision, model.dtype, kind)
 

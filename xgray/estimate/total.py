@@ -62,7 +62,7 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     if any(line.num_left for line in lines):
         lines.insert(0, Line("start", "runs", 0, 1, rates.start_seconds, source=rates.source))
     generate_seconds, score_seconds = (sum(line.seconds or 0.0 for line in group) for group in (generating, scoring))
-    saved = saved_inside + (min(generate_seconds, score_seconds) if overlap(experiment, rates) else 0.0)
+    saved = saved_inside + (min(generate_seconds, score_seconds) if overlap(experiment, work, rates) else 0.0)
     seconds = sum(line.seconds or 0.0 for line in lines) - saved
     priced = [_priced(line, rates) for line in lines]
     money = None
@@ -73,8 +73,8 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     if generate_seconds and score_seconds:
         notes.append(
             "generate and score overlap, and the longer one counts"
-            if overlap(experiment, rates)
-            else "generate and score share this machine's cores, so both count in full"
+            if overlap(experiment, work, rates)
+            else "generate and score share the same cores or GPUs, so both count in full"
         )
     if any(line.new_tokens for line in generating) and rates.generate and rates.generate.new_tokens is None:
         notes.append("tokens are an upper bound: generate.max_new_tokens for each completion")
