@@ -114,7 +114,7 @@ def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
 
 
 def _scorer_gpus(experiment: Experiment, work: Work, rates: Rates) -> int:
-    """Return the GPUs that scorers hold: one at least, which they have in turn with an engine where it is the only one."""
+    """Return the GPUs that scorers hold: one at least, in turn with an engine where it is the only one."""
     needs_gpu = rates.num_gpus > 0 and experiment.score.scorer in LOADS_MODEL
     return max(1, _share(experiment, work, rates).scorers) if needs_gpu else 0
 
