@@ -1,13 +1,17 @@
 """What an experiment refuses before it spends or marks anything, and what makes another experiment of it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from xgray.config import Experiment
 from xgray.errors import ConflictError, InputError, StageError
+from xgray.experiment.checks import check_heads
 from xgray.experiment.driver import run_experiment
 from xgray.experiment.plan import make_plan
+from xgray.experiment.stages import intervene
 from xgray.runs.manifest import StageResult
 
 
@@ -52,6 +56,27 @@ def test_a_given_neuron_outside_the_model_is_refused_before_anything_is_spent(ex
     with pytest.raises(InputError, match=r"vectors\.given: no neuron \[99, 0\]: the model has 2 layers of 128"):
         run_experiment(plan)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_tensor_parallelism_that_does_not_divide_the_heads_is_refused(experiment, size, is_refused):
+    plan = make_plan(experiment(generate={"execution": {"engine": "vllm", "tensor_parallel": size}}))
+    if is_refused:
+        with pytest.raises(InputError, match=rf"tensor_parallel: {size} GPUs cannot share the 2 attention heads"):
+            check_heads(plan, plan.stages)
+    else:
+        check_heads(plan, plan.stages)
+
+
+def test_neurons_of_a_checkpoint_with_quantized_activations_are_refused(experiment, tmp_path, tiny_model):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "fp8"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config))
+    sections = {"intervene": {"neurons": [[0, 1]]}, "generate": {"execution": {"engine": "vllm"}}}
+    plan = make_plan(experiment(model={"id": str(folder)}, **sections))
+    with pytest.raises(InputError, match=r"the activations of .* are quantized \(fp8\)"):
+        intervene.check(plan, plan.stage("intervene"))
 
 
 def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):
