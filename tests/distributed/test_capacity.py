@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from xgray.config import Generate, Score, TrainExecution
+from xgray.distributed.gpu_sharing import GIB, GpuParts, lacks_gpus, share_memory
 from xgray.distributed.nodes import ClusterCapacity, cores_each, num_fitting, share_gpus
 from xgray.distributed.placement import place_engines, place_scorers, place_training, place_trainings, place_workers
 from xgray.errors import InputError
@@ -67,9 +68,50 @@ def test_fewer_gpus_than_scorers_are_logged(caplog):
     assert place_engines(four, generate(), score(4)) == (1, {"num_cpus": 1, "num_gpus": 1})
     assert place_scorers(four, score(4), generate()) == (3, {"num_cpus": 0, "num_gpus": 1})
     assert "4 scorers wanted, and the engines leave GPUs for 3" in caplog.text
-    number, options = place_scorers(capacity_of((16, 1)), score(), generate())
-    assert (number, options["num_cpus"], "num_gpus" in options) == (1, 0, False)
-    assert "they run on the CPU" in caplog.text
+
+
+def test_a_scorer_that_loads_a_model_never_leaves_the_gpus(caplog):
+    assert place_scorers(capacity_of((16, 1)), score(), generate()) == (1, {"num_cpus": 0, "num_gpus": 1})
+    assert place_scorers(capacity_of((16, 1)), score(), None) == (1, {"num_cpus": 0, "num_gpus": 1})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "execution", "scorer", "lacks"),
+    [
+        (1, {}, "classifier", True),
+        (2, {}, "classifier", False),
+        (2, {"num_actors": 2}, "classifier", True),
+        (2, {"tensor_parallel": 2}, "guard", True),
+        (1, {}, "embedding", False),
+        (1, {"use_gpu": False}, "classifier", False),
+        (0, {}, "classifier", False),
+    ],
+)
+def test_scorers_without_a_gpu_of_their_own(gpus, execution, scorer, lacks):
+    section = score(1, scorer) if scorer != "guard" else Score.model_validate({"scorer": "guard"})
+    assert lacks_gpus(capacity_of((16, gpus)), generate(**execution), section) is lacks
+
+
+@pytest.mark.parametrize(
+    ("engine_weights", "scorer_weights", "parts"),
+    [
+        (2.6, 1.1, GpuParts(0.74, 0.18)),  # 4.1 of 24 GiB are 17.1 %, and 0.92 less 0.18 remain
+        (9.0, 5.0, GpuParts(0.58, 0.34)),  # 13.92 GiB for an engine that needs 13
+        (10.0, 5.0, None),
+        (2.6, 16.0, None),
+    ],
+)
+def test_an_engine_and_a_scorer_share_24_gib_if_they_fit(engine_weights, scorer_weights, parts):
+    weights = engine_weights * GIB, scorer_weights * GIB
+    assert share_memory(24 * GIB, *weights, generate(), score()) == parts
+
+
+def test_parts_that_the_file_names_are_taken_if_they_fit():
+    weights = 2.6 * GIB, 1.1 * GIB
+    half = generate(gpu_memory_utilization=0.5)
+    assert share_memory(24 * GIB, *weights, half, score()) == GpuParts(0.5, 0.18)
+    assert share_memory(24 * GIB, *weights, generate(gpu_memory_utilization=0.9), score()) is None
+    assert share_memory(24 * GIB, *weights, generate(gpu_memory_utilization=0.2), score()) is None
 
 
 def test_an_engine_has_as_many_threads_as_the_node_with_most_cores_allows():

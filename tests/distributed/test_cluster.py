@@ -72,6 +72,15 @@ def test_a_torch_build_for_cpus_gets_no_gpu(monkeypatch, build, gpus):
         assert ray.cluster_resources().get("GPU", 0) == gpus
 
 
+def test_workers_get_what_concerns_all_machines_and_not_what_concerns_this_one():
+    passed = ["NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_NCCL_BLOCKING_WAIT", "CUDA_LAUNCH_BLOCKING", "VLLM_X"]
+    keys = ["PERSPECTIVE_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AZURE_CLIENT_SECRET"]
+    kept = ["CUDA_VISIBLE_DEVICES", "CUDA_HOME", "VLLM_LOGGING_CONFIG_PATH", "HOME", "PATH", "SOME_API_KEY"]
+    variables = cluster.passed_on_variables(dict.fromkeys(passed + keys + kept, "x"))
+    assert sorted(variables) == sorted(passed + keys)
+    assert [name for name in passed + keys if is_secret(name, "x")] == keys
+
+
 @pytest.mark.parametrize(
     ("name", "value", "secret"),
     [

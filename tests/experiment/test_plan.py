@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from xgray.config import Experiment
 from xgray.errors import ConflictError, InputError, StageError
+from xgray.experiment.checks import check_heads
 from xgray.experiment.driver import run_experiment
 from xgray.experiment.plan import make_plan
+from xgray.experiment.stages import intervene
 from xgray.runs.manifest import StageResult
 
 
@@ -91,6 +94,27 @@ def test_the_languages_of_the_pairs_make_another_training(experiment, tmp_path):
     assert len({payload["inputs"]["pairs"] for payload in (german, french, whole)}) == 3
     assert german["section"]["languages"] == ["de"]
     assert not {"languages", "chat_template"} & whole["section"].keys(), "as runs from before these fields have it"
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_tensor_parallelism_that_does_not_divide_the_heads_is_refused(experiment, size, is_refused):
+    plan = make_plan(experiment(generate={"execution": {"engine": "vllm", "tensor_parallel": size}}))
+    if is_refused:
+        with pytest.raises(InputError, match=rf"tensor_parallel: {size} GPUs cannot share the 2 attention heads"):
+            check_heads(plan, plan.stages)
+    else:
+        check_heads(plan, plan.stages)
+
+
+def test_neurons_of_a_checkpoint_with_quantized_activations_are_refused(experiment, tmp_path, tiny_model):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "fp8"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config))
+    sections = {"intervene": {"neurons": [[0, 1]]}, "generate": {"execution": {"engine": "vllm"}}}
+    plan = make_plan(experiment(model={"id": str(folder)}, **sections))
+    with pytest.raises(InputError, match=r"the activations of .* are quantized \(fp8\)"):
+        intervene.check(plan, plan.stage("intervene"))
 
 
 def test_mlps_of_an_unknown_kind_are_refused_before_anything_is_spent(experiment, tmp_path, tiny_model):

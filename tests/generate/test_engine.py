@@ -16,6 +16,7 @@ from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
 from xgray.generate.transformers_engine import SeededChoice
 from xgray.models.load import context_length, load_tokenizer
+from xgray.models.vllm import check_capability
 from xgray.rows import Prompt
 
 LONG = "It was late, and the rain came down on the roofs " * 4
@@ -105,6 +106,23 @@ def test_adapter_and_merged_model_give_the_same_greedy_texts(name, tiny_model, t
     assert with_adapter == texts_of(merged)
     assert without_adapter == texts_of(tiny_model)
     assert with_adapter != without_adapter
+
+
+def test_the_manifest_learns_what_vllm_chose(engine, request):
+    facts = {} if request.node.callspec.params["engine"] == "transformers" else engine.facts
+    assert facts == engine.facts
+    if facts:
+        assert facts["max_num_seqs"] >= 1
+        assert facts["batch_invariant"] is False
+
+
+@pytest.mark.parametrize(("capability", "is_refused"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_batch_invariance_is_refused_on_gpus_that_are_too_old(capability, is_refused):
+    if is_refused:
+        with pytest.raises(InputError, match=r"generate\.batch_invariant: .*8\.0 or later, and Tesla T4 has 7\.5"):
+            check_capability(capability, "Tesla T4")
+    else:
+        check_capability(capability, "GPU")
 
 
 def test_long_prompt_is_refused_by_name(tiny_model):

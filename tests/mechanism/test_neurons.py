@@ -3,12 +3,21 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, OPTConfig, OPTForCausalLM
 
 from benchmarks.reference.measurements import all_neurons, captured, layer_differences
 from benchmarks.reference.tiny_models import CONFIGS, make_model
 from xgray.errors import InputError
-from xgray.mechanism.neurons import Edit, capturing, check_neurons, down_projections, edited, value_vectors
+from xgray.mechanism.neurons import (
+    Edit,
+    activation_quantization,
+    capturing,
+    check_editable,
+    check_neurons,
+    down_projections,
+    edited,
+    value_vectors,
+)
 
 IDS = torch.tensor([[5, 17, 200, 33, 9], [1, 2, 3, 4, 5]])
 CHOSEN = [(layer, index) for layer in range(3) for index in (40, 3, 11)]
@@ -136,3 +145,35 @@ def test_neurons_outside_the_model_and_repeated_ones_are_refused(neurons, messag
     check_neurons([(0, 0), (2, 47)], model, "section")
     with pytest.raises(InputError, match=message):
         check_neurons(neurons, model, "section")
+
+
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+WEIGHTS = {"num_bits": 8, "type": "int"}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [
+        (None, None),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, None),
+        ({"quant_method": "gptq", "bits": 4}, None),
+        (COMPRESSED | {"config_groups": {"group_0": {"weights": WEIGHTS, "input_activations": None}}}, None),
+        (
+            COMPRESSED | {"config_groups": {"group_0": {"weights": WEIGHTS, "input_activations": {"num_bits": 8}}}},
+            "compressed-tensors",
+        ),
+        ({"quant_method": "quark", "global_quant_config": {"input_tensors": {"dtype": "fp8_e4m3"}}}, "quark"),
+        ({"quant_method": "quark", "global_quant_config": {"input_tensors": None}}, None),
+    ],
+)
+def test_a_checkpoint_whose_activations_are_quantized_is_not_edited(quantization, method):
+    config = LlamaConfig()
+    if quantization is not None:
+        config.quantization_config = quantization
+    assert activation_quantization(config) == method
+    if method is None:
+        check_editable(config, "made/model")
+    else:
+        with pytest.raises(InputError, match=rf"the activations of made/model are quantized \({method}\)"):
+            check_editable(config, "made/model")

@@ -115,6 +115,9 @@ class Generate(Sampling):
     full_text: FullText = Field("refuse", exclude_if=lambda full_text: full_text == "refuse")
     """Completions from files that begin with their prompt, as ``return_full_text`` leaves them: refuse them, ``cut``
     the prompt off, or ``keep`` it as part of the completion."""
+    batch_invariant: bool = Field(False, exclude_if=lambda is_invariant: not is_invariant)
+    """vLLM on GPUs: compute so that a text does not depend on the texts beside it, which is slower and needs compute
+    capability 8.0 (A100, A10G) or later. On a CPU texts never do."""
     execution: GenerateExecution = GenerateExecution()
 
 

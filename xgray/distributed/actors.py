@@ -82,6 +82,8 @@ class PipelineSettings:
     """The stage that scores, as reports and metrics name it: ``score@guard`` for a scorer that is not the first."""
     directory: str = field(default_factory=os.getcwd)
     """The driver's working directory, from which relative paths start."""
+    scorer_gpu: float | None = None
+    """The part of an engine's GPU that a scorer takes, where they share one."""
 
 
 def dataset(items: Sequence[Item]) -> Dataset:
@@ -171,7 +173,7 @@ class GenerateActor:
             "ended": time.time(),
             "seconds": time.perf_counter() - clock,
             "device": self._device,
-            "measured": {"engine": self._engine_name},
+            "measured": {"engine": self._engine_name, **(self._engine.facts if self._engine else {})},
         }
         count_block(self._run, report)
         made = UnscoredBlock(block.model, name, 0, len(rows), block.scored_ids)

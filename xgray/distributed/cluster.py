@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from types import FrameType
 
@@ -32,18 +32,14 @@ from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 PASSED_ON = (
-    "XGRAY_",
-    "HF_",
-    "TQDM_",
-    "VLLM_",
-    "WANDB_",
-    "TRACKIO_",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
+    *("XGRAY_", "HF_", "TQDM_", "VLLM_", "WANDB_", "TRACKIO_"),
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AZURE_"),
+    *("CUDA_", "CUBLAS_", "NCCL_", "GLOO_", "PYTORCH_", "TORCH_"),
 )
 """Environment variables with these prefixes are passed on to the workers of a cluster. Keys are passed on by an actor
 (:mod:`xgray.distributed.keys`); the workers of a local Ray inherit the whole environment."""
+OF_THIS_MACHINE = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "VLLM_LOGGING_CONFIG_PATH", "TORCH_HOME")
+"""Those which are not: Ray chooses each worker's GPUs, and paths of this machine may be wrong on others."""
 PROBE_SECONDS = 30.0
 NUM_PROBES = 3
 """One per second: a network file system may answer from its cache that a new file does not exist."""
@@ -73,11 +69,13 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS")
     hide_library_bars()
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) or name in KEYS}
+    passed_on = passed_on_variables(os.environ)
     keys = {name: value for name, value in passed_on.items() if is_secret(name, value)}
     # The workers of a job have the job's variables already, and Ray refuses a variable that is set twice.
     variables = {name: value for name, value in passed_on.items() if name not in keys | job_variables()}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What an actor has started ends with it, as vLLM's processes that hold a GPU's memory. Ray 2.60 does so by default.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about Ray's internals
     try:
         with contextlib.nullcontext() if target else _interrupts_deferred():
@@ -89,6 +87,15 @@ def connect(address: str | None = None) -> Iterator[None]:
         _nodes_at_start.clear()
         if not was_abandoned():
             ray.shutdown()
+
+
+def passed_on_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the driver's environment that the workers of a cluster get, keys among them."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name.startswith(PASSED_ON) and name not in OF_THIS_MACHINE) or name in KEYS
+    }
 
 
 def _local_gpus() -> int | None:

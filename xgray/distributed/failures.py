@@ -12,6 +12,13 @@ from xgray.errors import InputError, StageError, XgrayError
 
 RESUME = "Results so far are kept. Run the same command again to go on."
 
+LESS_MEMORY = (
+    "Other processes may hold the GPU's memory (nvidia-smi lists them). Otherwise make batches smaller "
+    "(execution.batch_size, score.execution.batch_tokens), or take a larger GPU. Results so far are kept."
+)
+NUM_SENTENCES = 3
+"""Of PyTorch's message about memory: what was asked for, and what there is."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -29,6 +36,9 @@ class Failure:
             file = f": {error.filename}" if error.filename else ""
             fix = "Results so far are kept. Fix this and run the same command again."
             return cls(f"{error.strerror or error}{file}. {fix}", False)
+        if (type(error).__module__, type(error).__name__) == ("torch", "OutOfMemoryError"):
+            reason = ". ".join(str(error).split(". ")[:NUM_SENTENCES])
+            return cls(f"{reason}. {LESS_MEMORY}", True)
         reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return cls(f"a worker failed: {reason}. {RESUME}", False)
 

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from xgray.distributed.actors import (
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.crash_ledger import CrashLedgerClient
 from xgray.distributed.failures import worker_died
+from xgray.distributed.gpu_sharing import gpu_passes
 from xgray.distributed.metrics import BlockReport
 from xgray.distributed.nodes import num_fitting
 from xgray.distributed.placement import describe_resources, place_engines, place_scorers
@@ -141,10 +142,7 @@ def run_pipeline(
     by_name = _by_name(models)
     prompts = PromptFile(settings.run) if settings.generate else None
     size = (settings.generate or Generate()).execution.batch_size
-    missing = {
-        name: find_missing(name, prompts, size, model.completions, model.scores if settings.score else None)
-        for name, model in by_name.items()
-    }
+    missing = _missing(by_name, settings, prompts, size)
     if prompts and settings.generate and settings.engine != "dummy":
         _check_lengths(by_name, missing, prompts, settings.generate)
     tallies: Tallies = {}
@@ -153,12 +151,21 @@ def run_pipeline(
             tallies["generate", name] = Tally(lacking.num_prompts, num_reused=lacking.num_sampled)
         if settings.score:
             tallies[settings.scoring, name] = Tally(lacking.num_prompts, num_reused=lacking.num_scored)
-    new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.unsampled]
-    unscored: list[Item] = [
-        {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
-    ]
-    del missing
-    _run_blocks(new, unscored, by_name, settings, tallies, on_progress)
+    passes = gpu_passes(settings, [by_name[name] for name, lacking in missing.items() if lacking.unsampled])
+    done = {key: tally.num_reused for key, tally in tallies.items()}
+    for (stage, name), tally in tallies.items():
+        on_progress(f"{stage}/{name}", tally.num_reused, tally.num_prompts)
+
+    def report(block: BlockReport) -> None:
+        key = block["stage"], block["model"]
+        tallies[key].add(block)
+        done[key] += block["num_prompts"]
+        on_progress("/".join(key), done[key], tallies[key].num_prompts, tallies[key].num_errors)
+
+    for each in passes:
+        if len(passes) > 1:
+            missing = _missing(by_name, each, prompts if each.generate else None, size)
+        _run_blocks(missing, by_name, each, report)
     _check_complete(by_name, tallies, prompts, size)
     for (stage, name), tally in tallies.items():
         if tally.num_errors + tally.reused.errors:  # without an error no row need be read
@@ -200,28 +207,34 @@ def _check_lengths(
         seen.update(block.start for block in unchecked)
 
 
+def _missing(
+    models: Mapping[str, PipelineModel], settings: PipelineSettings, prompts: PromptFile | None, size: int
+) -> dict[str, Missing]:
+    """Return what each model lacks of the stages that the settings name."""
+    return {
+        name: find_missing(name, prompts, size, model.completions, model.scores if settings.score else None)
+        for name, model in models.items()
+    }
+
+
 def _run_blocks(
-    new: list[Item],
-    unscored: list[Item],
+    missing: dict[str, Missing],
     models: Mapping[str, PipelineModel],
     settings: PipelineSettings,
-    tallies: Tallies,
-    on_progress: OnProgress,
+    report: Callable[[BlockReport], None],
 ) -> None:
-    """Run the blocks through the actors, and add their reports to ``tallies`` as blocks finish."""
-    done = {key: tally.num_reused for key, tally in tallies.items()}
-    for (stage, model), tally in tallies.items():
-        on_progress(f"{stage}/{model}", tally.num_reused, tally.num_prompts)
+    """Run what is missing through the actors, and report their blocks as they finish. It empties ``missing``."""
+    new: list[Item] = [{"new": asdict(block)} for lacking in missing.values() for block in lacking.unsampled]
+    unscored: list[Item] = [
+        {"made": asdict(block), "parts": []} for lacking in missing.values() for block in lacking.unscored
+    ]
+    missing.clear()  # of a large run they take much of the driver's memory
     if not new and not unscored:
         return
     # Closed here also when an interrupt comes between two reports: its traceback would keep the stream open.
     with contextlib.closing(_stream(new, unscored, models, settings)) as reports:
-        for report in reports:
-            stage, model = report["stage"], report["model"]
-            tally = tallies[stage, model]
-            tally.add(report)
-            done[stage, model] += report["num_prompts"]
-            on_progress(f"{stage}/{model}", done[stage, model], tally.num_prompts, tally.num_errors)
+        for block in reports:
+            report(block)
 
 
 def _check_complete(
@@ -286,6 +299,8 @@ def _flow(
     sources, wanted, capacity = [], {}, cluster_capacity()
     if new and settings.generate:
         num_engines, wanted["generate"] = place_engines(capacity, settings.generate, settings.score)
+        if settings.scorer_gpu is not None:
+            wanted["generate"]["num_gpus"] = round(1 - settings.scorer_gpu, 2)
         sources.append(
             dataset(new).map_batches(
                 GenerateActor,
@@ -300,9 +315,12 @@ def _flow(
         sources.append(dataset(unscored))
     flow = sources[0].union(*sources[1:]) if len(sources) > 1 else sources[0]
     if settings.score:
-        num_scorers, wanted[settings.scoring] = place_scorers(
-            capacity, settings.score, settings.generate if new else None
-        )
+        if settings.scorer_gpu is not None:
+            num_scorers, wanted[settings.scoring] = 1, {"num_cpus": 0, "num_gpus": settings.scorer_gpu}
+        else:
+            num_scorers, wanted[settings.scoring] = place_scorers(
+                capacity, settings.score, settings.generate if new else None
+            )
         flow = flow.map_batches(
             ScoreActor,
             fn_constructor_args=arguments,

@@ -206,13 +206,11 @@ def place_scorers(capacity: ClusterCapacity, score: Score, generate: Generate | 
         num_on_gpus = share_gpus(nodes, generate if on_gpus else None, score).scorers
         if num_on_gpus < num_wanted:
             log.warning(
-                "score.execution.num_actors: %d scorers wanted, and the engines leave GPUs for %d: %s",
+                "score.execution.num_actors: %d scorers wanted, and the engines leave GPUs for %d: no more are started",
                 num_wanted,
                 num_on_gpus,
-                "no more are started" if num_on_gpus else "they run on the CPU with one thread each, which is slow",
             )
-        if num_on_gpus:
-            return num_on_gpus, {"num_cpus": 0, "num_gpus": 1}
+        return max(1, num_on_gpus), {"num_cpus": 0, "num_gpus": 1}
     cpus, threads = 0, 1 if generate else most_cores(capacity.nodes_for(1))
     has_several_nodes = capacity.maximum.total() > 1
     if has_several_nodes and engine is None:

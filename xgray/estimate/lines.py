@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from xgray.config import Experiment, Train
+from xgray.config import LOADS_MODEL, Experiment, Train
 from xgray.config.stages import scoring_stage
 from xgray.distributed.nodes import Share, engines_use_gpu, share_gpus
 from xgray.errors import InputError
@@ -53,8 +53,10 @@ def num_training_steps(section: Train, num_pairs: int) -> int:
     return math.ceil(section.epochs * max(1, math.ceil(batches / section.gradient_accumulation)))
 
 
-def overlap(experiment: Experiment, rates: Rates) -> bool:
-    """Return whether the scorer works without taking the engine's cores."""
+def overlap(experiment: Experiment, work: Work, rates: Rates) -> bool:
+    """Return whether the scorer works without taking the engine's cores or GPUs."""
+    if experiment.score.scorer in LOADS_MODEL and rates.num_gpus > 0:
+        return not _on_gpus(experiment, rates) or _share(experiment, work, rates).scorers > 0
     return rates.num_gpus > 0 or experiment.score.scorer in SERVICES
 
 
@@ -129,6 +131,12 @@ def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
     return share_gpus(nodes, engines, experiment.score if scoring else None)
 
 
+def _scorer_gpus(experiment: Experiment, work: Work, rates: Rates) -> int:
+    """Return the GPUs that scorers hold: one at least, in turn with an engine where it is the only one."""
+    needs_gpu = rates.num_gpus > 0 and experiment.score.scorer in LOADS_MODEL
+    return max(1, _share(experiment, work, rates).scorers) if needs_gpu else 0
+
+
 def num_engines(experiment: Experiment, work: Work, rates: Rates) -> int:
     """Return the number of engines that sample at once."""
     engines = _share(experiment, work, rates).engines
@@ -177,7 +185,7 @@ def score_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> 
         seconds, source = texts / measured.texts_per_second / num_actors, measured.source
     return Line(
         f"score/{model}", "prompts", done.num_scored, left, seconds, num_completions=texts, num_requests=requests,
-        gpu_hours=_share(experiment, work, rates).scorers * seconds / 3600, source=source,
+        gpu_hours=_scorer_gpus(experiment, work, rates) * seconds / 3600, source=source,
     )  # fmt: skip
 
 
@@ -218,7 +226,7 @@ def start_lines(
         yield Line("generate: start", "models", 0, num_generating, seconds, gpu_hours=hours, source=measured.source)
     if num_scoring and rates.score and rates.score.start_seconds:
         seconds = rates.score.start_seconds
-        hours = _share(experiment, work, rates).scorers * seconds / 3600
+        hours = _scorer_gpus(experiment, work, rates) * seconds / 3600
         yield Line("score: start", "models", 0, num_scoring, seconds, gpu_hours=hours, source=rates.score.source)
 
 

@@ -66,7 +66,7 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     generate_seconds, score_seconds = (sum(line.seconds or 0.0 for line in group) for group in (generating, scoring))
     saved_training = sum(line.seconds or 0.0 for line in trainings) - side_by_side_seconds(trainings, work, rates)
     saved = saved_inside + saved_training
-    saved += min(generate_seconds, score_seconds) if overlap(experiment, rates) else 0.0
+    saved += min(generate_seconds, score_seconds) if overlap(experiment, work, rates) else 0.0
     seconds = sum(line.seconds or 0.0 for line in lines) - saved
     priced = [_priced(line, rates) for line in lines]
     money = None
@@ -77,8 +77,8 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     if generate_seconds and score_seconds:
         notes.append(
             "generate and score overlap, and the longer one counts"
-            if overlap(experiment, rates)
-            else "generate and score share this machine's cores, so both count in full"
+            if overlap(experiment, work, rates)
+            else "generate and score share the same cores or GPUs, so both count in full"
         )
     if any(line.new_tokens for line in generating) and rates.generate and rates.generate.new_tokens is None:
         notes.append("tokens are an upper bound: generate.max_new_tokens for each completion")

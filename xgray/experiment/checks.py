@@ -332,7 +332,32 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
             if settings is not experiment.evaluate or experiment.evaluate.fluency.kind != "none":
                 place_workers(cluster, stage.name, settings.execution.num_workers)
     if any("engine" in stage.stage.uses for stage in planned):
+        check_heads(plan, planned)
         place_engines(cluster, experiment.generate, experiment.score)
+
+
+def check_heads(plan: Plan, stages: Sequence[PlannedStage]) -> None:
+    """Refuse a tensor parallelism that cannot share out the attention heads of a model.
+
+    Raises:
+        InputError: names the model and its number of heads.
+    """
+    from xgray.generate.build import engine_name
+    from xgray.models.load import load_config
+    from xgray.models.source import is_adapter, resolve
+
+    size = plan.experiment.generate.execution.tensor_parallel
+    if size == 1 or engine_name(plan.experiment.generate) != "vllm":
+        return
+    for loaded in loaded_models(plan, stages):
+        path = resolve(loaded.model)
+        if loaded.measures_as is None and not is_adapter(path):
+            heads = load_config(path, loaded.model.revision).get_text_config().num_attention_heads
+            if heads % size:
+                raise InputError(
+                    f"generate.execution.tensor_parallel: {size} GPUs cannot share the {heads} attention heads of "
+                    f"{loaded.model.id} evenly. Take a divisor of {heads}."
+                )
 
 
 def _check_devices(plan: Plan, stages: Sequence[PlannedStage], has_cuda: bool) -> None:

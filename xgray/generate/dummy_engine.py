@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample
@@ -33,6 +34,11 @@ class DummyEngine:
             [Sample(f" dummy {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
             for seed in seeds
         ]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Nothing beyond the section."""
+        return {}
 
     def edit(self, edit: Edit | None) -> None:
         """Do nothing: there are no neurons."""

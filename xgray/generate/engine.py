@@ -85,6 +85,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the engine samples, beyond what the section states, for the manifest."""
+        ...
+
     def edit(self, edit: Edit | None) -> None:
         """Edit neurons in all following samples, in place of an earlier edit; None ends editing."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -65,6 +66,11 @@ class TransformersEngine:
             self._adapted.eval()
         self._weights = weights
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Nothing beyond the section."""
+        return {}
 
     def edit(self, edit: Edit | None) -> None:
         for hook in self._hooks:

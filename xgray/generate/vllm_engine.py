@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class VllmEngine:
             InputError: the model or an adapter is not whole, or vLLM refuses them or has too little memory.
             StageError: the start failed otherwise, as when the engine's process was killed.
         """
-        prepare_environment(local_weights(weights.path))
+        prepare_environment(local_weights(weights.path), section.batch_invariant)
         config = _check(weights)  # before vLLM is imported, which takes half a minute
         self._section = section
         self._edits_neurons = weights.edits_neurons
@@ -55,12 +56,20 @@ class VllmEngine:
             seed=0,
             max_model_len=length,
             tensor_parallel_size=section.execution.tensor_parallel,
+            max_num_seqs=section.execution.max_num_seqs,
             # The k samples share the cache of their prompt; on a CPU a text is the same with and without it.
             # What is cached of a prompt under one edit is wrong under another.
             enable_prefix_caching=not weights.edits_neurons,
             **memory_options(section.execution.gpu_memory_utilization),
             **options,
         )
+        self._max_num_seqs = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What vLLM decided on by itself and the texts may depend on: see :mod:`xgray.models.vllm`."""
+        is_invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
+        return {"max_num_seqs": self._max_num_seqs, "batch_invariant": is_invariant}
 
     def edit(self, edit: Edit | None) -> None:
         if edit is None and not self._edits_neurons:

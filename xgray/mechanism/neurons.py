@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import Neuron
 from xgray.errors import InputError
@@ -161,6 +161,42 @@ def check_neurons(neurons: Sequence[Neuron], model: torch.nn.Module, where: str)
                 f"{where}: no neuron {[layer, index]}: the model has {len(sizes)} layers of {sizes[0]} neurons, "
                 "counted from 0."
             )
+
+
+QUANTIZES_ACTIVATIONS = ("fp8", "fbgemm_fp8", "modelopt", "modelopt_fp4", "fp_quant", "bitnet")
+"""Quantization methods, as checkpoints name them, in which activations are always quantized."""
+
+
+def activation_quantization(config: Any) -> str | None:
+    """Return the name of a checkpoint's quantization if it covers activations too; None if it does not.
+
+    Args:
+        config: the model's Hugging Face configuration.
+    """
+    quantization = getattr(config, "quantization_config", None) or {}
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = str(values.get("quant_method", ""))
+    groups = (values.get("config_groups") or {}).values()
+    is_of_layers = any(group.get("input_activations") for group in groups if isinstance(group, dict))  # w8a8 and others
+    is_of_quark = bool((values.get("global_quant_config") or {}).get("input_tensors"))
+    return method if method in QUANTIZES_ACTIVATIONS or is_of_layers or is_of_quark else None
+
+
+def check_editable(config: Any, model: str) -> None:
+    """Refuse to edit neurons in vLLM where it quantizes activations: what a down projection then reads are no neurons.
+
+    Args:
+        config: the model's Hugging Face configuration.
+        model: its id, for the message.
+
+    Raises:
+        InputError: names the quantization.
+    """
+    if (method := activation_quantization(config)) is not None:
+        raise InputError(
+            f"model.id: the activations of {model} are quantized ({method}), and its neurons cannot be edited in vLLM. "
+            "Take a checkpoint whose weights alone are quantized or none are, or leave out the section intervene."
+        )
 
 
 def actual_sources(vectors: Folder) -> list[Neuron]:

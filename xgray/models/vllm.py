@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xgray.errors import InputError
 from xgray.models.cuda import check_vllm_build
 from xgray.models.vllm_start import record_errors
 
@@ -30,14 +31,19 @@ CPU_STEP_TOKENS = 1024
 """Prompt tokens in one step on a CPU. More are no faster, and the engine's trial step at its start uses them all."""
 
 
-def prepare_environment(path: str) -> None:
+BATCH_INVARIANT_CAPABILITY = (8, 0)
+"""The least compute capability with which vLLM's batch invariance works: its kernels for 8.0 replace cuBLAS's."""
+
+
+def prepare_environment(path: str, batch_invariant: bool = False) -> None:
     """Set the environment variables that the user has not set. Call this before ``import vllm``.
 
     Args:
         path: A local folder with the model, or its hub id.
+        batch_invariant: Whether texts must not depend on the texts beside them, on GPUs.
 
     Raises:
-        InputError: vLLM was built for CUDA, and there is no GPU.
+        InputError: vLLM was built for CUDA, and there is no GPU; or the GPU is too old for batch invariance.
     """
     import torch
 
@@ -45,10 +51,27 @@ def prepare_environment(path: str) -> None:
 
     for name, value in {} if torch.cuda.is_available() else CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if batch_invariant and torch.cuda.is_available():
+        check_capability(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     record_errors()
     if Path(path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def check_capability(capability: tuple[int, int], name: str) -> None:
+    """Refuse batch invariance on a GPU that is too old for it.
+
+    Raises:
+        InputError: names the GPU and its compute capability.
+    """
+    if capability < BATCH_INVARIANT_CAPABILITY:
+        least, found = ".".join(map(str, BATCH_INVARIANT_CAPABILITY)), ".".join(map(str, capability))
+        raise InputError(
+            f"generate.batch_invariant: needs a GPU of compute capability {least} or later, and {name} has {found}. "
+            "Leave it out, or take a newer GPU."
+        )
 
 
 def cpu_options(length: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ RELAYED = re.compile(
 """Errors of vLLM which only say that another process has failed."""
 EXIT_CODE = re.compile(r"'\w+': (-?\d+)")
 """The end of a process, in the error about it."""
+PREFIX = "xgray-vllm-"
+"""How the folder is named into which a process's engines write their errors."""
 MAX_CHARACTERS = 2000
 """Of an error's message; some of vLLM's hold a whole configuration."""
 USERS_MISTAKES = frozenset({"ValueError", "ValidationError", "NotImplementedError", "OutOfMemoryError"})
@@ -89,7 +91,7 @@ class ErrorFile(logging.Handler):
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     """Return the folder of this process for the errors of its engines, which is deleted when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="xgray-vllm-")
+    return tempfile.TemporaryDirectory(prefix=PREFIX)
 
 
 def record_errors() -> None:
@@ -97,7 +99,11 @@ def record_errors() -> None:
 
     A logging configuration that the user has named, or turned off, is left as it is. Refusals then say where to look.
     """
-    if "VLLM_LOGGING_CONFIG_PATH" in os.environ or os.environ.get("VLLM_CONFIGURE_LOGGING", "1") == "0":
+    named = os.environ.get("VLLM_LOGGING_CONFIG_PATH", "")
+    is_users = named and not Path(named).parent.name.startswith(
+        PREFIX
+    )  # otherwise of the process that started this one
+    if is_users or os.environ.get("VLLM_CONFIGURE_LOGGING", "1") == "0":
         return
     folder = Path(_folder().name)
     level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")

@@ -22,7 +22,7 @@ from xgray.experiment.plan import Plan, PlannedStage, inside_payload
 from xgray.experiment.stages.generate import not_followed
 from xgray.experiment.stages.sample import generate_and_score, new_prompts
 from xgray.experiment.weights import model_weights
-from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_neurons
+from xgray.mechanism.neurons import NO_SOURCES, Edit, actual_sources, check_editable, check_neurons
 from xgray.runs import interrupts
 from xgray.runs.manifest import StageFolder, StageResult, section_payload
 from xgray.runs.progress import OnProgress
@@ -60,13 +60,19 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
 
 
 def check(plan: Plan, planned: PlannedStage) -> None:
-    """Check that the architecture's MLPs are known and that the model has the listed neurons.
+    """Check that the architecture's MLPs are known, that the model has the listed neurons, and that they can be edited.
 
     Raises:
-        InputError: they are not, or it does not.
+        InputError: they are not, it does not, or they cannot.
     """
-    section = plan.experiment.intervene
+    from xgray.generate.build import engine_name
+    from xgray.models.load import load_config
+    from xgray.models.source import resolve
+
+    section, model = plan.experiment.intervene, plan.experiment.model
     assert section is not None
+    if engine_name(plan.experiment.generate) == "vllm":
+        check_editable(load_config(resolve(model), model.revision), model.id)
     check_mlps(plan.experiment, section.neurons, "intervene.neurons")
 
 

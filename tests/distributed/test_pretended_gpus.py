@@ -1,4 +1,4 @@
-"""Which adapters a run leaves to vLLM where there is a GPU, here one that Ray pretends to have."""
+"""What a run does where there is a GPU, here one that Ray pretends to have: adapters in vLLM, and who gets the GPU."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from tests.distributed.pipeline_driver import run
+from tests.score.tiny_classifier import tiny_classifier
 from xgray.config import Experiment
 from xgray.experiment.plan import make_plan
 from xgray.experiment.stages.sample import pipeline_models
@@ -63,3 +65,18 @@ def test_vllm_gets_the_adapters_that_it_can_apply_and_merged_weights_otherwise(
         assert served.weights.path != model
         assert not is_adapter(served.weights.path)
         assert (Path(served.weights.path) / "config.json").is_file()
+
+
+def test_a_classifier_scores_after_the_engine_has_left_the_only_gpu(gpu, tiny_model, tmp_path, caplog):
+    """The pretended GPU does not say how much memory it has, so nothing can be known to fit beside the engine."""
+    classifier = {"model": {"id": tiny_classifier(tmp_path / "classifier")}, "labels": {"toxicity": "toxic"}}
+    score = {"scorer": "classifier", "classifier": classifier, "unvalidated_languages": True}
+    models = {"model": tiny_model, "adapter": None, "merged": tiny_model}
+    execution = {"engine": "transformers", "batch_size": 10}
+    tallies = run(str(tmp_path), models, execution, score, names=["base"])
+    assert "all prompts are sampled first and scored then" in caplog.text
+    sampled, scored = tallies["generate", "base"], tallies["score", "base"]
+    assert (sampled.num_completions, scored.num_completions) == (40, 40)
+    assert scored.began > sampled.ended
+    again = run(str(tmp_path), models, execution, score, names=["base"])
+    assert again["score", "base"].num_reused == 20
