@@ -6,7 +6,7 @@ import pytest
 
 from xgray.config import Generate, Score, TrainExecution
 from xgray.distributed.nodes import ClusterCapacity, cores_each, num_fitting, share_gpus
-from xgray.distributed.placement import place_engines, place_scorers, place_training, place_workers
+from xgray.distributed.placement import place_engines, place_scorers, place_training, place_trainings, place_workers
 from xgray.errors import InputError
 
 HEAD, WORKER, GPU = (0, 0), (16, 0), (8, 1)
@@ -92,6 +92,41 @@ def test_a_gpu_that_was_lost_or_may_be_started_is_waited_for(capacity, caplog):
     assert place_engines(capacity, generate(), None) == (1, {"num_cpus": 1, "num_gpus": 1})
     assert place_workers(capacity, "probe") == (1, {"num_cpus": 1, "num_gpus": 1})
     assert "1 workers of 1 CPU and 1 GPU wanted, and there is room for 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "number", "execution", "expected"),
+    [
+        ([(2, 0)], 1, {}, [(0, 2)]),
+        ([(2, 0)], 4, {}, [(0, 1)] * 4),
+        ([(2, 0)], 3, {}, [(0, 1), (0, 1), (0, 2)]),  # the third runs when both are done
+        ([(64, 0)], 6, {}, [(0, 10)] * 6),
+        ([(4, 0)], 6, {}, [(0, 1)] * 4 + [(0, 2)] * 2),
+        ([(8, 0), (8, 0)], 3, {}, [(0, 4)] * 3),
+        ([(4, 0)], 3, {"num_workers": 2}, [(0, 1), (0, 1), (0, 2)]),
+        ([(8, 0)], 3, {"cpus_per_worker": 4}, [(0, 4)] * 3),
+        ([(8, 1)], 2, {}, [(0.5, 4)] * 2),
+        ([(8, 1)], 6, {}, [(0.3333, 2)] * 6),  # three at a time, as the memory allows
+        ([(16, 4)], 4, {}, [(1, 4)] * 4),
+        ([(16, 4)], 6, {}, [(0.5, 2)] * 6),
+        ([(16, 4)], 6, {"num_workers": 4, "strategy": "zero3"}, [(1, 4)] * 6),  # one at a time
+        ([(8, 1)], 2, {"use_gpu": False}, [(0, 4)] * 2),
+    ],
+)
+def test_trainings_side_by_side_share_the_cores_and_the_gpus(shapes, number, execution, expected):
+    executions = [TrainExecution(**execution)] * number
+    assert place_trainings(capacity_of(*shapes), executions, num_per_gpu=3) == expected
+
+
+def test_trainings_side_by_side_never_take_more_than_there_is():
+    for cores in range(1, 9):
+        for number in range(1, 13):
+            cpus = [share.cpus for share in place_trainings(capacity_of((cores, 0)), [TrainExecution()] * number)]
+            num_at_once = min(number, cores)
+            num_last = number % num_at_once
+            assert sum(cpus[:num_at_once]) <= cores
+            assert sum(cpus[number - num_last :]) <= cores
+            assert min(cpus) >= 1
 
 
 def test_a_replaced_node_counts_once():

@@ -21,7 +21,7 @@ from xgray.data.scored_texts import source_fingerprint, source_name
 from xgray.distributed.cluster import check_shared, cluster_capacity, connect
 from xgray.distributed.placement import place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, MEASURING, STEPS, Phase
-from xgray.distributed.training import CHECKPOINTS, Interrupted, Worker, run_task
+from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.load import load_config, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
@@ -193,11 +193,11 @@ def _run(
         on_progress("Ray: started", 1, 1)
         interrupts.listen()  # Ray has replaced the handler of SIGTERM.
         check_shared(place.folder)
-        placement = place_training(cluster_capacity(), section.execution, "execution.num_workers")
+        slot = TrainingSlot(place_training(cluster_capacity(), section.execution, "execution.num_workers"))
         task = ScorerTask(path, section, fingerprints)
         try:
             report, interrupted = run_task(
-                task, section.execution, place.folder, placement, _phase_reporter(place, on_progress)
+                task, section.execution, place.folder, slot, _phase_reporter(place, on_progress)
             )
         finally:
             _report_steps(place, on_progress)

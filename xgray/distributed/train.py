@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import Model, Train
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.placement import place_training
-from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, Phase
-from xgray.distributed.training import CHECKPOINTS, Interrupted, Worker, run_task
+from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, WAITING, Phase
+from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.cache import cache_folder
 from xgray.models.load import load_tokenizer
@@ -93,18 +94,21 @@ def run_training(
     output: Folder,
     *,
     reference_fingerprint: str,
+    slot: TrainingSlot | None = None,
     on_phase: Callable[[Phase], None] = lambda phase: None,
 ) -> StageResult:
     """Tune ``model`` on ``pairs``, or resume what an earlier call with the same arguments left in ``output``.
 
     Leaves ``metrics.jsonl``, ``merged/`` and, for an adapter, ``adapter/``: the best checkpoint by validation loss, or
     the last one if nothing is held out. Ray must be up. After a ``KeyboardInterrupt``, which the command line also
-    raises at SIGTERM, the workers have ``GRACE_SECONDS`` to save the step in flight; a second one does not wait.
+    raises at SIGTERM, or when ``slot.stop`` is set, the workers have ``GRACE_SECONDS`` to save the step in flight; a
+    second interrupt does not wait.
 
     Args:
         seed: of the split, the order and the adapter's start.
         output: a folder that all nodes mount under the same path, or any URI.
         reference_fingerprint: of the model's weights, see :func:`xgray.models.source.model_fingerprint`.
+        slot: the training's place on the cluster; by default it has the cluster for itself.
         on_phase: called once a second with each phase that has begun since the workers started, mostly in a thread.
 
     Raises:
@@ -114,12 +118,12 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_mapping(RESULT))
-    placement = place_training(cluster_capacity(), section.execution)
-    check_feasible(section, placement[0])
+    slot = slot or TrainingSlot(place_training(cluster_capacity(), section.execution))
+    check_feasible(section, slot.share.gpus > 0)
     base = _base_model(model)
     cache = ReferenceCache.of(section, reference_fingerprint, str(cache_folder()))
     task = PreferenceTask(base, model.revision, section, pairs, seed, cache)
-    report, interrupted = run_task(task, section.execution, output, placement, on_phase)
+    report, interrupted = run_task(task, section.execution, output, slot, on_phase)
     result = StageResult(
         report["counts"], report["measured"], device=report["device"], seconds=time.perf_counter() - began
     )
@@ -171,14 +175,15 @@ def _run_trainer(
         on_first_step=lambda: report_phase(STEPS),
     )
     checkpointing = CheckpointReport(worker.save, worker.is_stop_requested, worker.is_node_leaving)
-    trainer = build_trainer(
-        StartingModel(task.model, task.revision, tokenizer),
-        task.section,
-        prepared,
-        TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
-        task.seed,
-        callbacks=[phases, checkpointing],
-    )
+    with _reference_turn(worker, task, prepared):
+        trainer = build_trainer(
+            StartingModel(task.model, task.revision, tokenizer),
+            task.section,
+            prepared,
+            TrainerFiles(task.cache, worker.scratch / "work", worker.metrics.path),
+            task.seed,
+            callbacks=[phases, checkpointing],
+        )
     counts = trainer.num_reference_computed, trainer.num_reference_reused
     trainer.train(resume_from_checkpoint=str(worker.checkpoints.path(newest.name, worker.scratch)) if newest else None)
     if checkpointing.interrupted:
@@ -186,6 +191,36 @@ def _run_trainer(
     del trainer
     leave_deepspeed()
     return counts
+
+
+@contextmanager
+def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPairs) -> Iterator[None]:
+    """Wait while a training beside this one computes the reference; every worker calls this.
+
+    Raises:
+        Interrupted: the training was stopped on request.
+    """
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from xgray.train.reference_turn import reference_turn
+
+    def while_waiting() -> None:
+        worker.report_phase(WAITING)
+        if worker.is_stop_requested():
+            raise Interrupted
+
+    with ExitStack() as turn:
+        is_stopped = False
+        if worker.rank == 0:
+            try:
+                turn.enter_context(reference_turn(task.cache, [*prepared.train, *prepared.validation], while_waiting))
+            except Interrupted:
+                is_stopped = True
+        if task.section.execution.num_workers > 1:
+            is_stopped = broadcast_from_rank_zero(is_stopped)
+        if is_stopped:
+            raise Interrupted
+        yield
 
 
 def _export(worker: Worker, task: PreferenceTask) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from xgray.errors import XgrayError
 
 STARTING = "starting the workers"
 LOADING = "loading the model"
+WAITING = "waiting for the reference"
 REFERENCE = "reference"
 STEPS = "steps"
 EXPORTING = "exporting the weights"

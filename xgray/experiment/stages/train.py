@@ -6,13 +6,20 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model
 from xgray.experiment.plan import Plan, PlannedStage
+from xgray.experiment.side_by_side import Job, failure, run_side_by_side
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
 from xgray.runs.training_progress import read_training_steps
+
+if TYPE_CHECKING:
+    from xgray.distributed.placement import WorkerShare
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -42,8 +49,11 @@ def _is_bloom(model: Model) -> bool:
     return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
-def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future[None] | None = None) -> StageResult:
     """Train one variant, or resume its training from the last checkpoint.
+
+    Args:
+        stop: set when the training is to save its step and stop; needed where it runs in a thread of its own.
 
     Raises:
         InputError: the pairs, the model or the section cannot be trained with.
@@ -52,8 +62,10 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     from xgray.data.pairs import read_pairs
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
+    from xgray.distributed.training import TrainingSlot
 
     experiment = plan.experiment
+    slot = TrainingSlot(shares(plan)[planned.label], planned.label, stop or Future())
     variant = experiment.variant(planned.model or "")
     section = experiment.train_section(variant)
 
@@ -72,10 +84,48 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
             experiment.training_seed(variant),
             planned.folder,
             reference_fingerprint=planned.payload["inputs"]["model"],
+            slot=slot,
             on_phase=report,
         )
     finally:
         _report_steps(planned, on_progress)
+
+
+def shares(plan: Plan) -> dict[str, WorkerShare]:
+    """Return what each worker of each of the plan's trainings takes, by label. Ray must be up.
+
+    Raises:
+        InputError: the cluster can never hold one of them.
+    """
+    from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.placement import place_trainings
+
+    labels, experiment = [stage.label for stage in plan.by_model("train").values()], plan.experiment
+    executions = [experiment.train_section(experiment.variant(name)).execution for name in plan.by_model("train")]
+    return dict(zip(labels, place_trainings(cluster_capacity(), executions), strict=True))
+
+
+def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
+    """Train several variants, as many at a time as fit on the cluster. Ray must be up.
+
+    Args:
+        run_one: runs a stage and writes its manifest, in a thread, until its future is set.
+
+    Raises:
+        XgrayError: trainings failed, when the others have come to their end.
+    """
+    from xgray.distributed.cluster import cluster_capacity
+
+    experiment, placed, nodes = plan.experiment, shares(plan), cluster_capacity().expected
+    jobs = []
+    for stage in planned:
+        num_workers = experiment.train_section(experiment.variant(stage.model or "")).execution.num_workers
+        share = placed[stage.label]
+        run_stage = partial(run_one, stage)
+        jobs.append(Job(stage.label, num_workers * share.cpus, num_workers * share.gpus, run_stage))
+    num_cpus, num_gpus = (sum(shape[index] * count for shape, count in nodes.items()) for index in (0, 1))
+    if failed := run_side_by_side(jobs, num_cpus, num_gpus):
+        raise failure(failed, len(planned))
 
 
 def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:
