@@ -48,14 +48,15 @@ class PointFiles(RunFiles):
         metrics = self.trainings.metrics
         models = {name: each for name, each in metrics["models"].items() if name not in self.point_of}
         comparisons = {name: each for name, each in metrics["comparisons"].items() if name not in self.point_of}
-        consistency = metrics.get("consistency")
         compared = {name: point["comparison"] for name, point in self.points.items() if "comparison" in point}
-        return {
+        shown: EvaluateMetrics = {
             **metrics,
             "models": {**models, **cast("dict[str, ModelMetrics]", self.points)},
             "comparisons": {**comparisons, **compared},
-            **({"consistency": self._consistency(consistency)} if consistency else {}),
         }
+        if "consistency" in metrics:
+            shown["consistency"] = self._consistency(metrics["consistency"])
+        return shown
 
     def _consistency(self, consistency: LanguageConsistency) -> LanguageConsistency:
         of_models, compared = consistency["models"], consistency["comparisons"]
