@@ -332,7 +332,7 @@ def seed_tables(sizes: Sequence[int], repetitions: int) -> Iterator[str]:
     for measure, translations in chosen:
         for num_seeds in SEEDS:
             for num in sizes:
-                few = _fewer(repetitions // (5 if translations else 1), num)
+                few = repetitions // (5 if translations else 1)
                 cells = [
                     " ".join(map(_number, over_seeds(measure, num, Trainings(num_seeds, shift), few, translations)))
                     for shift in SHIFTS
