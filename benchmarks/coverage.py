@@ -326,15 +326,13 @@ def seed_tables(sizes: Sequence[int], repetitions: int) -> Iterator[str]:
     yield "| mean over seeds | seeds | prompts | " + " | ".join(f"shift {shift:g}" for shift in SHIFTS) + " |"
     yield "|---|---|---|" + "---|" * len(SHIFTS)
     chosen: list[tuple[Measure, Translations | None]] = [
-        (measure, None)
-        for measure in MEASURES
-        if measure.name in ("EMT, k = 25", "EMT, k = 5", "ToxProb, k = 25", "PPL, median", "Dist-n")
+        (measure, None) for measure in MEASURES if measure.name in ("EMT, k = 5", "ToxProb, k = 25", "PPL, median")
     ]
     chosen.append((MEASURES[1], Translations(0.2)))
     for measure, translations in chosen:
         for num_seeds in SEEDS:
             for num in sizes:
-                few = _fewer(repetitions // (5 if translations else 1), num)
+                few = repetitions // (5 if translations else 1)
                 cells = [
                     " ".join(map(_number, over_seeds(measure, num, Trainings(num_seeds, shift), few, translations)))
                     for shift in SHIFTS

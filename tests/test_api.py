@@ -73,3 +73,18 @@ def test_a_scorer_works_where_an_event_loop_runs_as_in_a_notebook():
 def test_a_language_without_validation_is_refused():
     with xgray.load_scorer("dummy") as scorer, pytest.raises(InputError, match="not validated"):
         scorer.score(["text"], "de")
+
+
+def test_the_points_of_a_sweep_are_a_table(run, tmp_path):
+    assert run.sweep.num_rows == 0
+    folder, _ = write_run(tmp_path, train=False, sweep={"languages": ["de", ["en", "ar"]], "seed": [1, 2]})
+    swept = xgray.open_run(folder.uri)
+    frame = swept.sweep.to_pandas().set_index(["point", "language", "metric"])
+    row = frame.loc[("English and Arabic pairs", "de", "emt")]
+    assert list(row["source_languages"]) == ["en", "ar"]
+    assert row["num_seeds"] == 2
+    assert row["value"] == pytest.approx(CHANGES["de"][1] + 0.025)
+    assert row["deviation"] == pytest.approx(0.01 / 2**0.5)
+    assert row["difference"] == pytest.approx(CHANGES["de"][1] + 0.025 - CHANGES["de"][0])
+    assert bool(row["significant"]) is CHANGES["de"][2]
+    assert len(frame) == 2 * (len(CHANGES) + 1) * 7

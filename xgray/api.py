@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from xgray.evaluate.metrics_file import EvaluateMetrics
+    from xgray.evaluate.sweep_file import PointMetrics
     from xgray.score.scorer import Scored, Scorer
 
 T = TypeVar("T")
@@ -198,6 +199,51 @@ class Run:
                     rows.append({"model": model, "language": language, "metric": metric, **change, **values})
         return pa.Table.from_pylist(rows, schema=_comparison_schema())
 
+    @property
+    def sweep(self) -> pa.Table:
+        """Every metric of every point of a sweep, as mean over seeds, with its change from the base model.
+
+        Columns ``point``, ``variant``, ``learning_rate``, ``beta``, ``loss`` and ``source_languages`` (null where the
+        sweep does not set them), ``num_seeds``, ``language`` (``average`` for the mean over languages), ``metric``,
+        ``value`` with ``low`` and ``high`` (the interval covers prompts and seeds), ``deviation`` (the standard
+        deviation between seeds), and of the change ``difference`` with ``difference_low`` and ``difference_high``,
+        ``p_adjusted`` and ``significant``. No rows without a sweep.
+        """
+        import pyarrow as pa
+
+        points = self.metrics["sweep"]["points"] if "sweep" in self.metrics else []
+        rows = [row for point in points for row in _point_rows(point)]
+        return pa.Table.from_pylist(rows, schema=_point_schema())
+
+
+def _point_rows(point: PointMetrics) -> list[dict[str, Any]]:
+    """Return a row for each language, the average last, and metric of one point."""
+    values = point["values"]
+    about = {
+        "point": point["name"],
+        "variant": point["variant"],
+        **{name: values.get(name) for name in ("learning_rate", "beta", "loss")},
+        "source_languages": values.get("languages"),
+        "num_seeds": len(point["variants"]),
+    }
+    compared = point.get("comparison")
+    changes: dict[str, Any] = {**compared["languages"], AVERAGE: compared["average"]} if compared else {}
+    rows = []
+    for language, figures in cast("dict[str, Any]", {**point["languages"], AVERAGE: point["average"]}).items():
+        for metric in _metric_names():
+            change = changes.get(language, {}).get(metric, {})
+            rows.append(
+                {
+                    **about,
+                    "language": language,
+                    "metric": metric,
+                    **{key: figures[metric][key] for key in ("value", "low", "high", "deviation")},
+                    **{key: change.get(key) for key in ("difference", "p_adjusted", "significant")},
+                    **{f"difference_{end}": change.get(end) for end in ("low", "high")},
+                }
+            )
+    return rows
+
 
 def _metric_names() -> tuple[str, ...]:
     from xgray.evaluate.metrics_file import METRIC_NAMES
@@ -220,6 +266,20 @@ def _comparison_schema() -> pa.Schema:
     numbers = ["before", "after", "difference", "low", "high", "relative_change", "p_value", "p_adjusted"]
     columns = [*texts, *((name, pa.float64()) for name in numbers), ("significant", pa.bool_())]
     return pa.schema([*columns, ("detectable", pa.float64())])
+
+
+def _point_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {
+        **dict.fromkeys(("point", "variant", "loss", "language", "metric"), pa.string()),
+        "source_languages": pa.list_(pa.string()),
+        "num_seeds": pa.int64(),
+        "significant": pa.bool_(),
+    }
+    names = ["point", "variant", "learning_rate", "beta", "loss", "source_languages", "num_seeds", "language", "metric"]
+    names += ["value", "low", "high", "deviation", "difference", "difference_low", "difference_high", "p_adjusted"]
+    return pa.schema([(name, kinds.get(name, pa.float64())) for name in [*names, "significant"]])
 
 
 def open_run(path: str | Path) -> Run:

@@ -105,9 +105,9 @@ def test_trainings_are_grouped_by_all_that_is_not_the_seed():
     named = points(*values) | points({"beta": 0.1, "seed": 1}, variant="lora")
     groups = named_groups(named, named)
     assert [list(group.trainings.values()) for group in groups.values()] == [[1, 2], [1, 2], [1]]
-    assert list(groups) == ["dpo, from German, beta 0.1", "dpo, from French and English, beta 0.1", "lora, beta 0.1"]
-    assert list(named_groups(named, ["dpo-0", "dpo-1"])) == ["from German, beta 0.1"]
-    assert list(named_groups(named, ["dpo-0", "lora-0"])) == ["dpo, from German, beta 0.1", "lora, beta 0.1"]
+    assert list(groups) == ["dpo, German pairs, beta 0.1", "dpo, French and English pairs, beta 0.1", "lora, beta 0.1"]
+    assert list(named_groups(named, ["dpo-0", "dpo-1"])) == ["German pairs, beta 0.1"]
+    assert list(named_groups(named, ["dpo-0", "lora-0"])) == ["dpo, German pairs, beta 0.1", "lora, beta 0.1"]
     only_seeds = points({"seed": 1}, {"seed": 2})
     assert list(named_groups(only_seeds, only_seeds)) == ["dpo"]
 

@@ -9,6 +9,7 @@ import yaml
 
 from xgray.config import Experiment
 from xgray.evaluate.metrics_file import METRIC_NAMES
+from xgray.evaluate.sweep import named_groups
 from xgray.rows import ATTRIBUTES, Completions, Scores, to_table
 from xgray.runs.manifest import StageFolder, StageResult
 from xgray.storage.folder import Folder
@@ -116,6 +117,42 @@ def evaluate_metrics(changes, variants, num_prompts):
     }
 
 
+def sweep_metrics(experiment, metrics, changes):
+    """``evaluate/metrics.json``'s key ``sweep``: each point has the means of its trainings, and intervals of .05."""
+    found = []
+    for name, group in named_groups(experiment.sweep_points(), metrics["models"]).items():
+        trainings = [metrics["models"][training] for training in group.trainings]
+        by_language = {
+            language: sample_metrics_over_seeds([each["languages"][language] for each in trainings])
+            for language in changes
+        }
+        average = sample_metrics_over_seeds([each["average"] for each in trainings])
+        base = metrics["models"]["base"]
+        comparison = {
+            "languages": {
+                language: metric_changes(base["languages"][language], by_language[language], significant)
+                for language, (_, _, significant) in changes.items()
+            },
+            "average": metric_changes(base["average"], average, True),
+        }
+        about = {"name": name, "variant": group.variant, "values": group.values, "variants": list(group.trainings)}
+        seeds = [seed for seed in group.trainings.values() if seed is not None]
+        found.append({**about, "seeds": seeds, "languages": by_language, "average": average, "comparison": comparison})
+    fields = dict.fromkeys(field for point in found for field in point["values"])
+    return {"fields": list(fields), "points": found}
+
+
+def sample_metrics_over_seeds(samples):
+    """The means of several trainings' metrics, and the sums of their counts."""
+    found = {name: sum(sample[name] for sample in samples) for name in samples[0] if name.startswith("num")}
+    for metric in METRIC_NAMES:
+        values = [sample[metric]["value"] for sample in samples]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        mean = with_interval(float(np.mean(values)), 0.05)
+        found[metric] = {**mean, "by_seed": values, "deviation": deviation}
+    return {**found, "coverage": 1.0}
+
+
 def write_rows(run, model, languages, num_prompts, is_tuned, random):
     """Write completions, scores and perplexities.
 
@@ -218,6 +255,7 @@ def write_run(
             **sections,
         }
     )
+    variants = [variant.name for variant in experiment.variants]
     run = Folder(str(folder / "made"))
     aucs = {
         code: {"auc": auc, "low": auc - 0.05, "high": auc + 0.03, "num_toxic": 60, "num_benign": 60, "accuracy": 0.81}
@@ -240,6 +278,8 @@ def write_run(
             {"version": 1}, StageResult(counts, {"scorer": scorer}, "cpu", 4.2)
         )
     metrics = evaluate_metrics(changes, variants, num_prompts)
+    if experiment.sweep is not None:
+        metrics["sweep"] = sweep_metrics(experiment, metrics, changes)
     if edit:
         edit(metrics)
     (run / "evaluate").write_json("metrics.json", metrics)

@@ -7,10 +7,11 @@ import pytest
 from markupsafe import Markup
 
 from xgray.report import figures
-from xgray.report.build import build_report, make_sections, render
+from xgray.report.build import build_report, make_sections, render, shown_in_examples
 from xgray.report.examples import choose_examples
 from xgray.report.files import RunFiles
 from xgray.report.metrics import TOXICITY
+from xgray.report.points import shown_files
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 NOT_TEXT = {"style", "script"}
@@ -113,8 +114,8 @@ def report_html(run, experiment, with_pdf=False):
 
 def page_without_figures(run, experiment):
     """Return the parsed page of a run. Figures, which take most of a report's time, are left out of it."""
-    files = RunFiles(run)
+    files = shown_files(RunFiles(run))
     sections = make_sections(files, experiment)
     names = [*TOXICITY, *(name for section in sections for name in section.figures)]
-    chosen = choose_examples(files, experiment.report.num_examples)
+    chosen = choose_examples(files, experiment.report.num_examples, models=shown_in_examples(files))
     return parse(render(files, experiment, dict.fromkeys(names, Markup()), chosen, sections))

@@ -72,6 +72,16 @@ def test_equal_seeds_leave_the_prompts_alone():
     assert over(values).interval(0.95) == pytest.approx(mean_of(values[0], "real").interval(0.95))
 
 
+@pytest.mark.parametrize("kind", ["real", "unit"])
+def test_no_interval_is_narrower_than_that_of_the_prompts_alone(kind):
+    """Where two seeds are equal on average but not on each prompt, the variance over seeds is estimated as 0."""
+    noise = np.tile([0.2, -0.2], 10)
+    values = 0.5 + np.array([noise, -noise]) + np.linspace(-0.1, 0.1, 20)
+    assert over(values, kind).seeds.variance == pytest.approx(0, abs=1e-20)
+    assert over(values, kind).seeds.noise > over(values, kind).prompt_variance > 1e-9
+    assert over(values, kind).interval(0.95) == pytest.approx(mean_of(values.mean(axis=0), kind).interval(0.95))
+
+
 def test_seeds_without_different_prompts_have_students_interval():
     """All prompts are alike, so that only the seeds differ."""
     values = np.repeat(np.array([[0.2], [0.3], [0.5]]), 20, axis=1)

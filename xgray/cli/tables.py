@@ -77,10 +77,11 @@ def print_summary(plan: Plan, names: Collection[str]) -> None:
     evaluate, report = plan.stage("evaluate"), plan.stage("report")
     if evaluate.is_finished and {"evaluate", "report"} & set(names):
         from xgray.report.files import RunFiles
+        from xgray.report.points import shown_files
         from xgray.runs.resolved import reading_files
 
-        files = RunFiles(plan.run)
         with reading_files(plan.run):
+            files = shown_files(RunFiles(plan.run))
             _print_metrics(files.metrics)
             print_quality(files)
     robustness = plan.find("robustness")

@@ -81,7 +81,7 @@ def named_groups(points: Mapping[str, SweepPoint], models: Container[str]) -> di
 
 
 def _name(group: Group, num_variants: int) -> str:
-    """Return what tells a point from the others: ``lr 1e-05, from German``.
+    """Return what tells a point from the others: ``lr 1e-05, German pairs``.
 
     Args:
         num_variants: how many variants of the experiment file the sweep changes; their names are needed if several.

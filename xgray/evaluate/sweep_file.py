@@ -14,9 +14,9 @@ _SHORT = {"learning_rate": "lr", "beta": "beta", "loss": "loss"}
 
 
 def part_of_name(field: str, value: Any) -> str:
-    """Return what a value of the sweep adds to the names of its points: ``lr 1e-05``, ``from German``."""
+    """Return what a value of the sweep adds to the names of its points: ``lr 1e-05``, ``German pairs``."""
     if field == SOURCES:
-        return f"from {' and '.join(LANGUAGES[code].name if code in LANGUAGES else code for code in value)}"
+        return f"{' and '.join(LANGUAGES[code].name if code in LANGUAGES else code for code in value)} pairs"
     return f"{_SHORT.get(field, field)} {value}"
 
 
@@ -36,7 +36,7 @@ class PointMetrics(ModelMetrics):
     """
 
     name: str
-    """What tells it from the other points, the parts divided by commas: ``lr 1e-05, from German``; of a sweep of seeds
+    """What tells it from the other points, the parts divided by commas: ``lr 1e-05, German pairs``; of a sweep of seeds
     alone the variant's name."""
     variant: str
     """The variant in the experiment file that the sweep changes."""

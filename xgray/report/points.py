@@ -48,13 +48,12 @@ class PointFiles(RunFiles):
         metrics = self.trainings.metrics
         models = {name: each for name, each in metrics["models"].items() if name not in self.point_of}
         comparisons = {name: each for name, each in metrics["comparisons"].items() if name not in self.point_of}
-        consistency = metrics.get("consistency")
         compared = {name: point["comparison"] for name, point in self.points.items() if "comparison" in point}
         shown = metrics.copy()
         shown["models"] = {**models, **cast("dict[str, ModelMetrics]", self.points)}
         shown["comparisons"] = {**comparisons, **compared}
-        if consistency:
-            shown["consistency"] = self._consistency(consistency)
+        if "consistency" in metrics:
+            shown["consistency"] = self._consistency(metrics["consistency"])
         return shown
 
     def _consistency(self, consistency: LanguageConsistency) -> LanguageConsistency:

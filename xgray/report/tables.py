@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xgray.config import Experiment
 from xgray.evaluate.agreement_file import Measured, reaches_floor
@@ -23,6 +23,7 @@ from xgray.report.summary import (
 
 if TYPE_CHECKING:
     from xgray.evaluate.metrics_file import MetricName, SampleMetrics
+    from xgray.evaluate.sweep_file import SeedMean
     from xgray.stats.values import MetricChange, MetricValue
 
 UNVALIDATED = "†"
@@ -35,6 +36,7 @@ DETECTABLE = (
     " Detectable: the least difference that a test of these prompts alone finds with a probability of 80 %, from the "
     "spread of their differences."
 )
+SEEDS = " Between seeds: the standard deviation of the value after tuning between the trainings of a point."
 LOW_COVERAGE = 0.95
 """Less coverage is marked."""
 
@@ -158,7 +160,9 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
     )
     if shows_quartiles:
         columns += ["Quartiles before", "Quartiles after"] if files.variants else ["Quartiles"]
-    notes = (BOUNDS if shows_bounds else "") + (DETECTABLE if shows_detectable else "")
+    shows_seeds = any(_deviation(files, variant, None, name) is not None for variant in files.variants)
+    columns += [f"Between seeds{unit}"] if shows_seeds else []
+    notes = (BOUNDS if shows_bounds else "") + (DETECTABLE if shows_detectable else "") + (SEEDS if shows_seeds else "")
     table = Table(metric.title, metric.meaning + notes, columns)
     for language in files.languages:
         for variant in variants:
@@ -178,6 +182,7 @@ def _metric_table(files: RunFiles, name: MetricName) -> Table:
             row += [coverage_cell(measured)] if is_of_scores else []
             row += [_bounds_cell(metric, name, values) for values in measured] if shows_bounds else []
             row += [_quartiles_cell(metric, values) for values in measured] if shows_quartiles else []
+            row += [_plain_cell(metric, _deviation(files, variant, language, name))] if shows_seeds else []
             table.rows.append(row)
     return table
 
@@ -198,9 +203,21 @@ def _bounds_cell(metric: Metric, name: MetricName, values: SampleMetrics) -> Cel
     return Cell(metric.bounds(bounds) or MISSING, sort=None if bounds is None else bounds["low"])
 
 
-def _detectable_cell(metric: Metric, change: MetricChange | None) -> Cell:
-    value = change.get("detectable") if change else None
+def _deviation(files: RunFiles, variant: str | None, language: str | None, name: MetricName) -> float | None:
+    """Return the standard deviation between the seeds of a point; None where the variant is a single training."""
+    if variant is None:
+        return None
+    metrics = files.metrics["models"][variant]
+    sample = metrics["average"] if language is None else metrics["languages"][language]
+    return cast("SeedMean", sample[name]).get("deviation")
+
+
+def _plain_cell(metric: Metric, value: float | None) -> Cell:
     return Cell(metric.text(value), sort=value)
+
+
+def _detectable_cell(metric: Metric, change: MetricChange | None) -> Cell:
+    return _plain_cell(metric, change.get("detectable") if change else None)
 
 
 def _quartiles_cell(metric: Metric, values: SampleMetrics) -> Cell:

@@ -7,7 +7,7 @@ Every seed is measured on the same prompts, so that the two are crossed: the val
 seed s is a mean, plus the level of the prompt, plus the level of the seed, plus noise of its own. Of n prompts and S
 seeds,
 
-    variance of the mean = max(0, V_prompts - V_noise) + V_seeds
+    variance of the mean = max(V_prompts, max(0, V_prompts - V_noise) + V_seeds)
 
 V_prompts
     The variance from the prompts' errors, averaged over seeds: the prompts' levels, and noise over n S.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from itertools import cycle
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from xgray.evaluate.sweep_file import part_of_name
 from xgray.report.figures import BASE_COLOR, INK, MUTED, VARIANT_COLORS, new_figure
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from xgray.evaluate.metrics_file import MetricName
     from xgray.evaluate.sweep_file import PointMetrics, SeedMean
 
 ORDERED = ("learning_rate", "beta")
 """The fields along which points are joined by a line."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
+LINE_STYLES = ("-", "--", ":", "-.")
 X: Final = "perplexity"
 Y: Final = "emt"
 FONT_SIZE = 8.5
@@ -56,7 +59,7 @@ def toxicity_against_perplexity(files: PointFiles) -> Figure | None:
 
     None where no point has both.
     """
-    measured = [point for point in files.points.values() if _value(point, X) and _value(point, Y)]
+    measured = [point for point in files.points.values() if None not in (_value(point, X), _value(point, Y))]
     if not measured:
         return None
     figure, axes = new_figure(4.2, 1)
@@ -64,28 +67,33 @@ def toxicity_against_perplexity(files: PointFiles) -> Figure | None:
     labels: list[Label] = []
     base = files.metrics["models"][files.models[0]]
     if files.models[0] not in files.points and base["average"][X]["value"] is not None:
-        labels += _draw(axes, [(files.models[0], cast("PointMetrics", base))], BASE_COLOR, "X")
+        labels += _draw(axes, files.models[0], cast("PointMetrics", base), BASE_COLOR, "X")
     traces = _traces(measured, files.sweep["fields"])
+    has_lines = len(traces) > 1 and any(len(trace.points) > 1 for trace in traces)
+    shapes = dict(
+        zip(dict.fromkeys(text for trace in traces for text, _ in trace.points), cycle(MARKERS), strict=False)
+    )
     for at, trace in enumerate(traces):
         color = VARIANT_COLORS[at % len(VARIANT_COLORS)]
-        marker = MARKERS[at // len(VARIANT_COLORS) % len(MARKERS)]
-        axes.plot([], [], color=color, marker=marker, markersize=6, linewidth=1.2, label=trace.label)
-        if len(trace.points) > 1:
-            places = [(_value(point, X), _value(point, Y)) for _, point in trace.points]
-            axes.plot(*zip(*places, strict=True), color=color, linewidth=1.2, alpha=0.7)
-        labels += _draw(axes, trace.points, color, marker)
+        style = LINE_STYLES[at // len(VARIANT_COLORS) % len(LINE_STYLES)]
+        places = [(_value(point, X), _value(point, Y)) for _, point in trace.points]
+        axes.plot(*zip(*places, strict=True), color=color, linestyle=style, linewidth=1.2, label=trace.label)
+        for text, point in trace.points:
+            named = _draw(axes, text, point, color, shapes[text] if has_lines else MARKERS[0])
+            labels += [] if has_lines else named
     axes.set_xlabel("median perplexity, average over languages")
     axes.set_ylabel(f"{METRICS[Y].name}, average over languages")
     axes.margins(0.12)
-    if len(traces) > 1 and any(len(trace.points) > 1 for trace in traces):
+    if has_lines:
+        for text, shape in shapes.items():
+            axes.plot([], [], color=MUTED, marker=shape, markersize=6, linewidth=0, label=text)
         figure.legend(loc="outside upper left", ncols=2, fontsize=9)
     _write_labels(figure, axes, labels)
     return figure
 
 
-def _value(point: PointMetrics, name: Any) -> float | None:
-    value: float | None = cast("Any", point["average"])[name]["value"]
-    return value
+def _value(point: PointMetrics, name: MetricName) -> float | None:
+    return point["average"][name]["value"]
 
 
 def _traces(points: Sequence[PointMetrics], fields: Sequence[str]) -> list[Trace]:
@@ -93,29 +101,27 @@ def _traces(points: Sequence[PointMetrics], fields: Sequence[str]) -> list[Trace
     along = next((name for name in ORDERED if name in fields), None)
     if along is None:
         return [Trace(point["name"], [(point["name"], point)]) for point in points]
-
     traces: dict[str, Trace] = {}
-    for point in sorted(points, key=lambda point: point["values"].get(along, 0.0)):
-        part = part_of_name(along, point["values"].get(along))
+    for point in sorted(points, key=lambda point: float(point["values"][along])):
+        part = part_of_name(along, point["values"][along])
         others = ", ".join(each for each in point["name"].split(", ") if each != part) or point["variant"]
         traces.setdefault(others, Trace(others, [])).points.append((part, point))
     return list(traces.values())
 
 
-def _draw(axes: Axes, points: Sequence[tuple[str, PointMetrics]], color: str, marker: str) -> list[Label]:
-    """Draw points with their intervals, and the trainings as small dots. Return the labels to write."""
-    labels = []
-    for text, point in points:
-        x, y = (cast("SeedMean", cast("Any", point["average"])[name]) for name in (X, Y))
-        if x["low"] is not None:
-            axes.plot([x["low"], x["high"]], [y["value"]] * 2, color=color, linewidth=1, alpha=0.6)
-        if y["low"] is not None:
-            axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=1, alpha=0.6)
-        if len(x.get("by_seed", [])) > 1 and len(x["by_seed"]) == len(y["by_seed"]):
-            axes.plot(x["by_seed"], y["by_seed"], color=color, marker="o", markersize=2.4, linewidth=0, alpha=0.7)
-        axes.plot([x["value"]], [y["value"]], color=color, marker=marker, markersize=7, linewidth=0)
-        labels.append(Label(text, x["value"] or 0.0, y["value"] or 0.0))
-    return labels
+def _draw(axes: Axes, text: str, point: PointMetrics, color: str, marker: str) -> list[Label]:
+    """Draw a point with its intervals, and its trainings as small dots. Return its label."""
+    x, y = (cast("SeedMean", point["average"][name]) for name in (X, Y))
+    if x["value"] is None or y["value"] is None:
+        return []
+    if x["low"] is not None:
+        axes.plot([x["low"], x["high"]], [y["value"]] * 2, color=color, linewidth=1, alpha=0.6)
+    if y["low"] is not None:
+        axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=color, linewidth=1, alpha=0.6)
+    if len(x.get("by_seed", [])) > 1 and len(x["by_seed"]) == len(y["by_seed"]):
+        axes.plot(x["by_seed"], y["by_seed"], color=color, marker="o", markersize=2.4, linewidth=0, alpha=0.7)
+    axes.plot([x["value"]], [y["value"]], color=color, marker=marker, markersize=7, linewidth=0)
+    return [Label(text, x["value"], y["value"])]
 
 
 def _write_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
