@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = ROOT / "constraints.txt", ROOT / "constraints-gpu.txt"
@@ -28,7 +29,9 @@ def test_what_the_package_asks_for_is_pinned_to_a_version_that_it_takes(file, ex
     asked = project["dependencies"] + project["optional-dependencies"][extra]
     versions = pins(file)
     for requirement in map(Requirement, asked):
-        assert requirement.specifier.contains(versions[requirement.name], prereleases=True), requirement
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)], prereleases=True), (
+            requirement
+        )
 
 
 def test_the_libraries_that_decide_results_are_the_same_on_both():

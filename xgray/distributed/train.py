@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Model, Train
 from xgray.distributed.cluster import cluster_capacity
-from xgray.distributed.placement import place_training
+from xgray.distributed.nodes import ClusterCapacity
+from xgray.distributed.placement import fit_training, place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, REFERENCE, STEPS, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, Worker, run_task
 from xgray.errors import InputError
@@ -27,7 +28,7 @@ from xgray.storage.checksums import move_with_checksums
 from xgray.storage.folder import Folder
 from xgray.train.checkpoints import Checkpoint
 from xgray.train.export import export
-from xgray.train.feasible import check_feasible
+from xgray.train.feasible import check_feasible, worker_share
 from xgray.train.metrics import summarize
 from xgray.train.pairs import PreparedPairs, prepare_pairs
 from xgray.train.reference import ReferenceCache
@@ -114,6 +115,7 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_mapping(RESULT))
+    section = fitted(section, cluster_capacity())
     placement = place_training(cluster_capacity(), section.execution)
     check_feasible(section, placement[0])
     base = _base_model(model)
@@ -128,6 +130,12 @@ def run_training(
     if interrupted:
         raise KeyboardInterrupt
     return result
+
+
+def fitted(section: Train, capacity: ClusterCapacity) -> Train:
+    """Return the section with as many workers as the cluster can hold and as can share an optimizer step evenly."""
+    execution = fit_training(capacity, section.execution, lambda number: worker_share(section, number) is not None)
+    return section.model_copy(update={"execution": execution})
 
 
 def _base_model(model: Model) -> str:

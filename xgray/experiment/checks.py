@@ -316,6 +316,7 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
     from xgray.distributed.placement import place_engines, place_training, place_workers
+    from xgray.distributed.train import fitted
     from xgray.train.feasible import check_feasible
 
     experiment, cluster = plan.experiment, cluster_capacity()
@@ -323,7 +324,7 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
     for stage in planned:
         uses = stage.stage.uses
         if "trainer" in uses:
-            section = experiment.train_section(experiment.variant(stage.model or ""))
+            section = fitted(experiment.train_section(experiment.variant(stage.model or "")), cluster)
             check_feasible(section, place_training(cluster, section.execution)[0])
         if "workers" in uses:
             settings = getattr(experiment, stage.stage.section or stage.name)
