@@ -49,13 +49,27 @@ def test_stated_rates_need_no_model(tmp_path, rates):
     assert not (tmp_path / "runs").exists(), "nothing is written"
 
 
+def test_without_rates_the_work_is_counted_and_a_kind_of_gpu_adds_hours_and_money(tmp_path):
+    quickstart = str(JOBS / "quickstart.yaml")
+    counted = xgray("plan", quickstart, cwd=tmp_path)
+    assert counted.returncode == 0, counted.stderr
+    assert "60 steps" in counted.stdout
+    assert "13,600" in counted.stdout
+    assert not any(word in counted.stdout.partition("\n- ")[0] for word in ("time", "GPU-hours", "stated"))
+    assert "--on 8xh100" in counted.stdout
+    estimated = xgray("plan", quickstart, "--on", "8xh100", "--json", cwd=tmp_path)
+    result = json.loads(estimated.stdout)
+    assert result["seconds"] > 60
+    assert result["money"] == pytest.approx(result["seconds"] / 3600 * 8 * 6.88), "the machine is paid for as a whole"
+    assert all("not measured" in line["source"] for line in result["lines"] if line["seconds"])
+
+
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
         ("generate: {tokens_per_secnd: 10}", "unknown key 'generate.tokens_per_secnd'; did you mean"),
         ("generate: {tokens_per_second: -1}", "generate.tokens_per_second: Input should be greater than 0 (got -1)"),
         ("price_per_gpu_hour: -2", "price_per_gpu_hour: Input should be greater than or equal to 0"),
-        ("{}", "train.seconds_per_step is missing"),
         ("- 1", "a rates file is a mapping"),
         ("a: [", "no valid YAML"),
     ],
@@ -71,7 +85,8 @@ def test_wrong_rates_are_named_in_one_line(tmp_path, text, fact):
 def test_wrong_calls_are_refused(tmp_path, rates):
     quickstart = str(JOBS / "quickstart.yaml")
     for arguments, fact in [
-        ([quickstart], "--rates FILE, or have them measured, --measure"),
+        ([quickstart, "--on", "8xv100"], "known are such as 8xa10g, 8xa100, 8xh100"),
+        ([quickstart, "--on", "8xh100", "--measure"], "--on: it replaces measuring"),
         ([quickstart, "--rates", "none.yaml"], "none.yaml: cannot read it"),
         ([quickstart, "--rates", rates, "--write-rates", "x.yaml"], "nothing to write without --measure"),
         ([str(JOBS / "mgpt.yaml"), "--rates", rates], "data/rtp_lx: no such file"),

@@ -1,15 +1,22 @@
 """Placement as arithmetic: what fits on a cluster now and at most, and how engines and scorers share its GPUs."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
 
-from xgray.config import Generate, Score, TrainExecution
+from xgray.config import Generate, Score, Train, TrainExecution
+from xgray.config.file import load_experiment
+from xgray.distributed.autoscaler import kuberay_limit, limit_of
 from xgray.distributed.gpu_sharing import GIB, GpuParts, lacks_gpus, share_memory
-from xgray.distributed.nodes import ClusterCapacity, cores_each, num_fitting, share_gpus
+from xgray.distributed.nodes import UNBOUNDED, ClusterCapacity, cores_each, num_fitting, share_gpus
 from xgray.distributed.placement import place_engines, place_scorers, place_training, place_trainings, place_workers
+from xgray.distributed.train import fitted
 from xgray.errors import InputError
 
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.stem for path in (ROOT / "xgray/embedded/experiments").glob("*.yaml"))
 HEAD, WORKER, GPU = (0, 0), (16, 0), (8, 1)
 
 
@@ -131,9 +138,65 @@ def test_an_engine_has_as_many_threads_as_the_node_with_most_cores_allows():
 )
 def test_a_gpu_that_was_lost_or_may_be_started_is_waited_for(capacity, caplog):
     assert place_training(capacity, TrainExecution()) == (True, 8)
-    assert place_engines(capacity, generate(), None) == (1, {"num_cpus": 1, "num_gpus": 1})
-    assert place_workers(capacity, "probe") == (1, {"num_cpus": 1, "num_gpus": 1})
-    assert "1 workers of 1 CPU and 1 GPU wanted, and there is room for 0" in caplog.text
+    possible = capacity.maximum[GPU]
+    assert place_engines(capacity, generate(), None) == (possible, {"num_cpus": 1, "num_gpus": 1})
+    assert place_workers(capacity, "probe") == (possible, {"num_cpus": 1, "num_gpus": 1})
+    assert f"{possible} workers of 1 CPU and 1 GPU wanted, and there is room for 0" in caplog.text
+
+
+def test_workers_beyond_todays_gpus_are_asked_of_the_autoscaler():
+    growing = capacity_of(HEAD, GPU, autoscaler_limit={GPU: 8})
+    assert place_training(growing, TrainExecution(num_workers=8)) == (True, 8)
+    assert place_workers(growing, "probe", 5)[0] == 5
+    assert place_engines(growing, generate(), score()) == (7, {"num_cpus": 1, "num_gpus": 1})
+    endless = capacity_of(HEAD, GPU, autoscaler_limit={GPU: UNBOUNDED})
+    assert place_workers(endless, "probe")[0] == 1, "no number follows from a limit that is none"
+    assert place_workers(endless, "probe", 5)[0] == 5
+
+
+def test_an_autoscalers_own_settings_say_how_far_it_may_go():
+    from ray.autoscaler._private.util import prepare_config
+
+    launcher, job = (yaml.safe_load((ROOT / name).read_text()) for name in ("cluster.yaml", "jobs/rayjob.yaml"))
+    expected = {(8, 1): 8, (16, 0): 4}
+    assert limit_of(prepare_config(launcher)) == expected
+    assert limit_of(prepare_config(launcher | {"max_workers": 3})) == {(8, 1): 3, (16, 0): 3}
+    cluster = {"metadata": {"name": "made", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    assert kuberay_limit(cluster) == expected
+    cluster["spec"]["enableInTreeAutoscaling"] = False
+    assert kuberay_limit(cluster) == {}
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "wanted", "used"), [(1, 2, 1), (8, 2, 2), (1, 8, 1), (3, 8, 2), (4, 3, 2), (0, 2, 2), (0, 8, 8)]
+)
+def test_a_training_is_run_by_as_many_workers_as_fit_and_can_share_its_batch(caplog, num_gpus, wanted, used):
+    """Of a batch of four that is accumulated twice; without GPUs by cores, of which there are 16."""
+    capacity, section = capacity_of((16, num_gpus)), Train(gradient_accumulation=2, execution={"num_workers": wanted})
+    execution = fitted(section, capacity).execution
+    assert execution.num_workers == used
+    assert place_training(capacity, execution)[0] == (num_gpus > 0)
+    assert [f"{wanted} workers are asked for and {used} used" in caplog.text] == [used < wanted]
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1, 8])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_experiment_that_ships_finds_room_on_no_gpu_on_one_and_on_eight(name, num_gpus):
+    capacity, experiment = capacity_of((16, num_gpus)), load_experiment(ROOT / "jobs" / f"{name}.yaml", {})
+    for variant in experiment.variants:
+        section = fitted(experiment.train_section(variant), capacity)
+        assert place_training(capacity, section.execution)[0] == (num_gpus > 0)
+    engines, _ = place_engines(capacity, experiment.generate, experiment.score)
+    scorers, _ = place_scorers(capacity, experiment.score, experiment.generate)
+    workers, _ = place_workers(capacity, "evaluate", experiment.evaluate.execution.num_workers)
+    assert min(engines, scorers, workers) >= 1
+    assert workers <= max(1, num_gpus) or not num_gpus
+
+
+def test_fewer_workers_than_asked_for_measure_and_say_so_once(caplog):
+    for _ in range(2):
+        assert place_workers(capacity_of((16, 1)), "activations", 3) == (1, {"num_gpus": 1, "num_cpus": 1})
+    assert caplog.text.count("activations.execution.num_workers: 3 workers are asked for and 1 used") == 1
 
 
 @pytest.mark.parametrize(
@@ -179,24 +242,19 @@ def test_trainings_side_by_side_never_take_more_than_there_is():
 
 def test_a_replaced_node_counts_once():
     assert place_workers(capacity_of(GPU, GPU, at_start=[GPU, GPU]), "probe")[0] == 2
-    assert place_workers(capacity_of(GPU, at_start=[GPU, GPU], autoscaler_limit={GPU: 8}), "probe")[0] == 2
+    assert place_workers(capacity_of(GPU, at_start=[GPU, GPU], autoscaler_limit={GPU: 8}), "probe")[0] == 8
 
 
 def test_a_cluster_scaled_down_to_its_head_still_gets_a_worker():
     assert place_workers(capacity_of(HEAD, at_start=[HEAD, WORKER]), "probe")[0] == 1
-    assert place_workers(capacity_of(HEAD, autoscaler_limit={WORKER: 4}), "probe")[0] == 1
-    with pytest.raises(InputError, match="evaluate: the cluster has no room for 1 workers of 1 CPU"):
+    assert place_workers(capacity_of(HEAD, autoscaler_limit={WORKER: 4}), "probe")[0] == 4
+    with pytest.raises(InputError, match="evaluate: the cluster has no room for a worker of 1 CPU"):
         place_workers(capacity_of(HEAD), "evaluate")
 
 
 def test_workers_that_can_never_fit_are_refused_with_the_field_and_the_resources():
     small = capacity_of((2, 0))
     assert place_workers(small, "probe", 2)[1]["num_cpus"] == 1
-    with pytest.raises(InputError, match=r"probe\.execution\.num_workers: .* no room for 3 workers of 1 CPU at once"):
-        place_workers(small, "probe", 3)
-    with pytest.raises(InputError, match=r"probe\.execution\.num_workers: .* 3 workers of 1 CPU and 1 GPU"):
-        place_workers(capacity_of(GPU, GPU), "probe", 3)
-    assert place_workers(capacity_of(GPU, GPU, autoscaler_limit={GPU: 3}), "probe", 3)[0] == 3
     with pytest.raises(InputError, match=r"train\.execution\.num_workers: .* 2 workers of 1 CPU and 1 GPU"):
         place_training(capacity_of(GPU), TrainExecution(num_workers=2))
     with pytest.raises(InputError, match=r"generate\.execution: .* an engine of 1 CPU and 2 GPUs"):

@@ -45,6 +45,8 @@ def test_the_cluster_scales_preemptible_workers_and_keeps_its_head(launcher):
     assert head["resources"]["CPU"] == 0
     for name in ("gpu", "cpu"):
         assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        (disk,) = types[name]["node_config"]["BlockDeviceMappings"]
+        assert 125 < disk["Ebs"]["Throughput"] <= disk["Ebs"]["Iops"] / 4, "what gp3 allows"
         assert types[name]["min_workers"] < types[name]["max_workers"]
     assert types["gpu"]["resources"]["GPU"] == 1
     assert "GPU" not in types["cpu"]["resources"]
@@ -66,9 +68,9 @@ def test_the_cluster_needs_a_token_and_its_file_holds_no_key(launcher):
     """The head reads the keys from the secret, and Ray's copy of the file has none."""
     (start,) = (line for line in launcher["head_start_ray_commands"] if "ray start" in line)
     (join,) = (line for line in launcher["worker_start_ray_commands"] if "ray start" in line)
-    assert "RAY_AUTH_MODE=token ray start --head" in start
+    assert "RAY_process_group_cleanup_enabled=1 RAY_AUTH_MODE=token ray start --head" in start
     assert "--dashboard-host=127.0.0.1" in start
-    assert "RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP" in join
+    assert "RAY_process_group_cleanup_enabled=1 RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP" in join
     assert "/home/ubuntu/.ray/auth_token" in launcher["file_mounts"]
     (code,) = re.findall(r"python -c '(.*?)'\)", start, re.DOTALL)
     compile(code, "cluster.yaml", "exec")
@@ -100,13 +102,13 @@ class Fields:
 
 
 def check_worker_group(group):
-    """Check an autoscaled group of preemptible workers; return its name and the fields of its pod."""
+    """Check an autoscaled group of workers, which any node may hold; return its name and the fields of its pod."""
     num_min, num_start, num_max = (group.take(field) for field in ("minReplicas", "replicas", "maxReplicas"))
     assert num_min <= num_start <= num_max
+    assert (num_min, num_start) == (0, 0), "a run that is refused starts no node"
     assert num_max > num_min
     assert group.take("rayStartParams") == {}
     pod = Fields(group.take("template", "spec"))
-    assert pod.take("nodeSelector") == {"karpenter.sh/capacity-type": "spot"}
     assert pod.take("terminationGracePeriodSeconds") >= 30
     name = group.take("groupName")
     assert list(group.untaken()) == []
@@ -123,10 +125,12 @@ def check_pod(name, pod, experiment):
     assert mount.pop("name") == volume.take("name")
     shared = mount.pop("mountPath") + "/"
     assert mount == {}
-    for path in (experiment.runs, experiment.prompts.path, experiment.train.pairs):
+    data = (experiment.prompts.path, experiment.train.pairs, experiment.probe.data, experiment.retrieve.parallel)
+    for path in (experiment.runs, *data):
         assert path.startswith(shared)
     environment = {variable.pop("name"): variable for variable in container.take("env")}
     assert environment.pop("HF_HOME").pop("value").startswith(shared)
+    assert environment.pop("RAY_process_group_cleanup_enabled").pop("value") == "1"
     assert set(environment) == {"HF_TOKEN", "PERSPECTIVE_API_KEY", "OPENAI_API_KEY"} <= set(KEYS)
     for key, variable in environment.items():
         assert variable == {"valueFrom": {"secretKeyRef": {"name": "xgray-keys", "key": key, "optional": True}}}

@@ -14,6 +14,7 @@ import pytest
 from tests.distributed.pipeline_driver import PROMPTS, run
 from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Generate, Model, Score, Train
+from xgray.distributed import autoscaler
 from xgray.distributed.cluster import cluster_capacity, connect
 from xgray.distributed.placement import place_scorers
 from xgray.distributed.workers import run_on_workers
@@ -128,7 +129,7 @@ def test_units_of_a_vanished_node_go_to_other_nodes(cluster):
 
 
 @pytest.mark.slow
-def test_a_lost_node_is_waited_for_and_the_wait_is_logged(cluster, monkeypatch, caplog):
+def test_a_lost_node_is_waited_for_and_the_wait_is_logged(cluster, monkeypatch, caplog, tmp_path):
     """The only node with cores leaves before the stage begins; another one joins later and takes its place."""
     import ray
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
@@ -170,6 +171,13 @@ def test_a_lost_node_is_waited_for_and_the_wait_is_logged(cluster, monkeypatch, 
         assert not cluster_capacity().has_gpu
     assert sorted(made) == [1, 2, 3]
     assert caplog.text.count("waiting for room for a worker") == 1
+    # The same from the file that `ray up` leaves on the head, where this driver is.
+    types = {"head": {}, "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 4}}
+    launched = {"head_node_type": "head", "max_workers": 6, "available_node_types": types}
+    (tmp_path / "launched.yaml").write_text(json.dumps(launched))
+    monkeypatch.setattr(autoscaler, "LAUNCHER_FILE", str(tmp_path / "launched.yaml"))
+    with connect(cluster.address):
+        assert cluster_capacity().autoscaler_limit == {(8, 1): 4}
 
 
 @pytest.mark.slow

@@ -248,6 +248,18 @@ def test_two_workers_and_the_trainer_without_ray_agree(model, replicated, tmp_pa
         assert row == pytest.approx(expected, abs=1e-4)
 
 
+def test_workers_that_share_accumulated_batches_take_the_steps_of_one(run, model, tmp_path, caplog):
+    """Four workers are asked for, and the two that fit take a pair each, twice a step."""
+    section = SECTION | SHORT | {"batch_size": 1, "gradient_accumulation": 4}
+    run(tmp_path / "out", **section, execution={"num_workers": 4})
+    assert "num_workers: 4 workers are asked for and 2 used: the cluster has room for 2 of 1 CPU" in caplog.text
+    build_tiny_trainer(model, Train(**section), tmp_path / "alone").train()
+    shared, alone = metrics_of(tmp_path / "out"), metrics_of(tmp_path / "alone")
+    assert [row["step"] for row in shared if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    for expected, row in zip(alone, shared, strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def killed(model, cluster, tmp_path_factory):
     """The output of two ZeRO-3 workers that were killed after some steps, with their driver and its Ray."""

@@ -3,7 +3,6 @@
 import pytest
 
 from xgray.config import Experiment
-from xgray.errors import InputError
 from xgray.estimate.rates import Rates
 from xgray.estimate.total import estimate
 from xgray.estimate.work import GreedyWork, InterventionWork, ModelWork, ReadingWork, UnratedWork, Work
@@ -76,8 +75,9 @@ def test_an_intervention_is_sampled_scored_and_evaluated():
     assert by_stage["intervene: metrics"].seconds == pytest.approx(1 + 120 / 10)
     every = InterventionWork(40, dict.fromkeys(settings, ModelWork(40, 40)), is_done=True)
     assert estimated(every, of=settings_experiment).seconds == 0
-    with pytest.raises(InputError, match=r"generate\.tokens_per_second is missing"):
-        estimated(InterventionWork(40, settings), of=settings_experiment, generate=None)
+    unrated = lines(estimated(InterventionWork(40, settings), of=settings_experiment, generate=None))
+    assert unrated["intervene: generate"].missing == "generate.tokens_per_second"
+    assert (unrated["intervene: generate"].seconds, unrated["intervene: generate"].new_tokens) == (None, 1120)
 
 
 def test_on_gpus_an_intervention_is_scored_while_it_is_sampled():

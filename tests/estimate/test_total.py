@@ -3,7 +3,6 @@
 import pytest
 
 from xgray.config import Experiment, Train
-from xgray.errors import InputError
 from xgray.estimate.lines import num_training_steps
 from xgray.estimate.rates import Rates
 from xgray.estimate.total import estimate
@@ -182,10 +181,21 @@ def test_finished_work_is_subtracted():
         ("report", "report.seconds"),
     ],
 )
-def test_a_missing_rate_is_named(stage, key):
+def test_a_stage_without_a_rate_is_counted_and_the_rate_is_named(stage, key):
     rates = Rates.model_validate({name: value for name, value in RATES.items() if name != stage})
-    with pytest.raises(InputError, match=f"{key} is missing"):
-        estimate(experiment(), work(), rates)
+    result, whole = estimate(experiment(), work(), rates), estimate(experiment(), work(), Rates.model_validate(RATES))
+    missing = {line.stage: line for line in result.lines if line.missing}
+    assert {line.missing for line in missing.values()} == {key}
+    complete = {line.stage: line for line in whole.lines}
+    for name, line in missing.items():
+        assert (line.num_left, line.new_tokens, line.seconds) == (
+            complete[name].num_left,
+            complete[name].new_tokens,
+            None,
+        )
+    assert result.seconds < whole.seconds
+    assert any(key in note for note in result.notes)
+    assert any(f"the total is without {', '.join(missing)}" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

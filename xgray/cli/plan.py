@@ -16,6 +16,8 @@ from xgray.errors import InputError
 from xgray.runs.progress import duration
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from xgray.config import Experiment, ScorerTraining
     from xgray.estimate.lines import Line
     from xgray.estimate.rates import Rates
@@ -28,15 +30,16 @@ if TYPE_CHECKING:
 def plan(
     *arguments: Arguments,
     rates: Path | None = None,
+    on: str | None = None,
     measure: Flag = False,
     write_rates: str | None = None,
     address: str | None = None,
     as_json: Json = False,
 ) -> None:
-    """Say what an experiment takes before it is run: rows, tokens, requests, hours and money.
+    """Say what an experiment takes before it is run: rows, tokens, requests, steps, hours and money.
 
-    Finished work is subtracted. The rates come from a file, or are measured in a few minutes; with both, the file's
-    values override the measured ones.
+    Finished work is subtracted. Hours and money need rates: estimates for a kind of GPU, a file, or a few minutes of
+    measuring. A file's values override the others.
 
     Parameters
     ----------
@@ -44,6 +47,8 @@ def plan(
         EXPERIMENT.yaml or a run directory, or the file of a scorer's training. The options below change its fields.
     rates
         A YAML file of rates and prices; xgray/estimate/rates.py documents its fields. It needs no model and no cluster.
+    on
+        GPUs, such as 8xh100, 8xa100 or 1xa10g: estimates from published figures and AWS's prices, not measured.
     measure
         Run a few steps and one batch of prompts of this experiment, here or on the cluster, and use their speed.
     write_rates
@@ -59,10 +64,12 @@ def plan(
     if training := _scorer_training(arguments):
         if address:
             raise InputError("--address: a scorer's training is measured in this process, on the machine to train on")
+        if on:
+            raise InputError("--on: no rates of a scorer's training ship; use --measure, or name them (--rates FILE)")
         _plan_scorer_training(training, rates, measure, write_rates, as_json)
         return
-    if rates is None and not measure:
-        raise InputError("name the rates, --rates FILE, or have them measured, --measure")
+    if on and measure:
+        raise InputError("--on: it replaces measuring; leave out one of --on and --measure")
     if write_rates and not measure:
         raise InputError("--write-rates: there is nothing to write without --measure")
     if address and not measure:
@@ -73,8 +80,10 @@ def plan(
         known, work = _measure(experiment, stated, address, write_rates)
     else:
         from xgray.estimate.counts import count_work
+        from xgray.estimate.devices import rates_on
 
-        known, work = stated, count_work(experiment, with_model=False)
+        work = count_work(experiment, with_model=False)
+        known = rates_on(on, experiment, work).with_stated(stated) if on else stated
     result = estimate(experiment, work, known)
     if as_json:
         print(json.dumps({"name": experiment.name, **asdict(result)}, ensure_ascii=False))
@@ -175,21 +184,16 @@ def _experiment(arguments: tuple[str, ...]) -> Experiment:
 def print_plan(name: str, estimate: Estimate) -> None:
     """Print the estimate as a table, and below it where its numbers come from."""
     columns = ["stage", "done", "left", "texts", "prompt tokens", "new tokens", "requests", "time", "GPU-hours"]
+    if not estimate.seconds and any(line.missing for line in estimate.lines):
+        columns = columns[:-2]  # no rate is known
     if estimate.money is not None:
         columns.append(f"money{f', {estimate.currency}' if estimate.currency else ''}")
     table = new_table(*columns)
     for position, line in enumerate(estimate.lines):
         is_last = position == len(estimate.lines) - 1
-        table.add_row(*_cells(line), end_section=is_last and not estimate.saved_seconds)
-    if estimate.saved_seconds:
-        saved = [""] * len(columns)
-        saved[0], saved[7] = "generate and score overlap", f"-{duration(estimate.saved_seconds)}"
-        table.add_row(*saved, end_section=True)
-    total = [""] * len(columns)
-    total[0], total[7], total[8] = "all", duration(estimate.seconds), f"{estimate.gpu_hours:,.2f}"
-    if estimate.money is not None:
-        total[9] = f"{estimate.money:,.2f}"
-    table.add_row(*total)
+        table.add_row(*_cells(line)[: len(columns)], end_section=is_last and not estimate.saved_seconds)
+    if "time" in columns:
+        _add_totals(table, len(columns), estimate)
     print_table(table, f"{name}: what is left to do")
     stages_by_source: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for line in estimate.lines:
@@ -199,6 +203,19 @@ def print_plan(name: str, estimate: Estimate) -> None:
         print_line(f"{', '.join(stages)}: {source}")
     for note in estimate.notes:
         print_line(f"- {note}")
+
+
+def _add_totals(table: Table, num_columns: int, estimate: Estimate) -> None:
+    """Add the rows of the time saved and of the whole."""
+    if estimate.saved_seconds:
+        saved = [""] * num_columns
+        saved[0], saved[7] = "generate and score overlap", f"-{duration(estimate.saved_seconds)}"
+        table.add_row(*saved, end_section=True)
+    total = [""] * num_columns
+    total[0], total[7], total[8] = "all", duration(estimate.seconds), f"{estimate.gpu_hours:,.2f}"
+    if estimate.money is not None:
+        total[9] = f"{estimate.money:,.2f}"
+    table.add_row(*total)
 
 
 def _cells(line: Line) -> list[str]:

@@ -18,7 +18,8 @@ class TrainingWorkers(Section):
     """The workers of any training, and what they compute with."""
 
     num_workers: int = Field(1, ge=1, le=100_000)
-    """Number of training workers, each with a share of the batch."""
+    """Number of training workers, which share each optimizer step. Where the cluster can never hold as many, or they
+    cannot share a step evenly, fewer take the same steps."""
     use_gpu: bool | None = None
     """Whether each worker uses a GPU; by default if the cluster has one."""
     cpus_per_worker: int | None = Field(None, ge=1)

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -20,9 +19,9 @@ from types import FrameType
 
 import ray
 from ray._common.utils import get_system_memory
-from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from xgray.distributed.autoscaler import configured_limit, reported_limit
 from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
 from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder, was_abandoned
@@ -81,10 +80,13 @@ def connect(address: str | None = None) -> Iterator[None]:
         with contextlib.nullcontext() if target else _interrupts_deferred():
             _init(target, variables)
         _nodes_at_start.update(_alive_nodes())
+        if target:
+            _configured_limit.update(configured_limit())
         with keys_for_workers(keys if target else {}), contextlib.nullcontext() if target else guarded():
             yield
     finally:
         _nodes_at_start.clear()
+        _configured_limit.clear()
         if not was_abandoned():
             ray.shutdown()
 
@@ -192,16 +194,14 @@ def _interrupts_deferred() -> Iterator[None]:
 
 _nodes_at_start: Nodes = Counter()
 """The nodes of the cluster that :func:`connect` joined, as they were then."""
+_configured_limit: Nodes = Counter()
+"""The most nodes that its autoscaler may start, by its settings at that time."""
 
 
 def cluster_capacity() -> ClusterCapacity:
     """Return what the cluster has, what it had when this process joined it by :func:`connect`, and what it may get."""
-    config = state.state.get_cluster_config()
-    autoscaler_limit: Nodes = Counter()
-    for group in config.node_group_configs if config else ():
-        shape = int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0))
-        autoscaler_limit[shape] += group.max_count if group.max_count >= 0 else sys.maxsize
-    return ClusterCapacity(_alive_nodes(), Counter(_nodes_at_start), autoscaler_limit)
+    limit = reported_limit() or Counter(_configured_limit)
+    return ClusterCapacity(_alive_nodes(), Counter(_nodes_at_start), limit)
 
 
 def _alive_nodes() -> Nodes:

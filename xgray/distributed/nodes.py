@@ -5,6 +5,7 @@ This is arithmetic alone: nothing here asks a cluster. Placement and the estimat
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ Shape = tuple[int, int]
 """Cores and GPUs of a node."""
 Nodes = Counter[Shape]
 """How many nodes there are of each shape."""
+UNBOUNDED = sys.maxsize
+"""The number of nodes of a shape of which an autoscaler may start any number."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,15 @@ class ClusterCapacity:
         return num_fitting(self.maximum, 0, 1) > 0
 
     def nodes_for(self, cpus: int, gpus: int = 0) -> Nodes:
-        """Return the nodes on which to place workers of ``cpus`` cores and ``gpus`` GPUs.
+        """Return the nodes on which to place workers of ``cpus`` cores and ``gpus`` GPUs: all that there may be.
 
-        Where no expected node has room for one, as on a cluster that was scaled down to nothing, one node of each
-        shape that the autoscaler may start is added.
+        Of a shape of which there may be any number, one node is added where no expected node has room.
         """
-        if num_fitting(self.expected, cpus, gpus):
-            return self.expected
-        return self.expected | Counter(dict.fromkeys(self.autoscaler_limit, 1))
+        bounded = Counter({shape: count for shape, count in self.autoscaler_limit.items() if count < UNBOUNDED})
+        nodes = self.expected | bounded
+        if num_fitting(nodes, cpus, gpus):
+            return nodes
+        return nodes | Counter(dict.fromkeys(self.autoscaler_limit, 1))
 
 
 def num_fitting(nodes: Nodes, cpus: int, gpus: int = 0) -> int:

@@ -1,9 +1,8 @@
 """Decide on what the actors of each stage run: on GPUs or cores, and how many of them.
 
 The capacity that the cluster has or may get decides (:class:`xgray.distributed.nodes.ClusterCapacity`), not the nodes
-that are alive at the moment: a node that was alive when this driver joined, or that an autoscaler says it may start,
-is waited for. The autoscalers of Ray 2.60 itself do not say how far they may go (later ones and hosted ones do), so
-under these a run is placed on the nodes that were alive when it began.
+that are alive at the moment: a node that was alive when this driver joined, or that the autoscaler may start, is asked
+for and waited for. Where a file asks for more workers than the cluster can ever hold, fewer do the same work.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from xgray.config import LOADS_MODEL, Generate, Score, TrainingWorkers
 from xgray.distributed.cluster import thread_environment
@@ -48,6 +47,37 @@ class WorkerShare(NamedTuple):
     cpus: int
 
 
+WorkersT = TypeVar("WorkersT", bound=TrainingWorkers)
+
+
+def fit_training(
+    capacity: ClusterCapacity,
+    execution: WorkersT,
+    can_share: Callable[[int], bool],
+    field: str = "train.execution.num_workers",
+) -> WorkersT:
+    """Return how a training is run on this cluster: as the file says, or by fewer workers, which is logged once.
+
+    Args:
+        capacity: of the cluster.
+        execution: what the file says.
+        can_share: whether this many workers can share the batches evenly, so that the steps stay the same.
+        field: what the file calls their number.
+    """
+    wanted, gpus = execution.num_workers, int(_trains_on_gpus(capacity, execution))
+    num_fit = num_fitting(capacity.maximum, execution.cpus_per_worker or 1, gpus)
+    number = next((number for number in range(min(wanted, num_fit), 0, -1) if can_share(number)), wanted)
+    if number < wanted:
+        room = f"the cluster has room for {num_fit} of {describe_resources(execution.cpus_per_worker or 1, gpus)}"
+        reason = room if num_fit < wanted else "more cannot share a batch evenly"
+        _warn_of_fewer(field, wanted, number, f"{reason}; the optimizer steps stay the same")
+    return execution.model_copy(update={"num_workers": number})
+
+
+def _trains_on_gpus(capacity: ClusterCapacity, execution: TrainingWorkers) -> bool:
+    return capacity.has_gpu if execution.use_gpu is None else execution.use_gpu
+
+
 def place_training(
     capacity: ClusterCapacity, execution: TrainingWorkers, field: str = "train.execution.num_workers"
 ) -> WorkerShare:
@@ -61,7 +91,7 @@ def place_training(
     Raises:
         InputError: the cluster can never hold all workers at once.
     """
-    gpu = capacity.has_gpu if execution.use_gpu is None else execution.use_gpu
+    gpu = _trains_on_gpus(capacity, execution)
     cpus_per_worker, num_workers = execution.cpus_per_worker, execution.num_workers
     for nodes in (capacity.alive, capacity.expected, capacity.maximum):
         if cpus_per_worker and num_fitting(nodes, cpus_per_worker, int(gpu)) >= num_workers:
@@ -183,6 +213,18 @@ def place_engines(capacity: ClusterCapacity, generate: Generate, score: Score | 
     return num_engines, options
 
 
+_warned: set[str] = set()
+"""Warnings that were logged: the checks before a run and the stage itself would give the same one."""
+
+
+def _warn_of_fewer(field: str, num_wanted: int, num_used: int, reason: str) -> None:
+    """Log that fewer workers are used than the file asks for, once in a process."""
+    text = f"{field}: {num_wanted} workers are asked for and {num_used} used: {reason}"
+    if text not in _warned:
+        _warned.add(text)
+        log.warning("%s", text)
+
+
 def _warn_if_waiting(num_wanted: int, num_placed: int, actors: str) -> None:
     if num_wanted > num_placed:
         log.warning("%d %s wanted, and there is room for %d: the others wait for nodes", num_wanted, actors, num_placed)
@@ -228,12 +270,18 @@ def place_workers(capacity: ClusterCapacity, stage: str, num_workers: int | None
     """Return the number of workers that each hold one copy of a model, and Ray's options for them.
 
     Args:
-        num_workers: by default one for each GPU, or one for each machine of a cluster without GPUs.
+        num_workers: by default one for each GPU, or one for each machine of a cluster without GPUs. Where the cluster
+            can never hold as many, fewer do the work, which is logged once.
 
     Raises:
-        InputError: the cluster can never hold them all at once.
+        InputError: the cluster can never hold one.
     """
     gpus = int(capacity.has_gpu)
+    num_fit = num_fitting(capacity.maximum, 1, gpus)
+    if num_workers and 0 < num_fit < num_workers:
+        room = f"the cluster has room for {num_fit} of {describe_resources(1, gpus)}"
+        _warn_of_fewer(f"{stage}.execution.num_workers", num_workers, num_fit, room)
+        num_workers = num_fit
     nodes = capacity.nodes_for(1, gpus)
     machines = Counter({shape: count for shape, count in nodes.items() if shape[0]})
     if gpus:
@@ -244,8 +292,7 @@ def place_workers(capacity: ClusterCapacity, stage: str, num_workers: int | None
         number, cpus = machines.total(), min((cores for cores, _ in machines), default=1)
     resources = describe_resources(cpus, gpus)
     if not 0 < number <= num_fitting(capacity.maximum, cpus, gpus):
-        field = f"{stage}.execution.num_workers" if num_workers else stage
-        raise _no_room(field, f"{max(1, number)} workers of {resources} at once", capacity)
+        raise _no_room(stage, f"a worker of {resources}", capacity)
     _warn_if_waiting(number, num_fitting(capacity.alive, cpus, gpus), f"workers of {resources}")
     if gpus:
         return number, {"num_gpus": 1, "num_cpus": 1}

@@ -19,7 +19,7 @@ from typing import Any
 from xgray.config import Model, Score, ScorerTraining
 from xgray.data.scored_texts import source_fingerprint, source_name
 from xgray.distributed.cluster import check_shared, cluster_capacity, connect
-from xgray.distributed.placement import place_training
+from xgray.distributed.placement import fit_training, place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, MEASURING, STEPS, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
@@ -193,7 +193,10 @@ def _run(
         on_progress("Ray: started", 1, 1)
         interrupts.listen()  # Ray has replaced the handler of SIGTERM.
         check_shared(place.folder)
-        slot = TrainingSlot(place_training(cluster_capacity(), section.execution, "execution.num_workers"))
+        field, batch_size = "execution.num_workers", section.batch_size
+        execution = fit_training(cluster_capacity(), section.execution, lambda number: batch_size % number == 0, field)
+        section = section.model_copy(update={"execution": execution})
+        slot = TrainingSlot(place_training(cluster_capacity(), section.execution, field))
         task = ScorerTask(path, section, fingerprints)
         try:
             report, interrupted = run_task(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import Model, Train
 from xgray.data.pairs import language_counts
 from xgray.distributed.cluster import cluster_capacity
-from xgray.distributed.placement import place_training
+from xgray.distributed.nodes import ClusterCapacity
+from xgray.distributed.placement import fit_training, place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, STEPS, WAITING, Phase
 from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
@@ -31,7 +32,7 @@ from xgray.storage.fingerprint import fingerprint
 from xgray.storage.folder import Folder
 from xgray.train.checkpoints import Checkpoint
 from xgray.train.export import export
-from xgray.train.feasible import check_feasible
+from xgray.train.feasible import check_feasible, step_share
 from xgray.train.metrics import summarize
 from xgray.train.pairs import PreparedPairs, prepare_pairs
 from xgray.train.reference import ReferenceCache
@@ -129,6 +130,7 @@ def run_training(
     began = time.perf_counter()
     if output.exists(RESULT):
         return StageResult(**output.read_mapping(RESULT))
+    section = fitted(section, cluster_capacity())
     slot = slot or TrainingSlot(place_training(cluster_capacity(), section.execution))
     check_feasible(section, slot.share.gpus > 0)
     base = _base_model(model)
@@ -143,6 +145,12 @@ def run_training(
     if interrupted:
         raise KeyboardInterrupt
     return result
+
+
+def fitted(section: Train, capacity: ClusterCapacity) -> Train:
+    """Return the section with as many workers as the cluster can hold and as can share an optimizer step evenly."""
+    execution = fit_training(capacity, section.execution, lambda number: step_share(section, number) is not None)
+    return section.model_copy(update={"execution": execution})
 
 
 def _base_model(model: Model) -> str:

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import ray
 
 from xgray.config import TrainingWorkers
+from xgray.distributed.connection import check_connected
 from xgray.distributed.keys import take_keys
 from xgray.distributed.placement import WorkerShare, describe_resources
 from xgray.distributed.train_control import Phase, PhaseReporter, WorkerLossCallback, start_train_control
@@ -282,6 +283,7 @@ def _trainer(job: TrainingJob, gpus: float) -> Any:
 def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
     """Run one worker. Errors for the user are returned: raised ones would count as deaths and be tried again."""
     import torch
+    from ray.train.torch import get_device
     from safetensors import SafetensorError
 
     job: TrainingJob = config["job"]
@@ -292,6 +294,8 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
     torch.set_num_threads(job.cpus)
     _configure_logging()
     try:
+        if job.execution.num_workers > 1:
+            check_connected(get_device())
         return job.task.train(Worker.start(job))
     except Interrupted as error:
         return error

@@ -106,8 +106,9 @@ def _trainings(
             missing = {(shared, pair) for pair in pairs}
         steps = num_training_steps(section, num_train)
         trainings[variant.name] = TrainingWork(
-            section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps)
-        )
+            section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps),
+            sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs) / 2 / len(pairs),
+        )  # fmt: skip
         referenced |= missing
     if not with_model and any(training.num_steps > training.num_steps_done for training in trainings.values()):
         notes.append("pairs are counted before the length filter (train.max_length), and no reference as cached")

@@ -6,17 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from xgray.config import LOADS_MODEL, Experiment, Train
 from xgray.config.stages import scoring_stage
 from xgray.distributed.nodes import Share, engines_use_gpu, share_gpus
-from xgray.errors import InputError
-from xgray.estimate.rates import GenerateRates, Rates, StageRates
+from xgray.estimate.rates import GenerateRates, Rates
 from xgray.estimate.work import TrainingWork, Work
 from xgray.score.build import SERVICES
-
-StageRatesT = TypeVar("StageRatesT", bound=StageRates)
 
 CORES = 2**30
 """Cores of each node: more than enough, since rates do not say how many there are."""
@@ -43,6 +39,8 @@ class Line:
     money: float | None = None
     source: str = ""
     """Where the rates come from; empty where nothing is left."""
+    missing: str = ""
+    """The key of the rate that is not known, in the file of rates; empty where none is missing."""
 
 
 def num_training_steps(section: Train, num_pairs: int) -> int:
@@ -60,18 +58,15 @@ def overlap(experiment: Experiment, work: Work, rates: Rates) -> bool:
     return rates.num_gpus > 0 or experiment.score.scorer in SERVICES
 
 
-def _required(rates: StageRatesT | None, key: str, reason: str) -> StageRatesT:
-    if rates is None:
-        raise InputError(f"--rates: {key} is missing, and {reason}; state it, or let --measure find it")
-    return rates
-
-
 def training_line(name: str, training: TrainingWork, rates: Rates) -> Line:
     """Estimate one variant's training."""
     section, left = training.section, training.num_steps - training.num_steps_done
     if not left:
         return Line(f"train/{name}", "steps", training.num_steps_done, 0, 0.0)
-    measured = _required(rates.train, "train.seconds_per_step", f"variant {name} has {left:,} steps to train")
+    measured = rates.train
+    if measured is None:
+        key = "train.seconds_per_step"
+        return Line(f"train/{name}", "steps", training.num_steps_done, left, None, missing=key)
     # The trainer validates and saves after its last step as well.
     rounds = math.ceil(training.num_steps / section.eval_steps) - training.num_steps_done // section.eval_steps
     seconds = (
@@ -155,9 +150,14 @@ def generate_line(experiment: Experiment, model: str, work: Work, rates: Rates) 
     left = work.num_prompts - done
     if not left:
         return Line(f"generate/{model}", "prompts", done, 0, 0.0)
-    measured = _required(rates.generate, "generate.tokens_per_second", f"{model} has {left:,} prompts to complete")
+    measured = rates.generate
     completions = left * experiment.generate.k
     tokens = round(completions * _new_tokens(experiment, measured))
+    if measured is None:
+        return Line(
+            f"generate/{model}", "prompts", done, left, None, num_completions=completions, new_tokens=tokens,
+            missing="generate.tokens_per_second",
+        )  # fmt: skip
     seconds = tokens / measured.tokens_per_second / num_engines(experiment, work, rates)
     return Line(
         f"generate/{model}", "prompts", done, left, seconds, num_completions=completions,
@@ -174,18 +174,21 @@ def score_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> 
         return Line(f"score/{model}", "prompts", done.num_scored, 0, 0.0)
     texts = left * experiment.generate.k - done.num_known
     requests = 0 if section.archived or section.scorer not in SERVICES else texts
+    seconds: float | None = None
+    source = missing = ""
     if section.archived:
         seconds, source = 0.0, "from the score store alone"
     elif section.scorer == "perspective":
         per_second = section.execution.requests_per_second
         seconds, source = texts / per_second, f"the rate limit: {per_second:g} requests a second"
+    elif rates.score is None:
+        missing = "score.texts_per_second"
     else:
-        measured = _required(rates.score, "score.texts_per_second", f"{model} has {texts:,} texts to score")
         num_actors = _share(experiment, work, rates).scorers or section.execution.num_actors
-        seconds, source = texts / measured.texts_per_second / num_actors, measured.source
+        seconds, source = texts / rates.score.texts_per_second / num_actors, rates.score.source
     return Line(
         f"score/{model}", "prompts", done.num_scored, left, seconds, num_completions=texts, num_requests=requests,
-        gpu_hours=_scorer_gpus(experiment, work, rates) * seconds / 3600, source=source,
+        gpu_hours=_scorer_gpus(experiment, work, rates) * (seconds or 0.0) / 3600, source=source, missing=missing,
     )  # fmt: skip
 
 
@@ -238,8 +241,13 @@ def fluency_line(experiment: Experiment, work: Work, rates: Rates) -> Line:
     left = 0 if work.is_evaluated else total - work.num_perplexities
     if not left:
         return Line(stage, "completions", total, 0, 0.0)
-    measured = _required(rates.fluency, "fluency.tokens_per_second", f"{left:,} completions are to be measured")
+    measured = rates.fluency
     tokens = round(left * _new_tokens(experiment, rates.generate))
+    if measured is None:
+        key = "fluency.tokens_per_second"
+        return Line(
+            stage, "completions", total - left, left, None, num_completions=left, new_tokens=tokens, missing=key
+        )
     workers = experiment.evaluate.execution.num_workers or rates.num_gpus or rates.num_nodes
     seconds = measured.start_seconds + tokens / measured.tokens_per_second / workers
     return Line(
@@ -253,9 +261,9 @@ def metrics_line(work: Work, rates: Rates) -> Line:
     total = work.num_prompts * len(work.models)
     if work.is_evaluated:
         return Line("evaluate: metrics", "prompts", total, 0, 0.0)
-    measured = _required(
-        rates.metrics, "metrics.prompts_per_second", f"metrics of {len(work.models)} models are to be computed"
-    )
+    measured = rates.metrics
+    if measured is None:
+        return Line("evaluate: metrics", "prompts", 0, total, None, missing="metrics.prompts_per_second")
     seconds = measured.start_seconds + total / measured.prompts_per_second
     return Line("evaluate: metrics", "prompts", 0, total, seconds, source=measured.source)
 
@@ -264,5 +272,6 @@ def report_line(work: Work, rates: Rates) -> Line:
     """Estimate the report."""
     if work.is_reported:
         return Line("report", "reports", 1, 0, 0.0)
-    measured = _required(rates.report, "report.seconds", "the report is to be written")
-    return Line("report", "reports", 0, 1, measured.seconds, source=measured.source)
+    if rates.report is None:
+        return Line("report", "reports", 0, 1, None, missing="report.seconds")
+    return Line("report", "reports", 0, 1, rates.report.seconds, source=rates.report.source)

@@ -29,8 +29,7 @@ from xgray.estimate.work import GreedyWork, InterventionWork, ReadingWork, Unrat
 def inside_lines(experiment: Experiment, work: Work, rates: Rates) -> tuple[list[Line], float]:
     """Return the lines in the order of the stages, and the seconds by which sampling and scoring of settings overlap.
 
-    Raises:
-        InputError: an intervention is left, and a rate of sampling, scoring or evaluating is missing.
+    What no rate is known of is counted, and not estimated.
     """
     lines: list[Line] = []
     saved = 0.0
@@ -120,11 +119,12 @@ def _joint_line(stage: str, lines: Sequence[Line]) -> Line:
         lines[0].unit,
         sum(line.num_done for line in lines),
         sum(line.num_left for line in lines),
-        sum(line.seconds or 0.0 for line in lines),
+        None if any(line.missing for line in lines) else sum(line.seconds or 0.0 for line in lines),
         num_completions=sum(line.num_completions for line in lines),
         prompt_tokens=None if not tokens or None in tokens else sum(line or 0 for line in tokens),
         new_tokens=sum(line.new_tokens for line in lines),
         num_requests=sum(line.num_requests for line in lines),
         gpu_hours=sum(line.gpu_hours for line in lines),
         source=next((line.source for line in lines if line.source), ""),
+        missing=next((line.missing for line in lines if line.missing), ""),
     )

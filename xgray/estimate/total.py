@@ -48,11 +48,7 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
-    """Multiply the work that is left by the rates.
-
-    Raises:
-        InputError: an unfinished stage has no rate; the message names the key.
-    """
+    """Multiply the work that is left by the rates. What no rate is known of is counted, and not estimated."""
     trainings = [training_line(name, training, rates) for name, training in work.trainings.items()]
     generating = [generate_line(experiment, model, work, rates) for model in work.models]
     scoring = [score_line(experiment, model, work, rates) for model in work.models]
@@ -62,7 +58,9 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
     others = list(other_score_lines(experiment, work))
     lines = [*trainings, *starts, *generating, *scoring, *others, *evaluating, *inside, report_line(work, rates)]
     if any(line.num_left for line in lines):
-        lines.insert(0, Line("start", "runs", 0, 1, rates.start_seconds, source=rates.source))
+        lines.insert(
+            0, Line("start", "runs", 0, 1, rates.start_seconds, source=rates.source if rates.start_seconds else "")
+        )
     generate_seconds, score_seconds = (sum(line.seconds or 0.0 for line in group) for group in (generating, scoring))
     saved_training = sum(line.seconds or 0.0 for line in trainings) - side_by_side_seconds(trainings, work, rates)
     saved = saved_inside + saved_training
@@ -92,6 +90,11 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
         notes.append("a training may stop early (train.patience); all of its steps are counted")
     if unknown := [line.stage for line in lines if line.seconds is None]:
         notes.append(f"the total is without {', '.join(unknown)}: no rate is known, so they are not estimated")
+    if missing := list(dict.fromkeys(line.missing for line in lines if line.missing)):
+        notes.append(
+            "for hours and money: estimates for a kind of GPU (--on 8xh100), measured here (--measure), or a file "
+            f"(--rates) with {', '.join(missing)}"
+        )
     gpu_hours = sum(line.gpu_hours for line in lines)
     return Estimate(priced, seconds, saved, gpu_hours, money, rates.currency, notes)
 

@@ -25,6 +25,8 @@ class TrainingWork:
     """Optimizer steps in all, unless the training stops early."""
     num_steps_done: int = 0
     """Steps that a checkpoint has kept, or all of a finished training."""
+    characters_per_sequence: float = 0.0
+    """Mean characters of a prompt with a completion, from which tokens are estimated."""
 
 
 @dataclass(frozen=True)

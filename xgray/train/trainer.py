@@ -41,7 +41,7 @@ from xgray.models.check import check_tokenizer
 from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, StepSeed
 from xgray.train.deepspeed import deepspeed_config
-from xgray.train.feasible import check_feasible
+from xgray.train.feasible import check_feasible, step_share
 from xgray.train.meter import StepMeter
 from xgray.train.pairs import PreparedPairs, validation_batch
 from xgray.train.preference_trainer import PreferenceTrainer, TrainerFiles, pair_dataset
@@ -137,6 +137,13 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         num_validation: The number of held-out pairs; 0 for no validation.
     """
     execution = section.execution
+    share = step_share(section, execution.num_workers)
+    assert share is not None  # check_feasible has refused it
+    if num_validation % execution.num_workers:
+        raise InputError(
+            f"train.validation_share: {num_validation} held-out pairs cannot be shared evenly by "
+            f"{execution.num_workers} workers. Ask for fewer, train.execution.num_workers, or hold out more pairs"
+        )
     validates = num_validation > 0
     strategy = None if execution.strategy == "ddp" else deepspeed_config(execution.strategy, cuda)
     return DPOConfig(
@@ -155,12 +162,12 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         optim="rmsprop" if section.optimizer == "rmsprop" else "adamw_torch",
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        per_device_train_batch_size=section.batch_size // execution.num_workers,
+        per_device_train_batch_size=share.batch_size,
         per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
         # An incomplete last batch would be filled with repeated pairs, as many as the number of workers requires.
         dataloader_drop_last=True,
         remove_unused_columns=False,  # collate reads columns that TRL does not know
-        gradient_accumulation_steps=section.gradient_accumulation,
+        gradient_accumulation_steps=share.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
         eval_strategy="steps" if validates else "no",

@@ -143,10 +143,11 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
     """
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.placement import place_trainings
+    from xgray.distributed.train import fitted
 
     labels, experiment = [stage.label for stage in plan.by_model("train").values()], plan.experiment
-    sections = [experiment.train_section(experiment.variant(name)) for name in plan.by_model("train")]
     capacity = cluster_capacity()
+    sections = [fitted(experiment.train_section(experiment.variant(name)), capacity) for name in plan.by_model("train")]
     num_by_memory = _num_by_memory(experiment.model, sections, capacity.has_gpu) if len(sections) > 1 else 1
     placed = place_trainings(capacity, [section.execution for section in sections], num_by_memory)
     return dict(zip(labels, placed, strict=True))
@@ -185,15 +186,17 @@ def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[Plan
         XgrayError: trainings failed, when the others have come to their end.
     """
     from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.train import fitted
 
-    experiment, placed, nodes = plan.experiment, shares(plan), cluster_capacity().expected
+    experiment, placed, capacity = plan.experiment, shares(plan), cluster_capacity()
     jobs = []
     for stage in planned:
-        num_workers = experiment.train_section(experiment.variant(stage.model or "")).execution.num_workers
+        section = fitted(experiment.train_section(experiment.variant(stage.model or "")), capacity)
+        num_workers = section.execution.num_workers
         share = placed[stage.label]
         run_stage = partial(run_one, stage)
         jobs.append(Job(stage.label, num_workers * share.cpus, num_workers * share.gpus, run_stage))
-    num_cpus, num_gpus = (sum(shape[index] * count for shape, count in nodes.items()) for index in (0, 1))
+    num_cpus, num_gpus = (sum(shape[index] * count for shape, count in capacity.expected.items()) for index in (0, 1))
     if failed := run_side_by_side(jobs, num_cpus, num_gpus):
         raise failure(failed, len(planned))
 
