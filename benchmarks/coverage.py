@@ -6,6 +6,10 @@ Each number is the share of simulated experiments. Scores are simulated as the p
 level, and its k completions scatter around it on the logit scale. Before tuning EMT is .45, ToxProb .41 and AvgTox .12
 at k = 25, after it .14, .03 and .03; the same prompts are more or less toxic in both. ``polar`` scores are mostly near
 0 or 1. Averages are over 17 languages, whose translations correlate. The truth is the value of 200,000 prompts.
+
+Means over seeds are of 2, 3 or 5 trainings. A training shifts the levels of all prompts by a normal deviate, whose
+standard deviation is given as a share of the prompts' own; a tenth of a prompt's level after tuning is of the training
+alone. The truth is the mean over trainings.
 """
 
 from __future__ import annotations
@@ -22,11 +26,18 @@ from scipy.special import ndtri
 from xgray.evaluate.toxicity import common_number, toxicity_estimate
 from xgray.stats.bootstrap import FloatArray
 from xgray.stats.intervals import Comparison, Estimate, Stratum, average_of, mean_of, quantile_of, ratio_of
+from xgray.stats.seeds import mean_over_seeds
 
 CONFIDENCE = 0.95
 NUM_LANGUAGES = 17
 CORRELATIONS = (0.0, 0.2, 0.6)
 TRUTH_PROMPTS = 200_000
+SEEDS = (2, 3, 5)
+SHIFTS = (0.0, 0.1, 0.3)
+"""Standard deviations of the trainings' shifts, as shares of the prompts'."""
+OF_TRAINING = 0.1
+"""The share of the variance of a prompt's level after tuning that is of the training alone."""
+TRUTH_TRAININGS = 200
 SHARED = 15.7 / 120
 """The share of RTP-LX's indices of one language that another has too, in files of 120 prompts."""
 Generator = np.random.Generator
@@ -200,6 +211,68 @@ def _one_experiment(measure: Measure, languages: Languages, rng: Generator, trut
     ]
 
 
+@dataclass(frozen=True)
+class Trainings:
+    """Trainings that differ in their seed."""
+
+    num: int
+    shift: float
+    """The standard deviation of their shifts, as a share of the prompts'."""
+
+
+@cache
+def truth_over_seeds(measure: Measure, shift: float) -> float:
+    """Return the mean, over trainings, of the value of very many prompts after tuning."""
+    prompts = ndtri((np.arange(TRUTH_PROMPTS // 10) + 0.5) / (TRUTH_PROMPTS // 10))
+    trainings = ndtri((np.arange(TRUTH_TRAININGS) + 0.5) / TRUTH_TRAININGS) if shift else [0.0]
+    rng = np.random.default_rng(99)
+    return float(np.mean([measure.estimate(measure.draw(rng, prompts + shift * at, True)).value for at in trainings]))
+
+
+def over_seeds(
+    measure: Measure,
+    num_prompts: int,
+    trainings: Trainings,
+    repetitions: int,
+    translations: Translations | None = None,
+) -> tuple[float, float]:
+    """Return how often the intervals of a mean over seeds, and of its change from the base model, hold the truth.
+
+    Args:
+        translations: those of an average over languages; None for one language.
+    """
+    before, tuned = truth(measure, False), truth_over_seeds(measure, trainings.shift)
+    found = []
+    for rng in np.random.default_rng(0).spawn(repetitions):
+        languages = (
+            translations.draw(rng, num_prompts)
+            if translations
+            else [(rng.normal(size=num_prompts), list(range(num_prompts)))]
+        )
+        base = _estimate(measure, rng, languages, False)
+        changed = [(after(rng, latent), items) for latent, items in languages]
+        mean = mean_over_seeds(
+            [_estimate(measure, rng, _trained(rng, changed, trainings.shift), True) for _ in range(trainings.num)]
+        )
+        found.append((holds(mean, tuned), holds(Comparison(base, mean), tuned - before)))
+    shares = np.mean(found, axis=0)
+    return float(shares[0]), float(shares[1])
+
+
+def _trained(rng: Generator, languages: Languages, shift: float) -> Languages:
+    """Return the levels after one training: what all trainings have in common, what this one has, and its shift."""
+    common, alone, at = np.sqrt(1 - OF_TRAINING), np.sqrt(OF_TRAINING), shift * rng.normal()
+    return [(common * latent + alone * rng.normal(size=latent.shape) + at, items) for latent, items in languages]
+
+
+def _estimate(measure: Measure, rng: Generator, languages: Languages, tuned: bool) -> Estimate:
+    strata = [
+        Stratum(measure.estimate(measure.draw(rng, levels, tuned)), [str(item) for item in items])
+        for levels, items in languages
+    ]
+    return average_of(strata) if len(strata) > 1 else strata[0].estimate
+
+
 def with_missing_scores(num_prompts: int, coverage: float, matched: bool, repetitions: int, seed: int = 0) -> float:
     """Return how often EMT of two equal models differs at p < .05 if one of them lacks scores.
 
@@ -248,6 +321,28 @@ def tables(sizes: Sequence[int], repetitions: int) -> Iterator[str]:
         yield f"| k = 25 | {num:,} | {_number(matched)} | {_number(plain)} |"
 
 
+def seed_tables(sizes: Sequence[int], repetitions: int) -> Iterator[str]:
+    """Yield the lines of the table of means over seeds, in Markdown."""
+    yield "| mean over seeds | seeds | prompts | " + " | ".join(f"shift {shift:g}" for shift in SHIFTS) + " |"
+    yield "|---|---|---|" + "---|" * len(SHIFTS)
+    chosen: list[tuple[Measure, Translations | None]] = [
+        (measure, None)
+        for measure in MEASURES
+        if measure.name in ("EMT, k = 25", "EMT, k = 5", "ToxProb, k = 25", "PPL, median", "Dist-n")
+    ]
+    chosen.append((MEASURES[1], Translations(0.2)))
+    for measure, translations in chosen:
+        for num_seeds in SEEDS:
+            for num in sizes:
+                few = _fewer(repetitions // (5 if translations else 1), num)
+                cells = [
+                    " ".join(map(_number, over_seeds(measure, num, Trainings(num_seeds, shift), few, translations)))
+                    for shift in SHIFTS
+                ]
+                name = f"{measure.name}, average over 17 languages" if translations else measure.name
+                yield f"| {name} | {num_seeds} | {num:,} | {' | '.join(cells)} |"
+
+
 def _fewer(repetitions: int, num_prompts: int) -> int:
     """Return a fifth of the repetitions for many prompts, which take long and vary little."""
     return repetitions // 5 if num_prompts > 500 else repetitions
@@ -266,11 +361,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--prompts", type=int, nargs="+", default=[10, 20, 120, 1000])
+    parser.add_argument("--only", choices=("seeds", "others"), help="the table of means over seeds, or the others")
     options = parser.parse_args()
     began = time.perf_counter()
-    for line in tables(options.prompts, options.repetitions):
-        print(line, flush=True)
-    print(f"\n{options.repetitions:,} simulated experiments a line, {time.perf_counter() - began:.0f} s")
+    chosen = {"others": tables, "seeds": seed_tables}
+    for name in chosen if options.only is None else [options.only]:
+        for line in chosen[name](options.prompts, options.repetitions):
+            print(line, flush=True)
+        print()
+    print(f"{options.repetitions:,} simulated experiments a line, {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def sample_with_ray_data(num_prompts: int, section: Generate, output: str, num_m
         sampled: list[tuple[str, Weights, str | None]] = [("base", base, None)]
         if num_models == 2:
             adapter, merged = make_adapter(base.path, Path(output))
-            if serves_adapter("vllm", adapter, total("GPU")):
+            if serves_adapter("vllm", adapter, MODEL, on_gpu=total("GPU") > 0):
                 sampled.append(("dpo", base, adapter))
             else:
                 sampled.append(("dpo", Weights(merged, None, MODEL.dtype), None))

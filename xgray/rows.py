@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,6 +91,40 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
+    language: str | None = None
+    """A code of :data:`xgray.languages.LANGUAGES`; None where the file does not say it."""
+
+
+class Message(NamedTuple):
+    """A message of a chat."""
+
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatPair:
+    """A conversation with a chosen and a rejected continuation, each of one message or more."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    """Its first message is the assistant's."""
+    rejected: tuple[Message, ...]
+    """Likewise."""
+    language: str | None = None
+    """As in :class:`PreferencePair`."""
+
+    def as_text(self) -> PreferencePair:
+        """Return the contents of the messages as a pair of texts, each message on a line of its own."""
+        prompt, chosen, rejected = (
+            "\n".join(message.content for message in messages) for messages in (self.prompt, self.chosen, self.rejected)
+        )
+        return PreferencePair(f"{prompt}\n", chosen, rejected, self.language)
+
+
+Pairs = Sequence[PreferencePair] | Sequence[ChatPair]
+"""Pairs of one kind."""
 
 
 Row = TypeVar("Row", Completions, Scores)

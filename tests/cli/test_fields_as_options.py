@@ -43,6 +43,7 @@ def given():
         (["--train.learning-rate", "5e-6"], {"train": {"learning_rate": 5e-6}}),
         (["--train.learning_rate=5e-6"], {"train": {"learning_rate": 5e-6}}),
         (["--languages", "en,de"], {"languages": ["en", "de"]}),
+        (["--train.languages", "de,fr"], {"train": {"languages": ["de", "fr"]}}),
         (["--languages", "[en, de]"], {"languages": ["en", "de"]}),
         (["--variants", "[]"], {"variants": []}),
         (["--probe", "{}"], {"probe": {}}),

@@ -81,3 +81,34 @@ def test_a_terminal_shows_one_bar_for_a_stage_with_its_phase(monkeypatch):
     assert "12/60" in last[2]
     assert screen.getvalue().count("starting") <= 2, "the bar of the start goes when a stage begins"
     assert "train/dpo: reference" not in last[2]
+
+
+def test_a_narrow_terminal_cuts_the_names_of_trainings_and_no_number(monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **options: console)
+    display = ProgressDisplay()
+    for seed in range(6):
+        display(f"train/dpo-lr0.0001-seed{seed}", 10, 20_000)
+        display(f"train/dpo-lr0.0001-seed{seed}: waiting for the reference", 1234, 23_456)
+    screen.truncate(0)
+    console.print(display._bars.get_renderable())
+    lines = [line for line in screen.getvalue().splitlines() if "train/" in line]
+    assert len(lines) == 6
+    for seed, line in enumerate(lines):
+        assert f"train/dpo-lr0.0001-seed{seed}:" in line
+        assert "1234/23456" in line
+
+
+def test_six_trainings_at_once_write_fewer_lines_each(log, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+
+    def num_lines(num_trainings):
+        with ProgressDisplay() as display:
+            for clock[0] in range(0, 3600, 5):
+                for number in range(num_trainings):
+                    display(f"train/{number}", 1, 10)
+            return len(log())
+
+    assert num_lines(6) < 2 * num_lines(2)

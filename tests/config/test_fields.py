@@ -58,7 +58,7 @@ def test_one_section_is_printed_alone_and_on() -> None:
     [
         ("train.limit", "integer >= 1, or null", ()),
         ("generate.top_p", "number > 0 and <= 1", ()),
-        ("train.loss", "sigmoid | hinge | ipo", ("sigmoid", "hinge", "ipo")),
+        ("train.optimizer", "rmsprop | adamw", ("rmsprop", "adamw")),
         ("report.mask", "true | false", ()),
         ("intervene.neurons", "list of [integer, integer], or null", ()),
         ("languages", "list of text", ()),

@@ -10,7 +10,7 @@ from xgray.config import Generate, Score, Train, TrainExecution
 from xgray.config.file import load_experiment
 from xgray.distributed.autoscaler import kuberay_limit, limit_of
 from xgray.distributed.nodes import UNBOUNDED, ClusterCapacity, cores_each, num_fitting, share_gpus
-from xgray.distributed.placement import place_engines, place_scorers, place_training, place_workers
+from xgray.distributed.placement import place_engines, place_scorers, place_training, place_trainings, place_workers
 from xgray.distributed.train import fitted
 from xgray.errors import InputError
 
@@ -155,6 +155,41 @@ def test_fewer_workers_than_asked_for_measure_and_say_so_once(caplog):
     for _ in range(2):
         assert place_workers(capacity_of((16, 1)), "activations", 3) == (1, {"num_gpus": 1, "num_cpus": 1})
     assert caplog.text.count("activations.execution.num_workers: 3 workers are asked for and 1 used") == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "number", "execution", "expected"),
+    [
+        ([(2, 0)], 1, {}, [(0, 2)]),
+        ([(2, 0)], 4, {}, [(0, 1)] * 4),
+        ([(2, 0)], 3, {}, [(0, 1), (0, 1), (0, 2)]),  # the third runs when both are done
+        ([(64, 0)], 6, {}, [(0, 10)] * 6),
+        ([(4, 0)], 6, {}, [(0, 1)] * 4 + [(0, 2)] * 2),
+        ([(8, 0), (8, 0)], 3, {}, [(0, 4)] * 3),
+        ([(4, 0)], 3, {"num_workers": 2}, [(0, 1), (0, 1), (0, 2)]),
+        ([(8, 0)], 3, {"cpus_per_worker": 4}, [(0, 4)] * 3),
+        ([(8, 1)], 2, {}, [(0.5, 4)] * 2),
+        ([(8, 1)], 6, {}, [(0.3333, 2)] * 6),  # three at a time, as the memory allows
+        ([(16, 4)], 4, {}, [(1, 4)] * 4),
+        ([(16, 4)], 6, {}, [(0.5, 2)] * 6),
+        ([(16, 4)], 6, {"num_workers": 4, "strategy": "zero3"}, [(1, 4)] * 6),  # one at a time
+        ([(8, 1)], 2, {"use_gpu": False}, [(0, 4)] * 2),
+    ],
+)
+def test_trainings_side_by_side_share_the_cores_and_the_gpus(shapes, number, execution, expected):
+    executions = [TrainExecution(**execution)] * number
+    assert place_trainings(capacity_of(*shapes), executions, num_per_gpu=3) == expected
+
+
+def test_trainings_side_by_side_never_take_more_than_there_is():
+    for cores in range(1, 9):
+        for number in range(1, 13):
+            cpus = [share.cpus for share in place_trainings(capacity_of((cores, 0)), [TrainExecution()] * number)]
+            num_at_once = min(number, cores)
+            num_last = number % num_at_once
+            assert sum(cpus[:num_at_once]) <= cores
+            assert sum(cpus[number - num_last :]) <= cores
+            assert min(cpus) >= 1
 
 
 def test_a_replaced_node_counts_once():

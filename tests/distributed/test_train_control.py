@@ -1,6 +1,7 @@
 """The phases of a training: what the workers report, and what the driver reads."""
 
-from xgray.distributed.train_control import LOADING, REFERENCE, STARTING, STEPS, Phase, PhaseReporter, TrainControl
+from xgray.distributed.train_control import LOADING, STARTING, STEPS, Phase, PhaseReporter, TrainControl
+from xgray.runs.progress import REFERENCE
 
 
 class Direct:

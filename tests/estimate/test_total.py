@@ -98,6 +98,29 @@ def test_gpus_share_the_work_and_cost_while_they_are_held():
     assert result.money == pytest.approx(sum(gpu_seconds.values()) / 3600 * 3 + result.seconds / 3600 * 2)
 
 
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "expected"),
+    [
+        ({}, 1, 4),  # they share one machine's cores
+        ({"num_nodes": 2}, 1, 2),
+        ({"num_nodes": 3}, 1, 2),
+        ({"num_nodes": 2}, 2, 4),
+        ({"num_gpus": 1}, 1, 4),
+        ({"num_gpus": 4}, 1, 1),
+        ({"num_gpus": 4}, 2, 2),
+    ],
+)
+def test_trainings_on_different_gpus_or_nodes_run_at_the_same_time(machines, num_workers, expected):
+    section = Train(eval_steps=5, execution={"num_workers": num_workers})
+    trainings = {
+        name: TrainingWork(section, num_pairs=48, num_validation=4, num_reference=0, num_steps=12) for name in "abcd"
+    }
+    result = estimate(experiment(), work(trainings=trainings, models={}), Rates.model_validate(RATES | machines))
+    each = 10 + 3 * 4 * 0.5 + 12 * 2 + 3 * 3 + 7
+    assert [seconds(result)[f"train/{name}"] for name in "abcd"] == [each] * 4
+    assert result.saved_seconds == pytest.approx((4 - expected) * each)
+
+
 @pytest.mark.parametrize(("num_gpus", "engines", "scorers"), [(1, 1, 0), (2, 1, 1), (8, 7, 1)])
 def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
     rates = Rates.model_validate(RATES | {"num_gpus": num_gpus})

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.object_store import CREDENTIALS, object_store
 from xgray.config import Experiment, Model
@@ -68,14 +70,21 @@ def test_a_base_model_to_convert_is_converted_by_every_machine(plan, monkeypatch
     assert model_weights(replace(plan, experiment=experiment), "base") == (Weights(GGUF, None, "float32"), None)
 
 
-def test_a_trained_model_has_its_adapter_or_its_merged_weights(plan, tiny_model):
+def test_a_trained_model_has_its_adapter_or_its_merged_weights(plan, tiny_model, tiny_adapter):
     with pytest.raises(InputError, match="train/trained is not finished"):
         plan.require_model("trained")
     plan.require_model("base")
     folder = plan.stage("train", "trained").folder
     merged = Weights((folder / "merged").uri, None, "float32")
-    assert model_weights(plan, "trained", lambda adapter: True) == (merged, None)
-    (folder / "adapter").write_bytes("adapter_config.json", b"{}")
-    assert model_weights(plan, "trained") == (merged, None)
+    assert model_weights(plan, "trained", lambda adapter: True) == (merged, None), "of a training of all weights"
+    shutil.copytree(tiny_adapter[0], folder.local / "adapter")
     taken = model_weights(plan, "trained", lambda adapter: True)
+    assert not folder.exists("merged"), "nothing needs whole weights"
     assert taken == (Weights(tiny_model, None, "float32"), (folder / "adapter").uri)
+    assert model_weights(plan, "trained") == (merged, None)
+    made = (folder.local / "merged" / "model.safetensors").stat().st_mtime_ns
+    expected = load_file(Path(tiny_adapter[1]) / "model.safetensors")
+    for name, weight in load_file(folder.local / "merged" / "model.safetensors").items():
+        torch.testing.assert_close(weight, expected[name])
+    assert model_weights(plan, "trained") == (merged, None)
+    assert (folder.local / "merged" / "model.safetensors").stat().st_mtime_ns == made, "once; also by earlier versions"

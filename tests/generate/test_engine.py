@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
-from xgray.config import Generate
+from xgray.config import Generate, Model
 from xgray.errors import InputError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
@@ -151,6 +151,11 @@ def write_config(folder, **changes):
     return str(folder)
 
 
+def base_model(folder):
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    return Model(id=str(folder))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -162,15 +167,13 @@ def write_config(folder, **changes):
     ],
 )
 def test_vllm_does_not_serve_adapters_that_it_cannot_apply(tmp_path, changes):
-    adapter = write_config(tmp_path, **changes)
-    assert not serves_adapter("vllm", adapter, num_gpus=1)
-    assert serves_adapter("transformers", adapter, num_gpus=1)
+    adapter, base = write_config(tmp_path, **changes), base_model(tmp_path)
+    assert not serves_adapter("vllm", adapter, base, on_gpu=True)
+    assert serves_adapter("transformers", adapter, base, on_gpu=True)
 
 
-def test_vllm_serves_plain_adapters_only_on_gpus(tmp_path):
-    adapter = write_config(tmp_path)
-    assert serves_adapter("vllm", adapter, num_gpus=1)
-    assert not serves_adapter("vllm", adapter, num_gpus=0)
+def test_vllm_serves_no_adapter_on_a_cpu(tmp_path):
+    assert not serves_adapter("vllm", write_config(tmp_path), base_model(tmp_path), on_gpu=False)
 
 
 @pytest.mark.slow

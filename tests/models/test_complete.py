@@ -100,7 +100,7 @@ def train(path):
 def guard_in_vllm(path):
     from xgray.score.vllm_guard import VllmEngine
 
-    VllmEngine(path, Model(id=path), None)
+    VllmEngine(path, Model(id=path), None, None)
 
 
 def measure_fluency(path):

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from tests.report.example_run import CHANGES, write_run
+from tests.report.example_run import CHANGES, write_run, write_training
 from tests.report.page import page_without_figures, parse, report_html
 from xgray.config import stages
 from xgray.errors import InputError
@@ -130,6 +131,25 @@ def test_training_starts_at_ln_2(page):
     training = page.section("training")
     assert training.facts["First loss"] == ".6931"
     assert "ln 2" in training.texts("text")
+
+
+def test_the_languages_of_the_pairs_are_said(page):
+    facts = page.section("training").facts
+    assert facts["Source languages"] == "German (160 pairs), French (80 pairs)"
+    assert facts["Pairs with a completion cut to the length of the other"] == "75"
+
+
+def test_training_shows_its_speed_and_where_its_time_went(page):
+    """60 steps of a second, four validations of two seconds and four checkpoints of one are 72 seconds."""
+    (row,) = page.section("training").rows_of("dpo")
+    assert row[1:] == ["351", "40.0 %", "25.0 %", "3.0 GiB", "25.0 %", "50.0 %", "4.2 %", "4.2 %", "11.1 %", "5.6 %"]
+
+
+def test_training_of_an_old_run_has_no_table_of_its_speed(tmp_path):
+    run, experiment = write_run(tmp_path)
+    write_training(run, "dpo", np.random.default_rng(0), measured=False)
+    training = page_without_figures(run, experiment).section("training")
+    assert not training.rows_of("dpo")
 
 
 def test_figures_lie_beside_the_page(built):

@@ -1,4 +1,6 @@
-from xgray.runs.progress import Meter, duration
+import pytest
+
+from xgray.runs.progress import Meter, duration, rate_unit
 
 
 class Clock:
@@ -104,3 +106,11 @@ def test_durations_are_short() -> None:
         "5.6 h",
         "9.8 days",
     ]
+
+
+@pytest.mark.parametrize(
+    ("label", "unit"),
+    [("train/dpo", " steps/s"), ("train/dpo: reference", " pairs/s"), ("train/dpo: loading", "/s"), ("generate", "/s")],
+)
+def test_a_rate_of_a_training_says_what_it_counts(label, unit):
+    assert rate_unit(label) == unit

@@ -5,10 +5,11 @@ import torch
 from peft import PeftModel
 
 from tests.train.tiny import PAIRS, build_tiny_trainer
-from xgray.config import Train
+from xgray.config import Model, Train
 from xgray.errors import InputError
 from xgray.models.load import load_causal_lm, load_tokenizer
-from xgray.train.export import export
+from xgray.storage.folder import Folder
+from xgray.train.export import export, merge_into
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +35,11 @@ def log_probs(model, tiny_model):
 @pytest.mark.parametrize("lora_targets", ["corrected", "released"])
 def test_merged_adapter_and_trained_model_agree(train, tiny_model, lora_targets):
     trained, out = train(method="lora", lora_targets=lora_targets)
+    assert [folder.name for folder in out.iterdir()] == ["adapter"], "merged only where whole weights are needed"
+    merged = merge_into(Model(id=tiny_model), str(out / "adapter"), Folder(str(out / "merged")))
     expected = log_probs(trained, tiny_model)
     assert (expected - log_probs(load_causal_lm(tiny_model, "float32"), tiny_model)).abs().max() > 0.1
-    torch.testing.assert_close(log_probs(load_causal_lm(str(out / "merged"), "float32"), tiny_model), expected)
+    torch.testing.assert_close(log_probs(load_causal_lm(merged, "float32"), tiny_model), expected)
     adapted = PeftModel.from_pretrained(load_causal_lm(tiny_model, "float32"), str(out / "adapter")).eval()
     torch.testing.assert_close(log_probs(adapted, tiny_model), expected)
     assert {path.name for path in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
@@ -57,7 +60,7 @@ def test_failed_export_leaves_nothing(tiny_model, tmp_path):
     (broken / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="is damaged"):
         export(tiny_model, None, broken, tmp_path / "out")
-    assert not (tmp_path / "out" / "merged").exists()
+    assert not (tmp_path / "out" / "adapter").exists()
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 

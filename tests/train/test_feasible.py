@@ -5,7 +5,7 @@ import pytest
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.train.deepspeed import deepspeed_config
-from xgray.train.feasible import WorkerShare, check_feasible, worker_share
+from xgray.train.feasible import StepShare, check_feasible, step_share
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_infeasible_fields_are_refused_by_name(fields, message):
 )
 def test_workers_share_a_step_of_the_same_pairs(batch_size, accumulation, num_workers, share):
     section = Train(batch_size=batch_size, gradient_accumulation=accumulation)
-    found = worker_share(section, num_workers)
-    assert found == (WorkerShare(*share) if share else None)
+    found = step_share(section, num_workers)
+    assert found == (StepShare(*share) if share else None)
     if found:
         assert found.batch_size * found.gradient_accumulation * num_workers == batch_size * accumulation
         assert found.batch_size <= batch_size

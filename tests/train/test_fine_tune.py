@@ -1,7 +1,6 @@
 """The training loop on a tiny encoder: it learns, and resumes, and cuts batches, without changing its numbers."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -96,31 +95,30 @@ def test_the_metrics(uninterrupted):
 
 
 class Stop:
-    """Asks for a stop after some steps, and keeps the checkpoints."""
+    """Asks for a stop after some steps, and notes the checkpoints."""
 
-    def __init__(self, folder, after):
-        self.folder, self.after, self.steps = folder, after, 0
+    def __init__(self, after):
+        self.after, self.steps = after, 0
         self.saved = []
 
     def hooks(self):
-        return Hooks(on_checkpoint=self.keep, is_stop_requested=self.is_due)
+        return Hooks(on_checkpoint=self.note, is_stop_requested=self.is_due)
 
     def is_due(self):
         self.steps += 1
         return self.steps == self.after
 
-    def keep(self, folder, step, score, ends_training):
+    def note(self, folder, step, score, ends_training):
         self.saved.append((step, score, ends_training))
-        shutil.copytree(folder, self.folder / f"kept-{step}")
 
 
 def test_a_stopped_training_resumes_to_the_same_numbers(prepared, uninterrupted, tmp_path):
-    stop = Stop(tmp_path, after=9)
+    stop = Stop(after=9)
     rows, _, has_ended = tune(prepared, tmp_path / "out", stop.hooks())
     assert not has_ended
     assert [(step, score is None, ends) for step, score, ends in stop.saved] == [(6, False, False), (9, True, False)]
     assert rows[-1]["step"] == 9
-    rows, model, has_ended = tune(prepared, tmp_path / "out", resume_from=tmp_path / "kept-9")
+    rows, model, has_ended = tune(prepared, tmp_path / "out", resume_from=tmp_path / "out" / "checkpoint-9")
     assert has_ended
     assert rows == uninterrupted[0]
     for name, weight in model.state_dict().items():
@@ -138,7 +136,7 @@ def test_smaller_passes_make_the_same_steps(prepared, uninterrupted, tmp_path):
 
 
 def test_patience_ends_a_training(prepared, tmp_path):
-    stop = Stop(tmp_path, after=0)
+    stop = Stop(after=0)
     rows, _, has_ended = tune(prepared, tmp_path / "out", stop.hooks(), patience=1, learning_rate=0.3, max_steps=400)
     evaluations = [row["eval_loss"] for row in rows if "eval_loss" in row]
     assert has_ended
@@ -148,11 +146,11 @@ def test_patience_ends_a_training(prepared, tmp_path):
 
 
 def test_a_checkpoint_holds_the_weights(prepared, tmp_path):
-    stop = Stop(tmp_path, after=0)
+    stop = Stop(after=0)
     _, model, _ = tune(prepared, tmp_path / "out", stop.hooks(), max_steps=6)
     section = ScorerTraining.model_validate(prepared[0])
     fresh = load_encoder(section.model.id, None, section.attributes, 1)
-    load_weights(fresh, tmp_path / "kept-6")
+    load_weights(fresh, tmp_path / "out" / "checkpoint-6")
     for name, weight in model.state_dict().items():
         assert weight.equal(fresh.state_dict()[name]), name
 

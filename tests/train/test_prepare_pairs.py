@@ -8,6 +8,7 @@ from tests.train.tiny import PAIRS
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.rows import PreferencePair
+from xgray.train.packing import arrange
 from xgray.train.pairs import TokenizedPair, prepare_pairs
 
 
@@ -165,19 +166,19 @@ def test_released_tokenization_needs_room_for_completions(tokenizer):
 
 def test_the_loss_counts_what_trl_0_8_6_counts(tiny_model):
     from xgray.models.load import load_tokenizer
-    from xgray.train.trainer import PairCollator
 
     tokenizer = load_tokenizer(tiny_model)
     section = Train(validation_share=0, batch_size=1, tokenization="released", max_length=32, max_prompt_length=12)
     pairs = prepare_pairs(RELEASED_PAIRS, tokenizer, section, seed=0).train
     assert any(pair.chosen_uncounted or pair.rejected_uncounted for pair in pairs)
-    batch = PairCollator(pad_token_id=tokenizer.pad_token_id, max_length=32)([vars(pair) for pair in pairs])
+    arranged = arrange(pairs, "padded", max_length=32)
     expected = [dpo_input(pair, tokenizer, 32, 12) for pair in RELEASED_PAIRS]
     sides = [pair["chosen"] for pair in expected] + [pair["rejected"] for pair in expected]
-    for row, (ids, labels) in enumerate(sides):
-        assert batch["input_ids"][row, : len(ids)].tolist() == ids
-        assert batch["completion_mask"][row, : len(ids)].tolist() == [int(label != -100) for label in labels]
-        assert not batch["attention_mask"][row, len(ids) :].any()
+    assert arranged.rows == [ids for ids, _ in sides]
+    counted = {(row, column + 1) for row, column in arranged.predictors}
+    assert counted == {
+        (row, column) for row, (_, labels) in enumerate(sides) for column, label in enumerate(labels) if label != -100
+    }
 
 
 @pytest.mark.parametrize("kind", ["bloom", "llama", "cohere"])

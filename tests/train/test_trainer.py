@@ -1,10 +1,13 @@
 """The trainer with a tiny model in this process: its loss, reference, adapters, early stopping and resuming."""
 
+import importlib.util
 import math
+import struct
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
@@ -14,11 +17,15 @@ from xgray.config import Train
 from xgray.errors import DivergedError, InputError
 from xgray.models.load import load_tokenizer
 from xgray.rows import PreferencePair
+from xgray.storage.folder import Folder
 from xgray.train.callbacks import CheckpointReport, MetricsLog
+from xgray.train.flops import model_flops
 from xgray.train.metrics import read_metrics
 from xgray.train.pairs import prepare_pairs
+from xgray.train.preference_trainer import TrainerFiles
 from xgray.train.reference import ReferenceCache
-from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer, tune_in_float32
+from xgray.train.trackers import TrackedRun, tracker_callbacks
+from xgray.train.trainer import StartingModel, build_trainer, tune_in_float32
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +42,19 @@ def make(tiny_model, tmp_path):
 
 
 def train(trainer, checkpoint=None):
-    """Train, and return the rows of ``metrics.jsonl`` without times."""
+    """Train, and return the rows of ``metrics.jsonl`` about steps and validations, without times."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    times = ("seconds", "tokens_per_second", "elapsed")
+    times = ("tokens_per_second", "elapsed", "mfu", "peak_memory_bytes")
+    return [
+        {name: value for name, value in row.items() if not name.endswith("seconds") and name not in times}
+        for row in read_metrics(metrics_of(trainer))
+        if "checkpoint_seconds" not in row
+    ]
+
+
+def metrics_of(trainer):
     [path] = {callback.path for callback in trainer.callback_handler.callbacks if isinstance(callback, MetricsLog)}
-    return [{key: value for key, value in row.items() if key not in times} for row in read_metrics(path)]
+    return path
 
 
 def perturb(model):
@@ -100,20 +115,88 @@ def test_swapping_chosen_and_rejected_flips_the_margin(make):
     assert margins[1] == pytest.approx(-margins[0], rel=1e-4)
 
 
-def test_tokens_and_reference_agree_with_trl(make, tiny_model, tmp_path):
-    dataset = make(validation_share=0).train_dataset
-    texts = Dataset.from_list([vars(pair) for pair in PAIRS])
-    arguments = DPOConfig(output_dir=str(tmp_path / "trl"), precompute_ref_log_probs=True, bf16=False, report_to="none")
+@pytest.mark.parametrize(("method", "accumulation"), [("full", 1), ("lora", 3)])
+def test_tokens_reference_and_losses_are_those_of_trl(make, tiny_model, tmp_path, method, accumulation):
+    trainer = make(
+        method=method,
+        lora_dropout=0.0,
+        lora_alpha=16,
+        batch_size=2,
+        gradient_accumulation=accumulation,
+        max_steps=30,
+        eval_steps=100,
+        validation_share=0,
+    )
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "trl"),
+        seed=0,
+        data_seed=0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        max_steps=30,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=1,
+        optim="rmsprop",
+        weight_decay=0.05,
+        max_grad_norm=10.0,
+        precompute_ref_log_probs=True,
+        dataloader_drop_last=True,
+        logging_steps=1,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+    )
     expected = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_model),
         args=arguments,
-        train_dataset=texts,
+        train_dataset=Dataset.from_list([vars(pair) for pair in PAIRS]),
         processing_class=load_tokenizer(tiny_model),
-    ).train_dataset
+        peft_config=LoraConfig(r=64, lora_alpha=16, target_modules="all-linear") if method == "lora" else None,
+    )
+    dataset = trainer.train_dataset
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        assert dataset[column] == expected[column]
-    for column in ("ref_chosen_logps", "ref_rejected_logps"):
-        assert list(dataset[column]) == pytest.approx(list(expected[column]), abs=1e-4)
+        assert dataset[column] == expected.train_dataset[column]
+    for index, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+        values = [row[index] for row in dataset["reference"]]
+        assert values == pytest.approx(list(expected.train_dataset[column]), abs=1e-4)
+    if method == "lora":  # the same first weights
+        weights = {name: value for name, value in expected.model.named_parameters() if "lora_" in name}
+        with torch.no_grad():
+            for name, value in trainer.model.named_parameters():
+                if "lora_" in name:
+                    value.copy_(weights[name])
+    expected.train()
+    losses = [row["loss"] for row in train(trainer) if "loss" in row]
+    assert losses == pytest.approx([row["loss"] for row in expected.state.log_history if "loss" in row], abs=1e-4)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("loss", ["robust", "kto", "orpo", "cpo", "simpo"])
+def test_other_losses_fall(make, loss):
+    trainer = make(loss=loss, max_steps=12, eval_steps=12, beta=2.0 if loss == "simpo" else 0.1)
+    rows = train(trainer)
+    is_reference_free = loss in ("orpo", "cpo", "simpo")
+    assert trainer.num_reference_computed == (0 if is_reference_free else 20)  # mismatched pairs are among the 20
+    losses = [row["loss"] for row in rows if "loss" in row]
+    first = {"robust": math.log(2), "kto": 0.5}.get(loss, losses[0])
+    assert losses[0] == pytest.approx(first, abs=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
+    assert rows[-1]["eval_loss"] < losses[0]
+
+
+def test_passes_by_tokens_change_no_number(make, monkeypatch):
+    fields = {"validation_share": 0, "batch_size": 2, "gradient_accumulation": 3, "max_steps": 6}
+    whole = train(make(name="whole", **fields))
+    monkeypatch.setattr("xgray.train.preference_trainer.pass_tokens", lambda section: 40)
+    split = train(make(name="split", **fields))
+    assert [row["loss"] for row in split if "loss" in row] == pytest.approx(
+        [row["loss"] for row in whole if "loss" in row], abs=1e-5
+    )
+    assert [row["computed_tokens"] for row in split if "loss" in row] == [
+        row["computed_tokens"] for row in whole if "loss" in row
+    ]
 
 
 def test_trainings_with_another_seed_method_or_beta_reuse_the_reference(make):
@@ -132,6 +215,75 @@ def test_numbers_depend_on_the_seed_and_not_on_whether_the_reference_was_cached(
     other = train(make(method="lora", lora_dropout=0.5, seed=1, name="other"))
     assert cold == warm
     assert [row.get("loss") for row in cold] != [row.get("loss") for row in other]
+
+
+def test_a_step_says_what_it_computed_and_where_its_time_went(make):
+    """All pairs are one batch, so its numbers are known without their order."""
+    trainer = make(validation_share=0, batch_size=len(PAIRS), max_steps=2, eval_steps=1)
+    trainer.train()
+    first, checkpoint, second, _ = read_metrics(metrics_of(trainer))
+    pairs = trainer.train_dataset
+    counted = sum(len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids"))
+    prompts = sum(len(pair["prompt_ids"]) for pair in pairs)
+    assert first["tokens"] == second["tokens"] == 2 * prompts + counted
+    assert first["computed_tokens"] == prompts + counted
+    assert first["padding_share"] == 0
+    flops = model_flops(trainer.model)
+    without_attention = flops.total(prompts + counted, counted, 0)
+    # The pairs are in groups of at most GROUP_TOKENS tokens, each of which is attended to as a square.
+    assert without_attention < first["flops"] < without_attention + flops.total(0, 0, 256 * (prompts + counted + 256))
+    assert 0 < second["mfu"] < 1
+    phases = [second[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimizer")]
+    assert all(seconds > 0 for seconds in phases)
+    assert 0.5 * second["seconds"] < sum(phases) <= second["seconds"]
+    assert second["peak_memory_bytes"] >= first["peak_memory_bytes"] > 1e8
+    assert first["elapsed"] + checkpoint["checkpoint_seconds"] + second["seconds"] == pytest.approx(
+        second["elapsed"], abs=0.02
+    )
+
+
+def scalars(folder, tag):
+    """The values of one tag by step, as TensorBoard shows them: a new attempt replaces what is after its beginning."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    values = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # a record: length, its checksum, content, its checksum
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += length + 16
+            if event.session_log.status == SessionLog.START:
+                values = [(step, value) for step, value in values if step < event.step]
+            values += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return values
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_training_once(make, tmp_path):
+    stage = Folder(str(tmp_path / "train" / "dpo"))
+    first = make(callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 0)))
+    train(first)
+    resumed = make(name="resumed", callbacks=tracker_callbacks(["tensorboard"], TrackedRun(stage, "0", 2)))
+    train(resumed, str(tmp_path / "run" / "work" / "checkpoint-2"))
+    assert len(list((stage.local / "tensorboard").iterdir())) == 2
+    rows = [row for row in read_metrics(metrics_of(first)) if row["step"] <= 2] + read_metrics(metrics_of(resumed))
+    for tag, name in (
+        ("train/loss", "loss"),
+        ("train/tokens_per_second", "tokens_per_second"),
+        ("eval/loss", "eval_loss"),
+    ):
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
+        assert scalars(stage.local / "tensorboard", tag) == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_writes_offline_under_the_id_of_the_training(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stage = Folder(str(tmp_path / "made" / "train" / "dpo"))
+    train(make(callbacks=tracker_callbacks(["wandb"], TrackedRun(stage, "0123456789abcdef", 0))))
+    (folder,) = (stage.local / "wandb").glob("offline-run-*")
+    content = (folder / "run-0123456789abcdef.wandb").read_bytes()
+    assert all(text in content for text in (b"made/dpo", b"train/tokens_per_second", b"eval/loss"))
 
 
 def tuned_parameters(trainer):
@@ -212,10 +364,11 @@ def test_patience_counts_on_over_a_resume(make, stop_at):
         lambda folder, step, score, ends_training: saved.update({step: (str(folder), ends_training)}),
         is_stop_requested=lambda: next(steps) == stop_at,
         is_node_leaving=lambda: False,
+        seconds_between=1e9,
     )
     first = make(name="stopped", callbacks=[report], **fields)
     assert max(row["step"] for row in train(first)) == stop_at
-    assert saved.keys() == {2, 4, stop_at}
+    assert saved.keys() == {2, stop_at}, "the best, and the last"
     folder, ends_training = saved[stop_at]
     assert not ends_training
     resumed = train(make(name="resumed", **fields), folder)

@@ -47,8 +47,9 @@ def build_tiny_trainer(model, section, folder, *, pairs=PAIRS, seed=0, callbacks
     """Build a trainer whose files lie in ``folder`` and whose reference cache lies beside it."""
     from xgray.models.load import load_tokenizer
     from xgray.train.pairs import prepare_pairs
+    from xgray.train.preference_trainer import TrainerFiles
     from xgray.train.reference import ReferenceCache
-    from xgray.train.trainer import StartingModel, TrainerFiles, build_trainer
+    from xgray.train.trainer import StartingModel, build_trainer
 
     tokenizer = load_tokenizer(model)
     folder.mkdir()

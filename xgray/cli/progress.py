@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 from xgray.runs.periodic import run_every
-from xgray.runs.progress import Meter, duration
+from xgray.runs.progress import Meter, duration, rate_unit
 
 LINE_SECONDS = 15.0
-"""The shortest time between two lines of one label in a log."""
+"""The shortest time between two lines of one label in a log; longer where more than three stages run at once."""
 SILENCE_SECONDS = 60.0
 """A log that is silent for longer gets a line that says what is running."""
+WIDE = 130
+"""A terminal of fewer columns than this has short bars, so that the names of several trainings stay whole."""
 STARTING = "starting"
 """The label until the first stage reports."""
 
@@ -35,14 +39,26 @@ class _Logged:
     seconds: float
 
 
+class _LabelColumn(TextColumn):
+    """The names of the stages; where the line is too short for all, they lose their ends, and no number does."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.description:<24}", markup=False, table_column=Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class ProgressDisplay:
     """Shows what stages report: use it as a context manager, and call it with a label, what is done, and the total."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self._bars = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(),
+            _LabelColumn(),
+            BarColumn(bar_width=40 if self._console.width >= WIDE else 6),
             TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("{task.fields[pace]}", markup=False),
@@ -111,8 +127,14 @@ class ProgressDisplay:
         is_finished = total > 0 and done >= total
         if last is not None and is_finished and last.done >= total:
             return
-        if last is None or is_finished or time.monotonic() - last.seconds >= LINE_SECONDS:
+        pause = LINE_SECONDS * max(1, self._num_running() // 2)
+        if last is None or is_finished or time.monotonic() - last.seconds >= pause:
             self._log(label, done, total)
+
+    def _num_running(self) -> int:
+        """Return how many stages have reported something that is not finished: several trainings run at once."""
+        unfinished = [label for label, progress in self._meter.progress().items() if progress.done < progress.total]
+        return len({label.partition(": ")[0] for label in unfinished})
 
     def _break_silence(self) -> None:
         """Print a line for the label that reported last, if the log has been silent for long and it is not finished."""
@@ -139,7 +161,7 @@ class ProgressDisplay:
         is_finished = progress is not None and progress.total > 0 and progress.done >= progress.total
         parts = []
         if progress and progress.rate:
-            parts.append(f"{progress.rate:.2f}/s")
+            parts.append(f"{progress.rate:.2f}{rate_unit(label)}")
         elif not is_finished and elapsed >= 1 and not self._console.is_terminal:  # the bars have a clock
             parts.append(f"for {duration(elapsed)}")
         if progress and progress.standstill_seconds:

@@ -38,17 +38,18 @@ if TYPE_CHECKING:
     from xgray.config.scorer_training import Encoder, ScorerTraining, ScorerTrainingExecution, TextSource
     from xgray.config.section import MeasuringExecution, Model, Section, Switch, merge, validate
     from xgray.config.stages import BASE
+    from xgray.config.sweep import Sweep, SweepPoint
     from xgray.config.train import Train, TrainExecution, TrainingWorkers, Variant
 
 __all__ = [
     "BASE", "LOADS_CLASSIFIER", "LOADS_MODEL", "STORE", "Activations", "Capability", "Classifier", "Dummy", "Encoder",
     "Evaluate", "Experiment", "Fluency", "Generate", "GenerateExecution", "Greedy", "Guard", "Intervene",
     "MeasuringExecution", "Model", "Neuron", "OpenAI", "Probe", "Prompts", "Report", "Retrieve", "Score",
-    "ScoreExecution", "ScorerTraining", "ScorerTrainingExecution", "Section", "Serve", "Switch", "TextSource",
-    "Train", "TrainExecution", "TrainingWorkers", "Variant", "Vectors", "merge", "validate",
+    "ScoreExecution", "ScorerTraining", "ScorerTrainingExecution", "Section", "Serve", "Sweep", "SweepPoint", "Switch",
+    "TextSource", "Train", "TrainExecution", "TrainingWorkers", "Variant", "Vectors", "merge", "validate",
 ]  # fmt: skip
 
-_MODULES = ("evaluate", "experiment", "mechanism", "sampling", "scorer_training", "section", "stages", "train")
+_MODULES = ("evaluate", "experiment", "mechanism", "sampling", "scorer_training", "section", "stages", "sweep", "train")
 
 
 def __getattr__(name: str) -> Any:

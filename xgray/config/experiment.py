@@ -13,10 +13,11 @@ from xgray.config.evaluate import Evaluate, Report
 from xgray.config.mechanism import Activations, Capability, Intervene, Probe, Retrieve, Vectors
 from xgray.config.protocol import switch_paths, with_protocol
 from xgray.config.sampling import Generate, Prompts, Score
-from xgray.config.section import OTHER_SCORES, Model, Section, Switch, merge, validate
+from xgray.config.section import OTHER_SCORES, Model, Section, Switch, language_codes, merge, validate
+from xgray.config.sweep import Sweep, SweepPoint
 from xgray.config.train import Train, Variant
 from xgray.errors import InputError
-from xgray.languages import LANGUAGES, language
+from xgray.languages import LANGUAGES
 
 STORE = "scores"
 """The score store's folder, beside the runs that share it."""
@@ -44,6 +45,7 @@ class Experiment(Section):
     train: Train = Train()
     variants: list[Variant] = [Variant(name="dpo")]
     """The models after tuning: trainings that differ from the ``train`` section, or checkpoints given as they are."""
+    sweep: Sweep | None = None
     generate: Generate = Generate()
     score: Score = Score()
     """Toxicity scores of the completions. A list of such sections scores the same completions with each of them: all
@@ -83,11 +85,14 @@ class Experiment(Section):
         return with_protocol(values, "released", cls) if values.get("protocol") == "released" else values
 
     @model_serializer(mode="wrap")
-    def _join_scorers(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Dump several scorers as one list, and a single one as its section."""
+    def _as_in_the_file(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Dump several scorers as one list, a single one as its section, and variants as they were before the sweep."""
         values: dict[str, Any] = dump(self)
         if others := values.pop(OTHER_SCORES, None):
             values["score"] = [values["score"], *others]
+        if self.sweep is not None and "variants" in values:
+            sources = {source.name: source.model_dump() for source, _ in map(self.sweep.source, self.variants)}
+            values["variants"] = list(sources.values())
         return values
 
     @field_validator("name")
@@ -100,21 +105,19 @@ class Experiment(Section):
     @field_validator("languages")
     @classmethod
     def _known_languages(cls, codes: list[str]) -> list[str]:
-        if not codes:
-            raise ValueError("at least one language is needed")
-        try:
-            known = [language(code).code for code in codes]
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        if len(set(known)) < len(known):
-            raise ValueError(f"a language is listed twice: {' '.join(known)}")
-        return known
+        return language_codes(codes)
+
+    @model_validator(mode="after")
+    def _expand_sweep(self) -> Experiment:
+        """Replace the variants by the trainings of the sweep: this comes before whatever looks at the variants."""
+        if self.sweep is None:
+            return self
+        _check_names(self.variants)
+        return self.model_copy(update={"variants": self.sweep.expand(self.variants)})
 
     @model_validator(mode="after")
     def _valid_variants(self) -> Experiment:
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two variants have the same name: {' '.join(names)}")
+        _check_names(self.variants)
         for variant in self.variants:
             self.train_section(variant)
         return self
@@ -183,6 +186,11 @@ class Experiment(Section):
         seed = self.train_section(variant).seed
         return self.seed if seed is None else seed
 
+    def sweep_points(self) -> dict[str, SweepPoint]:
+        """Return the sweep's point of every variant that it made, by the variant's name; nothing without a sweep."""
+        sources = {variant.name: self.sweep.source(variant) for variant in self.variants} if self.sweep else {}
+        return {name: SweepPoint(source.name, values) for name, (source, values) in sources.items() if values}
+
     def switches(self) -> dict[str, str]:
         """Return the setting of every switch: ``{"evaluate.fluency.protocol": "released"}``.
 
@@ -214,6 +222,12 @@ class Experiment(Section):
     def variant(self, name: str) -> Variant:
         """Return the variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
+
+
+def _check_names(variants: list[Variant]) -> None:
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two variants have the same name: {' '.join(names)}")
 
 
 def _without_execution(section: Score) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is list:
-        return f"list of {_type_text(arguments[0])}"
+        item = _type_text(arguments[0])
+        return f"list of ({item})" if " or " in item else f"list of {item}"
     if origin is tuple:
         return f"[{', '.join(_type_text(part) for part in arguments)}]"
     if origin is dict or (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):

@@ -108,7 +108,7 @@ def parse_overrides(tokens: list[str]) -> dict[str, Any]:
             raise InputError(
                 f"{token}: cannot read the value {shorten(text)}; it is read as YAML, so quote it"
             ) from None
-        if path == ["languages"] and isinstance(value, str):
+        if path[-1] == "languages" and isinstance(value, str):
             value = value.split(",")
         if path == ["score"] and isinstance(value, str):
             value, num_scorers = load_score(value), num_scorers + 1

@@ -83,6 +83,11 @@ class GenerateExecution(Section):
     """GPUs per engine."""
     batch_size: int = Field(64, ge=1, le=1_000_000)
     """Prompts in one call of an engine, and in one file of the run."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """vLLM: the part of a GPU's memory that an engine takes, for weights and cache together; by default vLLM's own (it
+    is 0.92), or what a scorer on the same GPU leaves."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """vLLM: the most completions that are sampled in the same step; by default as vLLM chooses for the GPU."""
 
 
 class Sampling(Section):
@@ -134,6 +139,9 @@ class ScoreExecution(Section):
     batch_tokens: int = Field(4096, ge=1)
     """Classifier and guard: tokens in one forward pass, padding included; the part of a guard's prompt that all texts
     share is not counted."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Scorers in vLLM: the part of a GPU's memory that one takes; by default vLLM's own (0.92), or what it needs where
+    it shares the GPU with an engine."""
 
 
 class Classifier(Section):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from xgray.errors import InputError
+from xgray.languages import language
 
 Switch = Literal["corrected", "released"]
 SHOWN = 80
@@ -48,6 +49,23 @@ class Section(BaseModel):
 def _kinds(annotation: Any) -> set[Any]:
     """Return the plain types in an annotation: of ``list[int] | None`` they are ``int`` and ``NoneType``."""
     return set().union(*map(_kinds, get_args(annotation))) if get_args(annotation) else {annotation}
+
+
+def language_codes(codes: list[str]) -> list[str]:
+    """Return the codes of a field of languages in their usual spelling.
+
+    Raises:
+        ValueError: there is none, one is unknown, or one is listed twice.
+    """
+    if not codes:
+        raise ValueError("at least one language is needed")
+    try:
+        known = [language(code).code for code in codes]
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    if len(set(known)) < len(known):
+        raise ValueError(f"a language is listed twice: {' '.join(known)}")
+    return known
 
 
 class Model(Section):

@@ -6,8 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from xgray.config.section import Model, Section, Switch
+from xgray.config.section import Model, Section, Switch, language_codes
 from xgray.config.stages import BASE
+
+Loss = Literal["sigmoid", "hinge", "ipo", "robust", "kto", "orpo", "cpo", "simpo"]
+"""The preference losses."""
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
 class TrainingWorkers(Section):
@@ -29,18 +33,37 @@ class TrainExecution(TrainingWorkers):
 
     strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
     """How the workers share the model: replicated, or by DeepSpeed ZeRO stage 2 or 3."""
+    trackers: list[Tracker] = []
+    """Where the numbers of ``metrics.jsonl`` are sent too, step by step."""
+    checkpoint_minutes: float = Field(5, ge=0)
+    """Minutes after the last checkpoint when another is saved, to resume from; with 0 every step is saved. Every
+    validation that lowers the loss saves one too."""
 
 
 class Train(Section):
     """Preference tuning by DPO."""
 
-    added_later: ClassVar[tuple[str, ...]] = ("tokenization", "dropout")
+    added_later: ClassVar[tuple[str, ...]] = (
+        "tokenization",
+        "dropout",
+        "languages",
+        "chat_template",
+        "label_smoothing",
+        "margin",
+    )
 
     pairs: str = "embedded"
-    """Preference pairs: ``embedded``, or a JSON-lines file with ``prompt_text``, ``unpert_gen_text`` (chosen) and
-    ``pert_gen_text`` (rejected), or a folder of such files."""
+    """Preference pairs: ``embedded``, or a file of JSON lines or Parquet, or a folder of them, as the hub has them.
+    Fields: ``prompt``, ``chosen`` and ``rejected``, as texts or lists of messages; ``prompt_text``, ``unpert_gen_text``
+    (chosen) and ``pert_gen_text`` (rejected); or RTP-LX's ``Prompt``, ``BenignCompletions`` and ``Completions``."""
+    languages: list[str] | None = None
+    """Use the pairs of these languages alone. A row says its language in a field ``language``, or the file in its name:
+    ``de.jsonl``, ``RTP_LX_DE.json``. Null uses all pairs. On the command line also ``de,fr``."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many pairs, the first of the file."""
+    """Use at most this many pairs in all, the first of the file; with ``languages``, the first of each in turn."""
+    chat_template: bool = True
+    """Render pairs of messages with the model's chat template. ``false`` joins the contents of the messages, each on a
+    line of its own. Pairs of texts are never rendered."""
     method: Literal["full", "lora", "qlora"] = "full"
     """Tune all weights, a LoRA adapter, or a LoRA adapter on a base in 4 bits (CUDA only)."""
     lora_r: int = Field(64, ge=1, le=65_536)
@@ -57,8 +80,13 @@ class Train(Section):
     too, and the output head of every model but BLOOM."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta: how strongly the policy is held to the reference model."""
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    """The preference loss; ``sigmoid`` is DPO's."""
+    loss: Loss = "sigmoid"
+    """The preference loss: ``sigmoid`` is DPO's; ``hinge``, ``ipo``, ``robust`` and ``kto`` need the reference too, and
+    ``orpo``, ``cpo`` and ``simpo`` do not. ``kto`` takes the pairs apart."""
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5)
+    """``robust`` alone: the share of pairs whose chosen and rejected completions are taken to be swapped."""
+    margin: float = Field(0.5, ge=0)
+    """``simpo`` alone: by how much the reward of the chosen completion should be the greater one."""
     learning_rate: float = Field(1e-5, gt=0)
     """The learning rate after warm-up."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
@@ -93,7 +121,7 @@ class Train(Section):
     validation_share: float = Field(0.05, ge=0, lt=1)
     """The share of the pairs that is held out for validation, rounded to whole batches."""
     eval_steps: int = Field(25, ge=1)
-    """Optimizer steps between validations. Each validation saves a checkpoint to resume from."""
+    """Optimizer steps between validations. The checkpoint of the lowest validation loss is the result."""
     patience: int | None = Field(10, ge=1)
     """Stop after this many validations without a lower loss; null never stops early."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,6 +130,11 @@ class Train(Section):
     """The seed of the validation split, the order of the pairs and the adapter's first weights; by default the
     experiment's seed."""
     execution: TrainExecution = TrainExecution()
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, codes: list[str] | None) -> list[str] | None:
+        return None if codes is None else language_codes(codes)
 
 
 class Variant(Section):

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Generate, Score
 from xgray.distributed.crash_ledger import MAX_DEATHS, CrashLedgerClient
+from xgray.distributed.devices import check_gpus
 from xgray.distributed.failures import Failure
 from xgray.distributed.job_environment import enter_directory
 from xgray.distributed.keys import take_keys
 from xgray.distributed.metrics import BlockReport, count_block
 from xgray.distributed.rate_limit import shared_scorer
-from xgray.errors import StageError
+from xgray.errors import StageError, XgrayError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Engine, EngineName, Weights
 from xgray.generate.isolate import PROBE, complete_isolated, failed_completions
@@ -233,7 +234,14 @@ class GenerateActor:
             finally:  # a broken engine may fail to close, and must not be closed a second time
                 self._engine = None
             gc.collect()  # memory need not hold two engines
-        engine = build_engine(self._engine_name, weights, self._section)
+        if self._engine_name != "dummy":
+            check_gpus()
+        try:
+            engine = build_engine(self._engine_name, weights, self._section)
+        except XgrayError:
+            raise
+        except Exception as error:  # which would otherwise be taken for the fault of a prompt
+            raise Failure.of(error).error() from error
         self._loaded = weights
         self._start_seconds += time.perf_counter() - began
         self._ledger.end(work)
@@ -284,6 +292,7 @@ class ScoreActor:
     async def _score(self, block: UnscoredBlock) -> list[BlockReport]:
         async with self._building:
             if self._scorer is None:
+                check_gpus()
                 scorer = await asyncio.to_thread(shared_scorer, self._section)
                 self._scorer = scorer if self._stage == "score" else limited_scorer(scorer, self._section)
         model = self._models[block.model]

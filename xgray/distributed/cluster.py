@@ -28,7 +28,17 @@ from xgray.errors import InputError, StageError
 from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
-PASSED_ON = ("XGRAY_", "HF_", "TQDM_", "VLLM_", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+PASSED_ON = (
+    "XGRAY_",
+    "HF_",
+    "TQDM_",
+    "VLLM_",
+    "WANDB_",
+    "TRACKIO_",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+)
 """Environment variables with these prefixes are passed on to the workers of a cluster. Keys are passed on by an actor
 (:mod:`xgray.distributed.keys`); the workers of a local Ray inherit the whole environment."""
 PROBE_SECONDS = 30.0

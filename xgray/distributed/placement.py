@@ -8,10 +8,11 @@ for and waited for. Where a file asks for more workers than the cluster can ever
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from xgray.config import LOADS_MODEL, Generate, Score, TrainingWorkers
 from xgray.distributed.cluster import thread_environment
@@ -32,10 +33,18 @@ from xgray.score.build import SERVICES
 log = logging.getLogger(__name__)
 
 
-def describe_resources(cpus: int, gpus: int = 0) -> str:
+def describe_resources(cpus: int, gpus: float = 0) -> str:
     """Return the resources in words: ``2 CPUs and 1 GPU``."""
-    cores, devices = f"{cpus} CPU{'s' * (cpus != 1)}", f"{gpus} GPU{'s' * (gpus != 1)}"
+    cores, devices = f"{cpus} CPU{'s' * (cpus != 1)}", f"{gpus:g} GPU{'s' * (gpus != 1)}"
     return f"{cores} and {devices}" if gpus else cores
+
+
+class WorkerShare(NamedTuple):
+    """What each worker of a training takes."""
+
+    gpus: float
+    """1 for a whole GPU, less for a part of one, 0 where it trains on cores."""
+    cpus: int
 
 
 WorkersT = TypeVar("WorkersT", bound=TrainingWorkers)
@@ -71,8 +80,8 @@ def _trains_on_gpus(capacity: ClusterCapacity, execution: TrainingWorkers) -> bo
 
 def place_training(
     capacity: ClusterCapacity, execution: TrainingWorkers, field: str = "train.execution.num_workers"
-) -> tuple[bool, int]:
-    """Return whether each worker takes a GPU, and its number of cores: the most with which all workers fit at once.
+) -> WorkerShare:
+    """Return what each worker of a training takes that runs alone: the most cores with which all fit at once.
 
     Args:
         capacity: of the cluster.
@@ -86,11 +95,64 @@ def place_training(
     cpus_per_worker, num_workers = execution.cpus_per_worker, execution.num_workers
     for nodes in (capacity.alive, capacity.expected, capacity.maximum):
         if cpus_per_worker and num_fitting(nodes, cpus_per_worker, int(gpu)) >= num_workers:
-            return gpu, cpus_per_worker
+            return WorkerShare(int(gpu), cpus_per_worker)
         if not cpus_per_worker and (cpus := cores_each(nodes, num_workers, int(gpu))):
-            return gpu, cpus
+            return WorkerShare(int(gpu), cpus)
     workers = f"{num_workers} workers of {describe_resources(cpus_per_worker or 1, int(gpu))} at once"
     raise _no_room(field, workers, capacity)
+
+
+def place_trainings(
+    capacity: ClusterCapacity, executions: Sequence[TrainingWorkers], num_per_gpu: int = 1
+) -> list[WorkerShare]:
+    """Return what each worker of each training takes where the trainings run side by side.
+
+    As many run at once as fit. Those that are left over for the last turn share the whole cluster among themselves. The
+    shares do not depend on which trainings are finished: a training that resumes has the cores that it began with, and
+    so the same rounding.
+
+    Args:
+        capacity: of the cluster.
+        executions: those of all trainings, in the order in which they begin.
+        num_per_gpu: how many trainings of a single worker the memory of a GPU holds.
+
+    Raises:
+        InputError: the cluster can never hold one of them.
+    """
+    number = len(executions)
+    return [
+        _share(capacity, execution, place_training(capacity, execution), (index, number), num_per_gpu)
+        for index, execution in enumerate(executions)
+    ]
+
+
+def _share(
+    capacity: ClusterCapacity,
+    execution: TrainingWorkers,
+    alone: WorkerShare,
+    position: tuple[int, int],
+    num_per_gpu: int,
+) -> WorkerShare:
+    """Return the share of one of several trainings like it; ``position`` is its index, and their number."""
+    index, number = position
+    gpu, num_workers = int(alone.gpus), execution.num_workers
+    for nodes in (capacity.alive, capacity.expected, capacity.maximum):
+        num_gpus = num_fitting(nodes, 0, 1)
+        is_shared = gpu and num_workers == 1 and num_gpus
+        parts = min(num_per_gpu, math.ceil(number / num_gpus)) if is_shared else 1
+        divided = Counter({(cores, gpus * parts): count for (cores, gpus), count in nodes.items()})
+        fitting = num_fitting(divided, execution.cpus_per_worker or 1, gpu) // num_workers
+        if fitting:
+            num_last = number % min(number, fitting)
+            num_at_once = num_last if index >= number - num_last else min(number, fitting)
+            cpus = execution.cpus_per_worker or cores_each(divided, num_at_once * num_workers, gpu)
+            return WorkerShare(gpu * _part(parts), cpus)
+    return alone
+
+
+def _part(number: int) -> float:
+    """Return the share of a GPU of which ``number`` fit into it: Ray counts in ten-thousandths."""
+    return math.floor(10_000 / number) / 10_000
 
 
 def _no_room(field: str, workers: str, capacity: ClusterCapacity) -> InputError:

@@ -21,7 +21,7 @@ from xgray.data.scored_texts import source_fingerprint, source_name
 from xgray.distributed.cluster import check_shared, cluster_capacity, connect
 from xgray.distributed.placement import fit_training, place_training
 from xgray.distributed.train_control import EXPORTING, LOADING, MEASURING, STEPS, Phase
-from xgray.distributed.training import CHECKPOINTS, Interrupted, Worker, run_task
+from xgray.distributed.training import CHECKPOINTS, Interrupted, TrainingSlot, Worker, run_task
 from xgray.errors import InputError
 from xgray.models.load import load_config, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
@@ -196,11 +196,11 @@ def _run(
         field, batch_size = "execution.num_workers", section.batch_size
         execution = fit_training(cluster_capacity(), section.execution, lambda number: batch_size % number == 0, field)
         section = section.model_copy(update={"execution": execution})
-        placement = place_training(cluster_capacity(), section.execution, field)
+        slot = TrainingSlot(place_training(cluster_capacity(), section.execution, field))
         task = ScorerTask(path, section, fingerprints)
         try:
             report, interrupted = run_task(
-                task, section.execution, place.folder, placement, _phase_reporter(place, on_progress)
+                task, section.execution, place.folder, slot, _phase_reporter(place, on_progress)
             )
         finally:
             _report_steps(place, on_progress)
@@ -252,6 +252,7 @@ def _fine_tune(worker: Worker, task: ScorerTask, newest: Checkpoint | None) -> N
             is_stop_requested=worker.is_stop_requested,
             is_node_leaving=worker.is_node_leaving,
         ),
+        writer=worker.writer,
     )
     if not tuning.run(worker.checkpoints.path(newest.name, worker.scratch) if newest else None):
         raise Interrupted

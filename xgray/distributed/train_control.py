@@ -14,7 +14,7 @@ from xgray.errors import XgrayError
 
 STARTING = "starting the workers"
 LOADING = "loading the model"
-REFERENCE = "reference"
+WAITING = "waiting for the reference"
 STEPS = "steps"
 EXPORTING = "exporting the weights"
 MEASURING = "measuring the agreement"

@@ -17,8 +17,9 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ import ray
 from xgray.config import TrainingWorkers
 from xgray.distributed.connection import check_connected
 from xgray.distributed.keys import take_keys
-from xgray.distributed.placement import describe_resources
+from xgray.distributed.placement import WorkerShare, describe_resources
 from xgray.distributed.train_control import Phase, PhaseReporter, WorkerLossCallback, start_train_control
 from xgray.distributed.waiting import log_waiting
 from xgray.errors import DivergedError, StageError, XgrayError
@@ -37,6 +38,7 @@ from xgray.models.cache import cache_folder
 from xgray.runs.library_bars import NO_BARS
 from xgray.runs.periodic import run_every
 from xgray.storage.folder import TEMPORARY_MARK, DamagedError, Folder, is_transient
+from xgray.train.background import BackgroundWriter
 from xgray.train.checkpoints import Checkpoint, Checkpoints
 from xgray.train.metrics import METRICS
 
@@ -83,6 +85,17 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class TrainingSlot:
+    """The place of a training on the cluster, where others may run beside it."""
+
+    share: WorkerShare
+    label: str = "train"
+    """What messages call the training."""
+    stop: Future[None] = field(default_factory=Future)
+    """Set when the training is to save its step and stop; in the main thread ``KeyboardInterrupt`` says so too."""
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """What every worker of a training needs."""
 
@@ -109,38 +122,37 @@ def run_task(
     task: Task,
     execution: TrainingWorkers,
     output: Folder,
-    placement: tuple[bool, int],
+    slot: TrainingSlot,
     on_phase: Callable[[Phase], None],
 ) -> tuple[dict[str, Any], bool]:
     """Train to the end, from what an earlier call has left in ``output``. Ray must be up.
 
-    After a ``KeyboardInterrupt``, which the command line also raises at SIGTERM, the workers have ``GRACE_SECONDS`` to
-    save the step in flight; a second one does not wait. The caller deletes ``output/checkpoints`` when it has noted the
-    result.
+    After a ``KeyboardInterrupt``, which the command line also raises at SIGTERM, or when ``slot.stop`` is set, the
+    workers have ``GRACE_SECONDS`` to save the step in flight; a second interrupt does not wait. The caller deletes
+    ``output/checkpoints`` when it has noted the result.
 
     Args:
         task: what the workers do.
         execution: how many workers there are, and what they take.
         output: a folder that all nodes mount under the same path, or any URI.
-        placement: whether each worker takes a GPU, and its cores; see
-            :func:`xgray.distributed.placement.place_training`.
+        slot: what each worker takes; see :func:`xgray.distributed.placement.place_training`.
         on_phase: called once a second with each phase that has begun since the workers started, mostly in a thread.
 
     Returns:
         The first worker's report, and whether an interrupt came too late to stop the training before its end.
 
     Raises:
+        KeyboardInterrupt: the training was stopped before its end.
         XgrayError: a worker raised it.
         DivergedError: a loss or gradient was no number, now or in an earlier call: training would end there again.
         StageError: the training failed half-way; calling again resumes from the last checkpoint.
     """
-    gpu, cpus = placement
     if output.exists(DIVERGED):
         again = f"To train with the same fields once more, delete {output / DIVERGED}"
         raise DivergedError(f"{output.read_bytes(DIVERGED).decode(errors='replace').strip()}. {again}")
     control = start_train_control()
     try:
-        fitted = _fit_watched(TrainingJob(task, execution, output, cpus, control), gpu, on_phase)
+        fitted = _fit_watched(TrainingJob(task, execution, output, slot.share.cpus, control), slot, on_phase)
     except DivergedError as error:
         output.write_bytes(DIVERGED, f"{error}\n".encode())
         raise
@@ -152,12 +164,14 @@ def run_task(
     return fitted
 
 
-def _fit_watched(job: TrainingJob, gpu: bool, on_phase: Callable[[Phase], None]) -> tuple[dict[str, Any], bool]:
+def _fit_watched(
+    job: TrainingJob, slot: TrainingSlot, on_phase: Callable[[Phase], None]
+) -> tuple[dict[str, Any], bool]:
     """As :func:`_fit_interruptible`, while phases are reported and a lack of room for the workers is logged."""
-    workers = f"{job.execution.num_workers} workers of {describe_resources(job.cpus, int(gpu))}"
+    workers = f"{job.execution.num_workers} workers of {describe_resources(job.cpus, slot.share.gpus)}"
 
     def waiting_for() -> str | None:
-        return f"train: waiting for room for {workers}" if ray.get(job.control.is_waiting.remote()) else None
+        return f"{slot.label}: waiting for room for {workers}" if ray.get(job.control.is_waiting.remote()) else None
 
     def report_phases() -> None:
         for phase in ray.get(job.control.phases.remote()):
@@ -165,12 +179,12 @@ def _fit_watched(job: TrainingJob, gpu: bool, on_phase: Callable[[Phase], None])
 
     report_phases()
     with log_waiting(waiting_for), run_every(PHASE_SECONDS, report_phases):
-        fitted = _fit_interruptible(job, gpu)
+        fitted = _fit_interruptible(job, slot)
     report_phases()
     return fitted
 
 
-def _fit_interruptible(job: TrainingJob, gpu: bool) -> tuple[dict[str, Any], bool]:
+def _fit_interruptible(job: TrainingJob, slot: TrainingSlot) -> tuple[dict[str, Any], bool]:
     """Return the first worker's report, and whether an interrupt came too late to stop the training before its end.
 
     Ray Train runs in a thread: in the main thread it would answer Ctrl-C by killing the workers and ending the program
@@ -180,27 +194,31 @@ def _fit_interruptible(job: TrainingJob, gpu: bool) -> tuple[dict[str, Any], boo
 
     def run() -> None:
         try:
-            answer.set_result(_fit(job, gpu))
+            answer.set_result(_fit(job, slot))
         except BaseException as error:
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     try:
+        either: list[Future[Any]] = [answer, slot.stop]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not answer.done():
+            raise KeyboardInterrupt
         return answer.result(), False
     except Interrupted:
         raise KeyboardInterrupt from None
     except KeyboardInterrupt:
-        log.info("train: interrupted; saving a checkpoint at the end of this step")
+        log.info("%s: interrupted; saving a checkpoint at the end of this step", slot.label)
         job.control.stop.remote()
         with suppress(TimeoutError, XgrayError):
             try:
                 return answer.result(GRACE_SECONDS), True
             except Interrupted:
-                log.info("train: the checkpoint is saved; run the same command again to go on from it")
+                log.info("%s: the checkpoint is saved; run the same command again to go on from it", slot.label)
         raise
 
 
-def _fit(job: TrainingJob, gpu: bool) -> dict[str, Any]:
+def _fit(job: TrainingJob, slot: TrainingSlot) -> dict[str, Any]:
     """Train until the end, and return the first worker's report.
 
     Raises:
@@ -214,15 +232,15 @@ def _fit(job: TrainingJob, gpu: bool) -> dict[str, Any]:
     while True:
         step_before = _newest_step(checkpoints)
         try:
-            report = _trainer(job, gpu).fit().return_value
+            report = _trainer(job, slot.share.gpus).fit().return_value
         except TrainingFailedError as error:
             reason = str(error).strip().splitlines()[-1]
             step = _newest_step(checkpoints)
             if step == step_before:
                 raise StageError(
-                    f"train: {reason}. Run the same command again to resume from the last checkpoint."
+                    f"{slot.label}: {reason}. Run the same command again to resume from the last checkpoint."
                 ) from error
-            log.warning("train: %s; going on from step %d", reason, step)
+            log.warning("%s: %s; going on from step %d", slot.label, reason, step)
         else:
             break
     if isinstance(report, Exception):
@@ -235,26 +253,28 @@ def _newest_step(checkpoints: Checkpoints) -> int:
     return max((checkpoint.step for checkpoint in checkpoints.saved()), default=0)
 
 
-def _trainer(job: TrainingJob, gpu: bool) -> Any:
+def _trainer(job: TrainingJob, gpus: float) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     execution = job.execution
+    resources = {"CPU": job.cpus, **({"GPU": gpus} if gpus else {})}
     return TorchTrainer(
         _run_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=execution.num_workers, use_gpu=gpu, resources_per_worker={"CPU": job.cpus}
+            num_workers=execution.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
+            name=uuid.uuid4().hex,  # by default the second, which trainings that begin together share
             storage_path=str(cache_folder() / "ray"),  # for Ray Train's own marks, which no other node reads
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[WorkerLossCallback(job.control)],
             # Workers of one training share no cores, so their threads may wait busily: compared with a plain script a
             # step took 1.09 times as long so, and 1.23 times as long when they slept.
-            worker_runtime_env={"env_vars": QUIET if gpu else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
+            worker_runtime_env={"env_vars": QUIET if gpus else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -316,6 +336,7 @@ class Worker:
     metrics: Metrics
     checkpoints: Checkpoints
     report_phase: PhaseReporter
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     leaving_nodes: set[str] = field(default_factory=set)
 
     @classmethod
@@ -362,13 +383,22 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def save(self, folder: Path, step: int, score: float | None, finished: bool) -> None:
-        """Publish the metrics and a checkpoint; the first worker does."""
-        if self.rank == 0:
+        """Publish the metrics and a checkpoint, as soon as it is written; the first worker does."""
+
+        def publish() -> None:
             self.metrics.publish()
             self.checkpoints.add(folder, step, score, finished)
 
+        if self.rank == 0:
+            self.writer.submit(publish)
+
     def is_stop_requested(self) -> bool:
-        """Return whether the driver asks for a stop; publishes the metrics if it is time to."""
+        """Return whether the driver asks for a stop; publishes the metrics if it is time to.
+
+        Raises:
+            OSError: a checkpoint could not be written.
+        """
+        self.writer.check()
         self.metrics.publish(every=PUBLISH_SECONDS)
         stop, _ = ray.get(self.job.control.orders.remote())
         return bool(stop)
@@ -392,11 +422,15 @@ class Metrics:
         self.output = output
         self.path = (output.local or scratch) / METRICS
         self._published = time.monotonic()
+        self._publishing = threading.Lock()  # so that no older copy replaces a newer one
         if output.local is None and output.exists(METRICS):
             output.fetch(METRICS, self.path)
 
     def publish(self, every: float = 0.0) -> None:
         """Copy the file to the object store, if the last copy is at least ``every`` seconds old."""
-        if self.output.local is None and self.path.exists() and time.monotonic() - self._published >= every:
-            self.output.write_bytes(METRICS, self.path.read_bytes())
-            self._published = time.monotonic()
+        if self.output.local is not None or time.monotonic() - self._published < every:
+            return
+        with self._publishing:
+            if self.path.exists():
+                self.output.write_bytes(METRICS, self.path.read_bytes())
+                self._published = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from xgray.distributed.cluster import cluster_capacity
+from xgray.distributed.devices import check_gpus
 from xgray.distributed.failures import RESUME, Failure, worker_died
 from xgray.distributed.job_environment import enter_directory, with_absolute_paths
 from xgray.distributed.keys import take_keys
@@ -243,5 +244,6 @@ class WorkerActor:
     def work(self, unit: Any) -> Any:
         if self._worker is None:
             take_keys()  # of the hub, for weights that come from there
+            check_gpus()
             self._worker = self._class(*self._arguments)
         return self._worker.work(unit)

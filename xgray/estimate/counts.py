@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from xgray.config import Experiment, Score, Train, Variant
 from xgray.config.stages import model_names, scoring_stage
@@ -13,10 +13,13 @@ from xgray.estimate.counts_mechanism import count_inside, has_begun
 from xgray.estimate.lines import num_training_steps
 from xgray.estimate.work import ModelWork, TrainingWork, Work
 from xgray.experiment.plan import Plan, PlannedStage, make_plan, run_folder
-from xgray.rows import Completions, PreferencePair, Scores, from_table, schema
+from xgray.rows import Completions, Pairs, Scores, from_table, schema
 from xgray.runs.training_progress import read_training_steps
 from xgray.score.store.location import store_uri
 from xgray.train.pairs import num_held_out
+
+REFERENCE_FIELDS = {"method", "dtype", "max_length", "max_prompt_length", "tokenization", "chat_template"}
+"""The fields on which a pair's reference log-probabilities depend."""
 
 
 def count_work(experiment: Experiment, with_model: bool) -> Work:
@@ -93,14 +96,14 @@ def _trainings(
     prepare = _preparing(experiment) if with_model and variants else None
     for variant in variants:
         section = experiment.train_section(variant)
-        pairs = read_pairs(section.pairs, section.limit)
+        pairs = read_pairs(section.pairs, section.limit, section.languages)
         if prepare:
             num_train, num_validation, missing = prepare(section, pairs, experiment.training_seed(variant))
         else:
             num_validation = num_held_out(section, len(pairs))
             num_train = len(pairs) - num_validation
-            shared = section.model_dump_json(include={"method", "dtype", "max_length", "max_prompt_length", "pairs"})
-            missing = {(shared, index) for index in range(len(pairs))}
+            shared = section.model_dump_json(include=REFERENCE_FIELDS)
+            missing = {(shared, pair) for pair in pairs}
         steps = num_training_steps(section, num_train)
         trainings[variant.name] = TrainingWork(
             section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps),
@@ -114,7 +117,7 @@ def _trainings(
 
 def _preparing(
     experiment: Experiment,
-) -> Callable[[Train, Sequence[PreferencePair], int], tuple[int, int, set[object]]]:
+) -> Callable[[Train, Pairs, int], tuple[int, int, set[object]]]:
     """Return a function that counts training pairs and validation pairs, and gives the keys the cache lacks."""
     from xgray.models.cache import cache_folder
     from xgray.models.load import load_tokenizer
@@ -127,7 +130,7 @@ def _preparing(
     tokenizer = load_tokenizer(resolve(base), base.revision)
     fingerprint = model_fingerprint(base)
 
-    def prepare(section: Train, pairs: Sequence[PreferencePair], seed: int) -> tuple[int, int, set[object]]:
+    def prepare(section: Train, pairs: Pairs, seed: int) -> tuple[int, int, set[object]]:
         prepared = prepare_pairs(pairs, tokenizer, section, seed)
         cache = ReferenceCache.of(section, fingerprint, str(cache_folder()))
         keys: set[object] = {cache.key(pair) for pair in (*prepared.train, *prepared.validation)}

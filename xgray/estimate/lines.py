@@ -74,8 +74,7 @@ def training_line(name: str, training: TrainingWork, rates: Rates) -> Line:
         + rounds * measured.checkpoint_seconds
         + measured.export_seconds
     )
-    use_gpu = rates.num_gpus > 0 if section.execution.use_gpu is None else section.execution.use_gpu
-    gpus = section.execution.num_workers if use_gpu else 0
+    gpus = section.execution.num_workers if _trains_on_gpus(section, rates) else 0
     return Line(
         f"train/{name}",
         "steps",
@@ -85,6 +84,25 @@ def training_line(name: str, training: TrainingWork, rates: Rates) -> Line:
         gpu_hours=gpus * seconds / 3600,
         source=measured.source,
     )
+
+
+def _trains_on_gpus(section: Train, rates: Rates) -> bool:
+    return rates.num_gpus > 0 if section.execution.use_gpu is None else section.execution.use_gpu
+
+
+def side_by_side_seconds(lines: list[Line], work: Work, rates: Rates) -> float:
+    """Return the seconds of all trainings together: each begins, in their order, when its GPUs or nodes are free.
+
+    Args:
+        lines: those of ``work.trainings``.
+    """
+    free_at = {True: [0.0] * max(1, rates.num_gpus), False: [0.0] * rates.num_nodes}
+    for line, training in zip(lines, work.trainings.values(), strict=True):
+        is_on_gpus = _trains_on_gpus(training.section, rates)
+        places = sorted(free_at[is_on_gpus])
+        taken = min(training.section.execution.num_workers, len(places))
+        free_at[is_on_gpus] = [places[taken - 1] + (line.seconds or 0.0)] * taken + places[taken:]
+    return max(*free_at[True], *free_at[False], 0.0)
 
 
 def _new_tokens(experiment: Experiment, rates: GenerateRates | None) -> float:

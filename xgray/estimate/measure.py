@@ -33,7 +33,7 @@ from xgray.score.build import SERVICES
 from xgray.storage.folder import TEMPORARY_MARK, Folder
 
 if TYPE_CHECKING:
-    from xgray.train.metrics import Row
+    pass
 
 
 NUM_STEPS = 6
@@ -126,6 +126,7 @@ def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
         "score": storeless,
         "other_scores": [],
         "variants": [],
+        "sweep": None,
     }
     unfinished = [name for name, training in work.trainings.items() if training.num_steps > training.num_steps_done]
     if Folder(experiment.runs).local is None:
@@ -202,7 +203,7 @@ def _train_rates(plan: Plan, variant: str, timeline: Timeline, steps_began: floa
     per_pair = sum(times[index] - times[index - 1] for index in validations) / (
         len(validations) * counts["num_validation"]
     )
-    checkpoint = _after(rows, times, validations[0])
+    checkpoint = next(row["checkpoint_seconds"] for row in rows if "checkpoint_seconds" in row)
     first, last = timeline.first(f"train/{variant}"), timeline.last(f"train/{variant}")
     start = ready - first - counts["num_reference_computed"] * per_pair + steps[0] - per_step
     return TrainRates(
@@ -213,11 +214,6 @@ def _train_rates(plan: Plan, variant: str, timeline: Timeline, steps_began: floa
         checkpoint_seconds=round(checkpoint, 2),
         export_seconds=round(max(0.0, last - times[validations[-1]] - checkpoint), 2),
     )
-
-
-def _after(rows: list[Row], times: list[float], validation: int) -> float:
-    """Return the seconds of the checkpoint between a validation and the step after it."""
-    return max(0.0, times[validation + 1] - times[validation] - rows[validation + 1]["seconds"])
 
 
 def _sampling_rates(experiment: Experiment, plan: Plan, timeline: Timeline, began: float) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
     start ─▶ train ─▶ ... ─▶ generate and score ─▶ fluency ─▶ metrics ─▶ report
 
-Trainings run one after the other. Generating and scoring overlap where they do not compete for the same cores: where
-there are GPUs, or the scorer is a service. Then the longer one counts. Otherwise a local scorer takes its time from the
-engine, and both count in full.
+Trainings run side by side: those on different GPUs or nodes at the same time. Those that share a GPU or the cores of
+a node are counted as if they ran there one after the other, which takes about as long. Generating and scoring overlap
+where they do not compete for the same cores: where there are GPUs, or the scorer is a service. Then the longer one
+counts. Otherwise a local scorer takes its time from the engine, and both count in full.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from xgray.estimate.lines import (
     overlap,
     report_line,
     score_line,
+    side_by_side_seconds,
     start_lines,
     training_line,
 )
@@ -37,7 +39,7 @@ class Estimate:
     seconds: float
     """From the command to the report."""
     saved_seconds: float
-    """Seconds by which generating and scoring overlap: ``seconds`` is the sum of the lines less these."""
+    """Seconds by which trainings, or generating and scoring, overlap: ``seconds`` is the lines' sum less these."""
     gpu_hours: float
     money: float | None
     """None without prices."""
@@ -60,7 +62,9 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
             0, Line("start", "runs", 0, 1, rates.start_seconds, source=rates.source if rates.start_seconds else "")
         )
     generate_seconds, score_seconds = (sum(line.seconds or 0.0 for line in group) for group in (generating, scoring))
-    saved = saved_inside + (min(generate_seconds, score_seconds) if overlap(experiment, rates) else 0.0)
+    saved_training = sum(line.seconds or 0.0 for line in trainings) - side_by_side_seconds(trainings, work, rates)
+    saved = saved_inside + saved_training
+    saved += min(generate_seconds, score_seconds) if overlap(experiment, rates) else 0.0
     seconds = sum(line.seconds or 0.0 for line in lines) - saved
     priced = [_priced(line, rates) for line in lines]
     money = None
@@ -76,6 +80,12 @@ def estimate(experiment: Experiment, work: Work, rates: Rates) -> Estimate:
         )
     if any(line.new_tokens for line in generating) and rates.generate and rates.generate.new_tokens is None:
         notes.append("tokens are an upper bound: generate.max_new_tokens for each completion")
+    if sum(line.num_left > 0 for line in trainings) > 1:
+        notes.append(
+            "trainings run at the same time on different GPUs or nodes"
+            if saved_training
+            else "trainings share this machine, so all count in full"
+        )
     if any(line.num_left for line in trainings):
         notes.append("a training may stop early (train.patience); all of its steps are counted")
     if unknown := [line.stage for line in lines if line.seconds is None]:

@@ -17,7 +17,8 @@ from typing import cast
 
 import numpy as np
 
-from xgray.config import BASE, Evaluate
+from xgray.config import BASE, Evaluate, SweepPoint
+from xgray.evaluate.comparison import AVERAGE, MetricInput, change_over_seeds, metric_by_language
 from xgray.evaluate.consistency import (
     MIN_PROBABILITY,
     OTHER_SCRIPTS,
@@ -25,7 +26,7 @@ from xgray.evaluate.consistency import (
     completion_languages,
     identifier_version,
 )
-from xgray.evaluate.metrics import MetricInput, change_by_language, first_of_each, metric_by_language, score_input
+from xgray.evaluate.metrics import first_of_each, score_input
 from xgray.evaluate.metrics_file import (
     CONSISTENCY_NAMES,
     TOXICITY_METRICS,
@@ -37,6 +38,7 @@ from xgray.evaluate.metrics_file import (
     ModelConsistency,
 )
 from xgray.evaluate.rows import LanguageRows, read_language_rows
+from xgray.evaluate.sweep import named_groups, values_over_seeds
 from xgray.evaluate.toxicity import merge_duplicates
 from xgray.languages import LANGUAGES
 from xgray.stats.bootstrap import FloatArray
@@ -73,6 +75,7 @@ def language_consistency(
     section: Evaluate,
     *,
     attribute: str = "toxicity",
+    sweep: Mapping[str, SweepPoint] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageConsistency:
     """Identify the language of a run's completions, and measure how consistent each model is. Nothing is written.
@@ -81,6 +84,7 @@ def language_consistency(
         run: the run's folder, with rows of completions and scores.
         models: names of the models; the variants are compared with ``base`` if it is among them.
         attribute: the scored attribute, one of :data:`xgray.rows.ATTRIBUTES`.
+        sweep: the points of the variants that a sweep made; none without a sweep.
         on_progress: called with the number of identified completions, and the number of all.
 
     Raises:
@@ -96,16 +100,28 @@ def language_consistency(
             done += language_rows.num_completions
             on_progress(done, total)
     languages = [code for code in LANGUAGES if any(code in by_language for by_language in rows.values())]
-    return {
+    found: LanguageConsistency = {
         "identifier": identifier_version(),
         "min_probability": MIN_PROBABILITY,
-        "models": {model: _model_consistency(identified[model], languages, section) for model in models},
+        "models": {model: _model_consistency([identified[model]], languages, section) for model in models},
         "comparisons": {
-            model: _comparison(identified[BASE], identified[model], languages, section)
+            model: _comparison(identified[BASE], [identified[model]], languages, section)
             for model in models
             if model != BASE and BASE in models
         },
     }
+    if sweep:
+        points = {
+            name: [identified[training] for training in group.trainings]
+            for name, group in named_groups(sweep, models).items()
+        }
+        found["points"] = {name: _model_consistency(each, languages, section) for name, each in points.items()}
+        found["point_comparisons"] = {
+            name: _comparison(identified[BASE], each, languages, section)
+            for name, each in points.items()
+            if BASE in models
+        }
+    return found
 
 
 def identified_rows(rows: LanguageRows, language: str, section: Evaluate) -> IdentifiedRows:
@@ -119,14 +135,15 @@ def identified_rows(rows: LanguageRows, language: str, section: Evaluate) -> Ide
 
 
 def _model_consistency(
-    rows: Mapping[str, IdentifiedRows], languages: Sequence[str], section: Evaluate
+    trainings: Sequence[Mapping[str, IdentifiedRows]], languages: Sequence[str], section: Evaluate
 ) -> ModelConsistency:
-    inputs = _inputs(rows, section)
+    """Return the language consistency of a model, or the mean over several trainings with the sums of the counts."""
+    inputs = [_inputs(rows, section) for rows in trainings]
     values = {
-        name: metric_by_language(inputs[name], _languages_of(name, languages), section.confidence)
+        name: _measured([each[name] for each in inputs], _languages_of(name, languages), section.confidence)
         for name in CONSISTENCY_NAMES
     }
-    counts = {language: _counts(rows.get(language), language) for language in languages}
+    counts = {language: _total([_counts(rows.get(language), language) for rows in trainings]) for language in languages}
     return {
         "languages": {
             language: _values({name: by_language.get(language) for name, (by_language, _) in values.items()}, counted)
@@ -136,16 +153,28 @@ def _model_consistency(
     }
 
 
+def _measured(
+    trainings: Sequence[Mapping[str, MetricInput]], languages: Sequence[str], confidence: float
+) -> tuple[Mapping[str, MetricValue], MetricValue]:
+    """Return a measure in each language, and its mean over languages."""
+    if len(trainings) == 1:
+        return metric_by_language(trainings[0], languages, confidence)
+    values = values_over_seeds(trainings, languages, confidence)
+    return values, values[AVERAGE]
+
+
 def _comparison(
     before: Mapping[str, IdentifiedRows],
-    after: Mapping[str, IdentifiedRows],
+    trainings: Sequence[Mapping[str, IdentifiedRows]],
     languages: Sequence[str],
     section: Evaluate,
 ) -> ConsistencyComparison:
-    """Compare one model with the base model on the prompts that both have, as :func:`xgray.evaluate.metrics` does."""
-    inputs = [_inputs(rows, section) for rows in (before, after)]
+    """Compare a model, or the mean over trainings, with the base model on the prompts that all have."""
+    base, *after = [_inputs(rows, section) for rows in (before, *trainings)]
     changes = {
-        name: change_by_language(inputs[0][name], inputs[1][name], _languages_of(name, languages), section.confidence)
+        name: change_over_seeds(
+            base[name], [each[name] for each in after], _languages_of(name, languages), section.confidence
+        )
         for name in CONSISTENCY_NAMES
     }
     by_language: dict[str, dict[ConsistencyName, MetricChange]] = {

@@ -10,16 +10,23 @@ count as one item of an average. Nothing is drawn at random, so that the same ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from xgray.config import BASE, Evaluate, Model
+from xgray.config import BASE, Evaluate, Model, SweepPoint
 from xgray.errors import InputError
+from xgray.evaluate.comparison import (
+    AVERAGE,
+    InputsByLanguage,
+    MetricInput,
+    metric_by_language,
+    model_comparison,
+    of_metric,
+)
 from xgray.evaluate.diversity import diversity, released_groups
 from xgray.evaluate.metrics_file import (
     DIVERSITY_METRICS,
@@ -28,16 +35,16 @@ from xgray.evaluate.metrics_file import (
     Bounds,
     EvaluateMetrics,
     MetricName,
-    ModelComparison,
     ModelMetrics,
+    Protocol,
     Quartiles,
     SampleMetrics,
 )
 from xgray.evaluate.refusals import is_refusal
 from xgray.evaluate.rows import LanguageRows, read_language_rows
+from xgray.evaluate.sweep import sweep_metrics
 from xgray.evaluate.toxicity import (
     average_bounds,
-    common_number,
     merge_duplicates,
     metric_bounds,
     num_scored,
@@ -46,38 +53,13 @@ from xgray.evaluate.toxicity import (
 from xgray.languages import LANGUAGES
 from xgray.models.load import load_tokenizer
 from xgray.models.source import resolve
-from xgray.stats.bootstrap import FloatArray, adjust_p_values
-from xgray.stats.intervals import Comparison, Estimate, Stratum, average_of, quantile_of, ratio_of
-from xgray.stats.values import MetricChange, MetricValue
+from xgray.stats.bootstrap import FloatArray
+from xgray.stats.intervals import quantile_of, ratio_of
+from xgray.stats.values import MetricValue
 from xgray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class MetricInput:
-    """What one metric of one model in one language is computed from."""
-
-    keys: list[str]
-    """Names of the units, usually prompt ids, ``(num_prompts,)``: units of the same name are compared."""
-    items: list[str]
-    """Names of the units without their language, ``(num_prompts,)``: those of the same name are translations."""
-    arrays: tuple[FloatArray, ...]
-    """The statistic's arguments, each ``(num_prompts, ...)``."""
-    statistic: Callable[..., Estimate]
-    """Makes the estimate from ``arrays``."""
-    missing_reason: str
-    """Why the metric has no value, if ``keys`` is empty."""
-    unpaired_reason: str = ""
-    """Why two models cannot be compared unit by unit; empty where they can."""
-    is_of_scores: bool = False
-    """Whether ``arrays`` are scores, of which two models are compared by equally many of each prompt."""
-
-
-AVERAGE = "average"
-InputsByLanguage = Mapping[str, Mapping[MetricName, MetricInput]]
-"""The inputs of one model, by language and metric."""
 
 
 def evaluate_run(
@@ -87,6 +69,7 @@ def evaluate_run(
     base: Model,
     *,
     attribute: str = "toxicity",
+    sweep: Mapping[str, SweepPoint] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EvaluateMetrics:
     """Compute the metrics of a run, as ``evaluate/metrics.json`` holds them. Nothing is written.
@@ -96,6 +79,7 @@ def evaluate_run(
         models: names of the models to evaluate; the variants are compared with ``base`` if it is among them.
         base: the experiment's base model, whose tokenizer counts n-grams unless the section names another.
         attribute: the scored attribute, one of :data:`xgray.rows.ATTRIBUTES`.
+        sweep: the points of the variants that a sweep made; none without a sweep.
         on_progress: called with the number of finished pairs of model and language, and the number of all pairs.
 
     Raises:
@@ -115,27 +99,35 @@ def evaluate_run(
             inputs[model][language] = metric_inputs(language_rows, section, tokenizer, k)
             done += 1
             on_progress(done, total)
-    return {
+    of_models = {model: model_metrics(inputs[model], rows[model], languages, section) for model in models}
+    metrics: EvaluateMetrics = {
         "attribute": attribute,
         "threshold": section.threshold,
         "confidence": section.confidence,
         "resamples": section.resamples,
         "intervals": "errors",
-        "protocol": {
-            "grouping": section.grouping,
-            "diversity": section.diversity,
-            "fluency": section.fluency.protocol,
-            "fluency_model": (section.fluency.model or base).id,
-            "fluency_kind": section.fluency.kind,
-            "diversity_tokenizer": section.diversity_tokenizer or base.id,
-        },
+        "protocol": _protocol(section, base),
         "languages": languages,
-        "models": {model: model_metrics(inputs[model], rows[model], languages, section) for model in models},
+        "models": of_models,
         "comparisons": {
-            model: model_comparison(inputs[BASE], inputs[model], languages, section.confidence)
+            model: model_comparison(inputs[BASE], [inputs[model]], languages, section.confidence)
             for model in models
             if model != BASE and BASE in models
         },
+    }
+    if sweep:
+        metrics["sweep"] = sweep_metrics(sweep, inputs, of_models, languages, section.confidence)
+    return metrics
+
+
+def _protocol(section: Evaluate, base: Model) -> Protocol:
+    return {
+        "grouping": section.grouping,
+        "diversity": section.diversity,
+        "fluency": section.fluency.protocol,
+        "fluency_model": (section.fluency.model or base).id,
+        "fluency_kind": section.fluency.kind,
+        "diversity_tokenizer": section.diversity_tokenizer or base.id,
     }
 
 
@@ -290,11 +282,6 @@ def model_metrics(
     }
 
 
-def of_metric(inputs: InputsByLanguage, metric: MetricName) -> dict[str, MetricInput]:
-    """Return the inputs of one metric, by language."""
-    return {language: by_metric[metric] for language, by_metric in inputs.items()}
-
-
 def _quartiles(
     rows: Mapping[str, LanguageRows], languages: Sequence[str], section: Evaluate
 ) -> dict[str, Quartiles | None]:
@@ -307,117 +294,6 @@ def _quartiles(
         by_language, mean = metric_by_language(inputs, languages, section.confidence)
         found.append({**by_language, AVERAGE: mean})
     return {name: {"lower": found[0][name], "upper": found[1][name]} for name in [*languages, AVERAGE]}
-
-
-def metric_by_language(
-    inputs: Mapping[str, MetricInput], languages: Sequence[str], confidence: float
-) -> tuple[dict[str, MetricValue], MetricValue]:
-    """Return one metric's value in each language, and its mean over the languages that have one.
-
-    Args:
-        inputs: of the metric, by language.
-    """
-    values: dict[str, MetricValue] = {}
-    strata: dict[str, Stratum] = {}
-    for language in languages:
-        given = inputs.get(language)
-        if given is None or not given.keys:
-            values[language] = _no_value(given.missing_reason if given else "no completions")
-            continue
-        strata[language] = Stratum(given.statistic(*given.arrays), given.items)
-        values[language] = strata[language].estimate.to_dict(confidence)
-    if not strata:
-        return values, _no_value("no language has a value")
-    averaged = average_of(list(strata.values())).to_dict(confidence)
-    if reason := _left_out(strata, languages):
-        averaged["reason"] = reason
-    return values, averaged
-
-
-def model_comparison(
-    before: InputsByLanguage, after: InputsByLanguage, languages: Sequence[str], confidence: float
-) -> ModelComparison:
-    """Compare one model with the base on the prompts that both have, in each language and averaged over languages.
-
-    p-values are adjusted over the languages, separately for each metric. A difference is significant where the
-    adjusted value is below ``1 - confidence``. The average is a single test and needs no adjustment.
-    """
-    changes = {
-        metric: change_by_language(of_metric(before, metric), of_metric(after, metric), languages, confidence)
-        for metric in METRIC_NAMES
-    }
-    return {
-        "languages": {
-            language: {metric: by_language[language] for metric, (by_language, _) in changes.items()}
-            for language in languages
-        },
-        "average": {metric: mean for metric, (_, mean) in changes.items()},
-    }
-
-
-def change_by_language(
-    before: Mapping[str, MetricInput], after: Mapping[str, MetricInput], languages: Sequence[str], confidence: float
-) -> tuple[dict[str, MetricChange], MetricChange]:
-    """Return one metric's change in each language, and the change of its mean over the comparable languages.
-
-    Args:
-        before: inputs of the metric of the first model, by language.
-        after: inputs of the metric of the second model, by language.
-    """
-    changes: dict[str, MetricChange] = {}
-    compared: dict[str, Comparison] = {}
-    items: dict[str, list[str]] = {}
-    for language in languages:
-        pair = [inputs[language] for inputs in (before, after) if language in inputs]
-        common = _common_keys(pair)
-        if not common:
-            changes[language] = _no_change(_incomparable_reason(pair))
-            continue
-        compared[language], items[language] = compare_inputs(pair[0], pair[1], common)
-    if not compared:
-        return changes, _no_change("no language has a comparison")
-    p_values = adjust_p_values([comparison.p_value for comparison in compared.values()])
-    for (language, comparison), p_adjusted in zip(compared.items(), p_values, strict=True):
-        changes[language] = comparison.to_dict(confidence, p_adjusted)
-    mean = compare_averages(compared, items)
-    averaged = mean.to_dict(confidence, mean.p_value)
-    if reason := _left_out(compared, languages):
-        averaged["reason"] = reason
-    return changes, averaged
-
-
-def compare_inputs(before: MetricInput, after: MetricInput, common: Sequence[str]) -> tuple[Comparison, list[str]]:
-    """Return one metric before and after over the prompts of the common keys, and the items of these prompts."""
-    rows = []
-    for given in (before, after):
-        row_of = {key: row for row, key in enumerate(given.keys)}
-        rows.append([row_of[key] for key in common])
-    arrays = [[array[chosen] for array in given.arrays] for given, chosen in zip((before, after), rows, strict=True)]
-    shared = [common_number(arrays[0][0], arrays[1][0])] if before.is_of_scores else []
-    comparison = Comparison(before.statistic(*arrays[0], *shared), after.statistic(*arrays[1], *shared))
-    return comparison, [before.items[row] for row in rows[0]]
-
-
-def compare_averages(compared: Mapping[str, Comparison], items: Mapping[str, Sequence[str]]) -> Comparison:
-    """Return the comparison of the means over languages, of which ``items`` names each language's prompts."""
-    return Comparison(
-        average_of([Stratum(compared[language].before, items[language]) for language in compared]),
-        average_of([Stratum(compared[language].after, items[language]) for language in compared]),
-    )
-
-
-def _common_keys(pair: Sequence[MetricInput]) -> list[str]:
-    """Return the keys that both inputs have, in the order of the first; none where they cannot be paired."""
-    if len(pair) < 2 or any(given.unpaired_reason for given in pair):
-        return []
-    keys_after = set(pair[1].keys)
-    return [key for key in pair[0].keys if key in keys_after]
-
-
-def _incomparable_reason(pair: Sequence[MetricInput]) -> str:
-    unpaired = [given.unpaired_reason for given in pair if given.unpaired_reason]
-    missing = [given.missing_reason for given in pair if not given.keys]
-    return [*unpaired, *missing, "no prompt is in both models"][0]
 
 
 def _counts(rows: LanguageRows | None, language: str, k: int) -> dict[str, int]:
@@ -446,29 +322,3 @@ def _sample_metrics(
     if quartiles is not None:
         known["perplexity_quartiles"] = quartiles
     return cast(SampleMetrics, {**values, **counts, "coverage": coverage, **known})
-
-
-def _no_value(reason: str) -> MetricValue:
-    return {"value": None, "low": None, "high": None, "reason": reason}
-
-
-def _no_change(reason: str) -> MetricChange:
-    return {
-        "difference": None,
-        "low": None,
-        "high": None,
-        "relative_change": None,
-        "relative_low": None,
-        "relative_high": None,
-        "p_value": None,
-        "p_adjusted": None,
-        "significant": None,
-        "detectable": None,
-        "reason": reason,
-    }
-
-
-def _left_out(present: Container[str], languages: Sequence[str]) -> str:
-    """Return which languages an average leaves out, ``without de fr``; empty where it has all."""
-    absent = [language for language in languages if language not in present]
-    return f"without {' '.join(absent)}" if absent else ""

@@ -9,9 +9,12 @@ The module imports nothing heavy, so that whatever reads metrics can use its typ
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, get_args
 
 from xgray.stats.values import MetricChange, MetricValue
+
+if TYPE_CHECKING:
+    from xgray.evaluate.sweep_file import SweepMetrics
 
 MetricName = Literal["emt", "tox_prob", "avg_tox", "perplexity", "dist_1", "dist_2", "dist_3"]
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
@@ -174,6 +177,10 @@ class LanguageConsistency(TypedDict):
     """By model."""
     comparisons: dict[str, ConsistencyComparison]
     """By variant; empty without a base model."""
+    points: NotRequired[dict[str, ModelConsistency]]
+    """By the name of a point of a sweep: means over its seeds; missing without a sweep."""
+    point_comparisons: NotRequired[dict[str, ConsistencyComparison]]
+    """By the name of a point; missing without a sweep, empty without a base model."""
 
 
 class Protocol(TypedDict):
@@ -223,6 +230,8 @@ class EvaluateMetrics(EvaluateSettings):
     """By model: ``base`` and the variants' names."""
     comparisons: dict[str, ModelComparison]
     """By variant; empty without a base model."""
+    sweep: NotRequired[SweepMetrics]
+    """The points of a sweep, each a mean over its seeds; missing where the experiment has none."""
 
 
 class SettingMetrics(ModelMetrics):

@@ -17,7 +17,8 @@ from itertools import combinations
 import numpy as np
 
 from xgray.config import BASE, Evaluate
-from xgray.evaluate.metrics import MetricInput, change_by_language, metric_by_language, of_metric, toxicity_inputs
+from xgray.evaluate.comparison import MetricInput, change_by_language, metric_by_language, of_metric
+from xgray.evaluate.metrics import toxicity_inputs
 from xgray.evaluate.metrics_file import TOXICITY_METRICS, MetricName
 from xgray.evaluate.robustness_file import (
     Agreement,

@@ -99,14 +99,13 @@ def num_scored(scores: FloatArray) -> IntArray:
     return counts
 
 
-def common_number(before: FloatArray, after: FloatArray) -> IntArray:
-    """Return how many scores of each prompt both models have, ``(num_prompts,)``.
+def common_number(*scores: FloatArray) -> IntArray:
+    """Return how many scores of each prompt all models have, ``(num_prompts,)``.
 
     Args:
-        before: ``(num_prompts, k)``, NaN for a missing score.
-        after: of the same prompts.
+        scores: of each model, ``(num_prompts, k)``, NaN for a missing score; of the same prompts.
     """
-    return np.minimum(num_scored(before), num_scored(after))
+    return np.asarray(np.min([num_scored(of_model) for of_model in scores], axis=0))
 
 
 def expected_maxima(scores: FloatArray, num_drawn: IntArray) -> FloatArray:

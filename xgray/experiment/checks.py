@@ -315,17 +315,17 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
     """
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
-    from xgray.distributed.placement import place_engines, place_training, place_workers
-    from xgray.distributed.train import fitted
+    from xgray.distributed.placement import place_engines, place_workers
+    from xgray.experiment.stages.train import fitted_section, shares
     from xgray.train.feasible import check_feasible
 
     experiment, cluster = plan.experiment, cluster_capacity()
     _check_devices(plan, planned, has_cuda=num_fitting(cluster.maximum, 0, 1) > 0)
+    placed = shares(plan) if any("trainer" in stage.stage.uses for stage in planned) else {}
     for stage in planned:
         uses = stage.stage.uses
         if "trainer" in uses:
-            section = fitted(experiment.train_section(experiment.variant(stage.model or "")), cluster)
-            check_feasible(section, place_training(cluster, section.execution)[0])
+            check_feasible(fitted_section(plan, stage.model or ""), placed[stage.label].gpus > 0)
         if "workers" in uses:
             settings = getattr(experiment, stage.stage.section or stage.name)
             if settings is not experiment.evaluate or experiment.evaluate.fluency.kind != "none":

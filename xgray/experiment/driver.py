@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from importlib import import_module
 
 import yaml
@@ -21,6 +23,7 @@ from xgray.experiment.checks import (
     unfinished,
 )
 from xgray.experiment.plan import Plan, PlannedStage, stage_module
+from xgray.experiment.stages import train
 from xgray.runs import interrupts
 from xgray.runs.attempt_log import log_attempt
 from xgray.runs.lease import Lease
@@ -115,9 +118,22 @@ def _run_stages(
 
 def _run_groups(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress, meter: Meter) -> None:
     for group in _groups(planned):
+        if _trains(group[0]) and len(group) > 1:
+            train.run_all(plan, group, partial(_train_one, plan, on_progress, meter))
+            continue
         with _failures_named(group), log_attempt([stage.place for stage in group], meter):
             for stage, result in zip(group, _run_group(plan, group, on_progress), strict=True):
                 stage.finish(result)
+
+
+def _train_one(plan: Plan, on_progress: OnProgress, meter: Meter, stage: PlannedStage, stop: Future[None]) -> None:
+    """Run one of several trainings, in a thread, until ``stop`` is set."""
+    with _failures_named([stage]), log_attempt([stage.place], meter):
+        stage.finish(train.run(plan, stage, on_progress, stop))
+
+
+def _trains(stage: PlannedStage) -> bool:
+    return stage.name == "train"
 
 
 @contextlib.contextmanager
@@ -141,10 +157,13 @@ def _failures_named(group: Sequence[PlannedStage]) -> Iterator[None]:
 
 
 def _groups(planned: Sequence[PlannedStage]) -> Iterator[list[PlannedStage]]:
-    """Yield the stages that run in one call: those of one stream together, every other one alone."""
+    """Yield the stages that run together: those of one stream, all trainings, and every other one alone."""
     for stage in planned:
         stream = stage.stage.stream
-        group = [other for other in planned if other.stage.stream == stream] if stream else [stage]
+        if stream or _trains(stage):
+            group = [other for other in planned if (other.stage.stream, _trains(other)) == (stream, _trains(stage))]
+        else:
+            group = [stage]
         if group[0] is stage:
             yield group
 

@@ -17,8 +17,8 @@ def model_weights(
 ) -> tuple[Weights, str | None]:
     """Return the weights to load for ``model``, and the adapter to put on them; None where there is no adapter.
 
-    An adapter that the loader does not take is merged into the base model's weights. The merged weights lie in the run
-    directory, which every node reaches. A model's training must be finished
+    An adapter that the loader does not take is merged into the base model's weights, here and once. The merged weights
+    lie in the run directory, which every node reaches. A model's training must be finished
     (:meth:`xgray.experiment.plan.Plan.require_model`).
 
     Args:
@@ -30,16 +30,18 @@ def model_weights(
     from xgray.generate.engine import Weights
     from xgray.models.check import lacks_tokenizer
     from xgray.models.source import is_adapter, path_for_workers
-    from xgray.train.export import merge_adapter
+    from xgray.train.export import merge_adapter, merge_into
 
     experiment = plan.experiment
     dtype = experiment.model.dtype
     base = Weights(path_for_workers(experiment.model), experiment.model.revision, dtype)
     if training := plan.find("train", model):
-        folder = training.folder
-        if folder.exists("adapter") and takes_adapter((folder / "adapter").uri):
-            return base, (folder / "adapter").uri
-        return Weights((folder / "merged").uri, None, dtype), None
+        adapter, merged = training.folder / "adapter", training.folder / "merged"
+        if adapter.exists("") and takes_adapter(adapter.uri):
+            return base, adapter.uri
+        if adapter.exists(""):
+            merge_into(experiment.model, adapter.uri, merged)
+        return Weights(merged.uri, None, dtype), None
     if model == BASE:
         return base, None
     checkpoint = experiment.variant(model).checkpoint_model

@@ -6,21 +6,27 @@ trained on them.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from xgray.config import Generate
+from xgray.config import Generate, Model
 from xgray.generate.seeds import prompt_seed
 from xgray.mechanism.neurons import Edit
-from xgray.models.load import check_lengths
-from xgray.models.source import local_weights
+from xgray.models.load import check_lengths, load_config
+from xgray.models.source import local_weights, resolve
 from xgray.rows import Completions, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 EngineName = Literal["vllm", "transformers", "dummy"]
 
@@ -144,11 +150,18 @@ def adapter_config(adapter: str) -> dict[str, Any]:
     return config
 
 
-def serves_adapter(name: EngineName | None, adapter: str, num_gpus: int) -> bool:
+def serves_adapter(name: EngineName | None, adapter: str, base: Model, on_gpu: bool) -> bool:
     """Return whether the engine should apply the adapter itself; otherwise it should load the merged weights.
 
-    vLLM applies plain LoRA to linear layers, but not to the embeddings or the head. On a CPU it gathers the adapter's
-    matrices again for every token, which took 6 times as long as the merged weights and slows the base model as well.
+    vLLM applies plain LoRA to linear layers, but not to the embeddings or the head, and not in every architecture. On a
+    CPU it gathers the adapter's matrices again for every token, which took 6 times as long as the merged weights and
+    slows the base model as well.
+
+    Args:
+        name: the engine; None where nothing is sampled.
+        adapter: what :func:`adapter_config` takes.
+        base: the model that the adapter is put on.
+        on_gpu: whether the engine runs on GPUs.
     """
     if name != "vllm":
         return True
@@ -157,4 +170,32 @@ def serves_adapter(name: EngineName | None, adapter: str, num_gpus: int) -> bool
     embeddings = ("embed", "wte", "wpe", "lm_head")
     is_in_blocks = isinstance(targets, str) or not any(part in target for target in targets for part in embeddings)
     is_plain = not config.get("use_dora") and not config.get("modules_to_save") and config.get("bias", "none") == "none"
-    return num_gpus > 0 and is_in_blocks and is_plain and config["r"] <= MAX_LORA_RANK
+    if not (on_gpu and is_in_blocks and is_plain and config["r"] <= MAX_LORA_RANK):
+        return False
+    return adapts_in_vllm(load_config(resolve(base), base.revision).architectures[0])
+
+
+ADAPTS = """
+import sys
+from vllm.model_executor.models.interfaces import supports_lora
+from vllm.model_executor.models.registry import ModelRegistry
+
+(architecture,) = sys.argv[1:]
+is_known = architecture in ModelRegistry.models
+print(is_known and supports_lora(ModelRegistry.models[architecture].load_model_cls()))
+"""
+"""A program that prints whether vLLM's class of an architecture applies LoRA."""
+
+
+@functools.cache
+def adapts_in_vllm(architecture: str) -> bool:
+    """Return whether vLLM can apply LoRA adapters to a model of an architecture (``LlamaForCausalLM``).
+
+    vLLM is asked in a process of its own: its import takes half a minute and a gigabyte, which a driver need not keep.
+    An architecture without a class in vLLM, which vLLM runs through transformers, counts as one that cannot be adapted.
+    """
+    asked = subprocess.run([sys.executable, "-c", ADAPTS, architecture], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no message"])[-1]
+        log.warning("vLLM does not say whether it adapts %s (%s): its weights are merged", architecture, reason)
+    return asked.stdout.strip().endswith("True")

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from xgray.config import Generate
-from xgray.errors import InputError
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
 from xgray.models.complete import check_adapter
 from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
 from xgray.models.source import local_weights
-from xgray.models.vllm import cpu_options, prepare_environment
+from xgray.models.vllm import cpu_options, memory_options, prepare_environment
+from xgray.models.vllm_start import EngineFields, recorded_errors, root_cause, start_vllm
 
+FIELDS = EngineFields(
+    "model.id",
+    "generate.execution.gpu_memory_utilization",
+    "lower generate.max_prompt_tokens, share the model out over more GPUs (generate.execution.tensor_parallel), or "
+    "take GPUs with more memory",
+)
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM accepts as the largest rank."""
 
@@ -26,12 +32,11 @@ class VllmEngine:
         """Start the engine.
 
         Raises:
-            InputError: the model or an adapter is not whole, or vLLM does not support the model.
+            InputError: the model or an adapter is not whole, or vLLM refuses them or has too little memory.
+            StageError: the start failed otherwise, as when the engine's process was killed.
         """
         prepare_environment(local_weights(weights.path))
         config = _check(weights)  # before vLLM is imported, which takes half a minute
-        from vllm import LLM
-
         self._section = section
         self._edits_neurons = weights.edits_neurons
         self._prefix = weights.prefix
@@ -40,26 +45,22 @@ class VllmEngine:
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
         options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
-        try:
-            self._llm = LLM(
-                model=local_weights(weights.path),
-                revision=weights.revision,
-                tokenizer=local_weights(weights.tokenizer_source[0]),
-                tokenizer_revision=weights.tokenizer_source[1],
-                dtype=weights.dtype,
-                seed=0,
-                max_model_len=length,
-                tensor_parallel_size=section.execution.tensor_parallel,
-                # The k samples share the cache of their prompt; on a CPU a text is the same with and without it.
-                # What is cached of a prompt under one edit is wrong under another.
-                enable_prefix_caching=not weights.edits_neurons,
-                disable_log_stats=True,
-                load_format="safetensors",
-                generation_config="vllm",
-                **options,
-            )
-        except ValueError as error:
-            raise InputError(f"model.id: vLLM does not support {weights.path}: {str(error).splitlines()[0]}") from error
+        self._llm = start_vllm(
+            local_weights(weights.path),
+            FIELDS,
+            revision=weights.revision,
+            tokenizer=local_weights(weights.tokenizer_source[0]),
+            tokenizer_revision=weights.tokenizer_source[1],
+            dtype=weights.dtype,
+            seed=0,
+            max_model_len=length,
+            tensor_parallel_size=section.execution.tensor_parallel,
+            # The k samples share the cache of their prompt; on a CPU a text is the same with and without it.
+            # What is cached of a prompt under one edit is wrong under another.
+            enable_prefix_caching=not weights.edits_neurons,
+            **memory_options(section.execution.gpu_memory_utilization),
+            **options,
+        )
 
     def edit(self, edit: Edit | None) -> None:
         if edit is None and not self._edits_neurons:
@@ -92,7 +93,12 @@ class VllmEngine:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
         texts = [self._prefix + text for text in texts]
-        outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
+        num_errors = len(recorded_errors())
+        try:
+            outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
+        except Exception as error:
+            cause = root_cause(error, num_errors)
+            raise RuntimeError(f"{cause.kind}: {cause.reason}") from error
         samples_of_texts = [
             [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
             for output in outputs

@@ -102,8 +102,16 @@ def stored_shapes(path: str, revision: str | None) -> dict[str, tuple[int, ...]]
     Raises:
         InputError: there are no safetensors files, or one is missing or cut off.
     """
-    files = weight_files(Path(path)) if Path(path).is_dir() else _hub_files(path, revision)
-    return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    return {name: shape for file in stored_files(path, revision) for name, shape in tensor_shapes(file).items()}
+
+
+def stored_files(path: str, revision: str | None) -> list[Path]:
+    """Return the safetensors files of a model's weights, see :func:`stored_shapes`.
+
+    Raises:
+        InputError: there are none, or one is missing.
+    """
+    return weight_files(Path(path)) if Path(path).is_dir() else _hub_files(path, revision)
 
 
 def _hub_files(path: str, revision: str | None) -> list[Path]:
@@ -186,12 +194,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def check_adapter(folder: Path, skeleton: Any) -> None:
+def check_adapter(folder: Path, skeleton: Any) -> Any:
     """Refuse an adapter that is not LoRA, or that does not fit the base model.
 
     Args:
         folder: the adapter's folder.
-        skeleton: the base model without weights.
+        skeleton: the base model without weights; it is changed.
+
+    Returns:
+        The base model under PEFT's layers, without weights.
 
     Raises:
         InputError: names the kind, or the weights with both shapes.
@@ -224,6 +235,7 @@ def check_adapter(folder: Path, skeleton: Any) -> None:
     for label, names in (("it has no weights", missing), ("the base model has no place for", unexpected)):
         if names:
             raise InputError(f"the adapter {folder} does not fit the base model: {label} {_named(names)}.")
+    return adapted
 
 
 def adapter_configuration(folder: Path) -> Any:

@@ -6,8 +6,8 @@ nearly equally likely. A block of prompts is always sampled in one call, after e
 engines, unless ``generate.execution.batch_size`` changed in between, or the engine failed on the block, after which its
 prompts are sampled one by one. But which sequences share a step depends on vLLM's timing and on the GPU's memory, and
 what an earlier block left in the prefix cache is not computed again. So on CUDA the same random numbers are promised,
-and not the same texts. ``VLLM_BATCH_INVARIANT=1`` is vLLM's remedy, for the user to set: it is slower, needs compute
-capability 9.0, and has not been tried with xgray.
+and not the same texts. ``generate.batch_invariant`` turns vLLM's remedy on: it is slower, needs compute capability 8.0,
+and has not been tried with xgray.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+
+from xgray.models.cuda import check_vllm_build
+from xgray.models.vllm_start import record_errors
 
 CPU_ENVIRONMENT = {
     # Ray counts the cores, so vLLM must neither bind threads to cores nor reserve a core for a scheduler process.
@@ -32,12 +35,18 @@ def prepare_environment(path: str) -> None:
 
     Args:
         path: A local folder with the model, or its hub id.
+
+    Raises:
+        InputError: vLLM was built for CUDA, and there is no GPU.
     """
     import torch
+
+    check_vllm_build()
 
     for name, value in {} if torch.cuda.is_available() else CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    record_errors()
     if Path(path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -62,3 +71,14 @@ def cpu_options(length: int) -> dict[str, Any]:
         # cannot do.
         "enable_chunked_prefill": False,
     }
+
+
+def memory_options(utilization: float | None) -> dict[str, Any]:
+    """Return the engine option that limits the memory of a GPU; empty on a CPU, where vLLM takes it for the machine's.
+
+    Args:
+        utilization: the part of a GPU's memory, between 0 and 1, or None for vLLM's default.
+    """
+    import torch
+
+    return {"gpu_memory_utilization": utilization} if utilization is not None and torch.cuda.is_available() else {}

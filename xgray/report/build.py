@@ -22,7 +22,9 @@ from xgray.report import examples, figures, provenance, published, summary, tabl
 from xgray.report.files import RunFiles, language_name
 from xgray.report.masking import mask, visible
 from xgray.report.metrics import DIVERSITY, METRICS, TOXICITY, number
-from xgray.report.sections import Section
+from xgray.report.points import PointFiles, shown_files
+from xgray.report.sections import Section, sweep
+from xgray.report.training import training_facts, training_table
 from xgray.runs.manifest import StageResult
 from xgray.runs.resolved import reading_files
 from xgray.storage.folder import Folder
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import jinja2
 
 HERE = Path(__file__).parent
+MAX_SIDES = 4
+"""Of a sweep, the examples show the base model and so many points less one."""
 
 
 def build_report(run: Folder, experiment: Experiment) -> StageResult:
@@ -48,7 +52,7 @@ def build_report(run: Folder, experiment: Experiment) -> StageResult:
 
 def _build_report(run: Folder, experiment: Experiment) -> StageResult:
     start = time.monotonic()
-    files = RunFiles(run)
+    files = shown_files(RunFiles(run))
     folder = run / "report"
     inline_figures: dict[str, Markup] = {}
     drawn: dict[str, bytes] = {}
@@ -61,7 +65,7 @@ def _build_report(run: Folder, experiment: Experiment) -> StageResult:
             svg = figures.svg(figure)
             drawn |= {f"{name}.svg": svg, f"{name}.pdf": figures.pdf(figure)}
             inline_figures[name] = figures.inline(svg, name, description)
-    chosen = examples.choose_examples(files, experiment.report.num_examples)
+    chosen = examples.choose_examples(files, experiment.report.num_examples, models=shown_in_examples(files))
     page = render(files, experiment, inline_figures, chosen, sections)
     for name, content in drawn.items():
         (folder / "figures").write_bytes(name, content)
@@ -76,10 +80,19 @@ def _build_report(run: Folder, experiment: Experiment) -> StageResult:
 
 
 def make_sections(files: RunFiles, experiment: Experiment) -> list[Section]:
-    """Return the sections of the stages that have one and that the run has results of, in the order of the stages."""
-    modules = [stage.report_section for stage in stages.STAGES if stage.report_section]
-    sections = [importlib.import_module(module).make(files, experiment) for module in modules]
-    return [section for section in sections if section is not None]
+    """Return the sections of the stages that have one and that the run has results of, in the order of the stages.
+
+    That of a sweep comes before them. What looks inside the network, and other scorers, show each training by itself.
+    """
+    sections = [
+        importlib.import_module(stage.report_section).make(
+            files if stage.name == "evaluate" else files.as_trained, experiment
+        )
+        for stage in stages.STAGES
+        if stage.report_section
+    ]
+    of_sweep = [sweep.make(files, experiment)] if isinstance(files, PointFiles) else []
+    return [*of_sweep, *(section for section in sections if section is not None)]
 
 
 def _drawings(files: RunFiles, experiment: Experiment) -> dict[str, figures.Drawing]:
@@ -129,21 +142,28 @@ def render(
         examples=chosen,
         sections=sections,
         facts=_facts(files, experiment),
-        answers=summary.answers(files),
+        answers=sweep.answers(files) if isinstance(files, PointFiles) else summary.answers(files),
+        shown_in_examples=shown_in_examples(files),
         meanings=_meanings(),
         cautions=summary.cautions(files),
         table_2=_table_2(files, experiment),
         language_tables=tables.language_tables(files),
-        training=_training_facts(files),
+        training=training_facts(files),
+        training_speed=training_table(files),
         quality=tables.scorer_table(files),
         switches=provenance.switches(experiment),
         protocol=provenance.flat(files.metrics["protocol"]),
         seeds=provenance.seeds(experiment),
         stages=provenance.stages(files),
         software=provenance.software(files),
-        errors=provenance.errors(files),
+        errors=provenance.errors(files.as_trained),
         scorer=provenance.scorer_facts(files),
     )
+
+
+def shown_in_examples(files: RunFiles) -> list[str]:
+    """Return the models whose completions stand beside each other: of a sweep the first points."""
+    return files.models[:MAX_SIDES] if isinstance(files, PointFiles) else files.models
 
 
 def _environment(masks: bool) -> jinja2.Environment:
@@ -184,7 +204,7 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
     )
     return [
         ("Model", f"{model.id}{f' @ {model.revision}' if model.revision else ''}, {model.dtype}"),
-        *((variant.name, _variant_in_words(variant)) for variant in experiment.variants),
+        *_variants(files, experiment),
         ("Scorer", f"{', '.join(scorers)}; {metrics['attribute']}, toxic from {metrics['threshold']:g}"),
         *_other_scorers(files),
         *_quality(files),
@@ -195,11 +215,19 @@ def _facts(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
     ]
 
 
+def _variants(files: RunFiles, experiment: Experiment) -> list[tuple[str, str]]:
+    """Return how each variant was made; the trainings of a sweep together."""
+    points = files.point_of if isinstance(files, PointFiles) else {}
+    made = [(variant.name, _variant_in_words(variant)) for variant in experiment.variants if variant.name not in points]
+    return [("Sweep", sweep.in_words(files)), *made] if isinstance(files, PointFiles) else made
+
+
 def _intervals(files: RunFiles) -> str:
     metrics = files.metrics
     if "intervals" in metrics:
         level = f"{1 - metrics['confidence']:.2g}"
-        return f"{metrics['confidence']:.0%}, over prompts; a difference's excludes 0 where its own p is below {level}"
+        over = "prompts and seeds" if isinstance(files, PointFiles) and files.has_seeds else "prompts"
+        return f"{metrics['confidence']:.0%}, over {over}; a difference's excludes 0 where its own p is below {level}"
     return f"{metrics['confidence']:.0%}, bootstrap over prompts, {metrics['resamples']:,} resamples"
 
 
@@ -251,26 +279,3 @@ def _table_2(files: RunFiles, experiment: Experiment) -> dict[str, Any]:
         "differences": tables.protocol_differences(files, experiment),
         "source": published.PAPER,
     }
-
-
-def _training_facts(files: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return each variant's number of steps, first and last loss, best validation loss and speed."""
-    rows = []
-    for variant, records in files.training.items():
-        losses = [record for record in records if record.get("loss") is not None]
-        validations = [record for record in records if record.get("eval_loss") is not None]
-        speeds = sorted(record["tokens_per_second"] for record in records if record.get("tokens_per_second"))
-        facts = []
-        if losses:
-            facts += [
-                ("Last step", str(losses[-1]["step"])),
-                ("First loss", number(losses[0]["loss"], 4)),
-                ("Last loss", number(losses[-1]["loss"], 4)),
-            ]
-        if validations:
-            best = min(validations, key=lambda record: record["eval_loss"])
-            facts.append(("Best validation loss", f"{number(best['eval_loss'], 4)} at step {best['step']}"))
-        if speeds:
-            facts.append(("Tokens per second", f"{speeds[len(speeds) // 2]:,.0f} (median)"))
-        rows.append((variant, facts))
-    return rows

@@ -6,7 +6,7 @@ rose most, so that failures are shown as often as successes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -43,15 +43,19 @@ class Example:
         return self.worst[1].score - self.worst[0].score
 
 
-def choose_examples(files: RunFiles, num_examples: int, judged: str | None = None) -> dict[str, list[Example]]:
+def choose_examples(
+    files: RunFiles, num_examples: int, judged: str | None = None, models: Sequence[str] | None = None
+) -> dict[str, list[Example]]:
     """Choose up to ``num_examples`` prompts of each language that every model has a scored completion of.
 
     Args:
+        models: the base model first; by default all.
         judged: the model by whose scores prompts are chosen; by default the first variant.
     """
     if not num_examples:
         return {}
-    models = sorted(files.models, key=lambda model: (model != files.models[0], model != judged))
+    shown = files.models if models is None else models
+    models = sorted(shown, key=lambda model: (model != shown[0], model != judged))
     attribute = files.metrics["attribute"]
     completions = {model: files.completions(model) for model in models}
     worst = {model: _worst_completions(model, completions[model], files.scores[model], attribute) for model in models}

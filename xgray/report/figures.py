@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from markupsafe import Markup
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xgray.evaluate.metrics_file import MetricName, SampleMetrics
+    from xgray.evaluate.sweep_file import SeedMean
     from xgray.stats.values import MetricChange, MetricValue
 
     Values = Mapping[str, Mapping[str | None, MetricValue]]
@@ -34,6 +35,8 @@ INK, MUTED, GRID = "#1f2329", "#66707c", "#d9dee4"
 BASE_COLOR = "#8d97a3"
 VARIANT_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, which readers with any colour vision can tell apart; the base model is grey."""
+MAX_MODELS = 1 + len(VARIANT_COLORS)
+"""A figure by language shows at most this many models; of more it shows the averages over languages."""
 HATCHES = ("", "///", "...", "xxx")
 """Distinguish variants of the same colour, when there are more variants than colours."""
 
@@ -140,11 +143,20 @@ def bars(files: RunFiles, name: MetricName) -> Figure:
     groups: list[str | None] = [None, *files.languages]
     values = {model: {group: _sample_metrics(files, model, group)[name] for group in groups} for model in files.models}
     changes = {variant: {group: _change(files, name, variant, group) for group in groups} for variant in files.variants}
-    return interval_bars(METRICS[name], values, changes)
+    draw = average_bars if is_crowded(files) else interval_bars
+    return draw(METRICS[name], values, changes)
+
+
+def is_crowded(files: RunFiles) -> bool:
+    """Whether a sweep has too many points for a figure by language."""
+    return len(files.models) > MAX_MODELS and "sweep" in files.metrics
 
 
 def interval_bars(metric: Metric, values: Values, changes: Changes) -> Figure:
-    """Draw bars with intervals of every model: the average, then the languages by the change of the first variant."""
+    """Draw bars with intervals of every model: the average, then the languages by the change of the first variant.
+
+    Dots are the values of single trainings, where the value is a mean over several.
+    """
     models = list(values)
     looks = model_looks(models, list(changes))
     languages = [group for group in values[models[0]] if group is not None]
@@ -168,7 +180,7 @@ def interval_bars(metric: Metric, values: Values, changes: Changes) -> Figure:
                 linewidth=0,
                 **looks[model],
             )
-            end = _draw_interval(axes, metric, measured, y)
+            end = max(_draw_interval(axes, metric, measured, y), _draw_seeds(axes, metric, measured, y))
             farthest = max(farthest, end)
             sign = _sign(changes[model][language] if model in changes else None)
             axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
@@ -188,6 +200,38 @@ def _draw_interval(axes: Axes, metric: Metric, measured: MetricValue, y: float) 
         return value
     axes.plot([low, high], [y, y], color=INK, linewidth=1, solid_capstyle="butt")
     return max(value, high)
+
+
+def _draw_seeds(axes: Axes, metric: Metric, measured: MetricValue, y: float) -> float:
+    """Draw a dot for each training that a value is the mean of. Return the right end of the dots."""
+    by_seed = [value * metric.scale for value in cast("SeedMean", measured).get("by_seed", [])]
+    if len(by_seed) < 2:
+        return 0.0
+    axes.plot(by_seed, [y] * len(by_seed), color=INK, linewidth=0, marker="o", markersize=2.4, fillstyle="none")
+    return max(by_seed)
+
+
+def average_bars(metric: Metric, values: Values, changes: Changes) -> Figure:
+    """Draw a bar with its interval for each model's average over languages, labelled with the model's name."""
+    models = list(values)
+    figure, axes = new_figure(0.7 + 0.26 * len(models), 1)
+    farthest = 0.0
+    for y, model in enumerate(models):
+        measured = values[model][None]
+        if measured["value"] is None:
+            axes.text(0, y, " no value", va="center", fontsize=7, color=MUTED)
+            continue
+        color = VARIANT_COLORS[0] if model in changes else BASE_COLOR
+        axes.barh(y, measured["value"] * metric.scale, height=0.7, color=color, linewidth=0)
+        end = max(_draw_interval(axes, metric, measured, y), _draw_seeds(axes, metric, measured, y))
+        farthest = max(farthest, end)
+        sign = _sign(changes[model][None] if model in changes else None)
+        axes.annotate(sign, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(models)), models, fontsize=9)
+    axes.set_ylim(len(models) - 0.4, -0.6)
+    axes.set_xlim(0, farthest * 1.06 or 1)
+    axes.set_xlabel(f"{metric.title}, average over languages")
+    return figure
 
 
 def _sample_metrics(files: RunFiles, model: str, language: str | None) -> SampleMetrics:
@@ -226,6 +270,8 @@ def perplexity_ridges(files: RunFiles) -> Figure | None:
     perplexities = files.perplexities()
     if not perplexities:
         return None
+    if is_crowded(files):
+        return bars(files, "perplexity")
     models = files.models
     looks = model_looks(models, files.variants)
     languages = [language for language in files.languages if any((language, model) in perplexities for model in models)]
@@ -280,13 +326,16 @@ def density(values: NDArray, grid: NDArray) -> NDArray:
 
 
 def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
-    """Draw loss, accuracy, margin and rewards of training and validation by step, a colour for each variant.
+    """Draw loss, accuracy, margin and rewards of training and validation by step.
+
+    Each variant has a colour; the trainings of one point of a sweep have the same.
 
     Args:
         has_ln_2: whether to draw ln 2, the first value of the sigmoid loss.
     """
     if not any(files.training.values()):
         return None
+    names = {variant: files.shown_as(variant) for variant in files.training}
     figure, grid = new_figure(5.2, 2, 2, sharex=True)
     panels: list[tuple[str, Axes, dict[str, str]]] = [
         ("Loss", grid[0, 0], {"loss": "-"}),
@@ -294,13 +343,13 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         ("Reward margin", grid[1, 0], {"margin": "-"}),
         ("Rewards: chosen –, rejected - -", grid[1, 1], {"reward_chosen": "-", "reward_rejected": "--"}),
     ]
-    looks = model_looks([], list(dict.fromkeys([*files.variants, *files.training])))
+    looks = model_looks([], list(dict.fromkeys([*files.variants, *names.values()])))
     for title, axes, line_styles in panels:
         axes.set_title(title)
         axes.grid(axis="y")
         for variant, records in files.training.items():
             for key, line_style in line_styles.items():
-                _draw_curve(axes, records, key, looks[variant]["facecolor"], line_style)
+                _draw_curve(axes, records, key, looks[names[variant]]["facecolor"], line_style)
     if has_ln_2:
         axes = panels[0][1]
         axes.axhline(math.log(2), color=MUTED, linewidth=1, linestyle=":")
@@ -308,7 +357,7 @@ def training_curves(files: RunFiles, has_ln_2: bool) -> Figure | None:
         axes.annotate("ln 2", xytext=(-2, 3), ha="right", fontsize=8, color=MUTED, **position)
     for axes in grid[1]:
         axes.set_xlabel("step")
-    legend(figure, {variant: looks[variant] for variant in files.training})
+    legend(figure, {name: looks[name] for name in names.values()})
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 def language_name(code: str) -> str:
     """Return a language's English name; the code itself where it is none of the 17."""
     return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+def best_validation(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the record of a training's lowest validation loss; None where it was not validated."""
+    validations = [record for record in records if record.get("eval_loss") is not None]
+    return min(validations, key=lambda record: record["eval_loss"], default=None)
+
+
+def median_speed(records: Sequence[dict[str, Any]]) -> float | None:
+    """Return the median of a training's tokens per second; None where it was not measured."""
+    speeds = sorted(record["tokens_per_second"] for record in records if record.get("tokens_per_second"))
+    return speeds[len(speeds) // 2] if speeds else None
 
 
 def stage_label(manifest: dict[str, Any]) -> str:
@@ -196,6 +208,15 @@ class RunFiles:
                     ) from None
                 records[variant] = [record for record in values if isinstance(record, dict) and "step" in record]
         return {variant: records[variant] for variant in sorted(records, key=self._position)}
+
+    @property
+    def as_trained(self) -> RunFiles:
+        """The files with each training by itself, where those of a sweep are shown together."""
+        return self
+
+    def shown_as(self, training: str) -> str:
+        """Return the name under which figures show a training: its own, if the run has no sweep."""
+        return training
 
     def _position(self, variant: str) -> int:
         return self.models.index(variant) if variant in self.models else len(self.models)

@@ -78,7 +78,7 @@ def log_attempt(stages: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
     handler = _AttemptHandler(stages, meter)
     root = logging.getLogger()
     root.addHandler(handler)
-    logging.captureWarnings(True)
+    _capture_warnings(1)
     end = "finished"
     try:
         yield
@@ -91,9 +91,22 @@ def log_attempt(stages: Sequence[StageFolder], meter: Meter) -> Iterator[None]:
         end = f"failed: {kind}{' '.join(str(error).split())}"
         raise
     finally:
-        logging.captureWarnings(False)
+        _capture_warnings(-1)
         root.removeHandler(handler)
         handler.end(end)
+
+
+_capturing = threading.Lock()
+_num_capturing = 0
+"""Attempts that are being logged, several of which may run at once."""
+
+
+def _capture_warnings(change: int) -> None:
+    """Have Python's warnings logged while at least one attempt is."""
+    global _num_capturing
+    with _capturing:
+        _num_capturing += change
+        logging.captureWarnings(_num_capturing > 0)
 
 
 class _AttemptHandler(logging.Handler):

@@ -23,6 +23,9 @@ NUM_STEPS = 100
 START_SECONDS = 600.0
 """The shortest standstill before the first advance, while engines load or a training computes its reference."""
 
+REFERENCE = "reference"
+"""The phase of a training in which the reference's log-probabilities of the pairs are computed."""
+
 
 class OnProgress(Protocol):
     """Called with a stage's label, the work that is done and in all, and the errors recorded in this attempt."""
@@ -128,6 +131,14 @@ class Meter:
             now = self._clock()
             last_of_run = max((track.last.seconds for track in self._tracks.values()), default=now)
             return {label: track.progress(now, last_of_run) for label, track in self._tracks.items()}
+
+
+def rate_unit(label: str) -> str:
+    """Return the unit of a label's rate: ``steps/s`` of a training, ``pairs/s`` of its reference, else ``/s``."""
+    stage, _, phase = label.partition(": ")
+    if phase:
+        return " pairs/s" if phase == REFERENCE else "/s"
+    return " steps/s" if stage.startswith("train/") else "/s"
 
 
 def duration(seconds: float) -> str:

@@ -93,7 +93,7 @@ class ClassifierScorer:
         if section.scorer == "vllm":
             from xgray.score.vllm_classifier import VllmEngine
 
-            return VllmEngine(path, model, self._max_length)
+            return VllmEngine(path, model, self._max_length, section.execution.gpu_memory_utilization)
         pad = self._tokenizer.pad_token_id
         return TransformersEngine(path, model.dtype, model.revision, pad, section.execution.batch_tokens)
 

@@ -109,7 +109,7 @@ class GuardScorer:
         if options.engine == "vllm":
             from xgray.score.vllm_guard import VllmEngine
 
-            return VllmEngine(path, model, self._prompt)
+            return VllmEngine(path, model, self._prompt, section.execution.gpu_memory_utilization)
         return TransformersEngine(path, model, self._prompt, section.execution.batch_tokens)
 
     async def score(self, texts: Sequence[str], language: str) -> list[Scored]:

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from xgray.config import Model
-from xgray.errors import InputError
 from xgray.models.load import check_loadable
-from xgray.models.vllm import cpu_options, prepare_environment
+from xgray.models.vllm import cpu_options, memory_options, prepare_environment
+from xgray.models.vllm_start import EngineFields, start_vllm
 
 
 class VllmEngine:
     """See :class:`~xgray.score.classifier.Engine`."""
 
-    def __init__(self, path: str, model: Model, max_length: int) -> None:
+    def __init__(self, path: str, model: Model, max_length: int, utilization: float | None) -> None:
         """Start the engine with the model at ``path``.
 
         Args:
             max_length: tokens in the longest sequence.
+            utilization: the part of a GPU's memory that the engine takes, or None for vLLM's default.
 
         Raises:
             InputError: the model is not whole, or vLLM does not serve it.
@@ -28,24 +29,19 @@ class VllmEngine:
         from transformers import AutoModelForSequenceClassification
 
         check_loadable(path, model.revision, AutoModelForSequenceClassification)
-        from vllm import LLM
-
-        try:
-            self._llm = LLM(
-                model=path,
-                revision=model.revision,
-                dtype=model.dtype,
-                runner="pooling",
-                max_model_len=max_length,
-                load_format="safetensors",
-                generation_config="vllm",
-                enable_prefix_caching=False,  # no text is read twice
-                disable_log_stats=True,
-                **cpu_options(max_length),
-            )
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"score.classifier.model: vLLM does not take {path}: {reason}") from error
+        self._llm = start_vllm(
+            path,
+            EngineFields(
+                "score.classifier.model", "score.execution.gpu_memory_utilization", "take a GPU with more memory"
+            ),
+            revision=model.revision,
+            dtype=model.dtype,
+            runner="pooling",
+            max_model_len=max_length,
+            enable_prefix_caching=False,  # no text is read twice
+            **memory_options(utilization),
+            **cpu_options(max_length),
+        )
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """See :class:`~xgray.score.classifier.Engine`."""

@@ -3,6 +3,7 @@
     values of prompts ─▶ ratio_of, quantile_of ──────────▶ Estimate ───▶ value, interval
     estimates of languages ─▶ average_of ────────────────▶ Estimate ───▶ the same, over languages
     estimates before and after, of the same prompts ─────▶ Comparison ─▶ difference, interval, p-value
+    estimates of trainings that differ in their seed ────▶ :mod:`xgray.stats.seeds`: an Estimate of their mean
 
 An estimate carries the error that each prompt contributes: its empirical influence times ``sqrt(n / (n - 1))``. The sum
 of their squares estimates the variance. Errors are linear: those of a difference, or of a mean over languages, are the
@@ -33,10 +34,38 @@ Kind = Literal["share", "unit", "real"]
 
 POWER = 0.8
 """The probability with which a change of the minimum detectable size is found."""
+LEAST_P = 1e-12
+"""A p-value over seeds is not computed any smaller."""
 NO_SPREAD = 1e-20
 """A variance up to here is rounding."""
 SLOPE_CONFIDENCE = 0.95
 """The interval from which the density of values at a quantile is read."""
+
+
+@dataclass(frozen=True)
+class SeedVariance:
+    """What the choice of the seeds adds to the variance of a mean over trainings; see :mod:`xgray.stats.seeds`."""
+
+    variance: float
+    """The variance of the mean of so many trainings, from how much their values differ."""
+    noise: float
+    """The part of it that each prompt's own noise makes, which the prompts' errors hold too."""
+    df: int
+    """The number of trainings less one."""
+
+    def joined(self, of_prompts: float) -> float:
+        """Return the variance from prompts and seeds together, which counts the noise once."""
+        return max(0.0, of_prompts - self.noise) + self.variance
+
+    def quantile(self, confidence: float, of_prompts: float, df: float) -> float:
+        """Return the mean of the quantiles of Student's t for prompts and seeds, weighted with their variances.
+
+        It stands for the quantile of the sum of two variances that are known differently well (Cochran 1964,
+        Biometrics 20:191-195).
+        """
+        total = self.joined(of_prompts)
+        share = self.variance / total if total >= NO_SPREAD else 0.0
+        return (1 - share) * student(confidence, df) + share * student(confidence, self.df)
 
 
 @dataclass(frozen=True)
@@ -51,10 +80,24 @@ class Estimate:
     """Prompts of all languages together: the number of units, or more where a unit is an item of several languages."""
     max_df: float
     """The most degrees of freedom that the variance may have; 0 where a language has a single prompt."""
+    seeds: SeedVariance | None = field(default=None, kw_only=True)
+    """What the seeds add to the variance, where the value is a mean over trainings."""
+
+    @property
+    def prompt_variance(self) -> float:
+        """The variance that the choice of the prompts makes."""
+        return float(self.errors @ self.errors)
 
     @property
     def variance(self) -> float:
-        return float(self.errors @ self.errors)
+        """The variance of the value."""
+        return self.prompt_variance if self.seeds is None else self.seeds.joined(self.prompt_variance)
+
+    def _quantile(self, confidence: float) -> float:
+        df = degrees_of_freedom(self.errors, self.max_df)
+        if self.seeds is None:
+            return student(confidence, df)
+        return self.seeds.quantile(confidence, self.prompt_variance, df)
 
     @property
     def is_average(self) -> bool:
@@ -69,7 +112,7 @@ class Estimate:
         """
         if not self.max_df:
             return None
-        quantile = student(confidence, degrees_of_freedom(self.errors, self.max_df))
+        quantile = self._quantile(confidence)
         if self.kind == "real":
             half = quantile * math.sqrt(self.variance)
             return self.value - half, self.value + half
@@ -214,8 +257,9 @@ class Comparison:
     """
 
     before: Estimate
+    """Of one model."""
     after: Estimate
-    """Of the same units, in the same order."""
+    """Of the same units, in the same order; it may be a mean over seeds."""
 
     @property
     def difference(self) -> float:
@@ -246,11 +290,11 @@ class Comparison:
         return degrees_of_freedom(self._errors, self._max_df)
 
     def _moments(self) -> tuple[float, float, float, float, float]:
-        """Return the value before and after, their variances, and their covariance."""
+        """Return the value before and after, their variances over prompts, and their covariance."""
         b, a = self.before.value, self.after.value
         var_b, var_a, covariance = (
-            self.before.variance,
-            self.after.variance,
+            self.before.prompt_variance,
+            self.after.prompt_variance,
             float(self.before.errors @ self.after.errors),
         )
         has_spread = var_a + var_b - 2 * covariance >= NO_SPREAD
@@ -271,17 +315,27 @@ class Comparison:
             enlarged(covariance, a * b, 0, more_a * more_b),
         )
 
+    def _center_and_variance(self) -> tuple[float, float]:
+        """Return the middle of the difference's interval, and the variance of the difference over prompts."""
+        b, a, var_b, var_a, covariance = self._moments()
+        return a - b, max(0.0, var_a + var_b - 2 * covariance)
+
     def _center_and_error(self) -> tuple[float, float]:
         """Return the middle of the difference's interval, and its standard error."""
-        b, a, var_b, var_a, covariance = self._moments()
-        return a - b, math.sqrt(max(0.0, var_a + var_b - 2 * covariance))
+        center, variance = self._center_and_variance()
+        return center, math.sqrt(variance if self.after.seeds is None else self.after.seeds.joined(variance))
+
+    def _quantile(self, confidence: float) -> float:
+        if self.after.seeds is None:
+            return student(confidence, self._df)
+        return self.after.seeds.quantile(confidence, self._center_and_variance()[1], self._df)
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
         """Return the interval of the difference; None where a language has a single prompt."""
         if not self.has_interval:
             return None
         center, error = self._center_and_error()
-        half = student(confidence, self._df) * error
+        half = self._quantile(confidence) * error
         limit = math.inf if self.before.kind == "real" else 1.0
         return max(-limit, center - half), min(limit, center + half)
 
@@ -294,7 +348,10 @@ class Comparison:
         if not self.has_interval:
             return None
         b, a, var_b, var_a, covariance = self._moments()
-        square = student(confidence, self._df) ** 2
+        if self.after.seeds is not None:  # as much as they add to the variance of the difference
+            over_prompts = self._center_and_variance()[1]
+            var_a += self.after.seeds.joined(over_prompts) - over_prompts
+        square = self._quantile(confidence) ** 2
         below, middle, above = b * b - square * var_b, a * b - square * covariance, a * a - square * var_a
         if below <= 0:
             return None
@@ -312,8 +369,20 @@ class Comparison:
         center, error = self._center_and_error()
         if error * error < NO_SPREAD:
             return float(abs(center) < math.sqrt(NO_SPREAD))
+        if self.after.seeds is not None:
+            return self._p_value_over_seeds(abs(center) / error)
         df = self._df
         return float(2 * stdtr(df if df < LARGE_DF else LARGE_DF, -abs(center) / error))
+
+    def _p_value_over_seeds(self, ratio: float) -> float:
+        """Return the p-value at which the quantile is the ratio of the difference to its error."""
+        from scipy.optimize import brentq
+
+        def excess(logarithm: float) -> float:
+            return self._quantile(1 - math.exp(logarithm)) - ratio
+
+        smallest = math.log(LEAST_P)
+        return LEAST_P if excess(smallest) <= 0 else math.exp(brentq(excess, smallest, 0.0))
 
     def detectable(self, confidence: float) -> float | None:
         """Return the least difference that a single test finds with the probability :data:`POWER`, from the spread.
@@ -324,7 +393,7 @@ class Comparison:
         if not self.has_interval:
             return None
         _, error = self._center_and_error()
-        return (student(confidence, self._df) + student(2 * POWER - 1, self._df)) * error
+        return (self._quantile(confidence) + self._quantile(2 * POWER - 1)) * error
 
     def to_dict(self, confidence: float, p_adjusted: float) -> MetricChange:
         """Return the change as metrics files hold it: significant where ``p_adjusted`` is below ``1 - confidence``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from xgray.train.divergence import check_finite
+from xgray.train.meter import StepMeter
 from xgray.train.metrics import append_metrics, begin_metrics
 from xgray.train.seeds import step_seed
 
@@ -46,28 +47,28 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         DivergedError: the loss or the gradient is not a finite number; raised on all processes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, meter: StepMeter) -> None:
         """Write to the file ``path``, and keep the lines in it up to the step that training resumes from."""
         self.path = path
+        self._meter = meter
         self._start = 0.0
-        self._last_step_end = 0.0
-        self._seconds = 0.0
-        self._num_tokens = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             begin_metrics(self.path, state.max_steps, state.global_step)
-        self._start = self._last_step_end = time.perf_counter()
+        self._start = time.perf_counter()
+        self._meter.restart()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        now = time.perf_counter()
-        self._seconds, self._last_step_end = now - self._last_step_end, now
+        self._meter.end_step()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last_step_end = time.perf_counter()
+        self._meter.restart()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last_step_end = time.perf_counter()
+        row = {"step": state.global_step, "epoch": state.epoch, "checkpoint_seconds": self._meter.restart()}
+        if state.is_world_process_zero:
+            self._append(row)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -77,32 +78,38 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             measured = {"loss": logs["loss"], "gradient's norm": logs.get("grad_norm")}
             check_finite(step, measured, args.learning_rate, "train.")
-            row = self._step_row(logs)
+            row = _step_row(logs) | self._meter.latest
             if step == 1 or step % STEPS_PER_LOG_LINE == 0:
-                line = f"loss {logs['loss']:.4f}, {self._seconds:.2f} s"
+                line = _step_line(logs)
         elif "eval_loss" in logs:
             check_finite(step, {"validation loss": logs["eval_loss"]}, args.learning_rate, "train.")
             row = {f"eval_{name}": logs[f"eval_{trl_name}"] for trl_name, name in NAMES.items()}
+            row["eval_seconds"] = logs["eval_runtime"]
             line = f"validation loss {logs['eval_loss']:.4f}"
         else:
             return
         if state.is_world_process_zero:
-            elapsed = time.perf_counter() - self._start
-            append_metrics(self.path, {"step": step, "epoch": logs["epoch"], **row, "elapsed": elapsed})
+            self._append({"step": step, "epoch": logs["epoch"], **row})
             if line:
                 log.info("train: step %d of %d: %s", step, state.max_steps, line)
 
-    def _step_row(self, logs: dict[str, float]) -> dict[str, float | None]:
-        tokens = logs["num_tokens"] - self._num_tokens
-        self._num_tokens = logs["num_tokens"]
-        return {
-            **{name: logs[trl_name] for trl_name, name in NAMES.items()},
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-            "tokens": tokens,
-            "seconds": self._seconds,
-            "tokens_per_second": tokens / self._seconds,
-        }
+    def _append(self, row: Mapping[str, float | None]) -> None:
+        append_metrics(self.path, {**row, "elapsed": time.perf_counter() - self._start})
+
+
+def _step_row(logs: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        **{name: logs[trl_name] for trl_name, name in NAMES.items()},
+        "learning_rate": logs["learning_rate"],
+        "grad_norm": logs.get("grad_norm"),
+    }
+
+
+def _step_line(logs: Mapping[str, float]) -> str:
+    """Return ``loss 0.6931, 1.42 s, 650 tokens/s, MFU 41 %``."""
+    utilization = f", MFU {100 * logs['mfu']:.0f} %" if "mfu" in logs else ""
+    speed = f"{logs['seconds']:.2f} s, {logs['tokens_per_second']:,.0f} tokens/s"
+    return f"loss {logs['loss']:.4f}, {speed}{utilization}"
 
 
 class PhaseReport(TrainerCallback):  # type: ignore[misc]
@@ -123,10 +130,11 @@ class PhaseReport(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointReport(TrainerCallback):  # type: ignore[misc]
-    """Reports every checkpoint when it is saved.
+    """Decides after which steps a checkpoint is saved, and reports each.
 
-    It also has a checkpoint saved between two validations when the training is asked to stop, and when a node is
-    about to be taken away.
+    One is saved at a validation that lowers the loss, because the best is the training's result; after some time
+    without another, and when a node is about to be taken away, to resume from; and when the training ends or is asked
+    to stop.
     """
 
     interrupted: bool
@@ -137,8 +145,9 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
         on_checkpoint: Callable[[Path, int, float | None, bool], None],
         is_stop_requested: Callable[[], bool],
         is_node_leaving: Callable[[], bool],
+        seconds_between: float = 0.0,
     ) -> None:
-        """Report checkpoints.
+        """Decide and report.
 
         Args:
             on_checkpoint: called on every process with a checkpoint's folder, its step, its score, and whether the
@@ -147,18 +156,39 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
             is_stop_requested: called after every step on the first process, whose answer holds for all processes.
             is_node_leaving: called after every step on all processes, which must get the same answer; true once for
                 each node that is about to be taken away.
+            seconds_between: the time after the last checkpoint when another is saved. By default every step is.
         """
         self.interrupted = False
         self._on_checkpoint = on_checkpoint
         self._is_stop_requested = is_stop_requested
         self._is_node_leaving = is_node_leaving
+        self._seconds_between = seconds_between
+        self._last_save = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last_save = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stop_requested = [self._is_stop_requested() if args.process_index == 0 else False]
+        answers = [False, False]
+        if args.process_index == 0:
+            answers = [self._is_stop_requested(), time.monotonic() - self._last_save >= self._seconds_between]
         if args.world_size > 1:
-            broadcast_object_list(stop_requested, from_process=0)
-        self.interrupted = stop_requested[0] and not control.should_training_stop
-        control.should_save |= self.interrupted | self._is_node_leaving()
+            broadcast_object_list(answers, from_process=0)
+        is_stop_requested, is_due = answers
+        self.interrupted = is_stop_requested and not control.should_training_stop
+        # In place of the trainer's own answer, which is one checkpoint for each validation.
+        control.should_save = self.interrupted | self._is_node_leaving() | is_due | control.should_training_stop
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        is_best = state.best_metric is None or metrics["eval_loss"] < state.best_metric
+        control.should_save |= is_best | control.should_training_stop
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -169,6 +199,7 @@ class CheckpointReport(TrainerCallback):  # type: ignore[misc]
             score = validations[-1]["eval_loss"] if is_validated else None
         ends_training = control.should_training_stop
         self._on_checkpoint(folder, state.global_step, score, ends_training)
+        self._last_save = time.monotonic()
         self.interrupted &= not ends_training
         # Only after the report: it must not say that an interrupted training has come to its end.
         control.should_training_stop |= self.interrupted

@@ -10,7 +10,7 @@ from xgray.train.pairs import validation_batch
 
 
 @dataclass(frozen=True)
-class WorkerShare:
+class StepShare:
     """What one of several workers does of an optimizer step."""
 
     batch_size: int
@@ -19,7 +19,7 @@ class WorkerShare:
     """Its passes in one optimizer step."""
 
 
-def worker_share(section: Train, num_workers: int) -> WorkerShare | None:
+def step_share(section: Train, num_workers: int) -> StepShare | None:
     """Return the share of one of ``num_workers`` workers in an optimizer step, None if they cannot share it evenly.
 
     Each takes a part of every batch, or, where there are more workers than pairs in a batch, whole batches of those
@@ -27,13 +27,13 @@ def worker_share(section: Train, num_workers: int) -> WorkerShare | None:
     an epoch's last step, which may have fewer batches, pairs that the workers cannot share evenly are left out.
     """
     if section.batch_size % num_workers == 0:
-        return WorkerShare(section.batch_size // num_workers, section.gradient_accumulation)
+        return StepShare(section.batch_size // num_workers, section.gradient_accumulation)
     num_pairs, remaining = divmod(section.batch_size * section.gradient_accumulation, num_workers)
     if remaining or validation_batch(section) % num_workers:
         return None
     largest = max(1, section.batch_size // num_workers)
     batch_size = max(size for size in range(1, largest + 1) if num_pairs % size == 0)
-    return WorkerShare(batch_size, num_pairs // batch_size)
+    return StepShare(batch_size, num_pairs // batch_size)
 
 
 def check_feasible(section: Train, cuda: bool) -> None:
@@ -43,7 +43,7 @@ def check_feasible(section: Train, cuda: bool) -> None:
         InputError: they cannot; the message names the field and what to use instead.
     """
     execution = section.execution
-    if worker_share(section, execution.num_workers) is None:
+    if step_share(section, execution.num_workers) is None:
         raise InputError(
             f"train.batch_size: {section.batch_size} pairs, accumulated {section.gradient_accumulation} times, cannot "
             f"be shared evenly by {execution.num_workers} workers (train.execution.num_workers)"

@@ -1,8 +1,9 @@
 """Read ``metrics.jsonl``, which has a line for each optimizer step and each validation of a training.
 
-The first line is ``{"total_steps": N}``. A line with ``loss`` is a step, and a line with ``eval_loss`` a validation
-after that step. ``elapsed`` counts seconds since the first step of the attempt that wrote the line. When a training
-resumes, lines after the checkpoint's step are deleted, so no step occurs twice.
+The first line is ``{"total_steps": N}``. A line with ``loss`` is a step, a line with ``eval_loss`` a validation after
+that step, and a line with ``checkpoint_seconds`` a checkpoint after it, which older files lack. ``elapsed`` counts
+seconds since the first step of the attempt that wrote the line. When a training resumes, lines after the checkpoint's
+step are deleted, so no step occurs twice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xgray.runs.training_numbers import training_numbers
 from xgray.storage.folder import Folder, naming_file
 
 METRICS = "metrics.jsonl"
@@ -54,7 +56,8 @@ def parse_metrics(text: str) -> list[Row]:
 def summarize(path: Path) -> dict[str, Any]:
     """Return what the manifest of a training records about its metrics.
 
-    ``step_seconds`` is the median. The entries about validations are missing where nothing was held out.
+    ``step_seconds`` is the median. The entries about validations are missing where nothing was held out; see
+    :func:`xgray.runs.training_numbers.training_numbers` for those that older files do not give.
     """
     rows = _read_lines(path)
     steps = [row for row in rows if "loss" in row]
@@ -76,7 +79,7 @@ def summarize(path: Path) -> dict[str, Any]:
             "best_eval_loss": best["eval_loss"],
             "best_step": int(best["step"]),
         }
-    return summary
+    return summary | training_numbers(rows)
 
 
 def _read_lines(path: Path) -> list[Row]:

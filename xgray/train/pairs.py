@@ -4,12 +4,15 @@ A prompt and its completion are tokenized together (``prompt + chosen + eos``), 
 across the boundary. The completions begin where the tokens of the prompt, of the text with the chosen completion and of
 the text with the rejected completion first differ.
 
+Pairs of messages are rendered with the model's chat template (:func:`_rendered`).
+
 Under ``train.tokenization: released`` pairs are tokenized and truncated as TRL 0.8.6 does it, the paper's trainer
 (:func:`_released_pair`).
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Train
 from xgray.errors import InputError
-from xgray.rows import PreferencePair
+from xgray.rows import ChatPair, Message, Pairs, PreferencePair
 from xgray.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,20 @@ class PreparedPairs:
         return self.num_pairs - len(self.train) - len(self.validation)
 
 
-def prepare_pairs(
-    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train, seed: int
-) -> PreparedPairs:
-    """Tokenize, truncate, filter and split the pairs.
+@dataclass(frozen=True)
+class _Texts:
+    """What is tokenized of a pair."""
+
+    prompt: str
+    chosen: str
+    """The prompt with the chosen completion."""
+    rejected: str
+    is_complete: bool
+    """Whether the chat template has set all special tokens, so that none are added."""
+
+
+def prepare_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, section: Train, seed: int) -> PreparedPairs:
+    """Render, tokenize, truncate, filter and split the pairs.
 
     A prompt over ``max_prompt_length`` keeps its last tokens, and the beginning-of-text token where the tokenizer sets
     one; ``tokenization: released`` cuts as TRL 0.8.6. Then ``length_filter: corrected`` drops pairs of more than
@@ -80,12 +96,14 @@ def prepare_pairs(
     characters. ``seed`` decides which pairs are held out; they are whole batches, see :func:`num_held_out`.
 
     Raises:
-        InputError: fewer pairs are left than a batch of training and the held-out pairs need, or
-            ``tokenization: released`` leaves no room for completions.
+        InputError: fewer pairs are left than a batch of training and the held-out pairs need,
+            ``tokenization: released`` leaves no room for completions, or the pairs are messages that the tokenizer has
+            no template for, or does not take.
     """
     kept, num_truncated = [], 0
-    for pair, (cut, is_truncated) in zip(pairs, _tokenized(pairs, tokenizer, section), strict=True):
-        characters = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+    rendered = [_rendered(pair, tokenizer, section) for pair in pairs]
+    for texts, (cut, is_truncated) in zip(rendered, _tokenized(rendered, tokenizer, section), strict=True):
+        characters = max(len(texts.chosen), len(texts.rejected))
         length = cut.num_tokens if section.length_filter == "corrected" else characters
         if length <= section.max_length:
             kept.append(cut)
@@ -124,8 +142,69 @@ def num_held_out(section: Train, num_pairs: int) -> int:
     return unit * max(1, round(share / unit))
 
 
+def _rendered(pair: PreferencePair | ChatPair, tokenizer: PreTrainedTokenizerBase, section: Train) -> _Texts:
+    """Return the texts of a pair, those of messages by the chat template, as TRL 1.16 renders them.
+
+    The prompt ends where the assistant's answer begins (the template's generation prompt). The end of an answer is what
+    the template sets there; no end-of-text token is added.
+    """
+    if isinstance(pair, ChatPair):
+        if section.chat_template:
+            return _by_template(pair, tokenizer, section)
+        pair = pair.as_text()
+    return _Texts(pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected, is_complete=False)
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, section: Train) -> None:
+    """Check that a training can render pairs of messages.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or ``tokenization: released`` knows none.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"train.pairs: {section.pairs} holds messages, and the model's tokenizer has no chat template. "
+            f"{WITHOUT_TEMPLATE}, or choose a model that was tuned to chat"
+        )
+    if section.tokenization == "released":
+        raise InputError(
+            f"train.tokenization: released knows no chat template, and {section.pairs} holds messages. "
+            f"{WITHOUT_TEMPLATE}"
+        )
+
+
+WITHOUT_TEMPLATE = "Set train.chat_template: false to train on the contents of the messages alone"
+
+
+def _by_template(pair: ChatPair, tokenizer: PreTrainedTokenizerBase, section: Train) -> _Texts:
+    from jinja2 import TemplateError
+
+    check_chat_template(tokenizer, section)
+
+    def render(messages: Sequence[Message], is_prompt: bool = False) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                [message._asdict() for message in messages], tokenize=False, add_generation_prompt=is_prompt
+            )
+        )
+
+    try:
+        return _Texts(
+            render(pair.prompt, is_prompt=True),
+            render(pair.prompt + pair.chosen),
+            render(pair.prompt + pair.rejected),
+            is_complete=True,
+        )
+    except TemplateError as error:  # Gemma's template, for one, refuses the role system
+        roles = ", ".join(message.role for message in pair.prompt + pair.chosen)
+        raise InputError(
+            f"train.pairs: the model's chat template refuses messages with the roles {roles}: {error}. "
+            f"{WITHOUT_TEMPLATE}"
+        ) from None
+
+
 def _tokenized(
-    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train
+    pairs: Sequence[_Texts], tokenizer: PreTrainedTokenizerBase, section: Train
 ) -> list[tuple[TokenizedPair, bool]]:
     """Return the tokens of each pair after truncation, and whether any were cut."""
     if section.tokenization == "released":
@@ -135,23 +214,38 @@ def _tokenized(
     return [(short, len(short.prompt_ids) < len(long.prompt_ids)) for short, long in zip(cut, whole, strict=True)]
 
 
-def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
+def _tokenize(pairs: Sequence[_Texts], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
     if not pairs:
         return []
-    end = str(tokenizer.eos_token)
-    prompts: list[list[int]] = tokenizer([pair.prompt for pair in pairs])["input_ids"]
-    chosen: list[list[int]] = tokenizer([pair.prompt + _end_with(pair.chosen, end) for pair in pairs])["input_ids"]
-    rejected: list[list[int]] = tokenizer([pair.prompt + _end_with(pair.rejected, end) for pair in pairs])["input_ids"]
-    tokenized = []
+    is_complete = pairs[0].is_complete
+    end = "" if is_complete else str(tokenizer.eos_token)
+    options = {"add_special_tokens": False} if is_complete else {}
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+        return ids
+
+    prompts = ids_of([pair.prompt for pair in pairs])
+    chosen = ids_of([_end_with(pair.chosen, end) for pair in pairs])
+    rejected = ids_of([_end_with(pair.rejected, end) for pair in pairs])
+    tokenized, num_other_prompts = [], 0
     for prompt_ids, chosen_ids, rejected_ids in zip(prompts, chosen, rejected, strict=True):
         together = zip(prompt_ids, chosen_ids, rejected_ids, strict=False)
         shared = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1] == ids[2], together))
         tokenized.append(TokenizedPair(prompt_ids[:shared], chosen_ids[shared:], rejected_ids[shared:]))
+        num_other_prompts += shared < len(prompt_ids)
+    if is_complete and num_other_prompts:
+        log.warning(
+            "train.pairs: the chat template renders %d of %d prompts in another way before an answer than alone; what "
+            "differs is left out of the prompt, which the model sees when it is used",
+            num_other_prompts,
+            len(pairs),
+        )
     return tokenized
 
 
-def _end_with(completion: str, end: str) -> str:
-    return completion if completion.endswith(end) else completion + end
+def _end_with(text: str, end: str) -> str:
+    return text if text.endswith(end) else text + end
 
 
 def _truncate_prompt(pair: TokenizedPair, max_tokens: int, bos: int | None) -> TokenizedPair:
@@ -171,7 +265,7 @@ class _Side:
 
 
 def _tokenize_as_released(
-    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, section: Train
+    pairs: Sequence[_Texts], tokenizer: PreTrainedTokenizerBase, section: Train
 ) -> list[tuple[TokenizedPair, bool]]:
     if section.max_length <= section.max_prompt_length:
         raise InputError(
@@ -185,8 +279,8 @@ def _tokenize_as_released(
 
     columns = (
         ids_of([pair.prompt for pair in pairs]),
-        ids_of([pair.prompt + pair.chosen for pair in pairs]),
-        ids_of([pair.prompt + pair.rejected for pair in pairs]),
+        ids_of([pair.chosen for pair in pairs]),
+        ids_of([pair.rejected for pair in pairs]),
     )
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     return [_released_pair(*row, *tokens, section) for row in zip(*columns, strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,36 @@ SCHEDULE = "schedule.json"
 WEIGHT = "weight"
 
 
-def save_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: Path, write: bool) -> None:
-    """Write both files. All workers call this, and one of them with ``write``.
+@dataclass(frozen=True)
+class TrainingState:
+    """A copy of a training's state in host memory, which further steps do not change."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    schedule: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write both files into a folder that exists.
+
+        Raises:
+            SafetensorError: the disk is full, or refuses the file for another reason.
+        """
+        save_file(self.tensors, folder / STATE, metadata=self.metadata)
+        (folder / SCHEDULE).write_text(json.dumps(self.schedule))
+
+
+def copy_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, keep: bool) -> TrainingState | None:
+    """Copy the state of a training. All workers call this, and one of them with ``keep``.
 
     Args:
         model: The model as it was before a strategy wrapped it.
         optimizer: The optimizer, or what ``accelerate`` made of it.
         scheduler: The schedule of the learning rate.
-        folder: The checkpoint's folder.
-        write: Whether this worker writes the files.
+        keep: Whether this worker takes the copy, which needs 4 bytes of host memory for each tuned parameter and each
+            of its states.
+
+    Returns:
+        The copy, or None for the other workers.
     """
     torch_optimizer = _torch_optimizer(optimizer)
     keys = _tensor_keys(torch_optimizer)
@@ -40,20 +62,26 @@ def save_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: P
     for name, parameter in _tuned_parameters(model):
         for key in (WEIGHT, *keys):
             tensor = _gather(parameter, torch_optimizer, key)
-            if write:
-                tensors[f"{key}/{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
-    if not write:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+            if keep:
+                tensors[f"{key}/{name}"] = _copy_to_host(tensor.detach())
+    if not keep:
+        return None
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the copies are complete from here on
     step = next(float(state["step"]) for state in torch_optimizer.state.values())
-    save_file(tensors, folder / STATE, metadata={"step": str(step), "keys": " ".join(keys)})
     # The functions in the schedule follow from the experiment file, so they are no state.
     schedule = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
-    (folder / SCHEDULE).write_text(json.dumps(schedule))
+    return TrainingState(tensors, {"step": str(step), "keys": " ".join(keys)}, schedule)
+
+
+def _copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous copy in host memory; one from a GPU is complete only after a synchronization."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def load_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, folder: Path) -> None:
-    """Load what :func:`save_state` wrote into the model, the optimizer and the schedule, on all workers."""
+    """Load what :meth:`TrainingState.write` wrote into the model, the optimizer and the schedule, on all workers."""
     torch_optimizer, zero = _torch_optimizer(optimizer), _unwrap(optimizer)
     with safe_open(folder / STATE, framework="pt") as stream:
         metadata = stream.metadata()

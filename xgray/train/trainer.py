@@ -20,11 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -36,20 +33,18 @@ from transformers import (
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
-from trl import DPOConfig, DPOTrainer
-from trl.models import prepare_deepspeed
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl import DPOConfig
 
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models.check import check_tokenizer
 from xgray.models.load import check_loadable
-from xgray.train.callbacks import MetricsLog, PhaseReport, StepSeed
+from xgray.train.callbacks import MetricsLog, StepSeed
 from xgray.train.deepspeed import deepspeed_config
-from xgray.train.feasible import check_feasible, worker_share
-from xgray.train.pairs import PreparedPairs, TokenizedPair, validation_batch
-from xgray.train.reference import LogProbs, ReferenceCache
-from xgray.train.state import load_state, save_state
+from xgray.train.feasible import check_feasible, step_share
+from xgray.train.meter import StepMeter
+from xgray.train.pairs import PreparedPairs, validation_batch
+from xgray.train.preference_trainer import PreferenceTrainer, TrainerFiles, pair_dataset
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +59,6 @@ class StartingModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class TrainerFiles:
-    """The files of one training process."""
-
-    reference: ReferenceCache
-    checkpoints: Path
-    """Where the trainer writes its checkpoints; no other process uses this folder."""
-    metrics: Path
-    """The file that :class:`~xgray.train.callbacks.MetricsLog` writes."""
-
-
 def build_trainer(
     model: StartingModel,
     section: Train,
@@ -82,7 +66,7 @@ def build_trainer(
     files: TrainerFiles,
     seed: int,
     callbacks: Sequence[TrainerCallback] = (),
-) -> CachedReferenceTrainer:
+) -> PreferenceTrainer:
     """Build the trainer of one process, ready for ``train()``.
 
     Log-probabilities of the reference that are missing in the cache are computed here.
@@ -106,21 +90,23 @@ def build_trainer(
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
     policy = load_policy(model.path, section, model.revision)
     stops_early = section.patience is not None and pairs.validation
-    trainer = CachedReferenceTrainer(
-        files.reference,
+    meter = StepMeter(cuda)
+    trainer = PreferenceTrainer(
+        section,
+        files,
+        meter=meter,
         model=policy,
         args=arguments,
-        train_dataset=_dataset(pairs.train),
-        eval_dataset=_dataset(pairs.validation) if pairs.validation else None,
+        train_dataset=pair_dataset(pairs.train),
+        eval_dataset=pair_dataset(pairs.validation) if pairs.validation else None,
         processing_class=model.tokenizer,
-        data_collator=PairCollator(pad_token_id=model.tokenizer.pad_token_id, max_length=section.max_length),
         peft_config=lora_config(policy, section) if section.method != "full" else None,
-        # MetricsLog comes last, so that its clock restarts when the other callbacks are done.
+        # MetricsLog comes last, so that the meter restarts when the other callbacks are done.
         callbacks=[
             StepSeed(),
             *([EarlyStoppingCallback(section.patience)] if stops_early else []),
             *callbacks,
-            MetricsLog(files.metrics),
+            MetricsLog(files.metrics, meter),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -149,7 +135,7 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         num_validation: The number of held-out pairs; 0 for no validation.
     """
     execution = section.execution
-    share = worker_share(section, execution.num_workers)
+    share = step_share(section, execution.num_workers)
     assert share is not None  # check_feasible has refused it
     if num_validation % execution.num_workers:
         raise InputError(
@@ -163,7 +149,6 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         seed=seed,
         data_seed=seed,
         beta=section.beta,
-        loss_type=[section.loss],
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=validation_batch(section) // execution.num_workers,
         max_length=section.max_length,
@@ -179,7 +164,7 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         per_device_eval_batch_size=max(1, min(validation_batch(section), num_validation) // execution.num_workers),
         # An incomplete last batch would be filled with repeated pairs, as many as the number of workers requires.
         dataloader_drop_last=True,
-        remove_unused_columns=False,  # PairCollator reads columns that TRL does not know
+        remove_unused_columns=False,  # collate reads columns that TRL does not know
         gradient_accumulation_steps=share.gradient_accumulation,
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
@@ -283,97 +268,3 @@ def _show_adapted_head(model: PreTrainedModel) -> None:
         return SimpleNamespace(weight=base.weight + head.get_delta_weight("default"), bias=base.bias)
 
     model.get_output_embeddings = merged_head
-
-
-def _dataset(pairs: Sequence[TokenizedPair]) -> Dataset:
-    return Dataset.from_list([vars(pair) for pair in pairs])
-
-
-class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
-    """TRL's collator, which leaves a pair's uncounted tokens out of the loss."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch: the chosen sequences, then the rejected ones."""
-        batch: dict[str, Any] = super().torch_call(examples)
-        for offset, name in ((0, "chosen_uncounted"), (len(examples), "rejected_uncounted")):
-            for row, example in enumerate(examples, offset):
-                batch["completion_mask"][row, : len(example["prompt_ids"]) + example[name]] = 0
-        return batch
-
-
-class CachedReferenceTrainer(DPOTrainer):  # type: ignore[misc]
-    """A DPO trainer on tokenized pairs that computes the reference's log-probabilities only where none are cached."""
-
-    num_reference_computed: int
-    num_reference_reused: int
-    _precompute_engine: Any
-    """TRL's wrapped reference for DeepSpeed."""
-
-    def __init__(self, cache: ReferenceCache, **options: Any) -> None:
-        self.cache = cache
-        self.num_reference_computed = 0
-        self.num_reference_reused = 0
-        super().__init__(**options)
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Add the columns ``ref_chosen_logps`` and ``ref_rejected_logps``, which TRL's loss reads."""
-        pairs = [TokenizedPair(**row) for row in dataset.to_list()]
-        keys = [self.cache.key(pair) for pair in pairs]
-        # Only one process reads the cache: the others may see a later state of the folder, or another folder.
-        known = self.cache.read() if self.accelerator.is_main_process else {}
-        (known,) = broadcast_object_list([{key: known[key] for key in keys if key in known}], from_process=0)
-        missing = {key: index for index, key in enumerate(keys) if key not in known}
-        self.num_reference_computed += len(missing)
-        self.num_reference_reused += len(keys) - len(missing)
-        if missing:
-            order = sorted(missing, key=lambda key: pairs[missing[key]].num_tokens)
-            values = self._reference_log_probs(dataset.select([missing[key] for key in order]), batch_size)
-            computed = dict(zip(order, values, strict=True))
-            if self.accelerator.is_main_process:
-                self.cache.write(computed)
-                log.info("train: reference log-probabilities of %d pairs computed (%s)", len(computed), name)
-            known |= computed
-        dataset = dataset.add_column("ref_chosen_logps", [known[key][0] for key in keys])
-        return dataset.add_column("ref_rejected_logps", [known[key][1] for key in keys])
-
-    def _reference_log_probs(self, dataset: Dataset, batch_size: int) -> list[LogProbs]:
-        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
-        if self.is_deepspeed_enabled and self._precompute_engine is None:
-            self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
-        model = self._precompute_engine or self.model
-        values: list[LogProbs] = []
-        # Held-out pairs are computed after the training's, and num_reference_computed includes this dataset already.
-        before = self.num_reference_computed - len(dataset)
-        reports = [callback for callback in self.callback_handler.callbacks if isinstance(callback, PhaseReport)]
-        for batch in self.accelerator.prepare(loader):
-            chosen, rejected = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
-            values += zip(chosen.tolist(), rejected.tolist(), strict=True)
-            for report in reports:
-                report.on_reference(before + len(values), self.num_reference_computed)
-        return values
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save an adapter in PEFT's format; a full model is only in the state, see :mod:`xgray.train.state`."""
-        if is_peft_model(self.model):
-            super().save_model(output_dir, _internal_call)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        save_state(self.model, self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            load_state(self.model, self.optimizer, self.lr_scheduler, Path(resume_from_checkpoint))
-        return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Do nothing: :func:`~xgray.train.state.load_state` loads the weights."""
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Do nothing: every step is seeded, see :class:`~xgray.train.callbacks.StepSeed`."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Do nothing: every step is seeded, see :class:`~xgray.train.callbacks.StepSeed`."""

@@ -15,6 +15,7 @@ from xgray.errors import InputError
 from xgray.storage.parse import check_regular
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 Row = TypeVar("Row")
@@ -34,8 +35,7 @@ def first_row(file: Path) -> dict[str, Any]:
     if file.suffix == ".parquet":
         with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(1):
-                fields: dict[str, Any] = batch.to_pylist()[0]
-                return fields
+                return _rows_of(batch, file)[0]
             return dict.fromkeys(parquet.schema_arrow.names)
     if plain_name(file).suffix == ".csv":
         for _, row in read_csv(file, []):
@@ -86,12 +86,20 @@ def _parquet_rows(file: Path, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
         columns = [path for path in paths if _is_read(path.split("."), wanted)]
         try:
             for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):
-                for fields in batch.to_pylist():
+                for fields in _rows_of(batch, file):
                     number += 1
                     where = f"{file}: row {number}"
                     yield where, _convert(fields, row_type, where)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file}: no readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _rows_of(batch: pa.RecordBatch, file: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: a text is not UTF-8 ({error.reason}); write the file again") from None
+    return rows
 
 
 def _convert(fields: dict[str, Any], row_type: type[Row], where: str) -> Row:
@@ -136,10 +144,23 @@ def _explain(line: bytes, error: Exception) -> str:
         return f"broken JSON ({reason}), as when a file is cut off; one JSON object a line is expected"
     if not isinstance(error, msgspec.ValidationError):
         if b"NaN" in line or b"Infinity" in line:
-            return "NaN or Infinity, which is no JSON and no score; take the line out, or give it its score"
-        return f"broken JSON ({error})"
+            return "NaN or Infinity, which is no JSON; write a number or null, or take the line out"
+        return (
+            "half a surrogate pair, which no file can store; correct the text"
+            if _has_half_pair(fields)
+            else (f"broken JSON ({error})")
+        )
     found = f"; fields of this line: {', '.join(fields)}" if isinstance(fields, dict) else ""
     return f"{_plain(error)}{found}"
+
+
+def _has_half_pair(fields: Any) -> bool:
+    """Whether a text holds half a surrogate pair."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _plain(error: msgspec.ValidationError) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from xgray.config import Evaluate, Model
@@ -25,12 +26,16 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
     from xgray.models.revisions import measuring_fingerprints
 
     experiment = plan.experiment
+    points = experiment.sweep_points()
+    # A run without a sweep keeps the fingerprint that it had before there were any.
+    sweep = {"sweep": {name: asdict(point) for name, point in points.items()}} if points else {}
     return {
         "inputs": {name: stage.fingerprint for name, stage in plan.by_model("score").items()},
         "section": section_payload(experiment.evaluate),
         "base_model": experiment.model.model_dump(mode="json"),
         "measured_with": measuring_fingerprints(experiment, plan.imported is None),
         "seed": experiment.seed,
+        **sweep,
     }
 
 
@@ -45,6 +50,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
     from xgray.evaluate.metrics import evaluate_run
 
     experiment, section = plan.experiment, plan.experiment.evaluate
+    points = experiment.sweep_points()
     for stage in plan.by_model("score").values():
         stage.require()
     began = time.perf_counter()
@@ -61,6 +67,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         section,
         experiment.model,
         attribute=experiment.score.attributes[0],
+        sweep=points,
         on_progress=lambda done, total: on_progress("evaluate: metrics", done, total),
     )
     metrics["unvalidated"] = _unvalidated_languages(plan)
@@ -69,6 +76,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         plan.models,
         section,
         attribute=experiment.score.attributes[0],
+        sweep=points,
         on_progress=lambda done, total: on_progress("evaluate: languages", done, total),
     )
     planned.folder.write_json("metrics.json", metrics)

@@ -143,7 +143,7 @@ def _inner_plan(plan: Plan, planned: PlannedStage, section: Intervene, settings:
     generate = Generate(**section.generate.model_dump(), execution=experiment.generate.execution)
     prompts = experiment.prompts.at_most(section.limit)
     inner = Plan(
-        experiment.model_copy(update={"generate": generate, "prompts": prompts, "variants": []}),
+        experiment.model_copy(update={"generate": generate, "prompts": prompts, "variants": [], "sweep": None}),
         planned.folder,
         settings,
         [],

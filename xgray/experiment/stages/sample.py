@@ -8,7 +8,7 @@ and scores its settings through the same functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE
@@ -36,28 +36,33 @@ def run(plan: Plan, planned: Sequence[PlannedStage], on_progress: OnProgress) ->
     for stage in planned:
         if stage.name == "generate":
             plan.require_model(stage.model or BASE)
-    engine = engine_name(plan.experiment.generate) if plan.imported is None else None
-    models = {stage.model for stage in planned}
-    targets = [target for target in pipeline_models(plan, engine) if target.model in models]
+    samples = any(stage.name == "generate" for stage in planned)
+    engine = engine_name(plan.experiment.generate) if samples else None
+    targets = pipeline_models(plan, engine, {stage.model for stage in planned})
     return generate_and_score(plan, planned, targets, engine, on_progress)
 
 
-def pipeline_models(plan: Plan, engine: EngineName | None, scoring: str = "score") -> list[PipelineModel]:
-    """Return every model with the weights that an engine loads for it, and the folders of its rows.
+def pipeline_models(
+    plan: Plan, engine: EngineName | None, models: Collection[str | None], scoring: str = "score"
+) -> list[PipelineModel]:
+    """Return each of the models with the weights that an engine loads for it, and the folders of its rows.
 
     Args:
+        engine: what samples, None where nothing is sampled; an adapter that it cannot apply is merged here.
         scoring: the stage that scores, which has the folder of the scores.
     """
     from xgray.distributed.actors import PipelineModel
     from xgray.distributed.cluster import cluster_capacity
-    from xgray.distributed.nodes import num_fitting
+    from xgray.distributed.nodes import engines_use_gpu
     from xgray.experiment.weights import model_weights
     from xgray.generate.engine import serves_adapter
 
-    num_gpus = num_fitting(cluster_capacity().maximum, 0, 1)
+    base, on_gpu = plan.experiment.model, engines_use_gpu(plan.experiment.generate, cluster_capacity().has_gpu)
     targets = []
     for model in plan.models:
-        weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, num_gpus))
+        if model not in models:
+            continue
+        weights, adapter = model_weights(plan, model, lambda path: serves_adapter(engine, path, base, on_gpu))
         targets.append(
             PipelineModel(model, weights, adapter, plan.stage("generate", model).rows, plan.stage(scoring, model).rows)
         )

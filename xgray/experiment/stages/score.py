@@ -73,7 +73,7 @@ def _score(
     for model in models:
         plan.finished("generate", model)
     section = resolved_score(plan.experiment, scorer)
-    targets = [target for target in pipeline_models(plan, None, name) if target.model in models]
+    targets = pipeline_models(plan, None, models, name)
     settings = PipelineSettings(plan.run, None, None, section, plan.experiment.seed, name)
     tallies = run_pipeline(targets, settings, on_progress)
     if section.execution.store:

