@@ -34,7 +34,10 @@ def test_a_new_experiment_runs_as_it_is(tmp_path):
     assert (experiment.name, experiment.prompts.path, experiment.train.pairs) == ("mine", "embedded", "embedded")
     (tmp_path / "rates.yaml").write_text("train: {seconds_per_step: 1}\n")
     planned = xgray("plan", "mine.yaml", "--rates", "rates.yaml", cwd=tmp_path)
-    assert "base has 30 prompts to complete" in planned.stderr, "its prompts and pairs are read; a rate is missing"
+    assert planned.returncode == 0, planned.stderr
+    (generating,) = (line.split() for line in planned.stdout.splitlines() if "generate/base " in line)
+    assert "30" in generating, "its prompts are read"
+    assert "generate.tokens_per_second" in planned.stdout, "the rates that are missing are named"
 
 
 @pytest.mark.parametrize("like", shipped_experiments())

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.distributed.pipeline_driver import PROMPTS, run
+from tests.processes import start_python
 from tests.train.tiny import PAIRS, make_tiny_model
 from xgray.config import Generate, Model, Score, Train
-from xgray.distributed import autoscaler
 from xgray.distributed.cluster import cluster_capacity, connect
 from xgray.distributed.placement import place_scorers
 from xgray.distributed.workers import run_on_workers
@@ -171,13 +171,16 @@ def test_a_lost_node_is_waited_for_and_the_wait_is_logged(cluster, monkeypatch, 
         assert not cluster_capacity().has_gpu
     assert sorted(made) == [1, 2, 3]
     assert caplog.text.count("waiting for room for a worker") == 1
-    # The same from the file that `ray up` leaves on the head, where this driver is.
+    # The same from the file that the monitor of `ray up` has on the head, where this driver is.
     types = {"head": {}, "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 4}}
     launched = {"head_node_type": "head", "max_workers": 6, "available_node_types": types}
     (tmp_path / "launched.yaml").write_text(json.dumps(launched))
-    monkeypatch.setattr(autoscaler, "LAUNCHER_FILE", str(tmp_path / "launched.yaml"))
+    options = (f"--gcs-address={cluster.address}", f"--autoscaling-config={tmp_path / 'launched.yaml'}")
+    monitor = start_python("-c", "import time; time.sleep(60)", *options)
     with connect(cluster.address):
         assert cluster_capacity().autoscaler_limit == {(8, 1): 4}
+    monitor.kill()
+    monitor.wait()
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """How many nodes a cluster's autoscaler may start.
 
 Ray 2.60's own autoscalers do not tell the cluster, while hosted ones do. But both have their settings where a driver on
-the head can read them: ``ray up`` in a file of the home folder, KubeRay in the RayCluster.
+the head can read them: ``ray up`` in a file that Ray's monitor is started with, KubeRay in the RayCluster.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import requests
 import yaml
@@ -22,8 +23,8 @@ from xgray.distributed.nodes import UNBOUNDED, Nodes
 
 log = logging.getLogger(__name__)
 
-LAUNCHER_FILE = "ray_bootstrap_config.yaml"
-"""What ``ray up`` writes into the home folder of the head."""
+MONITOR_OPTION = "--autoscaling-config="
+"""The option of Ray's monitor, which runs on the head, that names the file of ``ray up``."""
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -52,8 +53,19 @@ def configured_limit() -> Nodes:
         except (OSError, requests.RequestException) as error:
             log.warning("Kubernetes does not say how many nodes the cluster may get: %s", str(error).splitlines()[0])
             return Counter()
-    file = Path.home() / LAUNCHER_FILE
-    return limit_of(yaml.safe_load(file.read_text())) if file.exists() else Counter()
+    file = _monitors_file(ray.get_runtime_context().gcs_address)
+    return limit_of(yaml.safe_load(file.read_text())) if file else Counter()
+
+
+def _monitors_file(address: str) -> Path | None:
+    """Return the settings that the monitor of the cluster at this address was started with, None if it has none."""
+    for process in psutil.process_iter(["cmdline"]):
+        options = process.info["cmdline"] or []
+        if f"--gcs-address={address}" in options:
+            files = [option.removeprefix(MONITOR_OPTION) for option in options if option.startswith(MONITOR_OPTION)]
+            if files:
+                return Path(files[0]).expanduser()
+    return None
 
 
 def kuberay_limit(ray_cluster: dict[str, Any]) -> Nodes:

@@ -316,8 +316,7 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.nodes import num_fitting
     from xgray.distributed.placement import place_engines, place_workers
-    from xgray.distributed.train import fitted
-    from xgray.experiment.stages.train import shares
+    from xgray.experiment.stages.train import fitted_section, shares
     from xgray.train.feasible import check_feasible
 
     experiment, cluster = plan.experiment, cluster_capacity()
@@ -326,8 +325,7 @@ def check_capacity(plan: Plan, planned: Sequence[PlannedStage]) -> None:
     for stage in planned:
         uses = stage.stage.uses
         if "trainer" in uses:
-            section = fitted(experiment.train_section(experiment.variant(stage.model or "")), cluster)
-            check_feasible(section, placed[stage.label].gpus > 0)
+            check_feasible(fitted_section(plan, stage.model or ""), placed[stage.label].gpus > 0)
         if "workers" in uses:
             settings = getattr(experiment, stage.stage.section or stage.name)
             if settings is not experiment.evaluate or experiment.evaluate.fluency.kind != "none":

@@ -99,7 +99,7 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
     experiment = plan.experiment
     slot = TrainingSlot(shares(plan)[planned.label], planned.label, stop or Future())
     variant = experiment.variant(planned.model or "")
-    section = experiment.train_section(variant)
+    section = fitted_section(plan, variant.name)
     report_steps = _StepReport(planned, on_progress)
 
     def report(phase: Phase) -> None:
@@ -135,6 +135,14 @@ def run(plan: Plan, planned: PlannedStage, on_progress: OnProgress, stop: Future
     return replace(result, counts={**result.counts, **counts})
 
 
+def fitted_section(plan: Plan, name: str) -> Train:
+    """Return the section of a variant's training with as many workers as the cluster can hold. Ray must be up."""
+    from xgray.distributed.cluster import cluster_capacity
+    from xgray.distributed.train import fitted
+
+    return fitted(plan.experiment.train_section(plan.experiment.variant(name)), cluster_capacity())
+
+
 def shares(plan: Plan) -> dict[str, WorkerShare]:
     """Return what each worker of each of the plan's trainings takes, by label. Ray must be up.
 
@@ -143,12 +151,10 @@ def shares(plan: Plan) -> dict[str, WorkerShare]:
     """
     from xgray.distributed.cluster import cluster_capacity
     from xgray.distributed.placement import place_trainings
-    from xgray.distributed.train import fitted
 
-    labels, experiment = [stage.label for stage in plan.by_model("train").values()], plan.experiment
-    capacity = cluster_capacity()
-    sections = [fitted(experiment.train_section(experiment.variant(name)), capacity) for name in plan.by_model("train")]
-    num_by_memory = _num_by_memory(experiment.model, sections, capacity.has_gpu) if len(sections) > 1 else 1
+    labels, capacity = [stage.label for stage in plan.by_model("train").values()], cluster_capacity()
+    sections = [fitted_section(plan, name) for name in plan.by_model("train")]
+    num_by_memory = _num_by_memory(plan.experiment.model, sections, capacity.has_gpu) if len(sections) > 1 else 1
     placed = place_trainings(capacity, [section.execution for section in sections], num_by_memory)
     return dict(zip(labels, placed, strict=True))
 
@@ -186,13 +192,11 @@ def run_all(plan: Plan, planned: Sequence[PlannedStage], run_one: Callable[[Plan
         XgrayError: trainings failed, when the others have come to their end.
     """
     from xgray.distributed.cluster import cluster_capacity
-    from xgray.distributed.train import fitted
 
-    experiment, placed, capacity = plan.experiment, shares(plan), cluster_capacity()
+    placed, capacity = shares(plan), cluster_capacity()
     jobs = []
     for stage in planned:
-        section = fitted(experiment.train_section(experiment.variant(stage.model or "")), capacity)
-        num_workers = section.execution.num_workers
+        num_workers = fitted_section(plan, stage.model or "").execution.num_workers
         share = placed[stage.label]
         run_stage = partial(run_one, stage)
         jobs.append(Job(stage.label, num_workers * share.cpus, num_workers * share.gpus, run_stage))
