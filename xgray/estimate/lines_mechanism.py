@@ -108,7 +108,7 @@ def _intervening(experiment: Experiment, stage: InterventionWork, rates: Rates) 
         hours = engine_gpus(inner, work, rates) * seconds / 3600
         engines = num_engines(inner, work, rates)
         lines.insert(0, Line("intervene: start", "engines", 0, engines, seconds, gpu_hours=hours, source=known.source))
-    overlapped = min(sampled.seconds or 0.0, scored.seconds or 0.0) if overlap(inner, rates) else 0.0
+    overlapped = min(sampled.seconds or 0.0, scored.seconds or 0.0) if overlap(inner, work, rates) else 0.0
     return lines, overlapped
 
 
