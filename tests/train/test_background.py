@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from tests.processes import start_python, wait_until
 from xgray.storage.folder import Folder
 from xgray.train.background import BackgroundWriter
 from xgray.train.checkpoints import Checkpoints
@@ -39,6 +40,36 @@ def test_a_checkpoint_whose_state_could_not_be_written_never_counts_and_its_erro
         with pytest.raises(OSError, match="No space left"):
             raising()
     assert checkpoints.saved() == []
+
+
+SAVING = """
+import sys
+from pathlib import Path
+from xgray.storage.folder import Folder
+from xgray.train.background import BackgroundWriter
+from xgray.train.checkpoints import Checkpoints
+
+root, writer = Path(sys.argv[1]), BackgroundWriter()
+checkpoints = Checkpoints(Folder(str(root / "checkpoints")))
+for step in range(1, 10_000):
+    source = root / f"work-{step}"
+    source.mkdir()
+    writer.wait()
+    writer.submit(lambda source=source, step=step: (source / "state").write_bytes(step.to_bytes(2) * 2**20))
+    writer.submit(lambda source=source, step=step: checkpoints.add(source, step, -step, False))
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path, caplog):
+    process = start_python("-c", SAVING, tmp_path)
+    saved = Checkpoints(Folder(str(tmp_path / "checkpoints")))
+    wait_until(lambda: any(checkpoint.step > 5 for checkpoint in saved.saved()), process)
+    process.kill()
+    process.wait()
+    newest = saved.newest(tmp_path / "copy")  # compares every file with its checksum
+    assert newest.step > 5
+    assert (tmp_path / "checkpoints" / newest.name / "state").read_bytes() == newest.step.to_bytes(2) * 2**20
+    assert not caplog.records, "an unfinished checkpoint is no damaged one"
 
 
 def make_training(seed):

@@ -63,6 +63,7 @@ def measured_peak(config, section):
 
     from xgray.train.forward import PairForward
     from xgray.train.pairs import TokenizedPair
+    from xgray.train.rmsprop import BlockRMSprop
     from xgray.train.trainer import lora_config
 
     model = AutoModelForCausalLM.from_config(config)
@@ -78,7 +79,7 @@ def measured_peak(config, section):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.RMSprop(tuned, weight_decay=0.05, foreach=False)
+    optimizer = BlockRMSprop(tuned, weight_decay=0.05)
     ids = list(range(2, LENGTH - 2))
     pairs = [TokenizedPair([5, 6, 7, 8], ids, ids, 0, 0) for _ in range(section.batch_size)]
     live = LiveTensors()
@@ -123,7 +124,7 @@ def test_the_formula_is_what_the_tensors_of_a_step_take(name, method, recomputes
 
 @pytest.mark.slow
 def test_the_formula_holds_for_a_real_size():
-    """SmolLM2-135M, whose update is the fullest moment of a short batch."""
+    """SmolLM2-135M, which is at its fullest at the end of the backward pass of a short batch."""
     config = configuration(
         "LlamaConfig",
         hidden_size=576,
@@ -167,7 +168,8 @@ def test_weights_gradients_and_states_by_hand():
     mgpt = memory_of("mgpt")
     assert mgpt.weights == mgpt.gradients == mgpt.states == 4 * 1_417_596_928, "12 bytes a parameter with RMSprop"
     assert memory_of("mgpt", optimizer="adamw").states == 8 * 1_417_596_928
-    assert mgpt.update == 2 * 4 * 100_000 * 2048
+    assert mgpt.update == 2 * 4 * 2**26, "of a block"
+    assert memory_of("mgpt", optimizer="adamw").update == 2 * 4 * 100_000 * 2048
     assert mgpt.activations == 24 * (2 * 4 * 256) * 2048 * 4, "of 8 sequences the inputs of 24 layers"
     assert mgpt.tile == 2 * 4 * 256 * 32_768 * 4
     llama = memory_of("llama2-7b")

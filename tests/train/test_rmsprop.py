@@ -2,12 +2,13 @@
 
 import torch
 
-from xgray.train.rmsprop import BLOCK, BlockRMSprop
+from xgray.train.memory import CPU_BLOCK
+from xgray.train.rmsprop import BlockRMSprop
 
 
 def test_blocks_change_no_bit():
     torch.manual_seed(0)
-    weights = [torch.randn(2 * BLOCK + 7), torch.randn(3, 5).t(), torch.randn(4), torch.randn(2, 2)]
+    weights = [torch.randn(2 * CPU_BLOCK + 7), torch.randn(3, 5).t(), torch.randn(4), torch.randn(2, 2)]
     updated = {}
     for kind in (torch.optim.RMSprop, BlockRMSprop):
         parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]

@@ -7,7 +7,7 @@ A step is at its fullest at one of four moments:
     layer again    recomputed (gradient checkpointing)
     the end of     weights, optimizer states, all gradients, one layer's activations,
     backward       the embeddings' gradient once more
-    the update     weights, optimizer states, all gradients, two temporary copies of the largest weight
+    the update     weights, optimizer states, all gradients, two temporary copies of what is updated at a time
 
 What a layer keeps for the backward pass is counted as Korthikanti et al. (2022, https://arxiv.org/abs/2205.05198) do,
 for the operations of transformers' models. Of logits there is a tile of the vocabulary at a time
@@ -37,6 +37,8 @@ NF4 = 0.5 + 4 / 64
 """Bytes of a weight in 4 bits, with a float32 factor for each 64 (bitsandbytes)."""
 UPDATE_COPIES = 2
 """Temporary tensors in the update of a weight: the gradient with the weight decay, and the root that divides it."""
+CPU_BLOCK, GPU_BLOCK = 2**18, 2**26
+"""Numbers that RMSprop updates at a time (:mod:`xgray.train.rmsprop`)."""
 TILE_ROWS, TILE_COLUMNS = 4096, 32_768
 """Predicted tokens and tokens of the vocabulary whose logits exist at a time (TRL's fused head)."""
 CPU_COPIES = 7.25
@@ -204,6 +206,7 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
     if not cuda:
         tile_bytes += CPU_COPIES * FLOAT32 * rows * min(shape.vocab_size, TILE_COLUMNS)
     largest = shape.embedding if section.method == "full" else 0
+    block = math.inf if section.optimizer == "adamw" else GPU_BLOCK if cuda else CPU_BLOCK
     weights, states, gradients, buffers = _model_bytes(shape, section, tuned)
     shares = execution.num_workers if execution.strategy != "ddp" else 0
     return TrainingMemory(
@@ -215,7 +218,7 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
         layer=layer,
         tile=tile_bytes,
         embedding_gradient=FLOAT32 * largest,
-        update=UPDATE_COPIES * FLOAT32 * (tuned / shares if shares else largest),
+        update=UPDATE_COPIES * FLOAT32 * min(tuned / shares if shares else largest, block),
         recomputes=execution.gradient_checkpointing,
         accumulates=section.gradient_accumulation > 1,
     )

@@ -1,4 +1,6 @@
-"""RMSprop that updates a large parameter block by block, so that on a CPU a block stays in the cache.
+"""RMSprop that updates a large parameter block by block.
+
+On a CPU a block stays in the cache; on a GPU the update's temporary copies are those of a block, not of the embeddings.
 
 An update reads and writes five arrays of a parameter's size several times over. Parameters that do not fit into the
 cache are read from memory each time; a block is read once. Every number is updated by itself, so the results are those
@@ -14,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop
 
-BLOCK = 2**18
-"""Numbers of a block: three arrays of it are 3 MiB."""
+from xgray.train.memory import CPU_BLOCK, GPU_BLOCK
 
 
 class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
-    """RMSprop without momentum and centring, in blocks where a parameter is on a CPU."""
+    """RMSprop without momentum and centring."""
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:
@@ -42,7 +43,8 @@ class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
 
 def _blocks(parameter: Tensor, gradient: Tensor, square: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     tensors = (parameter, gradient, square)
-    if parameter.device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+    if not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
-    yield from zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
+    block = CPU_BLOCK if parameter.device.type == "cpu" else GPU_BLOCK
+    yield from zip(*(tensor.view(-1).split(block) for tensor in tensors), strict=True)
