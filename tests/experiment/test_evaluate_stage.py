@@ -1,5 +1,7 @@
 """The stage evaluate without a measuring model, on rows that were written before."""
 
+from dataclasses import replace
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +13,7 @@ from xgray.errors import ConflictError
 from xgray.experiment.checks import check_other_stages
 from xgray.experiment.plan import Plan, PlannedStage
 from xgray.experiment.stages import evaluate
-from xgray.rows import Completions, Scores, to_table
+from xgray.rows import Completions, Scores, from_table, schema, to_table
 from xgray.runs.manifest import StageFolder, StageResult
 from xgray.storage.folder import Folder
 
@@ -97,3 +99,35 @@ def test_results_of_an_earlier_version_of_the_same_configuration_can_be_reported
     else:
         with pytest.raises(ConflictError):
             check_other_stages(plan, [report], force=False)
+
+
+def test_a_sweep_is_part_of_the_payload_and_its_points_of_the_metrics(plan):
+    """The trainings of the two seeds have the completions and scores of the base model."""
+    before = evaluate.payload(plan, None)
+    assert "sweep" not in before
+    swept = Experiment.model_validate(
+        plan.experiment.model_dump(mode="json") | {"variants": [{"name": "dpo"}], "sweep": {"seed": [1, 2]}}
+    )
+    names = [variant.name for variant in swept.variants]
+    with_sweep = Plan(swept, plan.run, ["base", *names], [])
+    for stage in plan.stages:
+        with_sweep.add(stage)
+    for stage, table in (("generate", Completions), ("score", Scores)):
+        rows = from_table(plan.stage(stage, "base").rows.read_parquet(schema(table)), table)
+        for name in names:
+            place = StageFolder(plan.run / stage / name, stage, name)
+            with_sweep.add(PlannedStage(stage_named(stage), place, {"version": 1, "inputs": {}}))
+            place.rows.write_parquet("0.parquet", to_table([replace(row, model=name) for row in rows], table))
+            with_sweep.stage(stage, name).finish(StageResult({"num_prompts": 2}))
+    assert evaluate.payload(with_sweep, None)["sweep"] == {
+        name: {"variant": "dpo", "values": {"seed": seed}} for seed, name in enumerate(names, start=1)
+    }
+    planned = with_sweep.stage("evaluate")
+    planned.begin()
+    planned.finish(evaluate.run(with_sweep, planned, lambda *progress: None))
+    metrics = planned.folder.read_json("metrics.json")
+    (point,) = metrics["sweep"]["points"]
+    assert (point["name"], point["variants"], point["seeds"]) == ("dpo", names, [1, 2])
+    assert point["average"]["emt"]["value"] == metrics["models"]["base"]["average"]["emt"]["value"]
+    assert point["comparison"]["languages"]["de"]["emt"]["difference"] == 0
+    assert metrics["consistency"]["points"]["dpo"]["languages"]["de"]["num_texts"] == 2 * 4

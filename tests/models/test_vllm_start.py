@@ -16,7 +16,7 @@ PROCESSES = """
 import json, logging, logging.config, os, sys
 from pathlib import Path
 
-from xgray.models.vllm_start import EngineError, record_errors, recorded_errors, root_cause
+from xgray.models.vllm_start import naming_causes, record_errors, recorded_errors, root_cause
 
 CHILD = '''
 import json, logging, logging.config, os
@@ -46,12 +46,20 @@ print(json.dumps({
     "later": root_cause(relayed, len(recorded_errors())).kind,
     "own": root_cause(TypeError("of this process"), 0).kind,
 }))
+try:
+    with naming_causes():
+        subprocess.run([sys.executable, "-c", CHILD], check=True)
+        raise RuntimeError("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+except RuntimeError as error:
+    print(error)
 """
 
 
 def test_the_error_of_another_process_is_found_by_its_log(tmp_path):
     run = subprocess.run([sys.executable, "-c", PROCESSES], capture_output=True, text=True, check=True, timeout=60)
-    found = json.loads(run.stdout)
+    facts, while_running = run.stdout.splitlines()
+    found = json.loads(facts)
+    assert while_running == "ValueError: too small by half"
     assert found["alone"] == "RuntimeError"  # nothing is recorded yet
     assert found["cause"] == {"kind": "ValueError", "message": "too small\nby half"}
     assert found["later"] == "RuntimeError"  # what was recorded before does not count

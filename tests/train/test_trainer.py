@@ -230,10 +230,9 @@ def test_a_step_says_what_it_computed_and_where_its_time_went(make):
     assert first["tokens"] == second["tokens"] == 2 * prompts + counted
     assert first["computed_tokens"] == prompts + counted
     assert first["padding_share"] == 0
-    flops = model_flops(trainer.model)
-    without_attention = flops.total(prompts + counted, counted, 0)
-    # The pairs are in groups of at most GROUP_TOKENS tokens, each of which is attended to as a square.
-    assert without_attention < first["flops"] < without_attention + flops.total(0, 0, 256 * (prompts + counted + 256))
+    squares = sum(sum(len(pair[part]) for part in ("prompt_ids", "chosen_ids", "rejected_ids")) ** 2 for pair in pairs)
+    expected = model_flops(trainer.model).total(prompts + counted, counted, squares)
+    assert first["flops"] == pytest.approx(expected)
     assert 0 < second["mfu"] < 1
     phases = [second[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimizer")]
     assert all(seconds > 0 for seconds in phases)

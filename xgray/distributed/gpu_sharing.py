@@ -85,8 +85,8 @@ def gpu_passes(settings: PipelineSettings, models: Iterable[PipelineModel]) -> l
     parts = _parts(generate, score, models)
     if parts is None:
         log.warning(
-            "score.scorer: the engines take all GPUs, and %s does not fit beside one: all prompts are sampled first "
-            "and scored then",
+            "score.scorer: the engines take all GPUs, and %s is not known to fit beside one: all prompts are sampled "
+            "first and scored then",
             score.name,
         )
         return [replace(settings, score=None), replace(settings, generate=None, engine=None)]

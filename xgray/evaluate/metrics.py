@@ -115,8 +115,9 @@ def evaluate_run(
             if model != BASE and BASE in models
         },
     }
-    if sweep:
-        metrics["sweep"] = sweep_metrics(sweep, inputs, of_models, languages, section.confidence)
+    points = {name: point for name, point in (sweep or {}).items() if name in models}
+    if points:
+        metrics["sweep"] = sweep_metrics(points, inputs, of_models, languages, section.confidence)
     return metrics
 
 

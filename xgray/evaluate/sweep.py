@@ -74,7 +74,7 @@ def groups_of(points: Mapping[str, SweepPoint]) -> list[Group]:
 
 
 def named_groups(points: Mapping[str, SweepPoint], models: Container[str]) -> dict[str, Group]:
-    """Return the groups of the trainings that were evaluated, by the name of the point."""
+    """Return the groups of the trainings that are among the models, by the name of the point."""
     groups = groups_of({name: point for name, point in points.items() if name in models})
     num_variants = len({group.variant for group in groups})
     return {_name(group, num_variants): group for group in groups}
@@ -147,7 +147,7 @@ def _averaged_metrics(
 
 
 def _sample_metrics(values: Mapping[MetricName, SeedMean], samples: Sequence[SampleMetrics]) -> SampleMetrics:
-    names = [name for name in (*SampleCounts.__required_keys__, "num_refused") if all(name in each for each in samples)]
+    names = [name for name in SampleCounts.__annotations__ if all(name in each for each in samples)]
     counts = {name: sum(cast("Any", sample)[name] for sample in samples) for name in names}
     coverage = counts["num_scored"] / counts["num_asked"] if counts["num_asked"] else None
     bounds = [_bounds(sample) for sample in samples]

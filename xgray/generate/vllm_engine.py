@@ -14,7 +14,7 @@ from xgray.models.complete import check_adapter
 from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
 from xgray.models.source import local_weights
 from xgray.models.vllm import cpu_options, memory_options, prepare_environment
-from xgray.models.vllm_start import EngineFields, recorded_errors, root_cause, start_vllm
+from xgray.models.vllm_start import EngineFields, naming_causes, start_vllm
 
 FIELDS = EngineFields(
     "model.id",
@@ -102,12 +102,8 @@ class VllmEngine:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
         texts = [self._prefix + text for text in texts]
-        num_errors = len(recorded_errors())
-        try:
+        with naming_causes():
             outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
-        except Exception as error:
-            cause = root_cause(error, num_errors)
-            raise RuntimeError(f"{cause.kind}: {cause.reason}") from error
         samples_of_texts = [
             [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
             for output in outputs

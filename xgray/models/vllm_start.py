@@ -7,12 +7,14 @@ Python's logging, which vLLM sets up in all of its processes, writes these excep
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,23 @@ def root_cause(error: BaseException, num_before: int) -> EngineError:
         return EngineError.of(error)
     found = [each for each in recorded_errors()[num_before:] if not RELAYED.search(each.message)]
     return found[-1] if found else EngineError.of(error)
+
+
+@contextlib.contextmanager
+def naming_causes() -> Iterator[None]:
+    """Let the end of an engine's process within the block be an error that names what ended it.
+
+    Raises:
+        RuntimeError: with the error of that process.
+    """
+    num_before = len(recorded_errors())
+    try:
+        yield
+    except Exception as error:
+        if not RELAYED.search(str(error)):
+            raise
+        cause = root_cause(error, num_before)
+        raise RuntimeError(f"{cause.kind}: {cause.reason}") from error
 
 
 def start_vllm(path: str, fields: EngineFields, **options: Any) -> Any:

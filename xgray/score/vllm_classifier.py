@@ -9,7 +9,7 @@ import numpy as np
 from xgray.config import Model
 from xgray.models.load import check_loadable
 from xgray.models.vllm import cpu_options, memory_options, prepare_environment
-from xgray.models.vllm_start import EngineFields, start_vllm
+from xgray.models.vllm_start import EngineFields, naming_causes, start_vllm
 
 
 class VllmEngine:
@@ -48,9 +48,7 @@ class VllmEngine:
         from vllm import PoolingParams
         from vllm.inputs import TokensPrompt
 
-        answers = self._llm.classify(
-            [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences],
-            pooling_params=PoolingParams(use_activation=False),
-            use_tqdm=False,
-        )
+        prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
+        with naming_causes():
+            answers = self._llm.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
         return np.array([answer.outputs.probs for answer in answers], np.float32)

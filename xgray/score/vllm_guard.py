@@ -9,7 +9,7 @@ import numpy as np
 from xgray.config import Model
 from xgray.models.load import check_loadable
 from xgray.models.vllm import cpu_options, memory_options, prepare_environment
-from xgray.models.vllm_start import EngineFields, start_vllm
+from xgray.models.vllm_start import EngineFields, naming_causes, start_vllm
 from xgray.score.guard_prompt import GuardPrompt
 
 
@@ -55,10 +55,8 @@ class VllmEngine:
         """See :class:`~xgray.score.guard.Engine`."""
         from vllm.inputs import TokensPrompt
 
-        answers = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences],
-            self._parameters,
-            use_tqdm=False,
-        )
+        prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
+        with naming_causes():
+            answers = self._llm.generate(prompts, self._parameters, use_tqdm=False)
         found = [answer.outputs[0].logprobs[0] for answer in answers]
         return np.array([[row[token].logprob for token in self._tokens] for row in found], np.float32)

@@ -126,10 +126,13 @@ class Batch:
     def __init__(self, arranged: Arranged, num_pairs: int, num_sequence_tokens: int, device: torch.device) -> None:
         self.num_pairs = num_pairs
         self._num_row_tokens = sum(map(len, arranged.rows))
+        width = max(map(len, arranged.rows))
+        # Within trees, whichever of them are attended to together.
+        parts = [width] * len(arranged.rows) if arranged.trees is None else map(len, arranged.trees)
+        self._num_attention_pairs = sum(length**2 for length in parts)
         self.num_tokens = num_sequence_tokens
         """Tokens of all sequences; a prompt counts in both."""
         self.layout = Layout(arranged.trees, device) if arranged.trees is not None else None
-        width = max(map(len, arranged.rows))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in arranged.rows], device=device)
         if self.layout is not None:
             self.inputs = {"input_ids": padded, "position_ids": self.layout.positions}
@@ -147,9 +150,8 @@ class Batch:
     def work(self) -> BatchWork:
         """Return what the batch makes a model compute."""
         num_rows, width = self.inputs["input_ids"].shape
-        num_pairs = self.layout.mask().numel() if self.layout else num_rows * width**2
         padding = num_rows * width - self._num_row_tokens
-        return BatchWork(self.num_tokens, num_rows * width, padding, len(self.predictors), num_pairs)
+        return BatchWork(self.num_tokens, num_rows * width, padding, len(self.predictors), self._num_attention_pairs)
 
     def log_probs(self, model: Any) -> Tensor:
         """Return the ``(2n,)`` summed log-probabilities in nats of the chosen, then of the rejected completions."""

@@ -27,8 +27,9 @@ from xgray.storage.fingerprint import fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 log = logging.getLogger(__name__)
+
+WITHOUT_TEMPLATE = "Set train.chat_template: false to train on the contents of the messages alone"
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,6 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, section: Train) -> N
             f"train.tokenization: released knows no chat template, and {section.pairs} holds messages. "
             f"{WITHOUT_TEMPLATE}"
         )
-
-
-WITHOUT_TEMPLATE = "Set train.chat_template: false to train on the contents of the messages alone"
 
 
 def _by_template(pair: ChatPair, tokenizer: PreTrainedTokenizerBase, section: Train) -> _Texts:
