@@ -266,7 +266,9 @@ def killed(model, cluster, tmp_path_factory):
     output = tmp_path_factory.mktemp("killed") / "out"
     section = SECTION | SHORT | {"execution": {"strategy": "zero3", "num_workers": 2}}
     driver = start_python("-m", "tests.distributed.train_driver", model, output, json.dumps(section))
-    wait_until(lambda: reached(output, 3), driver, timeout=300)
+    wait_until(
+        lambda: reached(output, 3) and len(list(output.glob("checkpoints/*/contents.json"))) > 1, driver, timeout=300
+    )
     kill_family(driver)
     assert len(steps_of(output)) < 6
     return output

@@ -36,7 +36,7 @@ class TrainRates(StageRates):
     seconds_per_pair: float = Field(0.0, ge=0)
     """Of one pair through the model without gradients, for the reference and in each validation."""
     checkpoint_seconds: float = Field(0.0, ge=0)
-    """Of each checkpoint; there is one after every validation."""
+    """Of each checkpoint, as far as steps wait for it; there is at most one after every validation."""
     export_seconds: float = Field(0.0, ge=0)
     """At the end of each training, for writing the result as other stages load it."""
 
