@@ -257,7 +257,7 @@ def check_memory(setting: Setting) -> Result:
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
-    formula = importlib.import_module("xgray.estimate.memory")
+    formula = importlib.import_module("xgray.train.memory")
     finish(setting, "memory", xgray(setting, "memory", *FULL, *DTYPE))
     measured = max(row["peak_memory_bytes"] for row in metrics(setting, "memory"))
     section = Train(method="full", batch_size=8, max_length=256, dtype="bfloat16")

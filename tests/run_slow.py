@@ -35,7 +35,9 @@ FILE_SECONDS = 1500
 LONGEST = (
     "distributed/test_train",
     "distributed/test_pipeline",
+    "experiment/test_trainings_side_by_side",
     "experiment/test_end_to_end",
+    "distributed/test_vllm_processes",
     "distributed/test_nodes",
     "cli/test_plan_command",
     "distributed/test_serve",

@@ -196,7 +196,7 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
     """
     execution = section.execution
     tuned = _num_tuned(shape, section)
-    tokens = 2 * (section.batch_size // execution.num_workers) * section.max_length
+    tokens = 2 * max(1, section.batch_size // execution.num_workers) * section.max_length
     layer = tokens * _layer_bytes(shape, section)
     activations = shape.num_layers * layer
     if execution.gradient_checkpointing:
