@@ -11,6 +11,8 @@ from xgray.config.stages import BASE
 
 Loss = Literal["sigmoid", "hinge", "ipo", "robust", "kto", "orpo", "cpo", "simpo"]
 """The preference losses."""
+REFERENCE_FREE = frozenset({"orpo", "cpo", "simpo"})
+"""Those that do not need a reference model."""
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 

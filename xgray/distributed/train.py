@@ -34,7 +34,7 @@ from xgray.train.checkpoints import Checkpoint
 from xgray.train.export import export
 from xgray.train.feasible import check_feasible, step_share
 from xgray.train.metrics import summarize
-from xgray.train.pairs import PreparedPairs, prepare_pairs
+from xgray.train.pairs import PreparedPairs, prepare_pairs, reference_pairs
 from xgray.train.reference import ReferenceCache
 from xgray.train.trackers import TrackedRun, tracker_callbacks
 
@@ -229,7 +229,6 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
     """
     from ray.train.collective import broadcast_from_rank_zero
 
-    from xgray.train.losses import REFERENCE_FREE
     from xgray.train.reference_turn import reference_turn
 
     def while_waiting() -> None:
@@ -239,9 +238,9 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
 
     with ExitStack() as turn:
         is_stopped = False
-        if worker.rank == 0 and task.section.loss not in REFERENCE_FREE:
+        if worker.rank == 0:
             try:
-                turn.enter_context(reference_turn(task.cache, [*prepared.train, *prepared.validation], while_waiting))
+                turn.enter_context(reference_turn(task.cache, reference_pairs(prepared, task.section), while_waiting))
             except Interrupted:
                 is_stopped = True
         if task.section.execution.num_workers > 1:

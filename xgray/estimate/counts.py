@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from xgray.config import Experiment, Score, Train, Variant
 from xgray.config.stages import model_names, scoring_stage
+from xgray.config.train import REFERENCE_FREE
 from xgray.data.pairs import read_pairs
 from xgray.data.prompts import read_prompts
 from xgray.errors import ConflictError, InputError
@@ -104,6 +105,8 @@ def _trainings(
             num_train = len(pairs) - num_validation
             shared = section.model_dump_json(include=REFERENCE_FIELDS)
             missing = {(shared, pair) for pair in pairs}
+        if section.loss in REFERENCE_FREE:
+            missing = set()
         steps = num_training_steps(section, num_train)
         trainings[variant.name] = TrainingWork(
             section, num_train, num_validation, len(missing - referenced), steps, _steps_done(plan, variant, steps),

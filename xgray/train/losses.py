@@ -1,7 +1,7 @@
 """Preference losses as functions of log-probabilities.
 
-The names, the formulas and their defaults are TRL's. Losses of ``REFERENCE_FREE`` do not need a reference. Averages
-over tokens are those of each completion, so that a loss does not depend on which pairs share a batch.
+The names, the formulas and their defaults are TRL's. Averages over tokens are those of each completion, so that a loss
+does not depend on which pairs share a batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xgray.config.train import Loss
-
-REFERENCE_FREE = frozenset({"orpo", "cpo", "simpo"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def _hinge(pairs: PairLogProbs, parameters: LossParameters) -> Tensor:
 
 
 def _ipo(pairs: PairLogProbs, parameters: LossParameters) -> Tensor:
-    """IPO (Azar et al., 2023), equation 17, with log-ratios per token, as its authors told TRL to compute it."""
+    """IPO (Azar et al., 2023), equation 17, with log-ratios per token, as TRL computes it on its authors' advice."""
     chosen, rejected = pairs.ratios
     difference = chosen / pairs.num_chosen.clamp(min=1) - rejected / pairs.num_rejected.clamp(min=1)
     return (difference - 1 / (2 * parameters.beta)) ** 2

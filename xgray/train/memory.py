@@ -244,7 +244,7 @@ def _model_bytes(shape: ModelShape, section: Train, tuned: int) -> tuple[float, 
     if execution.strategy == "ddp":
         buffers = FLOAT32 * tuned if num_workers > 1 else 0
         return frozen + FLOAT32 * tuned, FLOAT32 * states * tuned, FLOAT32 * tuned, buffers
-    # DeepSpeed keeps tuned weights in the precision of the arithmetic, and a share of them in float32 besides.
+    # DeepSpeed keeps tuned weights in the precision of the arithmetic, and a share of them in float32 too.
     held, state_bytes = in_arithmetic * tuned, FLOAT32 * (1 + states) * tuned / num_workers
     gradients = in_arithmetic * tuned / num_workers
     buffers = 2 * in_arithmetic * min(BUCKET, tuned)

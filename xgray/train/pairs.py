@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from xgray.config import Train
+from xgray.config.train import REFERENCE_FREE
 from xgray.errors import InputError
 from xgray.rows import ChatPair, Message, Pairs, PreferencePair
 from xgray.storage.fingerprint import fingerprint
@@ -124,6 +125,22 @@ def prepare_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, section: Tra
         num_pairs=len(pairs),
         num_truncated=num_truncated,
     )
+
+
+def mismatched_pairs(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+    """Return each pair's prompt with the completions of the next pair, which KTO estimates a divergence from."""
+    others = [*pairs[1:], *pairs[:1]]
+    return [replace(other, prompt_ids=pair.prompt_ids) for pair, other in zip(pairs, others, strict=True)]
+
+
+def reference_pairs(prepared: PreparedPairs, section: Train) -> list[TokenizedPair]:
+    """Return the pairs that a training needs the reference's log-probabilities of."""
+    if section.loss in REFERENCE_FREE:
+        return []
+    pairs = [*prepared.train, *prepared.validation]
+    if section.loss == "kto":
+        pairs += [*mismatched_pairs(prepared.train), *mismatched_pairs(prepared.validation)]
+    return pairs
 
 
 def validation_batch(section: Train) -> int:

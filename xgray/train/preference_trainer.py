@@ -20,13 +20,14 @@ from torch import Tensor
 from trl.models import prepare_deepspeed
 
 from xgray.config import Train
+from xgray.config.train import REFERENCE_FREE
 from xgray.train.background import BackgroundWriter
 from xgray.train.callbacks import PhaseReport
 from xgray.train.forward import NUM_CHECKED, Batch, PairForward
-from xgray.train.losses import REFERENCE_FREE, LossParameters, PairLogProbs, preference_losses, rewards
+from xgray.train.losses import LossParameters, PairLogProbs, preference_losses, rewards
 from xgray.train.meter import BACKWARD, FORWARD, OPTIMIZER, MeteredTrainer
 from xgray.train.packing import batches_by_tokens, num_tokens, split_within
-from xgray.train.pairs import TokenizedPair
+from xgray.train.pairs import TokenizedPair, mismatched_pairs
 from xgray.train.reference import LogProbs, ReferenceCache
 from xgray.train.rmsprop import BlockRMSprop
 from xgray.train.state import copy_state, load_state
@@ -239,10 +240,9 @@ class PreferenceTrainer(MeteredTrainer):
             return dataset.add_column("reference", [(0.0, 0.0)] * len(pairs))
         dataset = dataset.add_column("reference", self._reference(pairs, name))
         if self._section.loss == "kto":
-            others = [*pairs[1:], pairs[0]]
-            mismatched = [replace(other, prompt_ids=pair.prompt_ids) for pair, other in zip(pairs, others, strict=True)]
-            dataset = dataset.add_column("mismatched", [vars(pair) for pair in mismatched])
-            dataset = dataset.add_column("mismatched_reference", self._reference(mismatched, name))
+            others = mismatched_pairs(pairs)
+            dataset = dataset.add_column("mismatched", [vars(pair) for pair in others])
+            dataset = dataset.add_column("mismatched_reference", self._reference(others, name))
         return dataset
 
     def _reference(self, pairs: Sequence[TokenizedPair], name: str) -> list[LogProbs]:
