@@ -24,7 +24,8 @@ def started(root, tiny_model, monkeypatch, **environment):
     try:
         yield process
     finally:
-        kill_family(process)
+        if process.poll() is None:
+            kill_family(process)
 
 
 def is_alive(process):
