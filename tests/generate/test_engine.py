@@ -226,3 +226,12 @@ def test_texts_follow_the_experiment_and_not_the_models_generation_config(name, 
     settings = {"repetition_penalty": 3.0, "suppress_tokens": first, "eos_token_id": first, "no_repeat_ngram_size": 1}
     (copy / "generation_config.json").write_text(json.dumps(settings))
     assert texts_of(copy) == expected
+
+
+@pytest.mark.slow
+def test_what_a_process_of_vllm_refuses_arrives_with_its_reason(tiny_model, monkeypatch):
+    """On CUDA the engine computes in a process of its own, and vLLM itself says only that its start failed."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
+    with pytest.raises(InputError, match=r"requested memory for kv \(100000\.0 GiB\).*VLLM_CPU_KVCACHE_SPACE"):
+        build_engine("vllm", Weights(tiny_model, None, "float32"), GENERATE)
