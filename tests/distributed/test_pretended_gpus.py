@@ -46,7 +46,7 @@ def dpo_model(model, adapter, runs):
         "variants": [{"name": "dpo", "checkpoint": adapter}],
         "generate": {"execution": {"engine": "vllm"}},
     }
-    return pipeline_models(make_plan(Experiment.model_validate(values)), "vllm")[1]
+    return pipeline_models(make_plan(Experiment.model_validate(values)), "vllm", ["base", "dpo"])[1]
 
 
 def test_vllm_gets_the_adapters_that_it_can_apply_and_merged_weights_otherwise(

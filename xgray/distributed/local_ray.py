@@ -136,9 +136,15 @@ def _abandon(node: Any) -> None:
     global _abandoned
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     atexit.unregister(worker.shutdown)
-    _abandoned = shutdown = threading.Thread(target=worker.shutdown, daemon=True)
+    _abandoned = shutdown = threading.Thread(target=_shutdown_quietly, daemon=True)
     shutdown.start()
     shutdown.join(ABANDON_SECONDS)
+
+
+def _shutdown_quietly() -> None:
+    # The user knows by then that a part has died; that Ray's end misses it is no news.
+    with contextlib.suppress(Exception):
+        worker.shutdown()
 
 
 def was_abandoned() -> bool:
