@@ -169,7 +169,7 @@ def main() -> None:
     if arguments.child:
         section = Train(
             pairs=arguments.pairs,
-            limit=400,
+            limit=arguments.batch_size[0] * (arguments.steps + 1),
             batch_size=arguments.batch_size[0],
             max_steps=arguments.steps,
             eval_steps=10 * arguments.steps,
