@@ -82,11 +82,13 @@ def train_with_trl(train: Train, output: Path) -> list[float]:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    columns = ("prompt", "chosen", "rejected")
+    texts = [{name: getattr(pair, name) for name in columns} for pair in read_pairs(train.pairs)]
     lora = LoraConfig(r=train.lora_r, lora_alpha=train.lora_alpha, lora_dropout=0.05, target_modules="all-linear")
     DPOTrainer(
         model=load_causal_lm(path, "float32"),
         args=arguments,
-        train_dataset=Dataset.from_list([vars(pair) for pair in read_pairs(train.pairs)]),
+        train_dataset=Dataset.from_list(texts),
         processing_class=load_tokenizer(path),
         peft_config=lora if train.method == "lora" else None,
         callbacks=[Clock()],

@@ -1,7 +1,8 @@
-"""Build TRL's DPO trainer from the ``train`` section. Only training processes import this module.
+"""Build the trainer from the ``train`` section. Only training processes import this module.
 
-TRL computes the loss. xgray adds to it:
+:class:`~xgray.train.preference_trainer.PreferenceTrainer` is TRL's DPO trainer, to which xgray adds:
 
+- batches are packed pairs, and the losses those of :mod:`xgray.train.losses`;
 - pairs arrive as token ids, and the reference's log-probabilities come from a cache on disk;
 - LoRA keeps its dropout unless ``dropout`` is ``released``, and may adapt the head;
 - ``metrics.jsonl`` gets a line for every step;
@@ -150,9 +151,7 @@ def training_arguments(section: Train, seed: int, output: Path, cuda: bool, num_
         output_dir=str(output),
         seed=seed,
         data_seed=seed,
-        beta=section.beta,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=validation_batch(section) // execution.num_workers,
         max_length=section.max_length,
         # This would also disable LoRA's dropout; load_policy disables only the model's.
         disable_dropout=False,
