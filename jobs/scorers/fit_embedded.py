@@ -10,7 +10,8 @@ The upper six of the encoder's twelve layers are trained with the weights rounde
 gradient passes the rounding as if it were not there), so that what is written is what was trained. The lower layers are
 frozen, and their output is computed once. Two runs are trained from the same start, and the mean of their weights is
 rounded and written, which agrees better with people than either ("model soups", Wortsman et al., ICML 2022). It takes
-about an hour on two cores with AVX-512 and bfloat16.
+about an hour on two cores with AVX-512; the products are in bfloat16 where the processor has it, which is one reason
+why another machine's weights differ in their last digits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hashlib
 import json
 import random
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,8 +41,6 @@ from xgray.score.embedding import engine_text
 from xgray.score.ngrams import inverse_document_frequency, ngram_counts, ngram_features
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "insult", "identity_attack", "threat", "sexually_explicit")
-SHIPPED = ATTRIBUTES[:-1]
-"""The attributes that the scorer offers; the last one only helps to train the layers."""
 FROZEN, MAX_TOKENS, BATCH = 6, 96, 64
 TEMPERATURE = 20.0
 """Embeddings have length 1; the logits are this times their product with the head."""
@@ -219,6 +219,13 @@ class RoundedLinear(nn.Linear):
         return F.linear(states, RoundedWeights.apply(self.weight), self.bias)
 
 
+def products() -> torch.autocast:
+    """Return the context of matrix products: in bfloat16 where the processor computes in it, else in float32."""
+    abilities = torch.cpu.get_capabilities()
+    is_native = bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_native)
+
+
 class Rater(nn.Module):
     """The upper layers, the head, and what each language's raters or each source makes of the toxicity."""
 
@@ -237,7 +244,7 @@ class Rater(nn.Module):
     def embed(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return the ``(batch, dim)`` embeddings, of length 1, of ``(batch, tokens, dim)`` states."""
         bias = torch.zeros_like(mask).masked_fill(mask == 0, -1e9)[:, None, None]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with products():
             for layer in self.layers:
                 output = layer(states, attention_mask=bias)
                 states = output[0] if isinstance(output, tuple) else output
@@ -260,7 +267,7 @@ def frozen_states(model: nn.Module, ids: Sequence[list[int]]) -> list[Tensor]:
     for batch in batches(range(len(ids)), [len(tokens) for tokens in ids]):
         width = max(len(ids[index]) for index in batch)
         padded = torch.tensor([ids[index] + [1] * (width - len(ids[index])) for index in batch])
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), products():
             output = model(input_ids=padded, attention_mask=(padded != 1).long()).last_hidden_state.half()
         for row, index in enumerate(batch):
             states[index] = output[row, : len(ids[index])].clone()
@@ -308,6 +315,7 @@ def train(rater: Rater, states: Sequence[Tensor], data: Texts, scales: Tensor, r
     )
     generator, lengths, step = random.Random(0), [len(text) for text in states], 0
     rater.train()
+    start = time.monotonic()
     while step < num_steps:
         for batch in batches(fitted, lengths, generator):
             logits = rater.scaled(rater.logits(rater.embed(*collate(states, batch))), scales[batch])
@@ -322,7 +330,8 @@ def train(rater: Rater, states: Sequence[Tensor], data: Texts, scales: Tensor, r
             schedule.step()
             step += 1
             if step % 50 == 0:
-                print(f"step {step} of {num_steps}: loss {loss.item():.4f}", flush=True)
+                rate = (time.monotonic() - start) / step
+                print(f"step {step} of {num_steps}: loss {loss.item():.4f}, {rate:.2f} s a step", flush=True)
             if step == num_steps:
                 break
     rater.eval()
@@ -391,10 +400,10 @@ def tensors(rater: Rater, data: Texts, states: Sequence[Tensor], names: list[str
         ngram_weights[index] *= scale
         intercepts[index] = scale * intercepts[index] + shift
     return file | {
-        "head.weights": weights[: len(SHIPPED)].astype(np.float32),
-        "head.intercepts": intercepts[: len(SHIPPED)].astype(np.float32),
+        "head.weights": weights.astype(np.float32),
+        "head.intercepts": intercepts.astype(np.float32),
         "ngram.idf": idf.astype(np.float16),
-        "ngram.weights": ngram_weights[: len(SHIPPED)].astype(np.float16),
+        "ngram.weights": ngram_weights.astype(np.float16),
         "language.scales": scales.astype(np.float32),
         "language.shifts": shifts.astype(np.float32),
     }
@@ -420,13 +429,13 @@ def main() -> None:
         torch.manual_seed(0)
         rater = Rater(copy.deepcopy(layers), file.dim, len(names))
         train(rater, states, data, scales, run)
-        trained.append(rater.state_dict())
+        trained.append({name: value.clone() for name, value in rater.state_dict().items()})
     rater.load_state_dict({name: sum(state[name] for state in trained) / len(trained) for name in trained[0]})
     content = save(tensors(rater, data, states, languages))
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "weights.safetensors").write_bytes(content)
-    facts = {"languages": languages, "attributes": SHIPPED, "weights": hashlib.sha256(content).hexdigest()}
+    facts = {"languages": languages, "attributes": ATTRIBUTES, "weights": hashlib.sha256(content).hexdigest()}
     (output / "fit.json").write_text(json.dumps(facts, indent=1))
     print(f"{output}: {len(content) / 2**20:.1f} MiB, {facts['weights'][:12]}")
 
