@@ -18,6 +18,10 @@ The other side always processes one text at a time, without padding.
 A second table has a row for each measure, over the architectures that it knows: its largest difference from what the
 paper's scripts compute under ``released``, and from an independent route under ``corrected``
 (``benchmarks/reference/protocols.py``).
+
+A third table is of preference pairs in one row that share their prompts: the log-probabilities of completions and the
+gradient of DPO's mean loss, with logits that are kept and with TRL's head, against transformers' logits of one sequence
+at a time.
 """
 
 from __future__ import annotations
@@ -25,9 +29,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 from math import isnan
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
 
 from benchmarks.reference.measurements import (
     all_neurons,
@@ -43,6 +49,8 @@ from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.probe import text_features
 from xgray.mechanism.retrieval.states import encode
+from xgray.train import forward
+from xgray.train.pairs import TokenizedPair
 
 TOLERANCE = 1e-5
 ROTARY = {
@@ -169,6 +177,38 @@ def protocols() -> dict[str, Pair]:
     return found
 
 
+def pair_differences(kind: str) -> dict[str, float]:
+    """Return the relative differences of shared rows of pairs, for one architecture."""
+    model, generator = make_model(kind), torch.Generator().manual_seed(2)
+    pairs = [
+        TokenizedPair(*(torch.randint(1, 257, (length,), generator=generator).tolist() for length in lengths))
+        for lengths in ((5, 7, 9), (1, 1, 2), (12, 30, 3), (20, 4, 40))
+    ]
+    alone = [
+        model(input_ids=torch.tensor([pair.prompt_ids + ids])).logits[0, len(pair.prompt_ids) - 1 : -1]
+        .log_softmax(dim=1).gather(1, torch.tensor(ids)[:, None]).sum()
+        for side in ("chosen_ids", "rejected_ids") for pair in pairs for ids in [getattr(pair, side)]
+    ]  # fmt: skip
+    expected, expected_gradient = _gradient(model, torch.stack(alone))
+    found = {}
+    for name, kept in (("kept logits", forward.KEPT_LOGITS), ("TRL's head", 0)):
+        with patch.object(forward, "KEPT_LOGITS", kept):
+            shared = forward.PairForward(make_model(kind), 64)
+            with shared.computing(pairs, torch.device("cpu")) as batch:
+                log_probs, gradient = _gradient(shared._model, batch.log_probs(shared._model))
+        found[name] = difference(log_probs, expected)
+        found[f"gradient, {name}"] = float((gradient - expected_gradient).norm() / expected_gradient.norm())
+    return found
+
+
+def _gradient(model: Any, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and the gradient of DPO's mean loss against a reference of 0."""
+    chosen, rejected = log_probs.chunk(2)
+    (-logsigmoid(0.1 * (chosen - rejected))).mean().backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return log_probs.detach(), torch.cat(gradients)
+
+
 def main() -> None:
     columns = ("activations", "stream", "generated", "residual", "states", "lens", "lens released")
     print(f"{'':14}" + "".join(f"{name:>14}" for name in columns))
@@ -181,6 +221,13 @@ def main() -> None:
     for name, pair in protocols().items():
         worst = max(worst, *(value for value in pair if not isnan(value)))
         print(f"{name:26}" + "".join(f"{_in_words(value):>14}" for value in pair))
+    print()
+    for number, kind in enumerate(CONFIGS):
+        found = pair_differences(kind)
+        worst = max(worst, *found.values())
+        if not number:
+            print(f"{'':14}" + "".join(f"{name:>22}" for name in found))
+        print(f"{kind:14}" + "".join(f"{value:>22.1e}" for value in found.values()))
     print(f"\nlargest: {worst:.1e}")
     assert worst < TOLERANCE
 

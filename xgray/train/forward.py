@@ -1,7 +1,8 @@
 """Log-probabilities of the completions of preference pairs, with as few computed tokens as the model allows.
 
 The model computes an arrangement of the pairs (:mod:`xgray.train.packing`). Only the outputs that predict counted
-tokens reach TRL's LM head, which never holds the logits of more than a part of the vocabulary.
+tokens reach the LM head. Few logits are kept for the backward pass; otherwise TRL's head computes them, which never
+holds those of more than a part of the vocabulary, but computes them twice.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -30,6 +32,8 @@ TOLERANCE = 1e-3
 """By how many nats log-probabilities of sequences may differ between arrangements, beside rounding."""
 ROUNDING_FACTOR = 4
 """How many times the difference that rounding makes in padded rows is allowed between arrangements."""
+KEPT_LOGITS = 2**24
+"""The most logits that are kept on a CPU (64 MiB in float32). On a GPU TRL's kernels gain more than keeping them."""
 
 
 class PairForward:
@@ -64,9 +68,15 @@ class PairForward:
         arranged = arrange(pairs, self.arrangement, self._max_length)
         num_sequence_tokens = sum(num_tokens(pair, self._max_length) for pair in pairs)
         batch = Batch(arranged, len(pairs), num_sequence_tokens, device)
+        num_logits = len(batch.predictors) * self._model.config.get_text_config().vocab_size
+        batch.keeps_logits = device.type == "cpu" and num_logits <= KEPT_LOGITS
         self._predictors = batch.predictors
         try:
-            with packed_attention(self._model, batch.layout) if batch.layout else contextlib.nullcontext():
+            with contextlib.ExitStack() as contexts:
+                if batch.layout:
+                    contexts.enter_context(packed_attention(self._model, batch.layout))
+                if device.type == "cpu":
+                    contexts.enter_context(tied_gradient(self._model))
                 yield batch
         finally:
             self._predictors = None
@@ -117,6 +127,24 @@ class PairForward:
             return batch.log_probs(model)
 
 
+@contextlib.contextmanager
+def tied_gradient(model: PreTrainedModel) -> Iterator[None]:
+    """Add the gradient of the tokens that are embedded to the LM head's, if both have the same weights.
+
+    By default PyTorch makes a second array of the vocabulary's size, of zeros but for these tokens. Not on a GPU, where
+    the order of the additions would vary.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = isinstance(embedding, torch.nn.Embedding) and head is not None and embedding.weight is head.weight
+    if is_tied:
+        embedding.sparse = True
+    try:
+        yield
+    finally:
+        if is_tied:
+            embedding.sparse = False
+
+
 _WORDS = {"shared": "sharing the prompt of a pair", "packed": "packing sequences into one row"}
 
 
@@ -125,6 +153,8 @@ class Batch:
 
     def __init__(self, arranged: Arranged, num_pairs: int, num_sequence_tokens: int, device: torch.device) -> None:
         self.num_pairs = num_pairs
+        self.keeps_logits = False
+        """Whether the backward pass finds all logits in memory."""
         self._num_row_tokens = sum(map(len, arranged.rows))
         width = max(map(len, arranged.rows))
         # Within trees, whichever of them are attended to together.
@@ -155,6 +185,10 @@ class Batch:
 
     def log_probs(self, model: Any) -> Tensor:
         """Return the ``(2n,)`` summed log-probabilities in nats of the chosen, then of the rejected completions."""
-        outputs = model(**self.inputs, use_cache=False, shift_labels=self._targets, fused_lm_head=True)
-        by_token = outputs.log_probs[0]
+        if self.keeps_logits:
+            logits = model(**self.inputs, use_cache=False).logits[0]
+            by_token = -cross_entropy(logits.float(), self._targets[0], reduction="none")
+        else:
+            outputs = model(**self.inputs, use_cache=False, shift_labels=self._targets, fused_lm_head=True)
+            by_token = outputs.log_probs[0]
         return by_token.new_zeros(2 * self.num_pairs).index_add(0, self._completions, by_token)
