@@ -101,7 +101,7 @@ def _with_part(section: Any, part: float) -> Any:
 
 
 def _parts(generate: Generate, score: Score, models: Iterable[PipelineModel]) -> GpuParts | None:
-    if generate.execution.tensor_parallel > 1 or score.execution.num_actors > 1:
+    if generate.execution.tensor_parallel > 1 or (score.execution.num_actors or 1) > 1:
         return None  # Ray gives out parts of a single GPU; of several, whole ones
     total = _least_gpu_memory()
     if total is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from xgray.config import Experiment, Model, Train
 from xgray.errors import InputError
+from xgray.estimate.lines import scorers
 from xgray.estimate.rates import Rates
 from xgray.estimate.work import TrainingWork, Work
 
@@ -28,12 +29,16 @@ class Device:
     """Bytes a second of its memory, by the same."""
     price: float
     """USD an hour for one, on demand, as part of its cheapest AWS machine in us-east-1 (list prices of mid-2025)."""
+    cores: int
+    """Its share of that machine's, as Ray counts them: two to each core of the processor."""
+    gigabytes: float
+    """10^9 bytes of its memory."""
 
 
 DEVICES = {
-    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212),  # g5.2xlarge
-    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745),  # an eighth of p4d.24xlarge
-    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88),  # an eighth of p5.48xlarge
+    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212, cores=8, gigabytes=24),  # g5.2xlarge
+    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745, cores=12, gigabytes=40),  # an eighth of p4d.24xlarge
+    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88, cores=24, gigabytes=80),  # an eighth of p5.48xlarge
 }
 GPUS_PER_NODE = 8
 
@@ -50,6 +55,8 @@ reading: 8,000 tokens a second of an 8B model on an H100, between published 5,80
 MOST_TOKENS = 30_000.0
 """New tokens a second beyond which an engine's own scheduling holds it up."""
 SOURCE = "an estimate from published figures, not measured; xgray plan --measure there gives better ones"
+SCORED_TEXTS = 35.0
+"""Texts a second of the embedded scorer on one thread: 70 measured on a core of its own, which two threads share."""
 CHARACTERS_PER_TOKEN = 4.0
 """Of English text."""
 
@@ -110,6 +117,7 @@ def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
         "metrics": {"prompts_per_second": 50.0},
         "report": {"seconds": 60.0},
         "num_gpus": number,
+        "num_cores": number * device.cores,
         "num_nodes": num_nodes,
         "price_per_node_hour": device.price * number / num_nodes,
         "currency": "USD",
@@ -117,7 +125,9 @@ def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
     if work.trainings:
         values["train"] = _training_rates(next(iter(work.trainings.values())), parameters, device)
     if experiment.score.scorer == "embedding":
-        values["score"] = {"texts_per_second": 70.0, "start_seconds": 30.0}  # 14 ms a text on one thread, measured
+        machine_rates = Rates(num_gpus=number, num_cores=number * device.cores, num_nodes=num_nodes)
+        threads = scorers(experiment, work, machine_rates).threads
+        values["score"] = {"texts_per_second": SCORED_TEXTS * threads, "start_seconds": 30.0}
     fluency = experiment.evaluate.fluency
     if fluency.kind != "none":
         size = num_parameters(fluency.model) if fluency.model else parameters
