@@ -21,6 +21,12 @@ FEW_CORES = 8
 SCORER_THREADS = (4, 8)
 """The fewest and the most threads of one embedding scorer where there are cores for several. Each thread needs Python
 for 2 % of its time, so that many more would wait for each other; and each scorer takes the memory of a process."""
+USABLE_MEMORY = 0.92
+"""The part of a GPU's memory that is shared out, as vLLM by default takes of a GPU of its own."""
+SCORER_GIB = 3.0
+"""What a scorer takes beside its weights: the CUDA context, and the activations of a batch."""
+ENGINE_GIB = 4.0
+"""What an engine must have beside its weights: the CUDA context, a step's activations, and a cache of some use."""
 UNBOUNDED = sys.maxsize
 """The number of nodes of a shape of which an autoscaler may start any number."""
 

@@ -31,14 +31,14 @@ class Device:
     """USD an hour for one, on demand, as part of its cheapest AWS machine in us-east-1 (list prices of mid-2025)."""
     cores: int
     """Its share of that machine's, as Ray counts them: two to each core of the processor."""
-    gigabytes: float
-    """10^9 bytes of its memory."""
+    gib: float
+    """GiB of its memory that programs can use."""
 
 
 DEVICES = {
-    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212, cores=8, gigabytes=24),  # g5.2xlarge
-    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745, cores=12, gigabytes=40),  # an eighth of p4d.24xlarge
-    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88, cores=24, gigabytes=80),  # an eighth of p5.48xlarge
+    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212, cores=8, gib=22),  # g5.2xlarge
+    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745, cores=12, gib=39),  # an eighth of p4d.24xlarge
+    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88, cores=24, gib=79),  # an eighth of p5.48xlarge
 }
 GPUS_PER_NODE = 8
 
@@ -83,13 +83,8 @@ def num_parameters(model: Model) -> float:
     Raises:
         InputError: the name does not say it, and the model is not on this machine.
     """
-    if model.id in KNOWN_PARAMETERS:
-        return KNOWN_PARAMETERS[model.id]
-    name = model.id.rstrip("/").rpartition("/")[2].lower()
-    if match := re.search(r"(?<![a-z\d])(\d+)b(\d+)(?![a-z\d])", name):  # bloom-7b1
-        return float(f"{match[1]}.{match[2]}") * 1e9
-    if match := re.search(r"(?<![a-z\d.])(\d+(?:\.\d+)?)([bm])(?![a-z\d])", name):
-        return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
+    if (parameters := parameters_in_name(model)) is not None:
+        return parameters
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
@@ -98,6 +93,18 @@ def num_parameters(model: Model) -> float:
     except (InputError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--on: the size of {model.id} is unknown, and its name does not say it: {reason}") from None
+
+
+def parameters_in_name(model: Model) -> float | None:
+    """Return the number of parameters that a model's name says, None where it says none."""
+    if model.id in KNOWN_PARAMETERS:
+        return KNOWN_PARAMETERS[model.id]
+    name = model.id.rstrip("/").rpartition("/")[2].lower()
+    if match := re.search(r"(?<![a-z\d])(\d+)b(\d+)(?![a-z\d])", name):  # bloom-7b1
+        return float(f"{match[1]}.{match[2]}") * 1e9
+    if match := re.search(r"(?<![a-z\d.])(\d+(?:\.\d+)?)([bm])(?![a-z\d])", name):
+        return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
+    return None
 
 
 def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
