@@ -71,7 +71,7 @@ def main() -> None:
     num_subset, num_all = sum(map(len, subset)), sum(map(len, completions))
     with torch.inference_mode():
         loop(model, tokenizer, prompts[:2], subset[:2])
-    perplexities(model, tokenizer, prompts[:2], completions[:2], Fluency(), 32)
+    perplexities(model, tokenizer, prompts[:2], completions[:2], Fluency(), 4096)
 
     print(f"{len(prompts)} prompts x {options.k} completions, {torch.get_num_threads()} threads, {model.device}")
     print(f"{'':8}{'loop':>16}{'xgray':>16}{'ratio':>8}")
@@ -81,7 +81,7 @@ def main() -> None:
         with torch.inference_mode():
             expected = loop(model, tokenizer, prompts, subset)
         middle = time.perf_counter()
-        measured = perplexities(model, tokenizer, prompts, completions, Fluency(), 32)
+        measured = perplexities(model, tokenizer, prompts, completions, Fluency(), 4096)
         times = (middle - start) / num_subset * 1e3, (time.perf_counter() - middle) / num_all * 1e3
         rounds.append((*times, times[0] / times[1]))
         print("{:8}{:>13.1f} ms{:>13.1f} ms{:>8.2f}".format(f"round {number}", *rounds[-1]))

@@ -254,7 +254,7 @@ def test_several_scorers_have_names_and_are_dumped_as_one_list(tmp_path: Path) -
     text = MINIMAL + SEVERAL.replace("}}}]", "}}}, {scorer: embedding, calibration: c.json}]")
     experiment = load(tmp_path, text, "--score.execution.num-actors", "2")
     assert experiment.scorer_names == ["embedding", "guard-Guard-0.6B", "embedding-2"]
-    assert [section.execution.num_actors for section in experiment.scores] == [2, 1, 1]
+    assert [section.execution.num_actors for section in experiment.scores] == [2, None, None]
     assert experiment.score_section("embedding-2").calibration == "c.json"
     dumped = experiment.model_dump(mode="json")
     assert [section["scorer"] for section in dumped["score"]] == ["embedding", "guard", "embedding"]
@@ -267,7 +267,7 @@ def test_scorers_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -
     options = ["--score", "qwen3guard-0.6b", "--score.execution.num-actors", "3", "--score", "embedding"]
     experiment = load(tmp_path, MINIMAL + SEVERAL, *options)
     assert [section.scorer for section in experiment.scores] == ["guard", "embedding"]
-    assert [section.execution.num_actors for section in experiment.scores] == [3, 1]
+    assert [section.execution.num_actors for section in experiment.scores] == [3, None]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def generate(**execution):
     return Generate.model_validate({"execution": {"engine": "transformers"} | execution})
 
 
-def score(num_actors=1, scorer="classifier"):
+def score(num_actors=None, scorer="classifier"):
     return Score.model_validate(
         {"scorer": scorer, "classifier": {"model": {"id": "made"}}, "execution": {"num_actors": num_actors}}
     )
@@ -52,6 +52,10 @@ def test_a_worker_lies_on_one_node():
         ([8], 1, None, 1, (7, 1)),
         ([4], 1, None, 4, (1, 3)),
         ([4], 2, None, 1, (1, 1)),
+        ([4], 2, None, None, (1, 2)),  # a second engine would need two GPUs
+        ([8], 3, None, None, (2, 2)),
+        ([8], 1, None, None, (7, 1)),
+        ([8], 1, 3, None, (3, 5)),
         ([8], 4, None, 1, (1, 1)),
         ([8], 4, None, 5, (1, 4)),
         ([5, 4], 4, None, 1, (2, 1)),  # the fifth GPU is left over by the engines
@@ -59,12 +63,15 @@ def test_a_worker_lies_on_one_node():
         ([2, 2], 4, None, 1, (0, 1)),  # no engine fits a node
         ([4], 1, 4, 1, (4, 0)),
         ([3], 2, 5, 1, (5, 1)),  # engines that wait for nodes need two GPUs each
+        ([1], 1, None, None, (1, 0)),
         ([4], 1, None, 0, (4, 0)),
     ],
 )
 def test_engines_and_scorers_share_the_gpus(gpus, tensor_parallel, num_engines, num_scorers, expected):
     engine = generate(num_actors=num_engines, tensor_parallel=tensor_parallel)
-    share = share_gpus(nodes(*((16, count) for count in gpus)), engine, score(num_scorers) if num_scorers else None)
+    share = share_gpus(
+        nodes(*((16, count) for count in gpus)), engine, None if num_scorers == 0 else score(num_scorers)
+    )
     assert (share.engines, share.scorers) == expected
     assert share_gpus(nodes((16, 2)), None, score(3)).scorers == 2
     assert share_gpus(nodes((16, 2)), engine, score(1, "embedding")).scorers == 0
@@ -73,13 +80,17 @@ def test_engines_and_scorers_share_the_gpus(gpus, tensor_parallel, num_engines, 
 def test_fewer_gpus_than_scorers_are_logged(caplog):
     four = capacity_of((16, 4))
     assert place_engines(four, generate(), score(4)) == (1, {"num_cpus": 1, "num_gpus": 1})
-    assert place_scorers(four, score(4), generate()) == (3, {"num_cpus": 0, "num_gpus": 1})
+    assert place_scorers(four, score(4), generate(), 99) == (3, {"num_cpus": 0, "num_gpus": 1})
     assert "4 scorers wanted, and the engines leave GPUs for 3" in caplog.text
 
 
 def test_a_scorer_that_loads_a_model_never_leaves_the_gpus(caplog):
-    assert place_scorers(capacity_of((16, 1)), score(), generate()) == (1, {"num_cpus": 0, "num_gpus": 1})
-    assert place_scorers(capacity_of((16, 1)), score(), None) == (1, {"num_cpus": 0, "num_gpus": 1})
+    on_one = {"num_cpus": 0, "num_gpus": 1}
+    assert place_scorers(capacity_of((16, 1)), score(), generate(), 99) == (1, on_one)
+    assert place_scorers(capacity_of((16, 1)), score(), None, 99) == (1, on_one)
+    assert place_scorers(capacity_of((16, 8)), score(), generate(), 99) == (1, on_one)
+    assert place_scorers(capacity_of((16, 8)), score(), None, 99) == (8, on_one), "nothing else takes the GPUs"
+    assert place_scorers(capacity_of((16, 8)), score(), None, 3) == (3, on_one), "a fourth would have no block"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +198,7 @@ def test_each_experiment_that_ships_finds_room_on_no_gpu_on_one_and_on_eight(nam
         section = fitted(experiment.train_section(variant), capacity)
         assert place_training(capacity, section.execution)[0] == (num_gpus > 0)
     engines, _ = place_engines(capacity, experiment.generate, experiment.score)
-    scorers, _ = place_scorers(capacity, experiment.score, experiment.generate)
+    scorers, _ = place_scorers(capacity, experiment.score, experiment.generate, 99)
     workers, _ = place_workers(capacity, "evaluate", experiment.evaluate.execution.num_workers)
     assert min(engines, scorers, workers) >= 1
     assert workers <= max(1, num_gpus) or not num_gpus
@@ -265,19 +276,61 @@ def test_workers_that_can_never_fit_are_refused_with_the_field_and_the_resources
     ("capacity", "execution", "reserved"),
     [
         (capacity_of((2, 0)), {}, 0),  # one machine, whose cores the engine has reserved
-        (capacity_of(HEAD, GPU), {}, 1),
-        (capacity_of(HEAD, GPU, autoscaler_limit={WORKER: 4}), {}, 1),
-        (capacity_of(HEAD, (8, 0), (8, 0)), {"num_actors": 2}, 1),
         (capacity_of(HEAD, (2, 0), (2, 0)), {"num_actors": 2}, 0),  # both engines may lie on one node
-        (capacity_of(HEAD, (1, 0), (1, 0)), {}, 0),  # an engine may have the only core of a node
+        (capacity_of(HEAD, (1, 0), (1, 0)), {}, 1),  # an engine has one of the two cores
+        (capacity_of(HEAD, (1, 0), (1, 0)), {"num_actors": 2}, 0),
         (capacity_of(HEAD, (2, 0), (2, 0)), {"num_actors": 4, "cpus_per_actor": 1}, 0),
+        (capacity_of(HEAD, (8, 0), (8, 0)), {"num_actors": 2}, 1),  # each engine leaves one of its node's cores to Ray
     ],
 )
-def test_scorers_reserve_cores_that_no_engine_can_take(capacity, execution, reserved):
-    assert place_scorers(capacity, score(1, "embedding"), generate(**execution))[1]["num_cpus"] == reserved
+def test_a_scorer_reserves_a_core_only_if_no_engine_can_take_it(capacity, execution, reserved):
+    number, options = place_scorers(capacity, score(None, "embedding"), generate(**execution), 99)
+    assert (number, options["num_cpus"], threads_of(options)) == (1, reserved, 1)
+
+
+def threads_of(options):
+    return int(options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "beside_engines", "alone"),
+    [
+        (capacity_of((2, 0)), (1, 0, 1), (1, 0, 2)),
+        (capacity_of((8, 0)), (1, 0, 1), (1, 0, 8)),
+        (capacity_of((192, 0)), (1, 0, 1), (38, 0, 5)),
+        (capacity_of((192, 8)), (25, 0, 7), (38, 0, 5)),  # two cores for each engine, and one for Ray
+        (capacity_of((12, 1)), (1, 0, 9), (2, 0, 5)),
+        (capacity_of((2, 1)), (1, 0, 1), (1, 0, 2)),
+        (capacity_of(*[(24, 0)] * 8), (21, 7, 7), (24, 7, 7)),  # the engine takes one of the nodes
+        (capacity_of(*[(192, 8)] * 2), (50, 7, 7), (76, 5, 5)),
+        (capacity_of(HEAD, (8, 0), (8, 0)), (1, 7, 8), (2, 7, 8)),
+        (capacity_of(HEAD, GPU, autoscaler_limit={(16, 0): 4}), (13, 5, 5), (13, 5, 5)),
+    ],
+)
+def test_scorers_take_the_cores_that_engines_leave(capacity, beside_engines, alone):
+    for section, expected in ((generate(), beside_engines), (None, alone)):
+        number, options = place_scorers(capacity, score(None, "embedding"), section, 99)
+        assert (number, options["num_cpus"], threads_of(options)) == expected
+        assert number * options["num_cpus"] <= sum(cores * count for (cores, _), count in capacity.maximum.items())
+
+
+def test_scorers_are_no_more_than_their_blocks_unless_the_file_says_so():
+    large = capacity_of((192, 8))
+    assert place_scorers(large, score(None, "embedding"), generate(), 3)[0] == 3
+    number, options = place_scorers(large, score(5, "embedding"), generate(), 3)
+    assert (number, threads_of(options)) == (5, 35)
+    assert [place_scorers(large, score(None, name), generate(), 99)[0] for name in ("perspective", "dummy")] == [1, 1]
+
+
+def test_a_model_without_a_gpu_scores_on_all_spare_cores_of_each_node():
+    number, options = place_scorers(capacity_of(*[(24, 0)] * 8), score(), generate(), 99)
+    assert (number, options["num_cpus"], threads_of(options)) == (7, 23, 23)
+    number, options = place_scorers(capacity_of((24, 0)), score(), None, 99)
+    assert (number, options["num_cpus"], threads_of(options)) == (1, 0, 23)
 
 
 def test_scorers_alone_share_the_cores():
-    number, options = place_scorers(capacity_of(HEAD, (8, 0), (8, 0)), score(2, "embedding"), None)
-    assert (number, options["num_cpus"], options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"]) == (2, 7, "8")
-    assert place_scorers(capacity_of((8, 0)), score(2, "embedding"), None)[1]["num_cpus"] == 0
+    number, options = place_scorers(capacity_of(HEAD, (8, 0), (8, 0)), score(4, "embedding"), None, 99)
+    assert (number, options["num_cpus"], threads_of(options)) == (4, 3, 4)
+    number, options = place_scorers(capacity_of((8, 0)), score(2, "embedding"), None, 99)
+    assert (number, options["num_cpus"], threads_of(options)) == (2, 0, 4)

@@ -59,7 +59,7 @@ def assert_values_of_the_plain_function(run, base):
         assert [row["prompt_id"] for row in rows] == [f"{name.split('.')[1]}/{at}" for at in (1, 2, 3)]
         assert {(row["model"], row["language"]) for row in rows} == {tuple(name.split(".")[:2])}
         completions = [[f" {row['model']} {at}", "", " x" * at] for at, row in enumerate(rows, start=1)]
-        expected = perplexities(model, tokenizer, [f"prompt {at}" for at in (1, 2, 3)], completions, Fluency(), 32)
+        expected = perplexities(model, tokenizer, [f"prompt {at}" for at in (1, 2, 3)], completions, Fluency(), 4096)
         for row, values in zip(rows, expected, strict=True):
             assert row["perplexities"][1] is values[1] is None
             assert row["perplexities"][::2] == pytest.approx(values[::2], rel=1e-5)

@@ -188,7 +188,7 @@ def test_scorers_find_room_beside_engines_on_nodes_with_cores(cluster, tmp_path)
     cluster.have(3, 3)
     section = {"engine": "dummy", "batch_size": 4, "num_actors": 2}
     with connect(cluster.address):
-        size, options = place_scorers(cluster_capacity(), Score(scorer="dummy"), Generate(execution=section))
+        size, options = place_scorers(cluster_capacity(), Score(scorer="dummy"), Generate(execution=section), 99)
         assert (size, options["num_cpus"]) == (1, 1)
         run(tmp_path, MODELS, section, {"scorer": "dummy"}, names=["base"])
     assert len(rows(tmp_path, "generate")) == len(rows(tmp_path, "score")) == len(PROMPTS)

@@ -1,11 +1,14 @@
 """Rates of GPUs that were not measured: arithmetic on published figures, worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.train.tiny import make_tiny_model
 from xgray.config import Experiment, Model, Train
 from xgray.errors import InputError
 from xgray.estimate.devices import num_parameters, parse_machine, rates_on
+from xgray.estimate.total import estimate
 from xgray.estimate.work import ModelWork, TrainingWork, Work
 
 
@@ -74,6 +77,16 @@ def test_a_machine_is_paid_for_as_a_whole():
     assert (one.num_gpus, one.num_nodes, one.price_per_node_hour) == (8, 1, pytest.approx(8 * 6.88))
     assert (two.num_gpus, two.num_nodes, two.price_per_node_hour) == (16, 2, pytest.approx(8 * 6.88))
     assert "not measured" in one.source
+
+
+def test_the_cores_of_a_machine_score():
+    """On 192 cores beside eight engines there is room for 25 scorers of 7 threads: 6,125 texts a second."""
+    planned = experiment(generate={"k": 25, "execution": {"engine": "vllm"}})
+    full = replace(work(), num_prompts=17_000)
+    line = next(
+        line for line in estimate(planned, full, rates_on("8xh100", planned, full)).lines if line.stage == "score/base"
+    )
+    assert line.seconds == pytest.approx(425_000 / (25 * 7 * 35))
 
 
 @pytest.mark.parametrize("text", ["h100", "0xh100", "8xh1000", "8 x h100", "-1xa100"])

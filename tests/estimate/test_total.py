@@ -135,6 +135,29 @@ def test_gpus_are_shared_as_placement_shares_them(num_gpus, engines, scorers):
     assert seconds(estimate(experiment(score=classifier), scored, rates))["generate/dpo"] == 4000 / 100 / num_gpus
 
 
+@pytest.mark.parametrize(
+    ("machine", "scorers", "overlaps"),
+    [
+        ({}, 1, False),
+        ({"num_cores": 2}, 1, False),
+        ({"num_cores": 192, "num_gpus": 8}, 25, True),
+        ({"num_cores": 8 * 24, "num_nodes": 8}, 21, True),  # one node samples
+        ({"num_cores": 192}, 1, False),
+    ],
+)
+def test_scorers_are_as_many_as_placement_starts(machine, scorers, overlaps):
+    small_blocks = {"k": 5, "max_new_tokens": 20, "execution": {"engine": "transformers", "batch_size": 2}}
+    rates = Rates.model_validate(RATES | machine)
+    result = estimate(experiment(generate=small_blocks), work(), rates)
+    assert seconds(result)["score/base"] == pytest.approx(200 / 50 / scorers)
+    assert (result.saved_seconds > 0) == overlaps
+    few = {"k": 5, "max_new_tokens": 20, "execution": {"engine": "transformers", "batch_size": 20}}
+    blocks = estimate(experiment(generate=few), work(), rates)
+    assert seconds(blocks)["score/base"] == pytest.approx(200 / 50 / min(scorers, 4)), "two blocks of each model"
+    fixed = experiment(generate=small_blocks, score={"execution": {"num_actors": 3}})
+    assert seconds(estimate(fixed, work(), rates))["score/base"] == pytest.approx(200 / 50 / 3)
+
+
 def test_finished_work_is_subtracted():
     rates = Rates.model_validate(RATES)
     done = {

@@ -28,10 +28,10 @@ def causal_perplexity(model, prompt_ids, completion_ids):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "gemma3"])
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_causal_perplexities_equal_those_of_single_texts(causal_models, byte_tokenizer, name, batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 80, 4096])
+def test_causal_perplexities_equal_those_of_single_texts(causal_models, byte_tokenizer, name, batch_tokens):
     model = causal_models[name]
-    measured = perplexities(model, byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), batch_size)
+    measured = perplexities(model, byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), batch_tokens)
     assert [len(group) for group in measured] == [len(group) for group in COMPLETIONS]
     for prompt, group, values in zip(PROMPTS, COMPLETIONS, measured, strict=True):
         for text, value in zip(group, values, strict=True):
@@ -44,7 +44,7 @@ def test_causal_perplexities_equal_those_of_single_texts(causal_models, byte_tok
 
 def test_perplexities_of_a_random_model_differ(causal_models, byte_tokenizer):
     # Otherwise the comparison above would hold for a constant too.
-    values = perplexities(causal_models["llama"], byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), 32)[2]
+    values = perplexities(causal_models["llama"], byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), 4096)[2]
     assert max(values) > 1.5 * min(values)
 
 
@@ -53,7 +53,7 @@ def test_the_model_is_unchanged_afterwards(causal_models, byte_tokenizer):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         before = model(ids).logits
-        perplexities(model, byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), 4)
+        perplexities(model, byte_tokenizer, PROMPTS, COMPLETIONS, Fluency(), 80)
         after = model(ids).logits
     assert after.shape == (1, 3, 320)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
@@ -66,25 +66,27 @@ def test_no_word_mark_is_added_between_prompt_and_completion(causal_models, mark
         causal_perplexity(model, ids(["<s>", "▁", "a"]), ids(["▁cat"])),
         causal_perplexity(model, ids(["<s>", "▁", "a"]), ids(["b", "▁cat"])),
     ]
-    assert perplexities(model, marked_tokenizer, ["a"], [[" cat", "b cat"]], Fluency(), 8)[0] == pytest.approx(expected)
+    assert perplexities(model, marked_tokenizer, ["a"], [[" cat", "b cat"]], Fluency(), 80)[0] == pytest.approx(
+        expected
+    )
 
 
 def test_an_empty_prompt_is_the_beginning_of_text(causal_models, byte_tokenizer):
     model = causal_models["gpt2"]
     end = byte_tokenizer.eos_token_id
     expected = causal_perplexity(model, [end], byte_tokenizer("the cat")["input_ids"])
-    assert perplexities(model, byte_tokenizer, [""], [["the cat"]], Fluency(), 8) == [[pytest.approx(expected)]]
+    assert perplexities(model, byte_tokenizer, [""], [["the cat"]], Fluency(), 80) == [[pytest.approx(expected)]]
 
 
 def test_texts_longer_than_the_context_are_refused(causal_models, byte_tokenizer):
     with pytest.raises(InputError, match=r"80 tokens.*reads 64"):
-        perplexities(causal_models["gpt2"], byte_tokenizer, ["x" * 40], [["z" * 40]], Fluency(), 8)
+        perplexities(causal_models["gpt2"], byte_tokenizer, ["x" * 40], [["z" * 40]], Fluency(), 80)
 
 
 def test_released_drops_blank_and_large_values(causal_models, byte_tokenizer):
     model, completions = causal_models["llama"], [[" ", " idiot", " cat 여기에 dumm", ""]]
-    corrected = perplexities(model, byte_tokenizer, ["you"], completions, Fluency(), 8)[0]
-    released = perplexities(model, byte_tokenizer, ["you"], completions, Fluency(protocol="released"), 8)[0]
+    corrected = perplexities(model, byte_tokenizer, ["you"], completions, Fluency(), 80)[0]
+    released = perplexities(model, byte_tokenizer, ["you"], completions, Fluency(protocol="released"), 80)[0]
     assert corrected[0] is not None
     assert released[0] is None
     assert released[3] is corrected[3] is None
@@ -94,7 +96,7 @@ def test_released_drops_blank_and_large_values(causal_models, byte_tokenizer):
 
 def test_seq2seq_corrected_perplexities_equal_those_of_single_texts(t5_model, t5_tokenizer):
     section = Fluency(kind="seq2seq")
-    measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 3)
+    measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 80)
     for prompt, group, values in zip(PROMPTS, COMPLETIONS, measured, strict=True):
         for text, value in zip(group, values, strict=True):
             # The tokenizer adds an end-of-text token, which is not part of the completion.
@@ -120,7 +122,7 @@ def released_script(model, tokenizer, prompt, text):
 
 def test_seq2seq_released_perplexities_equal_the_script(t5_model, t5_tokenizer):
     section = Fluency(kind="seq2seq", protocol="released")
-    measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 3)
+    measured = perplexities(t5_model, t5_tokenizer, PROMPTS, COMPLETIONS, section, 80)
     for prompt, group, values in zip(PROMPTS, COMPLETIONS, measured, strict=True):
         for text, value in zip(group, values, strict=True):
             if text == "":
@@ -134,5 +136,5 @@ def test_a_completion_that_adds_no_token_has_no_released_perplexity(t5_model, t5
     # The script divides by the number of tokens that the completion adds.
     prompt, text = "the cat ", " "
     assert perplexities(
-        t5_model, t5_tokenizer, [prompt], [[text]], Fluency(kind="seq2seq", protocol="released"), 3
+        t5_model, t5_tokenizer, [prompt], [[text]], Fluency(kind="seq2seq", protocol="released"), 80
     ) == [[None]]

@@ -11,7 +11,7 @@ from xgray.errors import InputError
 from xgray.models.load import load_sequence_classifier
 from xgray.rows import EMPTY_TEXT
 from xgray.score.build import build_scorer
-from xgray.score.classifier import FLOAT32_TOLERANCE, batches, label_columns
+from xgray.score.classifier import FLOAT32_TOLERANCE, label_columns
 from xgray.score.scorer import score_texts
 
 TEXTS = [row.text for row in read_labelled("embedded")[::16]]
@@ -65,13 +65,6 @@ def test_batches_and_order_change_a_score_by_rounding_alone(folder, scorer):
 
     alone = [result.scores["toxicity"] for (result,) in asyncio.run(at_once())]
     assert alone == pytest.approx(together, abs=FLOAT32_TOLERANCE)
-
-
-def test_batches_hold_similar_lengths_and_at_most_their_tokens():
-    lengths = [3, 9, 1, 4, 20, 2, 8, 1]
-    by_length = list(batches(lengths, 12))
-    assert [[lengths[index] for index in batch] for batch in by_length] == [[20], [9], [8], [4, 3, 2], [1, 1]]
-    assert sorted(index for batch in by_length for index in batch) == list(range(8))
 
 
 def test_any_text_gets_a_probability_and_truncated_texts_are_counted(folder):

@@ -81,9 +81,11 @@ def plan(
     else:
         from xgray.estimate.counts import count_work
         from xgray.estimate.devices import rates_on
+        from xgray.estimate.memory import memory_notes
 
         work = count_work(experiment, with_model=False)
         known = rates_on(on, experiment, work).with_stated(stated) if on else stated
+        work.notes.extend(memory_notes(on, experiment, work) if on else ())
     result = estimate(experiment, work, known)
     if as_json:
         print(json.dumps({"name": experiment.name, **asdict(result)}, ensure_ascii=False))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from xgray.config.section import MeasuringExecution, Model, Section, Switch
+from xgray.config.section import Model, ModelWorkers, Section, Switch
 
 
 class Fluency(Section):
@@ -20,6 +20,13 @@ class Fluency(Section):
     protocol: Switch = "corrected"
     """``released`` drops values of 1e4 and more, and computes seq2seq perplexity as the paper's script does: see
     xgray.evaluate.fluency."""
+
+
+class EvaluateExecution(ModelWorkers):
+    """How perplexities are measured."""
+
+    batch_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass, padding included: those of a completion and of its prompt."""
 
 
 class Evaluate(Section):
@@ -42,7 +49,7 @@ class Evaluate(Section):
     diversity_tokenizer_revision: str | None = None
     """Branch, tag or commit of that tokenizer on the hub."""
     fluency: Fluency = Fluency()
-    execution: MeasuringExecution = MeasuringExecution()
+    execution: EvaluateExecution = EvaluateExecution()
 
 
 class Report(Section):

@@ -124,8 +124,9 @@ class Generate(Sampling):
 class ScoreExecution(Section):
     """How completions are scored."""
 
-    num_actors: int = Field(1, ge=1, le=100_000)
-    """Number of scorers at work at the same time."""
+    num_actors: int | None = Field(None, ge=1, le=100_000)
+    """Number of scorers at work at the same time; by default as many as the cores or GPUs that engines leave can use,
+    and one for services, whose rate limit decides."""
     store: str | None = None
     """The score store, a folder or URI; by default ``scores`` beside the runs. A text in it is not scored again."""
     agreement: str | None = None

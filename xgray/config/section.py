@@ -81,12 +81,17 @@ class Model(Section):
     network have a ``dtype`` of their own."""
 
 
-class MeasuringExecution(Section):
-    """How a stage is run that passes texts through a model."""
+class ModelWorkers(Section):
+    """The workers of a stage, each with a copy of a model."""
 
     num_workers: int | None = Field(None, ge=1, le=100_000)
     """Number of copies of the model; by default one per GPU, or one per machine without a GPU. Where the cluster can
     never hold as many, there are fewer."""
+
+
+class MeasuringExecution(ModelWorkers):
+    """How a stage is run that passes texts through a model."""
+
     batch_size: int = Field(32, ge=1)
     """Texts in one forward pass."""
 

@@ -14,7 +14,8 @@ RESUME = "Results so far are kept. Run the same command again to go on."
 
 LESS_MEMORY = (
     "Other processes may hold the GPU's memory (nvidia-smi lists them). Otherwise make batches smaller "
-    "(execution.batch_size, score.execution.batch_tokens), or take a larger GPU. Results so far are kept."
+    "(execution.batch_size, or execution.batch_tokens of score and evaluate), or take a larger GPU. Results so far are "
+    "kept."
 )
 NUM_SENTENCES = 3
 """Of PyTorch's message about memory: what was asked for, and what there is."""

@@ -18,17 +18,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from xgray.config import LOADS_CLASSIFIER, LOADS_MODEL, Generate, Score
 from xgray.distributed.actors import PipelineModel, PipelineSettings
 from xgray.distributed.cluster import cluster_capacity
-from xgray.distributed.nodes import ClusterCapacity, engines_use_gpu, share_gpus
+from xgray.distributed.nodes import (
+    ENGINE_GIB,
+    SCORER_GIB,
+    USABLE_MEMORY,
+    ClusterCapacity,
+    engines_use_gpu,
+    share_gpus,
+)
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-USABLE = 0.92
-"""The part of a GPU's memory that is shared out, as vLLM by default takes of a GPU of its own."""
-SCORER_GIB = 3.0
-"""What a scorer takes beside its weights: the CUDA context, and the activations of a batch."""
-ENGINE_GIB = 4.0
-"""What an engine must have beside its weights: the CUDA context, a step's activations, and a cache of some use."""
 PROBE_SECONDS = 60.0
 """How long to wait for the nodes with GPUs to say how much memory these have; the first call imports PyTorch."""
 STEP = 0.01
@@ -66,7 +67,7 @@ def share_memory(
     least_engine = (engine_weights + ENGINE_GIB * GIB) / total
     least_scorer = math.ceil((scorer_weights + SCORER_GIB * GIB) / total / STEP) * STEP
     scorer = score.execution.gpu_memory_utilization or least_scorer
-    engine = generate.execution.gpu_memory_utilization or math.floor((USABLE - scorer) / STEP + 1e-9) * STEP
+    engine = generate.execution.gpu_memory_utilization or math.floor((USABLE_MEMORY - scorer) / STEP + 1e-9) * STEP
     if engine < least_engine or scorer < least_scorer - 1e-9 or engine + scorer > 1:
         return None
     return GpuParts(round(engine, 2), round(scorer, 2))
@@ -101,7 +102,7 @@ def _with_part(section: Any, part: float) -> Any:
 
 
 def _parts(generate: Generate, score: Score, models: Iterable[PipelineModel]) -> GpuParts | None:
-    if generate.execution.tensor_parallel > 1 or score.execution.num_actors > 1:
+    if generate.execution.tensor_parallel > 1 or (score.execution.num_actors or 1) > 1:
         return None  # Ray gives out parts of a single GPU; of several, whole ones
     total = _least_gpu_memory()
     if total is None:

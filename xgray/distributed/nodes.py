@@ -1,4 +1,4 @@
-"""How many workers fit on a cluster's nodes, and how engines and scorers share the GPUs.
+"""How many workers fit on a cluster's nodes, and how engines and scorers share its GPUs and cores.
 
 This is arithmetic alone: nothing here asks a cluster. Placement and the estimate both use it.
 """
@@ -10,11 +10,23 @@ from collections import Counter
 from dataclasses import dataclass
 
 from xgray.config import LOADS_MODEL, Generate, Score
+from xgray.score.build import SERVICES
 
 Shape = tuple[int, int]
 """Cores and GPUs of a node."""
 Nodes = Counter[Shape]
 """How many nodes there are of each shape."""
+FEW_CORES = 8
+"""On nodes with more cores than these, scorers leave one to Ray's own processes."""
+SCORER_THREADS = (4, 8)
+"""The fewest and the most threads of one embedding scorer where there are cores for several. Each thread needs Python
+for 2 % of its time, so that many more would wait for each other; and each scorer takes the memory of a process."""
+USABLE_MEMORY = 0.92
+"""The part of a GPU's memory that is shared out, as vLLM by default takes of a GPU of its own."""
+SCORER_GIB = 3.0
+"""What a scorer takes beside its weights: the CUDA context, and the activations of a batch."""
+ENGINE_GIB = 4.0
+"""What an engine must have beside its weights: the CUDA context, a step's activations, and a cache of some use."""
 UNBOUNDED = sys.maxsize
 """The number of nodes of a shape of which an autoscaler may start any number."""
 
@@ -100,22 +112,31 @@ def share_gpus(nodes: Nodes, generate: Generate | None, score: Score | None) -> 
     """Share the GPUs of ``nodes`` among engines and scorers.
 
     Each scorer that can use a GPU gets one, and the engines get the rest. But one engine, or as many as
-    ``generate.execution.num_actors`` asks for, come before the scorers. An engine lies on one node.
+    ``generate.execution.num_actors`` asks for, come before the scorers. An engine lies on one node. By default there is
+    one scorer, and one more on each GPU that no engine can use.
 
     Args:
         generate: None where no engine takes GPUs.
         score: None where nothing is scored.
     """
-    scorers = score.execution.num_actors if score and score.scorer in LOADS_MODEL else 0
-    scorers = min(scorers, num_fitting(nodes, 0, 1))
+    num_gpus = num_fitting(nodes, 0, 1)
+    wanted = score.execution.num_actors if score else None
+    scorers = min(wanted or (1 if generate else num_gpus), num_gpus) if score and score.scorer in LOADS_MODEL else 0
     if generate is None:
         return Share(0, scorers)
     cpus, gpus = generate.execution.cpus_per_actor or 1, generate.execution.tensor_parallel
     num_actors = generate.execution.num_actors
     least = min(num_actors or 1, num_fitting(nodes, cpus, gpus))
-    while num_fitting(_without_gpus(nodes, scorers, cpus, gpus), cpus, gpus) < least:
+
+    def engines_beside(number: int) -> int:
+        return num_fitting(_without_gpus(nodes, number, cpus, gpus), cpus, gpus)
+
+    while engines_beside(scorers) < least:
         scorers -= 1
-    return Share(num_actors or num_fitting(_without_gpus(nodes, scorers, cpus, gpus), cpus, gpus), scorers)
+    engines = num_actors or engines_beside(scorers)
+    while 0 < scorers < num_gpus and wanted is None and engines_beside(scorers + 1) >= engines:
+        scorers += 1
+    return Share(engines, scorers)
 
 
 def _without_gpus(nodes: Nodes, number: int, cpus: int, gpus: int) -> Nodes:
@@ -135,3 +156,115 @@ def _without_gpus(nodes: Nodes, number: int, cpus: int, gpus: int) -> Nodes:
 def leaves_spare_core(nodes: Nodes, cpus: int, gpus: int) -> bool:
     """Return whether every node with cores keeps a free core when it is full of engines of ``cpus`` and ``gpus``."""
     return all(cores > _num_fitting_on((cores, node_gpus), cpus, gpus) * cpus for cores, node_gpus in nodes if cores)
+
+
+@dataclass(frozen=True)
+class EnginePlacement:
+    """The nodes for engines, how many engines there are, and what each takes."""
+
+    nodes: Nodes
+    number: int
+    cpus: int
+    """Cores that Ray reserves."""
+    gpus: int
+    threads: int
+    """Threads that it computes with where it has no GPU."""
+
+    @property
+    def cores_in_use(self) -> int:
+        """Cores that one engine keeps busy. On GPUs vLLM computes in processes of its own, one for each GPU."""
+        return self.cpus + self.gpus if self.gpus else self.threads
+
+
+def engine_placement(capacity: ClusterCapacity, generate: Generate, score: Score | None) -> EnginePlacement:
+    """Return on what engines run: on GPUs if there are any, else one on the cores of a node."""
+    execution = generate.execution
+    if engines_use_gpu(generate, capacity.has_gpu):
+        cpus, gpus = execution.cpus_per_actor or 1, execution.tensor_parallel
+        nodes = capacity.nodes_for(cpus, gpus)
+        return EnginePlacement(nodes, share_gpus(nodes, generate, score).engines, cpus, gpus, cpus)
+    nodes, number = capacity.nodes_for(1), execution.num_actors or 1
+    threads = execution.cpus_per_actor or cores_each(nodes, number) or 1
+    threads = max(1, min(threads, most_cores(nodes)))
+    # One of several cores is not reserved, because Ray Data's tasks need a core to run on.
+    return EnginePlacement(nodes, number, max(1, threads - 1), 0, threads)
+
+
+def spare_cores(nodes: Nodes, engine: EnginePlacement | None) -> Nodes:
+    """Return the nodes with the cores that engines leave to scorers, less one for Ray where many are left."""
+    remaining = Counter(nodes)
+    num_engines = min(engine.number, num_fitting(nodes, engine.cpus, engine.gpus)) if engine else 0
+    for _ in range(num_engines):
+        assert engine is not None
+        fitting = [
+            shape for shape, count in remaining.items() if count and _num_fitting_on(shape, engine.cpus, engine.gpus)
+        ]
+        if not fitting:
+            break
+        cores, gpus = shape = max(fitting)
+        remaining[shape] -= 1
+        remaining[max(0, cores - engine.cores_in_use), gpus - engine.gpus] += 1
+    spare: Nodes = Counter()
+    for (cores, _), count in remaining.items():
+        spare[cores - (cores > FEW_CORES), 0] += count
+    return +spare
+
+
+@dataclass(frozen=True)
+class ScorerPlacement:
+    """How many scorers there are, and what each takes."""
+
+    number: int
+    cpus: int
+    """Cores that Ray reserves."""
+    gpus: int
+    threads: int
+    """Threads that it computes with where it has no GPU."""
+
+
+def scorer_placement(
+    capacity: ClusterCapacity, score: Score, generate: Generate | None, num_blocks: int
+) -> ScorerPlacement:
+    """Return on what scorers run: each on one GPU, or on the cores that engines leave; services need neither.
+
+    On a single machine they reserve no core, because the engine has reserved them. On several nodes each reserves
+    cores, so that none lands on a head node without cores and an autoscaler sees the demand; but not where engines
+    could take the last core of a node and leave none for scorers.
+
+    Args:
+        capacity: of the cluster.
+        score: the section of the scorer.
+        generate: the section of what is sampled at the same time, None if nothing is.
+        num_blocks: blocks that are to be scored; by default there are no more scorers than these.
+    """
+    wanted = score.execution.num_actors
+    engine = engine_placement(capacity, generate, score) if generate else None
+    if capacity.has_gpu and score.scorer in LOADS_MODEL:
+        on_gpus = engine is not None and engine.gpus > 0
+        nodes = engine.nodes if engine and on_gpus else capacity.nodes_for(0, 1)
+        number = max(1, share_gpus(nodes, generate if on_gpus else None, score).scorers)
+        return ScorerPlacement(number if wanted else min(number, num_blocks), 0, 1, 0)
+    spare = spare_cores(capacity.nodes_for(1), engine)
+    num_by_default = _num_on_cores(spare, score)
+    number = wanted or min(num_by_default, num_blocks)
+    threads = cores_each(spare, wanted or num_by_default)
+    if capacity.maximum.total() == 1:
+        return ScorerPlacement(number, 0, 0, threads or 1)
+    if score.scorer in SERVICES or not threads:
+        is_safe = engine is None or leaves_spare_core(capacity.maximum, engine.cpus, engine.gpus)
+        return ScorerPlacement(number, int(is_safe), 0, threads or 1)
+    # With few cores one of them is not reserved, because Ray Data's tasks need a core to run on.
+    cpus = threads if most_cores(spare) > FEW_CORES else max(1, threads - 1)
+    return ScorerPlacement(number, cpus, 0, threads)
+
+
+def _num_on_cores(spare: Nodes, score: Score) -> int:
+    """Return how many scorers make the most of spare cores. A model's operations use all cores of a node by themselves,
+    the embedded scorer's threads a few; services and ``dummy`` compute nothing."""
+    if score.scorer in LOADS_MODEL:
+        return max(1, sum(count for (cores, _), count in spare.items() if cores))
+    if score.scorer != "embedding" or not most_cores(spare):
+        return 1
+    fewest, most = (min(threads, most_cores(spare)) for threads in SCORER_THREADS)
+    threads = max(range(fewest, most + 1), key=lambda each: (each * num_fitting(spare, each), each))
+    return num_fitting(spare, threads)

@@ -319,7 +319,7 @@ def _flow(
             num_scorers, wanted[settings.scoring] = 1, {"num_cpus": 0, "num_gpus": settings.scorer_gpu}
         else:
             num_scorers, wanted[settings.scoring] = place_scorers(
-                capacity, settings.score, settings.generate if new else None
+                capacity, settings.score, settings.generate if new else None, len(new) + len(unscored)
             )
         flow = flow.map_batches(
             ScoreActor,

@@ -11,24 +11,20 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from xgray.config import LOADS_MODEL, Generate, Score, TrainingWorkers
+from xgray.config import Generate, Score, TrainingWorkers
 from xgray.distributed.cluster import thread_environment
 from xgray.distributed.nodes import (
     ClusterCapacity,
-    Nodes,
     cores_each,
-    engines_use_gpu,
-    leaves_spare_core,
+    engine_placement,
     most_cores,
     most_gpus,
     num_fitting,
-    share_gpus,
+    scorer_placement,
 )
 from xgray.errors import InputError
-from xgray.score.build import SERVICES
 
 log = logging.getLogger(__name__)
 
@@ -168,49 +164,23 @@ def _no_room(field: str, workers: str, capacity: ClusterCapacity) -> InputError:
     )
 
 
-@dataclass(frozen=True)
-class _EnginePlacement:
-    """The nodes for engines, and what each engine takes."""
-
-    nodes: Nodes
-    cpus: int
-    """Cores that Ray reserves."""
-    gpus: int
-    threads: int
-    """Threads that it computes with where it has no GPU."""
-
-
-def _engine_placement(capacity: ClusterCapacity, generate: Generate) -> _EnginePlacement:
-    execution = generate.execution
-    if engines_use_gpu(generate, capacity.has_gpu):
-        cpus, gpus = execution.cpus_per_actor or 1, execution.tensor_parallel
-        return _EnginePlacement(capacity.nodes_for(cpus, gpus), cpus, gpus, cpus)
-    nodes = capacity.nodes_for(1)
-    threads = execution.cpus_per_actor or cores_each(nodes, execution.num_actors or 1) or 1
-    threads = max(1, min(threads, most_cores(nodes)))
-    # One of several cores is not reserved, because Ray Data's tasks need a core to run on.
-    return _EnginePlacement(nodes, max(1, threads - 1), 0, threads)
-
-
 def place_engines(capacity: ClusterCapacity, generate: Generate, score: Score | None) -> tuple[int, dict[str, Any]]:
     """Return the number of engines, and Ray's options for them: on GPUs if there are any, else one per node.
 
     Raises:
         InputError: the cluster can never hold one of them.
     """
-    engine = _engine_placement(capacity, generate)
+    engine = engine_placement(capacity, generate, score)
     resources = describe_resources(engine.cpus, engine.gpus)
     if not num_fitting(engine.nodes, engine.cpus, engine.gpus):
         raise _no_room("generate.execution", f"an engine of {resources}", capacity)
     options: dict[str, Any] = {"num_cpus": engine.cpus}
     if engine.gpus:
         options["num_gpus"] = engine.gpus
-        num_engines = share_gpus(engine.nodes, generate, score).engines
     else:
         options["runtime_env"] = thread_environment(engine.threads)
-        num_engines = generate.execution.num_actors or 1
-    _warn_if_waiting(num_engines, num_fitting(capacity.alive, engine.cpus, engine.gpus), f"engines of {resources}")
-    return num_engines, options
+    _warn_if_waiting(engine.number, num_fitting(capacity.alive, engine.cpus, engine.gpus), f"engines of {resources}")
+    return engine.number, options
 
 
 _warned: set[str] = set()
@@ -230,40 +200,23 @@ def _warn_if_waiting(num_wanted: int, num_placed: int, actors: str) -> None:
         log.warning("%d %s wanted, and there is room for %d: the others wait for nodes", num_wanted, actors, num_placed)
 
 
-def place_scorers(capacity: ClusterCapacity, score: Score, generate: Generate | None) -> tuple[int, dict[str, Any]]:
-    """Return the number of scoring actors, and Ray's options for them: each on one GPU, or on cores.
-
-    On a single machine they reserve no core, because the engine has reserved them. On several nodes each reserves a
-    core, so that none lands on a head node without cores and an autoscaler sees the demand; but not where engines could
-    take the last core of a node and leave none for scorers.
-
-    Args:
-        generate: the section of what is sampled at the same time, None if nothing is.
-    """
-    num_wanted = score.execution.num_actors
-    engine = _engine_placement(capacity, generate) if generate else None
-    if capacity.has_gpu and score.scorer in LOADS_MODEL:
-        on_gpus = engine is not None and engine.gpus > 0
-        nodes = engine.nodes if engine and on_gpus else capacity.nodes_for(0, 1)
-        num_on_gpus = share_gpus(nodes, generate if on_gpus else None, score).scorers
-        if num_on_gpus < num_wanted:
+def place_scorers(
+    capacity: ClusterCapacity, score: Score, generate: Generate | None, num_blocks: int
+) -> tuple[int, dict[str, Any]]:
+    """Return the number of scoring actors, and Ray's options for them; see ``scorer_placement`` for the arguments."""
+    scorer = scorer_placement(capacity, score, generate, num_blocks)
+    if scorer.gpus:
+        if scorer.number < (score.execution.num_actors or 1):
             log.warning(
                 "score.execution.num_actors: %d scorers wanted, and the engines leave GPUs for %d: no more are started",
-                num_wanted,
-                num_on_gpus,
+                score.execution.num_actors,
+                scorer.number,
             )
-        return max(1, num_on_gpus), {"num_cpus": 0, "num_gpus": 1}
-    cpus, threads = 0, 1 if generate else most_cores(capacity.nodes_for(1))
-    has_several_nodes = capacity.maximum.total() > 1
-    if has_several_nodes and engine is None:
-        threads = cores_each(capacity.nodes_for(1), num_wanted) or 1
-        cpus = 1 if score.scorer in SERVICES else max(1, threads - 1)
-    elif has_several_nodes and engine and leaves_spare_core(capacity.maximum, engine.cpus, engine.gpus):
-        cpus = 1
-    environment = thread_environment(threads)
+        return scorer.number, {"num_cpus": 0, "num_gpus": scorer.gpus}
+    environment = thread_environment(scorer.threads)
     # Ray leaves all GPUs visible to actors that reserve none.
     environment["env_vars"]["CUDA_VISIBLE_DEVICES"] = ""
-    return num_wanted, {"num_cpus": cpus, "runtime_env": environment}
+    return scorer.number, {"num_cpus": scorer.cpus, "runtime_env": environment}
 
 
 def place_workers(capacity: ClusterCapacity, stage: str, num_workers: int | None = None) -> tuple[int, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from xgray.config import Experiment, Model, Train
 from xgray.errors import InputError
+from xgray.estimate.lines import scorers
 from xgray.estimate.rates import Rates
 from xgray.estimate.work import TrainingWork, Work
 
@@ -28,12 +29,16 @@ class Device:
     """Bytes a second of its memory, by the same."""
     price: float
     """USD an hour for one, on demand, as part of its cheapest AWS machine in us-east-1 (list prices of mid-2025)."""
+    cores: int
+    """Its share of that machine's, as Ray counts them: two to each core of the processor."""
+    gib: float
+    """GiB of its memory that programs can use."""
 
 
 DEVICES = {
-    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212),  # g5.2xlarge
-    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745),  # an eighth of p4d.24xlarge
-    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88),  # an eighth of p5.48xlarge
+    "a10g": Device(flops=70e12, bandwidth=600e9, price=1.212, cores=8, gib=22),  # g5.2xlarge
+    "a100": Device(flops=312e12, bandwidth=2039e9, price=2.745, cores=12, gib=39),  # an eighth of p4d.24xlarge
+    "h100": Device(flops=989e12, bandwidth=3350e9, price=6.88, cores=24, gib=79),  # an eighth of p5.48xlarge
 }
 GPUS_PER_NODE = 8
 
@@ -50,6 +55,8 @@ reading: 8,000 tokens a second of an 8B model on an H100, between published 5,80
 MOST_TOKENS = 30_000.0
 """New tokens a second beyond which an engine's own scheduling holds it up."""
 SOURCE = "an estimate from published figures, not measured; xgray plan --measure there gives better ones"
+SCORED_TEXTS = 35.0
+"""Texts a second of the embedded scorer on one thread: 70 measured on a core of its own, which two threads share."""
 CHARACTERS_PER_TOKEN = 4.0
 """Of English text."""
 
@@ -76,13 +83,8 @@ def num_parameters(model: Model) -> float:
     Raises:
         InputError: the name does not say it, and the model is not on this machine.
     """
-    if model.id in KNOWN_PARAMETERS:
-        return KNOWN_PARAMETERS[model.id]
-    name = model.id.rstrip("/").rpartition("/")[2].lower()
-    if match := re.search(r"(?<![a-z\d])(\d+)b(\d+)(?![a-z\d])", name):  # bloom-7b1
-        return float(f"{match[1]}.{match[2]}") * 1e9
-    if match := re.search(r"(?<![a-z\d.])(\d+(?:\.\d+)?)([bm])(?![a-z\d])", name):
-        return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
+    if (parameters := parameters_in_name(model)) is not None:
+        return parameters
     from xgray.models.load import load_skeleton
     from xgray.models.source import resolve
 
@@ -91,6 +93,18 @@ def num_parameters(model: Model) -> float:
     except (InputError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--on: the size of {model.id} is unknown, and its name does not say it: {reason}") from None
+
+
+def parameters_in_name(model: Model) -> float | None:
+    """Return the number of parameters that a model's name says, None where it says none."""
+    if model.id in KNOWN_PARAMETERS:
+        return KNOWN_PARAMETERS[model.id]
+    name = model.id.rstrip("/").rpartition("/")[2].lower()
+    if match := re.search(r"(?<![a-z\d])(\d+)b(\d+)(?![a-z\d])", name):  # bloom-7b1
+        return float(f"{match[1]}.{match[2]}") * 1e9
+    if match := re.search(r"(?<![a-z\d.])(\d+(?:\.\d+)?)([bm])(?![a-z\d])", name):
+        return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2]]
+    return None
 
 
 def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
@@ -110,6 +124,7 @@ def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
         "metrics": {"prompts_per_second": 50.0},
         "report": {"seconds": 60.0},
         "num_gpus": number,
+        "num_cores": number * device.cores,
         "num_nodes": num_nodes,
         "price_per_node_hour": device.price * number / num_nodes,
         "currency": "USD",
@@ -117,7 +132,9 @@ def rates_on(machine: str, experiment: Experiment, work: Work) -> Rates:
     if work.trainings:
         values["train"] = _training_rates(next(iter(work.trainings.values())), parameters, device)
     if experiment.score.scorer == "embedding":
-        values["score"] = {"texts_per_second": 70.0, "start_seconds": 30.0}  # 14 ms a text on one thread, measured
+        machine_rates = Rates(num_gpus=number, num_cores=number * device.cores, num_nodes=num_nodes)
+        threads = scorers(experiment, work, machine_rates).threads
+        values["score"] = {"texts_per_second": SCORED_TEXTS * threads, "start_seconds": 30.0}
     fluency = experiment.evaluate.fluency
     if fluency.kind != "none":
         size = num_parameters(fluency.model) if fluency.model else parameters

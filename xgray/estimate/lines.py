@@ -9,13 +9,20 @@ from dataclasses import dataclass
 
 from xgray.config import LOADS_MODEL, Experiment, Train
 from xgray.config.stages import scoring_stage
-from xgray.distributed.nodes import Share, engines_use_gpu, share_gpus
+from xgray.distributed.nodes import (
+    ClusterCapacity,
+    ScorerPlacement,
+    Share,
+    engine_placement,
+    engines_use_gpu,
+    most_cores,
+    scorer_placement,
+    share_gpus,
+    spare_cores,
+)
 from xgray.estimate.rates import GenerateRates, Rates
 from xgray.estimate.work import TrainingWork, Work
 from xgray.score.build import SERVICES
-
-CORES = 2**30
-"""Cores of each node: more than enough, since rates do not say how many there are."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,11 @@ def overlap(experiment: Experiment, work: Work, rates: Rates) -> bool:
     """Return whether the scorer works without taking the engine's cores or GPUs."""
     if experiment.score.scorer in LOADS_MODEL and rates.num_gpus > 0:
         return not _on_gpus(experiment, rates) or _share(experiment, work, rates).scorers > 0
-    return rates.num_gpus > 0 or experiment.score.scorer in SERVICES
+    if rates.num_gpus > 0 or experiment.score.scorer in SERVICES:
+        return True
+    capacity = _capacity(experiment, rates)
+    engine = engine_placement(capacity, experiment.generate, experiment.score)
+    return most_cores(spare_cores(capacity.alive, engine)) > 0
 
 
 def training_line(name: str, training: TrainingWork, rates: Rates) -> Line:
@@ -116,20 +127,40 @@ def _on_gpus(experiment: Experiment, rates: Rates) -> bool:
     return engines_use_gpu(experiment.generate, rates.num_gpus > 0)
 
 
-def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
-    """Return which stages hold the GPUs, as placement gives them out. GPUs are assumed to be even over the nodes."""
+def _capacity(experiment: Experiment, rates: Rates) -> ClusterCapacity:
+    """Return the cluster, among whose nodes cores and GPUs are assumed to be even."""
     each, more = divmod(rates.num_gpus, rates.num_nodes)
-    nodes = Counter({(CORES, each): rates.num_nodes - more, (CORES, each + 1): more})
-    generating = any(model.num_generated < work.num_prompts for model in work.models.values())
+    least = max(1, (each + (more > 0)) * (experiment.generate.execution.cpus_per_actor or 1))
+    cores = rates.num_cores // rates.num_nodes or least
+    nodes = Counter({(cores, each): rates.num_nodes - more, (cores, each + 1): more})
+    return ClusterCapacity(+nodes, Counter(), Counter())
+
+
+def _is_generating(work: Work) -> bool:
+    return any(model.num_generated < work.num_prompts for model in work.models.values())
+
+
+def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
+    """Return which stages hold the GPUs, as placement gives them out."""
     scoring = any(model.num_scored < work.num_prompts for model in work.models.values())
-    engines = experiment.generate if generating and _on_gpus(experiment, rates) else None
-    return share_gpus(nodes, engines, experiment.score if scoring else None)
+    engines = experiment.generate if _is_generating(work) and _on_gpus(experiment, rates) else None
+    return share_gpus(_capacity(experiment, rates).alive, engines, experiment.score if scoring else None)
+
+
+def scorers(experiment: Experiment, work: Work, rates: Rates) -> ScorerPlacement:
+    """Return on what scorers run, as placement starts them."""
+    generate = experiment.generate if _is_generating(work) else None
+    blocks = sum(
+        math.ceil((work.num_prompts - model.num_scored) / experiment.generate.execution.batch_size)
+        for model in work.models.values()
+    )
+    return scorer_placement(_capacity(experiment, rates), experiment.score, generate, blocks)
 
 
 def _scorer_gpus(experiment: Experiment, work: Work, rates: Rates) -> int:
     """Return the GPUs that scorers hold: one at least, in turn with an engine where it is the only one."""
-    needs_gpu = rates.num_gpus > 0 and experiment.score.scorer in LOADS_MODEL
-    return max(1, _share(experiment, work, rates).scorers) if needs_gpu else 0
+    placed = scorers(experiment, work, rates)
+    return placed.number * placed.gpus
 
 
 def num_engines(experiment: Experiment, work: Work, rates: Rates) -> int:
@@ -184,8 +215,8 @@ def score_line(experiment: Experiment, model: str, work: Work, rates: Rates) -> 
     elif rates.score is None:
         missing = "score.texts_per_second"
     else:
-        num_actors = _share(experiment, work, rates).scorers or section.execution.num_actors
-        seconds, source = texts / rates.score.texts_per_second / num_actors, rates.score.source
+        per_second = rates.score.texts_per_second * scorers(experiment, work, rates).number
+        seconds, source = texts / per_second, rates.score.source
     return Line(
         f"score/{model}", "prompts", done.num_scored, left, seconds, num_completions=texts, num_requests=requests,
         gpu_hours=_scorer_gpus(experiment, work, rates) * (seconds or 0.0) / 3600, source=source, missing=missing,

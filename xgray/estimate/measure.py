@@ -92,6 +92,7 @@ def measure_rates(
                 run_experiment(plan, ("train", "generate", "score"), on_progress=timeline)
             rates: dict[str, Any] = {
                 "num_gpus": num_gpus,
+                "num_cores": num_fitting(nodes, 1),
                 "num_nodes": nodes.total(),
                 "source": _source("one start"),
                 "start_seconds": began,

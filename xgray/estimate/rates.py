@@ -60,7 +60,8 @@ class ScoreRates(StageRates):
     """Rates of scoring actors."""
 
     texts_per_second: float = Field(gt=0)
-    """Of one scoring actor; Perspective goes by its rate limit, ``score.execution.requests_per_second``, instead."""
+    """Of one scorer; there are as many as the cores or GPUs that engines leave can use. Perspective goes by its rate
+    limit, ``score.execution.requests_per_second``, instead."""
     start_seconds: float = Field(0.0, ge=0)
     """Of starting actors and loading scorers."""
 
@@ -109,6 +110,8 @@ class Rates(StageRates):
     scorer_training: ScorerTrainingRates | None = None
     num_gpus: int = Field(0, ge=0)
     """GPUs of the cluster."""
+    num_cores: int = Field(0, ge=0)
+    """Cores of the cluster, as Ray counts them; 0 where they are not known: then as many as the engines reserve."""
     num_nodes: int = Field(1, ge=1)
     """Nodes that are paid for by the hour, all of them for the whole run."""
     price_per_gpu_hour: float | None = Field(None, ge=0)

@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from xgray.config import Fluency, Model
 from xgray.errors import InputError
-from xgray.models.batches import by_length, padded, token_positions
+from xgray.models.batches import by_tokens, padded, token_positions
 from xgray.models.inference import inference
 from xgray.models.load import load_causal_lm, load_seq2seq, load_tokenizer
 from xgray.models.source import resolve
@@ -76,14 +76,14 @@ def perplexities(
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
     section: Fluency,
-    batch_size: int,
+    batch_tokens: int,
 ) -> list[list[float | None]]:
     """Compute the perplexity of each completion given its prompt.
 
     Args:
         completions: for each prompt its completions, any number of them.
         section: the kind of ``model`` and the protocol, which together say which formula applies (see the module).
-        batch_size: prompts, and completions, in one forward pass.
+        batch_tokens: tokens in one forward pass, padding included: those of a completion and of its prompt.
 
     Returns:
         For each prompt the perplexities of its completions, in their order; None for a completion that has none.
@@ -98,7 +98,7 @@ def perplexities(
         ("seq2seq", "released"): released_seq2seq_losses,
     }[section.kind, section.protocol]
     with inference():
-        losses = measure(model, tokenizer, prompts, completions, batch_size)
+        losses = measure(model, tokenizer, prompts, completions, batch_tokens)
     texts = list(chain.from_iterable(completions))
     with np.errstate(over="ignore"):
         values: list[float | None] = [None if np.isnan(loss) else float(np.exp(loss)) for loss in losses]
@@ -131,7 +131,7 @@ def causal_losses(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
-    batch_size: int,
+    batch_tokens: int,
 ) -> FloatArray:
     """Compute the mean negative log-likelihood of each completion's tokens given its prompt, under a causal model.
 
@@ -140,7 +140,7 @@ def causal_losses(
 
     Args:
         completions: for each prompt its completions.
-        batch_size: prompts, and completions, in one forward pass.
+        batch_tokens: tokens in one forward pass, padding included: those of a completion and of its prompt.
 
     Returns:
         Losses in nats per token, ``(num_completions,)``; NaN for a completion without tokens.
@@ -185,7 +185,7 @@ def causal_losses(
         completions,
     )
     _check_context(model, samples)
-    return _mean_losses(samples, batch_size, model.device, read, total_losses)
+    return _mean_losses(samples, batch_tokens, model.device, read, total_losses)
 
 
 def _check_context(model: PreTrainedModel, samples: _Samples) -> None:
@@ -205,7 +205,7 @@ def seq2seq_losses(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
-    batch_size: int,
+    batch_tokens: int,
 ) -> FloatArray:
     """Compute the mean negative log-likelihood of each completion's tokens, the encoder reading its prompt.
 
@@ -213,7 +213,7 @@ def seq2seq_losses(
 
     Args:
         completions: for each prompt its completions.
-        batch_size: prompts, and completions, in one forward pass.
+        batch_tokens: tokens in one forward pass, padding included: those of a completion and of its prompt.
 
     Returns:
         Losses in nats per token, ``(num_completions,)``; NaN for a completion without tokens.
@@ -231,12 +231,12 @@ def seq2seq_losses(
 
     targets = _tokens(tokenizer, list(chain.from_iterable(completions)), special=False)
     samples = _samples(_tokens(tokenizer, prompts), targets, completions)
-    return _mean_losses(samples, batch_size, model.device, read, total_losses)
+    return _mean_losses(samples, batch_tokens, model.device, read, total_losses)
 
 
 def _mean_losses(
     samples: _Samples,
-    batch_size: int,
+    batch_tokens: int,
     device: torch.device,
     read: Callable[[list[list[int]]], State],
     total_losses: Callable[[State, torch.Tensor, list[list[int]]], torch.Tensor],
@@ -244,6 +244,8 @@ def _mean_losses(
     """Run batches of prompts of similar length, then their completions in batches of similar length.
 
     Args:
+        batch_tokens: tokens in one forward pass; with a completion those of the longest prompt of the batch count too,
+            because its row has as much of the state.
         read: makes, from the tokens of a batch of prompts, the state that their completions need.
         total_losses: returns the sum of each completion's losses, ``(batch,)``, from that state, each completion's row
             in it, ``(batch,)``, and the completions' tokens.
@@ -256,11 +258,12 @@ def _mean_losses(
         if samples.completions[index]:
             completions_of[prompt].append(index)
     means = np.full(len(samples.completions), np.nan)
-    for prompt_batch in by_length(samples.prompts, batch_size):
+    for prompt_batch in by_tokens([len(tokens) for tokens in samples.prompts], batch_tokens):
         state = read([samples.prompts[prompt] for prompt in prompt_batch])
         row_of = {prompt: row for row, prompt in enumerate(prompt_batch)}
         indices = [index for prompt in prompt_batch for index in completions_of[prompt]]
-        for batch in by_length([samples.completions[index] for index in indices], batch_size):
+        longest = max(len(samples.prompts[prompt]) for prompt in prompt_batch)
+        for batch in by_tokens([longest + len(samples.completions[index]) for index in indices], batch_tokens):
             chosen = [indices[position] for position in batch]
             rows = torch.tensor([row_of[samples.prompt_of[index]] for index in chosen], device=device)
             targets = [samples.completions[index] for index in chosen]
@@ -274,7 +277,7 @@ def released_seq2seq_losses(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
-    batch_size: int,
+    batch_tokens: int,
 ) -> FloatArray:
     """Compute the logarithm of the released script's perplexity of each completion (see the module).
 
@@ -282,7 +285,7 @@ def released_seq2seq_losses(
 
     Args:
         completions: for each prompt its completions.
-        batch_size: texts in one forward pass.
+        batch_tokens: tokens in one forward pass, padding included: the encoder's and the decoder's.
 
     Returns:
         ``(num_completions,)``; NaN where prompt and full text have the same loss and the same number of tokens.
@@ -291,7 +294,7 @@ def released_seq2seq_losses(
     texts = list(dict.fromkeys(chain.from_iterable(pairs)))
     tokens = _tokens(tokenizer, texts)
     scaled = np.zeros(len(texts), dtype=np.float32)
-    for batch in by_length(tokens, batch_size):
+    for batch in by_tokens([2 * len(ids) for ids in tokens], batch_tokens):
         chosen = [tokens[index] for index in batch]
         inputs, mask = padded(chosen, model.device)
         encoded = model.get_encoder()(input_ids=inputs, attention_mask=mask).last_hidden_state

@@ -16,6 +16,19 @@ def by_length(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[in
         yield order[start : start + size]
 
 
+def by_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of the indices of sequences with these lengths, the longest sequences first.
+
+    A batch has at most ``max_tokens`` tokens, padding included, or consists of one sequence.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
+
+
 def padded(
     sequences: Sequence[Sequence[int]], device: torch.device, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,23 +53,27 @@ def load_run(run: Folder) -> Experiment:
     if not isinstance(values, dict):
         raise InputError(f"{file} is damaged (no mapping of sections). {remedy}")
     try:
-        experiment: Experiment = validate(Experiment, _with_dtypes(values), file)
+        experiment: Experiment = validate(Experiment, _of_this_version(values), file)
     except InputError as error:
         problems = "; ".join(str(error).splitlines())
         raise InputError(f"{problems}. The file may be of another version of xgray. {remedy}") from None
     return experiment
 
 
-def _with_dtypes(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with the dtype of every section inside the network, which files of earlier versions lack.
+def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file that an earlier version may have written.
 
-    Such a section ran in the model's.
+    It lacks the dtype of the sections inside the network, which ran in the model's, and counted the texts of a forward
+    pass where perplexities are measured, not their tokens.
     """
-    model = values.get("model")
+    model, evaluate = values.get("model"), values.get("evaluate")
     dtype = model.get("dtype") if isinstance(model, dict) else None
     older = {
         name: {"dtype": dtype, **values[name]}
         for name in ("probe", "vectors", "activations", "retrieve")
         if dtype is not None and isinstance(values.get(name), dict)
     }
+    if isinstance(evaluate, dict) and isinstance(execution := evaluate.get("execution"), dict):
+        kept = {name: value for name, value in execution.items() if name != "batch_size"}
+        older["evaluate"] = {**evaluate, "execution": kept}
     return {**values, **older}

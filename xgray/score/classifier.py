@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import numpy as np
 
 from xgray.config import Model, Score
 from xgray.errors import InputError
+from xgray.models.batches import by_tokens
 from xgray.models.load import device_name, load_config, load_sequence_classifier, load_tokenizer, sequence_limit
 from xgray.models.revisions import pin_revision
 from xgray.models.source import model_fingerprint, resolve
@@ -170,7 +171,7 @@ class TransformersEngine:
         from xgray.models.inference import inference
 
         logits = np.empty((len(sequences), self._model.config.num_labels), np.float32)
-        for batch in batches([len(sequence) for sequence in sequences], self._batch_tokens):
+        for batch in by_tokens([len(sequence) for sequence in sequences], self._batch_tokens):
             rows = [torch.tensor(sequences[index]) for index in batch]
             tokens = pad_sequence(rows, batch_first=True, padding_value=self._model.config.pad_token_id)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -180,19 +181,6 @@ class TransformersEngine:
                 )
             logits[batch] = output.logits.float().cpu().numpy()
         return logits
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of the indices of sequences with these lengths, the longest sequences first.
-
-    A batch has at most ``batch_tokens`` tokens, padding included, or consists of one sequence.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // lengths[order[start]])
-        yield order[start : start + size]
-        start += size
 
 
 def label_columns(labels: dict[str, str], attributes: Sequence[str], id2label: dict[int, str]) -> dict[str, int]:

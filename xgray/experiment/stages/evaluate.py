@@ -153,7 +153,7 @@ class FluencyWorker:
             rows.prompts,
             rows.completions,
             self.section.fluency,
-            self.section.execution.batch_size,
+            self.section.execution.batch_tokens,
         )
         write_perplexities(self.output, model, language, rows.prompt_ids, values)
         return str(self.model.device)
