@@ -151,17 +151,16 @@ def xgray_trainer(section: Train, path: str, tokenizer: Any, pairs: Any, folder:
 
 def train_with_ray(section: Train, model: str, folder: Path) -> dict[str, Any]:
     """Train in a worker of Ray Train, and return the same."""
-    import ray
-
     from xgray.data.pairs import read_pairs
+    from xgray.distributed.cluster import connect
     from xgray.distributed.train import run_training
     from xgray.storage.folder import Folder
     from xgray.train.metrics import read_metrics
 
-    ray.init(include_dashboard=False, address="local", log_to_driver=False)
-    pairs = read_pairs(section.pairs, section.limit)
-    # No other run has this fingerprint, so the reference is computed, as in the other runs.
-    run_training(Model(id=model), section, pairs, 0, Folder(str(folder / "out")), reference_fingerprint=str(folder))
+    pairs, out = read_pairs(section.pairs, section.limit), Folder(str(folder / "out"))
+    with connect():
+        # No other run has this fingerprint, so the reference is computed, as in the other runs.
+        run_training(Model(id=model), section, pairs, 0, out, reference_fingerprint=str(folder))
     rows = [row for row in read_metrics(folder / "out" / "metrics.jsonl") if "loss" in row]
     columns = {"seconds": "seconds", "tokens": "tokens", "losses": "loss"}
     kept = {name: [row[column] for row in rows] for name, column in columns.items()}

@@ -1,5 +1,6 @@
 """The files of a local Ray are the user's alone, and an address where no Ray answers is refused soon."""
 
+import os
 import stat
 import time
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from xgray.distributed import cluster
-from xgray.distributed.local_ray import keep_token_private, private_folder
+from xgray.distributed.local_ray import keep_token_private, private_folder, settings
 from xgray.errors import InputError
+
+NICENESS = "RAY_worker_niceness"
 
 
 def mode(path: Path) -> int:
@@ -42,6 +45,16 @@ def test_the_token_is_readable_by_the_user_alone(tmp_path, monkeypatch):
     file.chmod(0o644)
     keep_token_private()
     assert (file.read_text(), mode(file)) == (token, 0o600)
+
+
+def test_the_settings_of_a_local_ray_end_with_it_and_the_users_stay(monkeypatch):
+    monkeypatch.setenv(NICENESS, "7")
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
+    with settings():
+        assert os.environ[NICENESS] == "7"
+        assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+    assert os.environ[NICENESS] == "7"
+    assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
 
 
 @pytest.mark.parametrize(

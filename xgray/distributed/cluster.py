@@ -24,7 +24,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from xgray.distributed.autoscaler import configured_limit, reported_limit
 from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
-from xgray.distributed.local_ray import guarded, keep_token_private, on_loopback, private_folder, was_abandoned
+from xgray.distributed.local_ray import (
+    guarded,
+    keep_token_private,
+    on_loopback,
+    private_folder,
+    settings,
+    was_abandoned,
+)
 from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError, StageError
 from xgray.runs.library_bars import hide_library_bars
@@ -76,7 +83,10 @@ def connect(address: str | None = None) -> Iterator[None]:
     # What an actor has started ends with it, as vLLM's processes that hold a GPU's memory. Ray 2.60 does so by default.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about Ray's internals
+    of_local_ray = contextlib.ExitStack()
     try:
+        if not target:
+            of_local_ray.enter_context(settings())
         with contextlib.nullcontext() if target else _interrupts_deferred():
             _init(target, variables)
         _nodes_at_start.update(_alive_nodes())
@@ -89,6 +99,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         _configured_limit.clear()
         if not was_abandoned():
             ray.shutdown()
+        of_local_ray.close()
 
 
 def passed_on_variables(environment: Mapping[str, str]) -> dict[str, str]:

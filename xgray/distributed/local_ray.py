@@ -50,7 +50,28 @@ reads something, that process has ended as it should, and nothing is killed. The
 later process may have the pid."""
 _abandoned: threading.Thread | None = None
 """What ends a Ray that has lost a part."""
+SETTINGS = {
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment variables of a local Ray. By default its own processes come before its workers: each time one of them
+runs, a thread of a training stops and those beside it wait for it. It starts a worker for each core, which no actor of
+ours can use, as theirs have other environments. And an actor asks all the time whether the node will be taken away.
+"""
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """While the block runs, have :data:`SETTINGS` in the environment, unless the user has set them."""
+    names = [name for name in SETTINGS if name not in os.environ]
+    os.environ.update((name, SETTINGS[name]) for name in names)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
