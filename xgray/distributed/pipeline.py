@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import time
@@ -26,7 +27,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from xgray.config import Generate
 from xgray.distributed.actors import (
-    GenerateActor,
     Item,
     PipelineModel,
     PipelineSettings,
@@ -37,6 +37,7 @@ from xgray.distributed.actors import (
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.crash_ledger import CrashLedgerClient
 from xgray.distributed.failures import worker_died
+from xgray.distributed.generate_actor import MAX_OPEN, GenerateActor
 from xgray.distributed.gpu_sharing import gpu_passes
 from xgray.distributed.metrics import BlockReport
 from xgray.distributed.nodes import num_fitting
@@ -53,6 +54,9 @@ from xgray.runs.prompts import PromptFile
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+SAMPLING_CALLS = MAX_OPEN + 1
+"""Blocks that one engine's actor has in flight: those that are sampled, and one that is written or on its way."""
 
 SCORING_CALLS = 4
 """Blocks that one scoring actor has in flight: enough to keep a remote scorer's rate limit used between blocks."""
@@ -301,12 +305,18 @@ def _flow(
         num_engines, wanted["generate"] = place_engines(capacity, settings.generate, settings.score)
         if settings.scorer_gpu is not None:
             wanted["generate"]["num_gpus"] = round(1 - settings.scorer_gpu, 2)
+        num_calls = min(SAMPLING_CALLS, math.ceil(len(new) / num_engines))  # the first engine leaves blocks for others
         sources.append(
             dataset(new).map_batches(
                 GenerateActor,
                 fn_constructor_args=arguments,
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=num_engines, max_tasks_in_flight_per_actor=2),
+                compute=ray.data.ActorPoolStrategy(
+                    size=num_engines,
+                    max_tasks_in_flight_per_actor=num_calls,
+                    max_concurrent_calls_per_actor=num_calls,
+                    enable_true_multi_threading=True,
+                ),
                 **RESTARTS,
                 **wanted["generate"],
             )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xgray.config import Generate
-from xgray.generate.engine import Sample
+from xgray.generate.engine import Sample, Waiting
 from xgray.mechanism.neurons import Edit
 
 FINISH_REASON = "dummy"
@@ -34,6 +34,9 @@ class DummyEngine:
             [Sample(f" dummy {seed + index:016x}", length, FINISH_REASON) for index in range(self._section.k)]
             for seed in seeds
         ]
+
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
+        return lambda: self.sample(texts, seeds, adapter)
 
     @property
     def facts(self) -> dict[str, Any]:

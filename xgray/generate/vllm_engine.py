@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from xgray.config import Generate
-from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
+from xgray.generate.engine import MAX_LORA_RANK, Sample, Waiting, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
 from xgray.models.complete import check_adapter
 from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
@@ -63,6 +64,10 @@ class VllmEngine:
             **memory_options(section.execution.gpu_memory_utilization),
             **options,
         )
+        self._begun: set[str] = set()
+        """The numbers of requests that no one has waited for yet."""
+        self._finished: dict[str, Any] = {}
+        """The outputs of those among them that are finished."""
         self._max_num_seqs = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     @property
@@ -78,6 +83,9 @@ class VllmEngine:
         self._llm.collective_rpc("edit_neurons", args=arguments)
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
+        return self.begin(texts, seeds, adapter)()
+
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -102,13 +110,41 @@ class VllmEngine:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
         texts = [self._prefix + text for text in texts]
-        with naming_causes():
-            outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
+        with self._losing_all():
+            ids = self._llm.enqueue(texts, parameters, use_tqdm=False, lora_request=request)
+        # vLLM returns each request's number with letters after it, and puts the number on the output.
+        numbers = [request_id.partition("-")[0] for request_id in ids]
+        self._begun.update(numbers)
+        return lambda: self._wait(numbers)
+
+    def _wait(self, numbers: Sequence[str]) -> list[list[Sample]]:
+        """Step until these requests are finished; other requests that were begun are sampled in the same steps."""
+        with self._losing_all():
+            while not self._finished.keys() >= set(numbers):
+                if not self._llm.llm_engine.has_unfinished_requests():
+                    raise RuntimeError("vLLM has lost requests")
+                outputs = self._llm.llm_engine.step()
+                self._finished |= {output.request_id: output.outputs for output in outputs if output.finished}
+        self._begun.difference_update(numbers)
         samples_of_texts = [
-            [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
-            for output in outputs
+            [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in samples]
+            for samples in map(self._finished.pop, numbers)
         ]
-        return [samples * section.k for samples in samples_of_texts] if is_greedy else samples_of_texts
+        is_greedy = self._section.temperature == 0
+        return [samples * self._section.k for samples in samples_of_texts] if is_greedy else samples_of_texts
+
+    @contextlib.contextmanager
+    def _losing_all(self) -> Iterator[None]:
+        """Give up all that was begun if vLLM fails, so that none of it is sampled along with what comes next."""
+        try:
+            with naming_causes():
+                yield
+        except Exception:
+            with contextlib.suppress(Exception):  # a process that has ended takes no message
+                self._llm.llm_engine.abort_request(list(self._begun))
+            self._begun.clear()
+            self._finished.clear()
+            raise
 
     def close(self) -> None:
         # vLLM keeps what it loads in this process from the garbage collector (gc.freeze) until it is shut down.
