@@ -56,7 +56,7 @@ MAX_DEATHS_WITH_PROMPT = 2
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class Sampled:
     """The rows of a block."""
 
     rows: list[Completions]
@@ -71,14 +71,14 @@ class _Sampled:
 
 
 @dataclass
-class _Block:
+class Block:
     """A block on its way through the engine."""
 
     model: PipelineModel
     name: str
     """Of its file."""
     prompts: list[Prompt]
-    sampled: Future[_Sampled] = field(default_factory=Future)
+    sampled: Future[Sampled] = field(default_factory=Future)
     num_deaths: int = 0
     start_seconds: float = 0.0
     began: float = 0.0
@@ -94,7 +94,7 @@ class _Block:
     def end(self, rows: list[Completions], is_committed: bool = False) -> None:
         """Hand the rows to the thread that waits for them."""
         seconds = time.perf_counter() - self.clock
-        self.sampled.set_result(_Sampled(rows, self.start_seconds, self.began, seconds, is_committed))
+        self.sampled.set_result(Sampled(rows, self.start_seconds, self.began, seconds, is_committed))
 
 
 class GenerateActor:
@@ -108,7 +108,7 @@ class GenerateActor:
         self._prompts = PromptFile(settings.run)
         self._models = models
         self._ledger = ledger
-        self._engine = _EngineThread(settings, ledger)
+        self._engine = EngineThread(settings, ledger)
         self._device = "none" if settings.engine == "dummy" else device_name()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -125,8 +125,8 @@ class GenerateActor:
         skipped = set(block.sampled_ids)
         prompts = [prompt for prompt in self._prompts.read(block.start, block.stop) if prompt.prompt_id not in skipped]
         name = block_file_name(block.model, [prompt.prompt_id for prompt in prompts])
-        waiting = _Block(model, name, prompts)
-        sampled = self._engine.sample(waiting)
+        waiting = Block(model, name, prompts)
+        sampled = self._engine.sample(waiting).result()
         rows, clock = sampled.rows, time.perf_counter()
         if not sampled.is_committed:
             model.completions.write_parquet(name, to_table(rows, Completions))
@@ -150,7 +150,7 @@ class GenerateActor:
         return {"made": asdict(made), "parts": [report]}
 
 
-class _EngineThread:
+class EngineThread:
     """Holds one engine, for all languages and for all models that share its base weights.
 
     The engine starts with the first block. When a block needs other weights, they replace the loaded ones. All calls of
@@ -170,18 +170,18 @@ class _EngineThread:
         self._loaded: Weights | None = None
         self._edit: Edit | None = None
         self._start_seconds = 0.0
-        self._new: queue.SimpleQueue[_Block] = queue.SimpleQueue()
-        self._open: deque[_Block] = deque()
+        self._new: queue.SimpleQueue[Block] = queue.SimpleQueue()
+        self._open: deque[Block] = deque()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    def sample(self, block: _Block) -> _Sampled:
-        """Return the rows of a block. It is noted in the ledger as begun, and not as ended."""
+    def sample(self, block: Block) -> Future[Sampled]:
+        """Have a block sampled, after those before it; the ledger notes that it begins, and the caller that it ends."""
         self._new.put(block)
-        return block.sampled.result()
+        return block.sampled
 
     def _run(self) -> None:
         """Finish one block after the other, and open the next before that."""
-        block: _Block | None = None
+        block: Block | None = None
         while True:
             if block is None:
                 block = self._next(wait=not self._open)
@@ -191,13 +191,13 @@ class _EngineThread:
             else:
                 self._finish(self._open.popleft())
 
-    def _next(self, wait: bool) -> _Block | None:
+    def _next(self, wait: bool) -> Block | None:
         try:
             return self._new.get(block=wait)
         except queue.Empty:
             return None
 
-    def _may_open(self, block: _Block) -> bool:
+    def _may_open(self, block: Block) -> bool:
         """Return whether the block may enter the engine now: where a block of the same model is alone in it, or none.
 
         A block with which an engine has failed has the next one to itself.
@@ -207,7 +207,7 @@ class _EngineThread:
         last = self._open[-1]
         return len(self._open) < MAX_OPEN and last.model.model == block.model.model and last.waiting is not None
 
-    def _begin(self, block: _Block) -> None:
+    def _begin(self, block: Block) -> None:
         """Open the block, unless its rows are committed."""
         try:
             self._start_seconds = 0.0
@@ -225,7 +225,7 @@ class _EngineThread:
         if not block.num_deaths:
             self._enter(block, engine)
 
-    def _enter(self, block: _Block, engine: Engine) -> None:
+    def _enter(self, block: Block, engine: Engine) -> None:
         """Put the block's prompts into the engine."""
         model = block.model
         try:
@@ -239,7 +239,7 @@ class _EngineThread:
         for block in self._open:
             block.waiting = None
 
-    def _finish(self, block: _Block) -> None:
+    def _finish(self, block: Block) -> None:
         """Have the block's rows made, and hand them or the error to the thread that waits for them."""
         try:
             has_killed = block.num_deaths > MAX_DEATHS_WHOLE
@@ -247,7 +247,7 @@ class _EngineThread:
         except Exception as error:
             block.sampled.set_exception(error)
 
-    def _sample_whole(self, block: _Block) -> list[Completions]:
+    def _sample_whole(self, block: Block) -> list[Completions]:
         if block.waiting is not None:
             try:
                 return block.waiting()
@@ -260,7 +260,7 @@ class _EngineThread:
             lambda restart: self._ready_engine(model, restart), prompts, model.model, model.adapter, self._seed
         )
 
-    def _sample_singly(self, block: _Block) -> list[Completions]:
+    def _sample_singly(self, block: Block) -> list[Completions]:
         """Sample one prompt at a time, because an engine's process died with the block.
 
         Raises:
@@ -284,12 +284,18 @@ class _EngineThread:
 
     def _ready_engine(self, model: PipelineModel, restart: bool = False) -> Engine:
         """Return the engine with the model's weights and edit; a new one if ``restart`` is set."""
-        if self._engine is None or self._loaded != model.weights or restart:
+        if self._engine is None or restart or not self._has(self._engine, model.weights):
             self._engine = self._start(model.weights)
         if self._edit != model.edit:
             self._engine.edit(model.edit)
             self._edit = model.edit
         return self._engine
+
+    def _has(self, engine: Engine, weights: Weights) -> bool:
+        """Return whether the engine holds these weights, or has loaded them in place of others."""
+        if self._loaded != weights and engine.reload(weights):
+            self._loaded = weights
+        return self._loaded == weights
 
     def _start(self, weights: Weights) -> Engine:
         work = self._begin_own_work("start", f"as it started with {weights.path}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xgray.config import Generate
-from xgray.generate.engine import Sample, Waiting
+from xgray.generate.engine import Sample, Waiting, Weights
 from xgray.mechanism.neurons import Edit
 
 FINISH_REASON = "dummy"
@@ -42,6 +42,10 @@ class DummyEngine:
     def facts(self) -> dict[str, Any]:
         """Nothing beyond the section."""
         return {}
+
+    def reload(self, weights: Weights) -> bool:
+        """Return False: a new engine takes no longer."""
+        return False
 
     def edit(self, edit: Edit | None) -> None:
         """Do nothing: there are no neurons."""

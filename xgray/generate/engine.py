@@ -105,6 +105,16 @@ class Engine(Protocol):
         """How the engine samples, beyond what the section states, for the manifest."""
         ...
 
+    def reload(self, weights: Weights) -> bool:
+        """Replace the loaded weights by others of the same shapes, if the engine can do so without a new start.
+
+        Nothing must be begun. Adapters and edits of neurons are in neither.
+
+        Returns:
+            Whether it has. If not, the engine may hold neither weights whole, and has to be closed.
+        """
+        ...
+
     def edit(self, edit: Edit | None) -> None:
         """Edit neurons in all following samples, in place of an earlier edit; None ends editing."""
         ...

@@ -72,6 +72,10 @@ class TransformersEngine:
         """Nothing beyond the section."""
         return {}
 
+    def reload(self, weights: Weights) -> bool:
+        """Return False: a new engine takes no longer."""
+        return False
+
     def edit(self, edit: Edit | None) -> None:
         for hook in self._hooks:
             hook.remove()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,20 @@ from xgray.config import Generate
 from xgray.generate.engine import MAX_LORA_RANK, Sample, Waiting, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
 from xgray.models.complete import check_adapter
-from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
+from xgray.models.load import (
+    check_device,
+    check_loadable,
+    context_length,
+    end_tokens,
+    load_config,
+    load_skeleton,
+    load_tokenizer,
+)
 from xgray.models.source import local_weights
 from xgray.models.vllm import cpu_options, memory_options, prepare_environment
 from xgray.models.vllm_start import EngineFields, naming_causes, start_vllm
+
+log = logging.getLogger(__name__)
 
 FIELDS = EngineFields(
     "model.id",
@@ -23,6 +35,8 @@ FIELDS = EngineFields(
     "lower generate.max_prompt_tokens, share the model out over more GPUs (generate.execution.tensor_parallel), or "
     "take GPUs with more memory",
 )
+NAMES_OF_FILES = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+"""Of a configuration: what does not decide on what is computed. The dtype is the experiment's."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM accepts as the largest rank."""
 
@@ -40,13 +54,12 @@ class VllmEngine:
         prepare_environment(local_weights(weights.path), section.batch_invariant)
         config = _check(weights)  # before vLLM is imported, which takes half a minute
         self._section = section
-        self._edits_neurons = weights.edits_neurons
-        self._prefix = weights.prefix
+        self._weights = weights
         self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
-        options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
+        options = _lora_options(weights) | _worker_options(weights) | cpu_options(length)
         self._llm = start_vllm(
             local_weights(weights.path),
             FIELDS,
@@ -76,8 +89,20 @@ class VllmEngine:
         is_invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
         return {"max_num_seqs": self._max_num_seqs, "batch_invariant": is_invariant}
 
+    def reload(self, weights: Weights) -> bool:
+        if not _is_interchangeable(self._weights, weights):
+            return False
+        config = _check(weights)
+        try:
+            self._llm.collective_rpc("replace_weights", args=(local_weights(weights.path),))
+        except Exception as error:
+            log.warning("vLLM does not take the weights of %s in place: %s", weights.path, error)
+            return False
+        self._weights, self._ends = weights, end_tokens(config, load_tokenizer(*weights.tokenizer_source))
+        return bool(self._llm.reset_prefix_cache())
+
     def edit(self, edit: Edit | None) -> None:
-        if edit is None and not self._edits_neurons:
+        if edit is None and not self._weights.edits_neurons:
             return
         arguments = (edit.neurons, edit.offset, edit.multiplier) if edit else ((), 0.0, 1.0)
         self._llm.collective_rpc("edit_neurons", args=arguments)
@@ -109,7 +134,7 @@ class VllmEngine:
         if adapter is not None:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
-        texts = [self._prefix + text for text in texts]
+        texts = [self._weights.prefix + text for text in texts]
         with self._losing_all():
             ids = self._llm.enqueue(texts, parameters, use_tqdm=False, lora_request=request)
         # vLLM returns each request's number with letters after it, and puts the number on the output.
@@ -151,6 +176,32 @@ class VllmEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
+def _is_interchangeable(loaded: Weights, weights: Weights) -> bool:
+    """Return whether an engine with the one weights may take the others in place: only their values differ."""
+    for each in (loaded, weights):
+        # vLLM reads weights anew from a folder only. What is added to the model for adapters and edits would stay.
+        if each.adapters or each.edits_neurons or not Path(local_weights(each.path)).is_dir():
+            return False
+    if replace(loaded, path=weights.path, revision=weights.revision, tokenizer=weights.tokenizer) != weights:
+        return False
+    config, other_config = (_architecture(each) for each in (loaded, weights))
+    tokenizer, other_tokenizer = (_tokenizer(each) for each in (loaded, weights))
+    is_quantized = "quantization_config" in config
+    return config == other_config and not is_quantized and tokenizer is not None and tokenizer == other_tokenizer
+
+
+def _architecture(weights: Weights) -> dict[str, Any]:
+    """Return the model's configuration without what names its files."""
+    stated: dict[str, Any] = load_config(weights.path, weights.revision).to_dict()
+    return {name: value for name, value in stated.items() if name not in NAMES_OF_FILES}
+
+
+def _tokenizer(weights: Weights) -> str | None:
+    """Return all that the model's tokenizer does, as one text; None where it is not one of the library tokenizers."""
+    backend = getattr(load_tokenizer(*weights.tokenizer_source), "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else None
+
+
 def _check(weights: Weights) -> Any:
     """Refuse weights and adapters that would not be loaded whole, and return the model's configuration."""
     import torch
@@ -162,9 +213,9 @@ def _check(weights: Weights) -> Any:
     return config
 
 
-def _edit_options(weights: Weights) -> dict[str, Any]:
+def _worker_options(weights: Weights) -> dict[str, Any]:
     if not weights.edits_neurons:
-        return {}
+        return {"worker_extension_cls": "xgray.generate.vllm_reload.ReloadsWeights"}
     # Compiled graphs run no hooks.
     return {"worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons", "enforce_eager": True}
 
