@@ -1,4 +1,4 @@
-"""The actors of the pipeline: each commits its rows before it passes a block on."""
+"""What the pipeline's actors share, and the one that scores. Each commits its rows before it passes a block on."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ from xgray.distributed.failures import worker_died
 from xgray.distributed.generate_actor import MAX_OPEN, GenerateActor
 from xgray.distributed.gpu_sharing import gpu_passes
 from xgray.distributed.metrics import BlockReport
-from xgray.distributed.nodes import num_fitting
-from xgray.distributed.placement import describe_resources, place_engines, place_scorers
+from xgray.distributed.nodes import engines_use_gpu, num_fitting
+from xgray.distributed.placement import block_size, describe_resources, place_engines, place_scorers
 from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
 from xgray.generate.engine import check_prompts
@@ -145,7 +145,9 @@ def run_pipeline(
     """
     by_name = _by_name(models)
     prompts = PromptFile(settings.run) if settings.generate else None
-    size = (settings.generate or Generate()).execution.batch_size
+    generate = settings.generate or Generate()
+    on_gpu = settings.engine == "vllm" and engines_use_gpu(generate, cluster_capacity().has_gpu)
+    size = block_size(generate, fills_steps=on_gpu)
     missing = _missing(by_name, settings, prompts, size)
     if prompts and settings.generate and settings.engine != "dummy":
         _check_lengths(by_name, missing, prompts, settings.generate)
