@@ -4,9 +4,8 @@
 
 Both sample 20 tokens from SmolLM2-135M in float32 for prompts in the 17 embedded languages. Each run has a new process,
 with a thread for every core unless ``--threads`` says otherwise. Start-up is reported separately. Through Ray Data the
-engine finishes one block of prompts before the next, so that the prompts sampled together depend on the block alone;
-small blocks make that slower. The last lines are for two models. The second is a LoRA adapter, or its merged weights
-where vLLM is faster with them.
+engine has two blocks of prompts at a time; blocks that are small make that slower. The last lines are for two models.
+The second is a LoRA adapter, or its merged weights where vLLM is faster with them, which the engine loads in place.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ def main() -> None:
     both = measure("two models", arguments)
     print(
         f"\nTwo models: {both['num_starts']:.0f} engine starts in one process, {both['start']:.1f} s of start-up, "
-        f"of which {both['last_start']:.1f} s for the second model (0 where vLLM applies the adapter itself)."
+        f"of which {both['last_start']:.1f} s to start an engine for the second model."
     )
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from transformers import AutoConfig, TemperatureLogitsWarper, TopPLogitsWarper
 from xgray.config import Generate, Model
 from xgray.errors import InputError
 from xgray.generate.build import build_engine
-from xgray.generate.engine import Weights, check_prompts, complete, serves_adapter
+from xgray.generate.engine import Weights, begin_completions, check_prompts, complete, serves_adapter
 from xgray.generate.transformers_engine import SeededChoice
 from xgray.models.load import context_length, load_tokenizer
 from xgray.models.vllm import check_capability
@@ -43,6 +44,28 @@ def test_texts_do_not_depend_on_batch_or_order(engine):
     in_pieces = texts(complete(engine, PROMPTS[3:], "base", None, 7) + complete(engine, PROMPTS[:3], "base", None, 7))
     assert in_pieces == whole
     assert texts(complete(engine, PROMPTS[::-1], "base", None, 7)) == whole
+
+
+def test_texts_do_not_depend_on_what_is_begun_beside_them(engine):
+    def begin(prompts, model):
+        return begin_completions(engine, prompts, model, None, 7)
+
+    first, second = begin(PROMPTS[:2], "base"), begin(PROMPTS[2:4], "base")
+    rows = first()
+    third = begin(PROMPTS[4:], "base")
+    rows += second() + third()
+    assert rows == complete(engine, PROMPTS, "base", None, 7)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("vllm", marks=pytest.mark.slow)], indirect=True)
+def test_an_error_loses_what_was_begun_and_nothing_that_follows(engine):
+    expected = complete(engine, PROMPTS, "base", None, 7)
+    lost = begin_completions(engine, PROMPTS[:2], "base", None, 8)
+    with pytest.raises(Exception, match="maximum context length"):
+        engine.begin(["word " * 200], [0], None)
+    assert complete(engine, PROMPTS, "base", None, 7) == expected
+    with pytest.raises(RuntimeError, match="lost"):
+        lost()
 
 
 def test_transformers_samples_from_the_distribution_after_temperature_and_top_p():
@@ -96,16 +119,20 @@ def test_adapter_and_merged_model_give_the_same_greedy_texts(name, tiny_model, t
     adapter, merged = tiny_adapter
     greedy = Generate(k=1, max_new_tokens=6, temperature=0)
 
-    def texts_of(path):
-        return texts(complete(build_engine(name, Weights(path, None, "float32"), greedy), PROMPTS, "m", None, 7))
+    def texts_of(engine, adapter=None):
+        return texts(complete(engine, PROMPTS, "m", adapter, 7))
 
-    engine = build_engine(name, Weights(tiny_model, None, "float32", (adapter,)), greedy)
-    with_adapter = texts(complete(engine, PROMPTS, "dpo", adapter, 7))
-    without_adapter = texts(complete(engine, PROMPTS, "base", None, 7))
-    del engine
-    assert with_adapter == texts_of(merged)
-    assert without_adapter == texts_of(tiny_model)
+    base = Weights(tiny_model, None, "float32")
+    whole = Weights(merged, None, "float32")
+    engine = build_engine(name, replace(base, adapters=(adapter,)), greedy)
+    with_adapter, without_adapter = texts_of(engine, adapter), texts_of(engine)
     assert with_adapter != without_adapter
+    assert not engine.reload(whole), "the layers of adapters would stay"
+    del engine
+    engine = build_engine(name, whole, greedy)
+    assert texts_of(engine) == with_adapter
+    assert engine.reload(base) == (name == "vllm")
+    assert texts_of(engine if name == "vllm" else build_engine(name, base, greedy)) == without_adapter
 
 
 def test_the_manifest_learns_what_vllm_chose(engine, request):

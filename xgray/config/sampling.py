@@ -81,8 +81,9 @@ class GenerateExecution(Section):
     """Cores per engine; by default the machine's cores are shared among its engines."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs per engine."""
-    batch_size: int = Field(64, ge=1, le=1_000_000)
-    """Prompts in one call of an engine, and in one file of the run."""
+    batch_size: int | None = Field(None, ge=1, le=1_000_000)
+    """Prompts in one file of the run; an engine samples two such blocks at a time. By default 64, or as many as fill
+    vLLM's steps on a GPU with their completions."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     """vLLM: the part of a GPU's memory that an engine takes, for weights and cache together; by default vLLM's own (it
     is 0.92), or what a scorer on the same GPU leaves."""

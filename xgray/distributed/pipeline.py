@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import time
@@ -26,7 +27,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from xgray.config import Generate
 from xgray.distributed.actors import (
-    GenerateActor,
     Item,
     PipelineModel,
     PipelineSettings,
@@ -37,10 +37,11 @@ from xgray.distributed.actors import (
 from xgray.distributed.cluster import cluster_capacity
 from xgray.distributed.crash_ledger import CrashLedgerClient
 from xgray.distributed.failures import worker_died
+from xgray.distributed.generate_actor import MAX_OPEN, GenerateActor
 from xgray.distributed.gpu_sharing import gpu_passes
 from xgray.distributed.metrics import BlockReport
-from xgray.distributed.nodes import num_fitting
-from xgray.distributed.placement import describe_resources, place_engines, place_scorers
+from xgray.distributed.nodes import engines_use_gpu, num_fitting
+from xgray.distributed.placement import block_size, describe_resources, place_engines, place_scorers
 from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
 from xgray.generate.engine import check_prompts
@@ -53,6 +54,9 @@ from xgray.runs.prompts import PromptFile
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+SAMPLING_CALLS = MAX_OPEN + 1
+"""Blocks that one engine's actor has in flight: those that are sampled, and one that is written or on its way."""
 
 SCORING_CALLS = 4
 """Blocks that one scoring actor has in flight: enough to keep a remote scorer's rate limit used between blocks."""
@@ -141,7 +145,9 @@ def run_pipeline(
     """
     by_name = _by_name(models)
     prompts = PromptFile(settings.run) if settings.generate else None
-    size = (settings.generate or Generate()).execution.batch_size
+    generate = settings.generate or Generate()
+    on_gpu = settings.engine == "vllm" and engines_use_gpu(generate, cluster_capacity().has_gpu)
+    size = block_size(generate, fills_steps=on_gpu)
     missing = _missing(by_name, settings, prompts, size)
     if prompts and settings.generate and settings.engine != "dummy":
         _check_lengths(by_name, missing, prompts, settings.generate)
@@ -301,12 +307,18 @@ def _flow(
         num_engines, wanted["generate"] = place_engines(capacity, settings.generate, settings.score)
         if settings.scorer_gpu is not None:
             wanted["generate"]["num_gpus"] = round(1 - settings.scorer_gpu, 2)
+        num_calls = min(SAMPLING_CALLS, math.ceil(len(new) / num_engines))  # the first engine leaves blocks for others
         sources.append(
             dataset(new).map_batches(
                 GenerateActor,
                 fn_constructor_args=arguments,
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=num_engines, max_tasks_in_flight_per_actor=2),
+                compute=ray.data.ActorPoolStrategy(
+                    size=num_engines,
+                    max_tasks_in_flight_per_actor=num_calls,
+                    max_concurrent_calls_per_actor=num_calls,
+                    enable_true_multi_threading=True,
+                ),
                 **RESTARTS,
                 **wanted["generate"],
             )

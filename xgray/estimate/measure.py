@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xgray.config import BASE, Experiment, Score, Train, Variant
 from xgray.distributed.cluster import cluster_capacity, connect
 from xgray.distributed.nodes import num_fitting
-from xgray.distributed.placement import place_workers
+from xgray.distributed.placement import block_size, place_workers
 from xgray.estimate.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
 from xgray.estimate.work import Work
 from xgray.experiment.driver import run_experiment
@@ -114,7 +114,8 @@ def measure_rates(
 
 def small(experiment: Experiment, work: Work, runs: str) -> Experiment:
     """Return the experiment to measure with: the same sections with less to do."""
-    batch, num_languages = experiment.generate.execution.batch_size, len(experiment.languages)
+    batch = block_size(experiment.generate, fills_steps=False)
+    num_languages = len(experiment.languages)
     per_language = max(1, min(round(batch / num_languages), work.num_prompts // num_languages))
     generate = experiment.generate
     execution = generate.execution.model_copy(update={"batch_size": per_language * num_languages})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xgray.config import Generate
-from xgray.generate.engine import Sample
+from xgray.generate.engine import Sample, Waiting, Weights
 from xgray.mechanism.neurons import Edit
 
 FINISH_REASON = "dummy"
@@ -35,10 +35,17 @@ class DummyEngine:
             for seed in seeds
         ]
 
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
+        return lambda: self.sample(texts, seeds, adapter)
+
     @property
     def facts(self) -> dict[str, Any]:
         """Nothing beyond the section."""
         return {}
+
+    def reload(self, weights: Weights) -> bool:
+        """Return False: a new engine takes no longer."""
+        return False
 
     def edit(self, edit: Edit | None) -> None:
         """Do nothing: there are no neurons."""

@@ -11,7 +11,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -69,6 +69,10 @@ class Sample:
     """``stop`` after an end-of-text token, ``length`` at the most tokens allowed."""
 
 
+Waiting = Callable[[], list[list[Sample]]]
+"""Waits for samples that were begun; it is called once."""
+
+
 class Engine(Protocol):
     """Samples completions of texts."""
 
@@ -85,9 +89,30 @@ class Engine(Protocol):
         """
         ...
 
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
+        """Take texts to be sampled as :meth:`sample` does, and return at once.
+
+        An engine that can do so samples them in the same steps as what was begun before. An error loses all that was
+        begun.
+
+        Returns:
+            A function that waits, and returns what :meth:`sample` returns.
+        """
+        ...
+
     @property
     def facts(self) -> dict[str, Any]:
         """How the engine samples, beyond what the section states, for the manifest."""
+        ...
+
+    def reload(self, weights: Weights) -> bool:
+        """Replace the loaded weights by others of the same shapes, if the engine can do so without a new start.
+
+        Nothing must be begun. Adapters and edits of neurons are in neither.
+
+        Returns:
+            Whether it has. If not, the engine may hold neither weights whole, and has to be closed.
+        """
         ...
 
     def edit(self, edit: Edit | None) -> None:
@@ -111,9 +136,16 @@ def complete(
         adapter: The model's adapter, or None.
         seed: The experiment's seed; each prompt's seed is :func:`~xgray.generate.seeds.prompt_seed`.
     """
+    return begin_completions(engine, prompts, model, adapter, seed)()
+
+
+def begin_completions(
+    engine: Engine, prompts: Sequence[Prompt], model: str, adapter: str | None, seed: int
+) -> Callable[[], list[Completions]]:
+    """Hand the prompts to the engine, and return a function that waits for what :func:`complete` returns."""
     seeds = [prompt_seed(seed, prompt.prompt_id) for prompt in prompts]
-    samples_of_prompts = engine.sample([prompt.text for prompt in prompts], seeds, adapter)
-    return [
+    waiting = engine.begin([prompt.text for prompt in prompts], seeds, adapter)
+    return lambda: [
         Completions(
             prompt_id=prompt.prompt_id,
             language=prompt.language,
@@ -123,7 +155,7 @@ def complete(
             token_counts=[sample.num_tokens for sample in samples],
             finish_reasons=[sample.finish_reason for sample in samples],
         )
-        for prompt, samples in zip(prompts, samples_of_prompts, strict=True)
+        for prompt, samples in zip(prompts, waiting(), strict=True)
     ]
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from xgray.config import Generate
-from xgray.generate.engine import Sample, Weights
+from xgray.generate.engine import Sample, Waiting, Weights
 from xgray.mechanism.neurons import Edit, install
 from xgray.models.complete import check_adapter
 from xgray.models.inference import inference
@@ -72,6 +72,10 @@ class TransformersEngine:
         """Nothing beyond the section."""
         return {}
 
+    def reload(self, weights: Weights) -> bool:
+        """Return False: a new engine takes no longer."""
+        return False
+
     def edit(self, edit: Edit | None) -> None:
         for hook in self._hooks:
             hook.remove()
@@ -88,6 +92,9 @@ class TransformersEngine:
                 return self._sample_texts(texts, seeds)
         self._adapted.set_adapter(_adapter_name(self._weights, adapter))
         return self._sample_texts(texts, seeds)
+
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
+        return lambda: self.sample(texts, seeds, adapter)
 
     def _sample_texts(self, texts: Sequence[str], seeds: Sequence[int]) -> list[list[Sample]]:
         return [self._sample_text(text, seed) for text, seed in zip(texts, seeds, strict=True)]

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xgray.config import Generate
-from xgray.generate.engine import MAX_LORA_RANK, Sample, Weights, adapter_config
+from xgray.generate.engine import MAX_LORA_RANK, Sample, Waiting, Weights, adapter_config
 from xgray.mechanism.neurons import Edit
 from xgray.models.complete import check_adapter
-from xgray.models.load import check_device, check_loadable, context_length, end_tokens, load_skeleton, load_tokenizer
+from xgray.models.load import (
+    check_device,
+    check_loadable,
+    context_length,
+    end_tokens,
+    load_config,
+    load_skeleton,
+    load_tokenizer,
+)
 from xgray.models.source import local_weights
 from xgray.models.vllm import cpu_options, memory_options, prepare_environment
 from xgray.models.vllm_start import EngineFields, naming_causes, start_vllm
+
+log = logging.getLogger(__name__)
 
 FIELDS = EngineFields(
     "model.id",
@@ -22,6 +35,8 @@ FIELDS = EngineFields(
     "lower generate.max_prompt_tokens, share the model out over more GPUs (generate.execution.tensor_parallel), or "
     "take GPUs with more memory",
 )
+NAMES_OF_FILES = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+"""Of a configuration: what does not decide on what is computed. The dtype is the experiment's."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The values that vLLM accepts as the largest rank."""
 
@@ -39,13 +54,12 @@ class VllmEngine:
         prepare_environment(local_weights(weights.path), section.batch_invariant)
         config = _check(weights)  # before vLLM is imported, which takes half a minute
         self._section = section
-        self._edits_neurons = weights.edits_neurons
-        self._prefix = weights.prefix
+        self._weights = weights
         self._adapter_ids = {adapter: index for index, adapter in enumerate(weights.adapters, start=1)}
         self._ends = end_tokens(config, load_tokenizer(*weights.tokenizer_source))
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
-        options = _lora_options(weights) | _edit_options(weights) | cpu_options(length)
+        options = _lora_options(weights) | _worker_options(weights) | cpu_options(length)
         self._llm = start_vllm(
             local_weights(weights.path),
             FIELDS,
@@ -63,6 +77,10 @@ class VllmEngine:
             **memory_options(section.execution.gpu_memory_utilization),
             **options,
         )
+        self._begun: set[str] = set()
+        """The numbers of requests that no one has waited for yet."""
+        self._finished: dict[str, Any] = {}
+        """The outputs of those among them that are finished."""
         self._max_num_seqs = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     @property
@@ -71,13 +89,28 @@ class VllmEngine:
         is_invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
         return {"max_num_seqs": self._max_num_seqs, "batch_invariant": is_invariant}
 
+    def reload(self, weights: Weights) -> bool:
+        if not _is_interchangeable(self._weights, weights):
+            return False
+        config = _check(weights)
+        try:
+            self._llm.collective_rpc("replace_weights", args=(local_weights(weights.path),))
+        except Exception as error:
+            log.warning("vLLM does not take the weights of %s in place: %s", weights.path, error)
+            return False
+        self._weights, self._ends = weights, end_tokens(config, load_tokenizer(*weights.tokenizer_source))
+        return bool(self._llm.reset_prefix_cache())
+
     def edit(self, edit: Edit | None) -> None:
-        if edit is None and not self._edits_neurons:
+        if edit is None and not self._weights.edits_neurons:
             return
         arguments = (edit.neurons, edit.offset, edit.multiplier) if edit else ((), 0.0, 1.0)
         self._llm.collective_rpc("edit_neurons", args=arguments)
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> list[list[Sample]]:
+        return self.begin(texts, seeds, adapter)()
+
+    def begin(self, texts: Sequence[str], seeds: Sequence[int], adapter: str | None) -> Waiting:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -101,18 +134,72 @@ class VllmEngine:
         if adapter is not None:
             adapter_id = self._adapter_ids[adapter]
             request = LoRARequest(f"adapter-{adapter_id}", adapter_id, local_weights(adapter))
-        texts = [self._prefix + text for text in texts]
-        with naming_causes():
-            outputs = self._llm.generate(texts, parameters, use_tqdm=False, lora_request=request)
+        texts = [self._weights.prefix + text for text in texts]
+        with self._losing_all():
+            ids = self._llm.enqueue(texts, parameters, use_tqdm=False, lora_request=request)
+        # vLLM returns each request's number with letters after it, and puts the number on the output.
+        numbers = [request_id.partition("-")[0] for request_id in ids]
+        self._begun.update(numbers)
+        return lambda: self._wait(numbers)
+
+    def _wait(self, numbers: Sequence[str]) -> list[list[Sample]]:
+        """Step until these requests are finished; other requests that were begun are sampled in the same steps."""
+        with self._losing_all():
+            while not self._finished.keys() >= set(numbers):
+                if not self._llm.llm_engine.has_unfinished_requests():
+                    raise RuntimeError("vLLM has lost requests")
+                outputs = self._llm.llm_engine.step()
+                self._finished |= {output.request_id: output.outputs for output in outputs if output.finished}
+        self._begun.difference_update(numbers)
         samples_of_texts = [
-            [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in output.outputs]
-            for output in outputs
+            [Sample(sample.text, len(sample.token_ids), str(sample.finish_reason)) for sample in samples]
+            for samples in map(self._finished.pop, numbers)
         ]
-        return [samples * section.k for samples in samples_of_texts] if is_greedy else samples_of_texts
+        is_greedy = self._section.temperature == 0
+        return [samples * self._section.k for samples in samples_of_texts] if is_greedy else samples_of_texts
+
+    @contextlib.contextmanager
+    def _losing_all(self) -> Iterator[None]:
+        """Give up all that was begun if vLLM fails, so that none of it is sampled along with what comes next."""
+        try:
+            with naming_causes():
+                yield
+        except Exception:
+            with contextlib.suppress(Exception):  # a process that has ended takes no message
+                self._llm.llm_engine.abort_request(list(self._begun))
+            self._begun.clear()
+            self._finished.clear()
+            raise
 
     def close(self) -> None:
         # vLLM keeps what it loads in this process from the garbage collector (gc.freeze) until it is shut down.
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _is_interchangeable(loaded: Weights, weights: Weights) -> bool:
+    """Return whether an engine with the one weights may take the others in place: only their values differ."""
+    for each in (loaded, weights):
+        # vLLM reads weights anew from a folder only. What is added to the model for adapters and edits would stay.
+        if each.adapters or each.edits_neurons or not Path(local_weights(each.path)).is_dir():
+            return False
+    if replace(loaded, path=weights.path, revision=weights.revision, tokenizer=weights.tokenizer) != weights:
+        return False
+    config, other_config = (_architecture(each) for each in (loaded, weights))
+    tokenizer, other_tokenizer = (_tokenizer(each) for each in (loaded, weights))
+    is_quantized = "quantization_config" in config
+    return config == other_config and not is_quantized and tokenizer is not None and tokenizer == other_tokenizer
+
+
+def _architecture(weights: Weights) -> dict[str, Any]:
+    """Return the model's configuration without what names its files."""
+    stated: dict[str, Any] = load_config(weights.path, weights.revision).to_dict()
+    return {name: value for name, value in stated.items() if name not in NAMES_OF_FILES}
+
+
+def _tokenizer(weights: Weights) -> str | None:
+    """Return all that the model's tokenizer does, as one text; None where it is not one of the library tokenizers."""
+    backend = getattr(load_tokenizer(*weights.tokenizer_source), "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else None
 
 
 def _check(weights: Weights) -> Any:
@@ -126,9 +213,9 @@ def _check(weights: Weights) -> Any:
     return config
 
 
-def _edit_options(weights: Weights) -> dict[str, Any]:
+def _worker_options(weights: Weights) -> dict[str, Any]:
     if not weights.edits_neurons:
-        return {}
+        return {"worker_extension_cls": "xgray.generate.vllm_reload.ReloadsWeights"}
     # Compiled graphs run no hooks.
     return {"worker_extension_cls": "xgray.generate.vllm_edit.EditsNeurons", "enforce_eager": True}
 

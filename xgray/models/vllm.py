@@ -2,12 +2,10 @@
 
 Reproducibility. On a CPU a text does not depend on the prompts that are computed in the same step. On CUDA it may:
 vLLM's kernels add in another order when a step holds more or other sequences, and a text changes where two tokens are
-nearly equally likely. A block of prompts is always sampled in one call, after every restart and with any number of
-engines, unless ``generate.execution.batch_size`` changed in between, or the engine failed on the block, after which its
-prompts are sampled one by one. But which sequences share a step depends on vLLM's timing and on the GPU's memory, and
-what an earlier block left in the prefix cache is not computed again. So on CUDA the same random numbers are promised,
-and not the same texts. ``generate.batch_invariant`` turns vLLM's remedy on: it is slower, needs compute capability 8.0,
-and has not been tried with xgray.
+nearly equally likely. Which sequences share a step depends on the block of prompts that is sampled beside this one, on
+vLLM's timing and on the GPU's memory, and what an earlier block left in the prefix cache is not computed again. So on
+CUDA the same random numbers are promised, and not the same texts. ``generate.batch_invariant`` turns vLLM's remedy on:
+it is slower, needs compute capability 8.0, and has not been tried with xgray.
 """
 
 from __future__ import annotations
