@@ -11,7 +11,14 @@ from xgray.config.file import load_experiment
 from xgray.distributed.autoscaler import kuberay_limit, limit_of
 from xgray.distributed.gpu_sharing import GIB, GpuParts, lacks_gpus, share_memory
 from xgray.distributed.nodes import UNBOUNDED, ClusterCapacity, cores_each, num_fitting, share_gpus
-from xgray.distributed.placement import place_engines, place_scorers, place_training, place_trainings, place_workers
+from xgray.distributed.placement import (
+    block_size,
+    place_engines,
+    place_scorers,
+    place_training,
+    place_trainings,
+    place_workers,
+)
 from xgray.distributed.train import fitted
 from xgray.errors import InputError
 
@@ -75,6 +82,21 @@ def test_engines_and_scorers_share_the_gpus(gpus, tensor_parallel, num_engines, 
     assert (share.engines, share.scorers) == expected
     assert share_gpus(nodes((16, 2)), None, score(3)).scorers == 2
     assert share_gpus(nodes((16, 2)), engine, score(1, "embedding")).scorers == 0
+
+
+@pytest.mark.parametrize(
+    ("k", "execution", "fills_steps", "expected"),
+    [
+        (4, {}, False, 64),
+        (4, {}, True, 256),
+        (25, {}, True, 64),
+        (3, {"max_num_seqs": 256}, True, 86),
+        (4, {"batch_size": 8}, True, 8),
+    ],
+)
+def test_the_completions_of_a_block_fill_a_step_of_vllm_on_a_gpu(k, execution, fills_steps, expected):
+    generate = Generate.model_validate({"k": k, "execution": execution})
+    assert block_size(generate, fills_steps) == expected
 
 
 def test_fewer_gpus_than_scorers_are_logged(caplog):
