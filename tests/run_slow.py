@@ -4,6 +4,11 @@ Slow tests load engines, trainers and clusters into their process, and these bri
 OpenMP runtimes that stay until the process ends. One process for each file keeps them apart. When a process dies, the
 test that it was running is named and counts as failed, and the file's other tests run in a new process.
 
+The processes are forks of this one, which imports the libraries first: every file would take ten seconds of a core for
+the same imports. Nothing is computed here, since threads do not survive a fork.
+
+When the processor is idle for long, because the files under way wait for servers, one file more runs beside them.
+
 Output and traces go to ``build/slow-tests/``, a log for each file. The last line counts the outcomes, and the exit code
 is 1 if a test failed.
 """
@@ -12,17 +17,21 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+
+from xgray.models.gguf import quiet_deepspeed
 
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "build" / "slow-tests"
@@ -34,22 +43,36 @@ FILE_SECONDS = 1500
 """After this long a process is taken to hang, and is killed."""
 LONGEST = (
     "distributed/test_train",
-    "distributed/test_pipeline",
-    "experiment/test_trainings_side_by_side",
-    "experiment/test_end_to_end",
-    "distributed/test_vllm_processes",
-    "distributed/test_nodes",
-    "cli/test_plan_command",
-    "distributed/test_serve",
-    "distributed/test_submit",
-    "cli/test_scorer_train",
-    "experiment/test_probe_vectors",
     "test_docs",
+    "distributed/test_pipeline",
+    "distributed/test_serve",
+    "cli/test_scorer_train",
+    "experiment/test_end_to_end",
+    "cli/test_plan_command",
+    "distributed/test_nodes",
+    "experiment/test_trainings_side_by_side",
+    "distributed/test_submit",
+    "experiment/test_probe_vectors",
+    "experiment/test_driver",
     "distributed/test_fluency",
     "distributed/test_workers",
 )
 """The files that take longest, in the order in which they begin: one that began last would end alone. The two that
 train with two workers at once are far apart, since side by side they would wait for each other's cores."""
+LIBRARIES = (
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "trl.trainer.dpo_trainer",
+    "ray.data",
+    "ray.train.torch",
+)
+"""What most slow tests import, and the processes share."""
+LOOK_SECONDS = 15.0
+"""How often the load of the processor is looked at."""
+IDLE_PERCENT = 70.0
+"""Below this load over that time there is room for one file more, if there are ``FILE_BYTES`` of memory."""
+FILE_BYTES = 8 * 2**30
+"""The memory that a file may take."""
 NUM_SLOWEST = 25
 LOG_TAIL = 12_000
 """Characters of a log that are printed when a test of its file failed."""
@@ -76,8 +99,7 @@ class FileResult:
 
 def default_jobs() -> int:
     """Return how many files run side by side: one for each core and 8 GiB of memory, at most four."""
-    gibibytes = psutil.virtual_memory().total / 2**30
-    return max(1, min(os.cpu_count() or 1, round(gibibytes / 8), 4))
+    return max(1, min(os.cpu_count() or 1, round(psutil.virtual_memory().total / FILE_BYTES), 4))
 
 
 def slow_files() -> list[str]:
@@ -88,40 +110,98 @@ def slow_files() -> list[str]:
     return sorted(names, key=lambda name: rank.get(name, len(rank)))
 
 
-def run_file(path: str) -> FileResult:
-    """Run the slow tests of a file, again without those that are done as long as their process dies."""
-    result = FileResult(path)
-    log = LOGS / result.log_name
-    events = log.with_suffix(".events")
-    log.write_text("")
-    began = time.monotonic()
-    while True:
-        events.write_text("")
-        code = _run_process(path, list(result.outcomes), log, events)
-        running = _read_events(events, result)
+@dataclass
+class Running:
+    """A process that runs the tests of a file."""
+
+    result: FileResult
+    log: Path
+    began: float
+    pid: int = 0
+
+    @property
+    def events(self) -> Path:
+        return self.log.with_suffix(".events")
+
+    def start(self) -> None:
+        """Run the tests of the file that are not done, in a fork of this process."""
+        self.events.write_text("")
+        self.deadline = time.monotonic() + FILE_SECONDS
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            sys.exit(self._run_tests())
+
+    def _run_tests(self) -> int:
+        with self.log.open("a") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        os.environ[EVENTS] = str(self.events)
+        arguments = ["-m", "slow", self.result.path, "-p", "tests.run_slow", "--durations=0"]
+        arguments += ["-o", f"faulthandler_timeout={TRACE_SECONDS}"]
+        arguments += [f"--deselect={test}" for test in self.result.outcomes]
+        sys.argv = ["pytest", *arguments]
+        return pytest.main(arguments)
+
+    def ended(self, status: int) -> bool:
+        """Take the outcomes of a process that ended; return False if it died, and the other tests have to run yet."""
+        code = os.waitstatus_to_exitcode(status)
+        running = _read_events(self.events, self.result)
         if running is not None:  # the process died, or was killed because it hung
-            result.outcomes[running] = "failed"
-            with log.open("a") as stream:
+            self.result.outcomes[running] = "failed"
+            with self.log.open("a") as stream:
                 stream.write(f"\nThe process ended with {code} while it ran {running}.\n")
         elif code not in (0, 1, 5):  # 5: no tests are left
-            result.outcomes[f"{path} ended with {code}"] = "failed"
-        if running is None or code == pytest.ExitCode.INTERRUPTED:
-            break
-    result.total_seconds = time.monotonic() - began
-    return result
+            self.result.outcomes[f"{self.result.path} ended with {code}"] = "failed"
+        self.result.total_seconds = time.monotonic() - self.began
+        return running is None or code == pytest.ExitCode.INTERRUPTED
 
 
-def _run_process(path: str, done: list[str], log: Path, events: Path) -> int:
-    command = [sys.executable, "-m", "pytest", "-m", "slow", path, "-p", "tests.run_slow", "--durations=0"]
-    command += ["-o", f"faulthandler_timeout={TRACE_SECONDS}", *(f"--deselect={test}" for test in done)]
-    environment = {**os.environ, EVENTS: str(events), "PYTHONUNBUFFERED": "1"}
-    with log.open("a") as stream:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        try:
-            return process.wait(FILE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+def run_files(paths: list[str], num_jobs: int) -> Iterator[FileResult]:
+    """Run the slow tests of the files, ``num_jobs`` side by side and one more at idle times; yield each as it ends.
+
+    The files begin in the given order, except that the one more is the last of those that have not begun.
+    """
+    waiting, running = deque(paths), dict[int, Running]()
+    psutil.cpu_percent()
+    next_look = time.monotonic() + LOOK_SECONDS
+
+    def begin(path: str) -> None:
+        result = FileResult(path)
+        process = Running(result, LOGS / result.log_name, time.monotonic())
+        process.log.write_text("")
+        process.start()
+        running[process.pid] = process
+
+    while waiting or running:
+        while waiting and len(running) < num_jobs:
+            begin(waiting.popleft())
+        if time.monotonic() > next_look:
+            is_idle = psutil.cpu_percent() < IDLE_PERCENT and psutil.virtual_memory().available > FILE_BYTES
+            if waiting and len(running) == num_jobs and is_idle:
+                begin(waiting.pop())
+            next_look = time.monotonic() + LOOK_SECONDS
+        time.sleep(0.1)
+        for pid, process in list(running.items()):
+            if time.monotonic() > process.deadline:
+                os.kill(pid, signal.SIGKILL)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            del running[pid]
+            if process.ended(status):
+                yield process.result
+            else:
+                process.start()
+                running[process.pid] = process
+
+
+def load_libraries() -> None:
+    """Import the libraries of the tests, with the environment that the tests set."""
+    importlib.import_module("tests.conftest")
+    quiet_deepspeed()
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 def _read_events(path: Path, result: FileResult) -> str | None:
@@ -178,16 +258,13 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="test files; by default all that have slow tests")
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
+    load_libraries()
     results = []
-    pool = ThreadPoolExecutor(arguments.jobs)
-    try:
-        for future in as_completed([pool.submit(run_file, path) for path in arguments.files or slow_files()]):
-            results.append(result := future.result())
-            print(f"{result.total_seconds:6.0f} s  {result.path}: {_counts([result])}", flush=True)
-            if result.num("failed"):
-                print((LOGS / result.log_name).read_text()[-LOG_TAIL:], flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for result in run_files(arguments.files or slow_files(), arguments.jobs):
+        results.append(result)
+        print(f"{result.total_seconds:6.0f} s  {result.path}: {_counts([result])}", flush=True)
+        if result.num("failed"):
+            print((LOGS / result.log_name).read_text()[-LOG_TAIL:], flush=True)
     _print_slowest(results)
     for result in results:
         for test, outcome in result.outcomes.items():
