@@ -35,7 +35,7 @@ FIELDS = EngineFields(
     "lower generate.max_prompt_tokens, share the model out over more GPUs (generate.execution.tensor_parallel), or "
     "take GPUs with more memory",
 )
-RELOADED = frozenset({"LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"})
+RELOADED = frozenset({"LlamaForCausalLM", "GPT2LMHeadModel"})
 """Architectures whose texts were found to be those of a new engine after their weights were replaced in place: what an
 architecture derives from its weights, vLLM may leave as it was."""
 NAMES_OF_FILES = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
