@@ -35,6 +35,9 @@ FIELDS = EngineFields(
     "lower generate.max_prompt_tokens, share the model out over more GPUs (generate.execution.tensor_parallel), or "
     "take GPUs with more memory",
 )
+RELOADED = frozenset({"LlamaForCausalLM", "GPT2LMHeadModel"})
+"""Architectures whose texts were found to be those of a new engine after their weights were replaced in place: what an
+architecture derives from its weights, vLLM may leave as it was."""
 NAMES_OF_FILES = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
 """Of a configuration: what does not decide on what is computed. The dtype is the experiment's."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
@@ -186,8 +189,8 @@ def _is_interchangeable(loaded: Weights, weights: Weights) -> bool:
         return False
     config, other_config = (_architecture(each) for each in (loaded, weights))
     tokenizer, other_tokenizer = (_tokenizer(each) for each in (loaded, weights))
-    is_quantized = "quantization_config" in config
-    return config == other_config and not is_quantized and tokenizer is not None and tokenizer == other_tokenizer
+    is_known = (config["architectures"] or [""])[0] in RELOADED and "quantization_config" not in config
+    return is_known and config == other_config and tokenizer is not None and tokenizer == other_tokenizer
 
 
 def _architecture(weights: Weights) -> dict[str, Any]:
