@@ -5,7 +5,8 @@
 Each file of ``jobs/`` is run by ``xgray run`` in a process of its own, with a local Ray, TRL, vLLM and the embedded
 scorer. Options make it small, as a user would: a tiny model with a tokenizer of the kind that the real one has, the
 embedded data in six languages, few steps and completions, and LoRA in place of QLoRA, which needs CUDA and is refused
-without it before a stage begins (shown with one job). All else is as the file says: what is tuned and how, the precisions, the stages.
+without it before a stage begins (shown with one job). All else is as the file says: what is tuned and how, the
+precisions, the stages.
 
 A row for each stage says how long it took, how many rows it has, and what was checked. The exit code is 1 if a check
 failed. The logs are in the folder. Nothing is downloaded.
@@ -69,11 +70,11 @@ JOBS = {
     "mgpt": Job(
         "gpt2",
         "bytes",
-        # As many layers and neurons as mGPT has: the file lists neurons of it.
-        {"n_embd": 64, "n_inner": 8192, "n_layer": 24, "n_head": 2, "n_positions": 512},
+        {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512},
         (
             *("--variants", json.dumps([{"name": f"dpo-seed{seed}", "train": {"seed": seed}} for seed in range(2)])),
             *("--probe.data", "embedded", "--probe.epochs", "2", "--vectors.limit", "2"),
+            *("--vectors.given", "[[0, 1], [1, 5]]"),  # the file lists neurons of mGPT
         ),
     ),
     "bloom-1b7": Job("bloom", "bytes", {"hidden_size": 64, "n_layer": 2, "n_head": 2}),
