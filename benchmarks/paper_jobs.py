@@ -250,9 +250,9 @@ class Checks:
         return f"mean {metrics['average']['mean']['value']:.3g}" + (", with its change" if change else "")
 
     def intervene(self, model: str, manifest: dict[str, Any]) -> str:
-        models = self.metrics("intervene")["models"]
-        check(len(models) == 6, f"settings: {' '.join(models)}")
-        return f"settings {' '.join(models)}"
+        settings = self.metrics("intervene")["settings"]
+        check(len(settings) == 6, f"settings: {' '.join(settings)}")
+        return f"settings {' '.join(settings)}"
 
     def retrieve(self, model: str, manifest: dict[str, Any]) -> str:
         metrics = self.metrics("retrieve")
