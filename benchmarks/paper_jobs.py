@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -261,7 +262,7 @@ class Checks:
 
     def transfer(self, model: str, manifest: dict[str, Any]) -> str:
         variants = self.metrics("transfer")["variants"]
-        return "; ".join(variant["statement"] for variant in variants.values())
+        return "; ".join(textwrap.shorten(variant["statement"], 90) for variant in variants.values())
 
     def capability(self, model: str, manifest: dict[str, Any]) -> str:
         tasks = self.metrics(f"capability/{model}")["tasks"]
