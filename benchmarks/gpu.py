@@ -73,7 +73,7 @@ def xgray(setting: Setting, name: str, *options: object) -> subprocess.Popen[byt
     arguments += ["--generate.execution.engine", engine, "--score.scorer", *scorer, *options]
     with (setting.folder / f"{name}.log").open("ab") as log:
         command = [sys.executable, "-m", "xgray.cli.main", "run", *map(str, arguments)]
-        patient = {"RAY_raylet_start_wait_time_s": "300"} if setting.on_cpu else {}  # a machine with other work
+        patient = {"RAY_raylet_start_wait_time_s": "60"} if setting.on_cpu else {}  # a machine with other work
         return subprocess.Popen(command, env=os.environ | patient, stdout=log, stderr=log, start_new_session=True)
 
 

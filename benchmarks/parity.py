@@ -151,8 +151,8 @@ def released_difference_from_lens(kind: str, lens: Any, model: Any) -> float:
     transformer_lens reads each text itself, and the whole prefix runs through the model for every token, past its end.
     The tokenizers of Llama and Gemma put a beginning before a text.
     """
-    tokenizer = make_tokenizer(begins=kind in ("llama", "gemma"))
-    tokenizer.bos_token = tokenizer.pad_token = "<end>"  # the script pads with the end of text
+    tokenizer = make_tokenizer("<end>", begins=kind in ("llama", "gemma"))
+    tokenizer.pad_token = "<end>"  # the script pads with the end of text
     lens.tokenizer, lens.cfg.tokenizer_prepends_bos = tokenizer, kind in ("llama", "gemma")
     expected = []
     for text in TEXTS:

@@ -2,14 +2,18 @@
 
 import os
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from xgray.distributed import cluster
 from xgray.distributed.local_ray import keep_token_private, private_folder, settings
-from xgray.errors import InputError
+from xgray.errors import InputError, StageError
 
 NICENESS = "RAY_worker_niceness"
 
@@ -74,3 +78,25 @@ def test_an_address_without_a_cluster_is_refused_soon(address, reason, monkeypat
         pass
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 10
+
+
+def test_a_ray_that_does_not_start_in_time_is_started_again_and_leaves_no_process(monkeypatch, tmp_path, caplog):
+    """Ray waits half a minute for a raylet that has died, so its failure is raised here, with a process left."""
+    started = []
+
+    def fail(**options):
+        command = [sys.executable, "-c", "import time; time.sleep(60)", f"--session-dir={options['_temp_dir']}"]
+        started.append(subprocess.Popen(command))
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray, "init", fail)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(StageError, match="did not start in time, 3 times over"), cluster.connect():
+        pass
+    assert len(started) == 3
+    assert not any(psutil.pid_exists(process.pid) for process in started)
+    assert caplog.text.count("it is started again") == 2
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()

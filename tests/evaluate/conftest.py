@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -13,17 +13,9 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
-CORPUS = [
-    "the old cat sat on the mat",
-    "you are an idiot",
-    "der alte Mann ist dumm",
-    "여기에 고양이가 있다",
-    "नमस्ते दुनिया",
-]
+from benchmarks.reference.tiny_models import CORPUS, make_marked_tokenizer, make_t5, make_t5_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -41,32 +33,12 @@ def byte_tokenizer():
 
 @pytest.fixture(scope="session")
 def marked_tokenizer():
-    """A BPE tokenizer with byte fallback that puts a word mark before any text, like that of Llama 2."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
-    for letter in ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁c", "▁ca", "▁cat", "at"]:
-        vocabulary[letter] = len(vocabulary)
-    merges = [("▁", "c"), ("▁c", "a"), ("▁ca", "t"), ("a", "t")]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
-    )
+    return make_marked_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def t5_tokenizer():
-    """A unigram tokenizer with word marks that appends an end-of-text token, like that of mT5."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    return make_t5_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -92,16 +64,4 @@ def causal_models():
 
 @pytest.fixture(scope="session")
 def t5_model():
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=90,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-    )
-    return T5ForConditionalGeneration(config).eval()
+    return make_t5()

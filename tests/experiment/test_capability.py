@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.reference.harness_task import GOLD, QUESTIONS, write_task
 from tests.processes import finish, start_python
 from xgray.config import Experiment
 from xgray.errors import InputError
@@ -15,31 +16,6 @@ from xgray.evaluate.harness import find_tasks, load_harness_model, load_task, ru
 from xgray.experiment.driver import run_experiment
 from xgray.experiment.plan import make_plan
 from xgray.models.load import load_causal_lm, load_tokenizer
-
-QUESTIONS = [
-    ("The colour of a ripe banana is", ["yellow", "dark blue", "black"]),
-    ("A dog is a kind of", ["small stone", "animal", "river"]),
-    ("The sun rises in the", ["kitchen", "west", "east"]),
-    ("Water freezes into", ["ice", "sand", "a golden ring"]),
-    ("Bread is made of", ["iron", "flour", "glass"]),
-]
-GOLD = [0, 1, 2, 0, 1]
-
-
-def write_task(folder, name="facts", **fields):
-    lines = [
-        json.dumps({"question": question, "choices": choices, "gold": gold})
-        for (question, choices), gold in zip(QUESTIONS, GOLD, strict=True)
-    ]
-    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
-    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
-    task = {
-        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "facts.jsonl"}},
-        "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "question", "doc_to_choice": "choices",
-        "doc_to_target": "gold", "metric_list": metrics, "metadata": {"version": 3},
-    }  # fmt: skip
-    (folder / f"{name}.yaml").write_text(json.dumps(task | fields))
-    return str(folder / f"{name}.yaml")
 
 
 def experiment(folder, model, variants, tasks, **section):

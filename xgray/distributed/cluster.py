@@ -25,6 +25,7 @@ from xgray.distributed.autoscaler import configured_limit, reported_limit
 from xgray.distributed.job_environment import job_variables
 from xgray.distributed.keys import KEYS, is_secret, keys_for_workers
 from xgray.distributed.local_ray import (
+    end_failed_start,
     guarded,
     keep_token_private,
     on_loopback,
@@ -36,6 +37,8 @@ from xgray.distributed.nodes import ClusterCapacity, Nodes
 from xgray.errors import InputError, StageError
 from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
+
+log = logging.getLogger(__name__)
 
 PASSED_ON = (
     *("XGRAY_", "HF_", "TQDM_", "VLLM_", "WANDB_", "TRACKIO_"),
@@ -57,6 +60,8 @@ ADDRESS_HINT = (
     "Name the cluster's head, --address HOST:6379, or auto for the cluster on this machine. Without an address a local "
     "Ray is started"
 )
+NUM_STARTS = 3
+"""How often a local Ray is started before it is given up: its raylet ends if an agent is not up within 15 seconds."""
 ANSWER_SECONDS = 10.0
 """How long to wait for something that listens at a cluster's address."""
 
@@ -69,6 +74,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 
     Raises:
         InputError: no cluster answers at the address, or it refuses the token.
+        StageError: a local Ray does not start.
     """
     if ray.is_initialized():
         yield
@@ -87,8 +93,7 @@ def connect(address: str | None = None) -> Iterator[None]:
     try:
         if not target:
             of_local_ray.enter_context(settings())
-        with contextlib.nullcontext() if target else _interrupts_deferred():
-            _init(target, variables)
+        _init(target, variables)
         _nodes_at_start.update(_alive_nodes())
         if target:
             _configured_limit.update(configured_limit())
@@ -139,23 +144,28 @@ def _init(target: str | None, variables: dict[str, str]) -> None:
 
 def _start_local() -> None:
     keep_token_private()
-    try:
-        with on_loopback():
-            ray.init(
-                address="local",
-                num_gpus=_local_gpus(),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _temp_dir=private_folder(),
-            )
-    except Exception as error:
-        if "during startup" not in str(error):  # Ray raises no class of its own
-            raise
-        raise StageError(
-            "Ray did not start in time, which happens where other programs keep the machine busy. Run the same command "
-            "again when it has less to do"
-        ) from error
+    for remaining in reversed(range(NUM_STARTS)):
+        try:
+            with _interrupts_deferred(), on_loopback():
+                ray.init(
+                    address="local",
+                    num_gpus=_local_gpus(),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=private_folder(),
+                )
+            return
+        except Exception as error:
+            if "during startup" not in str(error):  # Ray raises no class of its own
+                raise
+            end_failed_start()
+            if not remaining:
+                raise StageError(
+                    f"Ray did not start in time, {NUM_STARTS} times over, which happens where other programs keep the "
+                    "machine busy. Run the same command again when it has less to do"
+                ) from error
+            log.warning("Ray did not start in time, as other programs keep the machine busy; it is started again")
 
 
 def _check_answers(target: str) -> None:

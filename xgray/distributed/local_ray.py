@@ -173,6 +173,18 @@ def was_abandoned() -> bool:
     return _abandoned is not None and _abandoned.is_alive()
 
 
+def end_failed_start() -> None:
+    """Kill the processes that a Ray which did not start has left below this one, and wait for their end."""
+    left = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if private_folder() in command or command.startswith("ray::"):
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=ABANDON_SECONDS)
+
+
 def _start_reaper() -> subprocess.Popen[bytes]:
     processes = [process for process in psutil.Process().children(recursive=True) if "Agent" in process.name()]
     found = []
