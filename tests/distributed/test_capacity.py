@@ -10,9 +10,8 @@ from xgray.config import Generate, Score, Train, TrainExecution
 from xgray.config.file import load_experiment
 from xgray.distributed.autoscaler import kuberay_limit, limit_of
 from xgray.distributed.gpu_sharing import GIB, GpuParts, lacks_gpus, share_memory
-from xgray.distributed.nodes import UNBOUNDED, ClusterCapacity, cores_each, num_fitting, share_gpus
+from xgray.distributed.nodes import UNBOUNDED, ClusterCapacity, block_size, cores_each, num_fitting, share_gpus
 from xgray.distributed.placement import (
-    block_size,
     place_engines,
     place_scorers,
     place_training,

@@ -5,6 +5,7 @@ This is arithmetic alone: nothing here asks a cluster. Placement and the estimat
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ SCORER_GIB = 3.0
 """What a scorer takes beside its weights: the CUDA context, and the activations of a batch."""
 ENGINE_GIB = 4.0
 """What an engine must have beside its weights: the CUDA context, a step's activations, and a cache of some use."""
+LEAST_PROMPTS = 64
+"""In a block whose size the file does not say."""
+MAX_NUM_SEQS = 1024
+"""The most completions that vLLM samples in one step on a large GPU, where the file does not say; 256 on others."""
 UNBOUNDED = sys.maxsize
 """The number of nodes of a shape of which an autoscaler may start any number."""
 
@@ -268,3 +273,14 @@ def _num_on_cores(spare: Nodes, score: Score) -> int:
     fewest, most = (min(threads, most_cores(spare)) for threads in SCORER_THREADS)
     threads = max(range(fewest, most + 1), key=lambda each: (each * num_fitting(spare, each), each))
     return num_fitting(spare, threads)
+
+
+def block_size(generate: Generate, fills_steps: bool) -> int:
+    """Return how many prompts a block has.
+
+    Args:
+        generate: the section of the experiment file, which may say it.
+        fills_steps: whether the completions of a block should fill a step of vLLM on a GPU.
+    """
+    num_filling = math.ceil((generate.execution.max_num_seqs or MAX_NUM_SEQS) / generate.k)
+    return generate.execution.batch_size or max(LEAST_PROMPTS, num_filling if fills_steps else 0)

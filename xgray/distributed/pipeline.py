@@ -40,8 +40,8 @@ from xgray.distributed.failures import worker_died
 from xgray.distributed.generate_actor import MAX_OPEN, GenerateActor
 from xgray.distributed.gpu_sharing import gpu_passes
 from xgray.distributed.metrics import BlockReport
-from xgray.distributed.nodes import engines_use_gpu, num_fitting
-from xgray.distributed.placement import block_size, describe_resources, place_engines, place_scorers
+from xgray.distributed.nodes import block_size, engines_use_gpu, num_fitting
+from xgray.distributed.placement import describe_resources, place_engines, place_scorers
 from xgray.distributed.waiting import log_waiting
 from xgray.errors import StageError
 from xgray.generate.engine import check_prompts

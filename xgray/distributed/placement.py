@@ -28,12 +28,6 @@ from xgray.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LEAST_PROMPTS = 64
-"""In a block whose size the file does not say."""
-
-MAX_NUM_SEQS = 1024
-"""The most completions that vLLM samples in one step on a large GPU, where the file does not say; 256 on others."""
-
 
 def describe_resources(cpus: int, gpus: float = 0) -> str:
     """Return the resources in words: ``2 CPUs and 1 GPU``."""
@@ -187,17 +181,6 @@ def place_engines(capacity: ClusterCapacity, generate: Generate, score: Score | 
         options["runtime_env"] = thread_environment(engine.threads)
     _warn_if_waiting(engine.number, num_fitting(capacity.alive, engine.cpus, engine.gpus), f"engines of {resources}")
     return engine.number, options
-
-
-def block_size(generate: Generate, fills_steps: bool) -> int:
-    """Return how many prompts a block has.
-
-    Args:
-        generate: the section of the experiment file, which may say it.
-        fills_steps: whether the completions of a block should fill a step of vLLM on a GPU.
-    """
-    num_filling = math.ceil((generate.execution.max_num_seqs or MAX_NUM_SEQS) / generate.k)
-    return generate.execution.batch_size or max(LEAST_PROMPTS, num_filling if fills_steps else 0)
 
 
 _warned: set[str] = set()

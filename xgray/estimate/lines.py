@@ -13,6 +13,7 @@ from xgray.distributed.nodes import (
     ClusterCapacity,
     ScorerPlacement,
     Share,
+    block_size,
     engine_placement,
     engines_use_gpu,
     most_cores,
@@ -150,10 +151,8 @@ def _share(experiment: Experiment, work: Work, rates: Rates) -> Share:
 def scorers(experiment: Experiment, work: Work, rates: Rates) -> ScorerPlacement:
     """Return on what scorers run, as placement starts them."""
     generate = experiment.generate if _is_generating(work) else None
-    blocks = sum(
-        math.ceil((work.num_prompts - model.num_scored) / experiment.generate.execution.batch_size)
-        for model in work.models.values()
-    )
+    size = block_size(experiment.generate, fills_steps=_on_gpus(experiment, rates))
+    blocks = sum(math.ceil((work.num_prompts - model.num_scored) / size) for model in work.models.values())
     return scorer_placement(_capacity(experiment, rates), experiment.score, generate, blocks)
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import BASE, Experiment, Score, Train, Variant
 from xgray.distributed.cluster import cluster_capacity, connect
-from xgray.distributed.nodes import num_fitting
-from xgray.distributed.placement import block_size, place_workers
+from xgray.distributed.nodes import block_size, num_fitting
+from xgray.distributed.placement import place_workers
 from xgray.estimate.rates import FluencyRates, GenerateRates, MetricsRates, Rates, ReportRates, ScoreRates, TrainRates
 from xgray.estimate.work import Work
 from xgray.experiment.driver import run_experiment

@@ -20,11 +20,11 @@ import numpy as np
 
 from xgray.config import Guard, Model, Score
 from xgray.errors import InputError
+from xgray.models.batches import by_tokens
 from xgray.models.load import context_length, device_name, load_config, load_guard, load_tokenizer
 from xgray.models.revisions import pin_revision
 from xgray.models.source import model_fingerprint, resolve
 from xgray.rows import ATTRIBUTES, EMPTY_TEXT
-from xgray.score.classifier import batches
 from xgray.score.guard_prompt import PLACEHOLDER, GuardPrompt
 from xgray.score.scorer import Scored, declared_languages, known_attributes
 from xgray.storage.fingerprint import fingerprint
@@ -212,7 +212,7 @@ class TransformersEngine:
         for shares in (True, False):
             indices = [index for index, value in enumerate(is_shared) if value == shares]
             rest = [sequences[index][num_shared if shares else 0 :] for index in indices]
-            for batch in batches([len(ids) for ids in rest], self._batch_tokens):
+            for batch in by_tokens([len(ids) for ids in rest], self._batch_tokens):
                 rows = [indices[position] for position in batch]
                 logits[rows] = self._batch_logits([rest[position] for position in batch], shares)
         return logits
