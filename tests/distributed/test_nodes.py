@@ -95,7 +95,7 @@ def test_rows_are_the_same_when_a_node_vanishes_and_others_join(cluster, tmp_pat
                 cluster.add(1)
 
     # Ten blocks, because an engine whose node is gone may live on to finish the blocks that it has: three at most.
-    section = {"engine": "dummy", "batch_size": 2, "num_actors": 3, "cpus_per_actor": 1, "dummy": {"seconds": 0.3}}
+    section = {"engine": "dummy", "batch_size": 2, "num_actors": 3, "cpus_per_actor": 1, "dummy": {"seconds": 0.6}}
     with connect(cluster.address):
         tallies = run(tmp_path, MODELS, section, {"scorer": "dummy"}, change, names=["base"])
     assert only not in cluster
