@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from xgray.train.attention import Layout, packed_attention, support_bloom
+from xgray.train.memory import KEPT_LOGITS
 from xgray.train.meter import BatchWork
 from xgray.train.packing import ARRANGEMENTS, Arranged, Arrangement, arrange, num_tokens
 from xgray.train.pairs import TokenizedPair
@@ -32,8 +33,6 @@ TOLERANCE = 1e-3
 """By how many nats log-probabilities of sequences may differ between arrangements, beside rounding."""
 ROUNDING_FACTOR = 4
 """How many times the difference that rounding makes in padded rows is allowed between arrangements."""
-KEPT_LOGITS = 2**24
-"""The most logits that are kept on a CPU (64 MiB in float32). On a GPU TRL's kernels gain more than keeping them."""
 
 
 class PairForward:

@@ -39,6 +39,11 @@ UPDATE_COPIES = 2
 """Temporary tensors in the update of a weight: the gradient with the weight decay, and the root that divides it."""
 CPU_BLOCK, GPU_BLOCK = 2**18, 2**26
 """Numbers that RMSprop updates at a time (:mod:`xgray.train.rmsprop`)."""
+KEPT_LOGITS = 2**24
+"""The most logits that are kept for the backward pass on a CPU (64 MiB in float32). On a GPU TRL's kernels gain more
+than keeping them."""
+KEPT_COPIES = 4
+"""These logits, their log-probabilities, and the gradients of both."""
 TILE_ROWS, TILE_COLUMNS = 4096, 32_768
 """Predicted tokens and tokens of the vocabulary whose logits exist at a time (TRL's fused head)."""
 CPU_COPIES = 7.25
@@ -160,9 +165,11 @@ class TrainingMemory:
     layer: float
     """Of one layer, when the backward pass is there."""
     tile: float
-    """A part of the logits."""
+    """The logits that are there at a time."""
+    head_gradient: float
+    """Of the head's weights."""
     embedding_gradient: float
-    """Of the head's and the embeddings' weights, which is there twice while one is added to the other."""
+    """Of the embeddings' weights, before it is added to the head's if these are the same; on a CPU it never exists."""
     update: float
     """Temporary copies in the optimizer's step."""
     recomputes: bool
@@ -175,8 +182,8 @@ class TrainingMemory:
         """Bytes at the fullest moment of a step."""
         fixed = self.weights + self.states + self.buffers
         before = self.gradients if self.accumulates else 0.0
-        loss = before + self.activations + self.tile + self.embedding_gradient
-        recomputed = before + self.activations + self.layer + self.embedding_gradient if self.recomputes else 0.0
+        loss = before + self.activations + self.tile + self.head_gradient
+        recomputed = before + self.activations + self.layer + self.head_gradient if self.recomputes else 0.0
         end = self.gradients + self.layer + self.embedding_gradient
         return fixed + max(loss, recomputed, end, self.gradients + self.update)
 
@@ -205,6 +212,8 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
     tile_bytes: float = BYTES[section.dtype] * rows * TILE_COLUMNS
     if not cuda:
         tile_bytes += CPU_COPIES * FLOAT32 * rows * min(shape.vocab_size, TILE_COLUMNS)
+        if tokens * shape.vocab_size <= KEPT_LOGITS:
+            tile_bytes = KEPT_COPIES * FLOAT32 * tokens * shape.vocab_size
     largest = shape.embedding if section.method == "full" else 0
     block = math.inf if section.optimizer == "adamw" else GPU_BLOCK if cuda else CPU_BLOCK
     weights, states, gradients, buffers = _model_bytes(shape, section, tuned)
@@ -217,7 +226,8 @@ def training_memory(shape: ModelShape, section: Train, cuda: bool = True) -> Tra
         activations=activations + _copies(shape, section),
         layer=layer,
         tile=tile_bytes,
-        embedding_gradient=FLOAT32 * largest,
+        head_gradient=FLOAT32 * largest,
+        embedding_gradient=FLOAT32 * largest if cuda else 0.0,
         update=UPDATE_COPIES * FLOAT32 * min(tuned / shares if shares else largest, block),
         recomputes=execution.gradient_checkpointing,
         accumulates=section.gradient_accumulation > 1,
