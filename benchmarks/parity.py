@@ -50,6 +50,7 @@ from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.probe import text_features
 from xgray.mechanism.retrieval.states import encode
 from xgray.train import forward
+from xgray.train.memory import KEPT_LOGITS
 from xgray.train.pairs import TokenizedPair
 
 TOLERANCE = 1e-5
@@ -191,7 +192,7 @@ def pair_differences(kind: str) -> dict[str, float]:
     ]  # fmt: skip
     expected, expected_gradient = _gradient(model, torch.stack(alone))
     found = {}
-    for name, kept in (("kept logits", forward.KEPT_LOGITS), ("TRL's head", 0)):
+    for name, kept in (("kept logits", KEPT_LOGITS), ("TRL's head", 0)):
         with patch.object(forward, "KEPT_LOGITS", kept):
             shared = forward.PairForward(make_model(kind), 64)
             with shared.computing(pairs, torch.device("cpu")) as batch:
