@@ -61,7 +61,7 @@ class Job:
     """The kind of its tokenizer, as :func:`make_models` knows it."""
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
-    """What makes this file small or possible here, besides :func:`options`."""
+    """What makes this file small or possible here, beside :func:`options`."""
 
 
 QLORA = ("--train.method", "lora")

@@ -29,7 +29,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from math import isnan
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -49,8 +48,7 @@ from benchmarks.reference.tiny_models import CONFIGS, make_model, make_tokenizer
 from xgray.mechanism.activations import measure_activations
 from xgray.mechanism.probe import text_features
 from xgray.mechanism.retrieval.states import encode
-from xgray.train import forward
-from xgray.train.memory import KEPT_LOGITS
+from xgray.train.forward import PairForward
 from xgray.train.pairs import TokenizedPair
 
 TOLERANCE = 1e-5
@@ -192,11 +190,11 @@ def pair_differences(kind: str) -> dict[str, float]:
     ]  # fmt: skip
     expected, expected_gradient = _gradient(model, torch.stack(alone))
     found = {}
-    for name, kept in (("kept logits", KEPT_LOGITS), ("TRL's head", 0)):
-        with patch.object(forward, "KEPT_LOGITS", kept):
-            shared = forward.PairForward(make_model(kind), 64)
-            with shared.computing(pairs, torch.device("cpu")) as batch:
-                log_probs, gradient = _gradient(shared._model, batch.log_probs(shared._model))
+    for name, keeps_logits in (("kept logits", True), ("TRL's head", False)):
+        model = make_model(kind)
+        with PairForward(model, 64).computing(pairs, torch.device("cpu")) as batch:
+            batch.keeps_logits = keeps_logits
+            log_probs, gradient = _gradient(model, batch.log_probs(model))
         found[name] = difference(log_probs, expected)
         found[f"gradient, {name}"] = float((gradient - expected_gradient).norm() / expected_gradient.norm())
     return found

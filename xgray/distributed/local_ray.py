@@ -56,8 +56,8 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment variables of a local Ray. By default its own processes come before its workers: each time one of them
-runs, a thread of a training stops and those beside it wait for it. It starts a worker for each core, which no actor of
-ours can use, as theirs have other environments. And an actor asks all the time whether the node will be taken away.
+runs, a thread of a training stops and those beside it wait for it. It starts a worker for each core in advance, which
+actors with an environment of their own cannot use. And an actor asks all the time whether the node will be taken away.
 """
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 

@@ -182,7 +182,7 @@ class VllmEngine:
 def _is_interchangeable(loaded: Weights, weights: Weights) -> bool:
     """Return whether an engine with the one weights may take the others in place: only their values differ."""
     for each in (loaded, weights):
-        # vLLM reads weights anew from a folder only. What is added to the model for adapters and edits would stay.
+        # vLLM reads other weights from a folder only. What is added to the model for adapters and edits would stay.
         if each.adapters or each.edits_neurons or not Path(local_weights(each.path)).is_dir():
             return False
     if replace(loaded, path=weights.path, revision=weights.revision, tokenizer=weights.tokenizer) != weights:
