@@ -14,9 +14,14 @@ def test_blocks_change_no_bit():
         parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
         optimizer = kind(parameters, lr=1e-3, weight_decay=0.05, foreach=False)
         generator = torch.Generator().manual_seed(1)
-        for _ in range(3):
+        for step in range(3):
             for parameter in parameters[:-1]:  # the last has no gradient
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if step == 1 and kind is BlockRMSprop:
+                optimizer.gradient_scale = torch.tensor(0.3)
+            elif step == 1:
+                for parameter in parameters[:-1]:
+                    parameter.grad *= torch.tensor(0.3)
             optimizer.step()
         states = [optimizer.state[parameter]["square_avg"] for parameter in parameters[:-1]]
         assert all(optimizer.state[parameter]["step"] == 3 for parameter in parameters[:-1])

@@ -315,7 +315,7 @@ class PreferenceTrainer(MeteredTrainer):
         return optimizer
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """Scale the gradients down if their norm is above the limit.
+        """Scale the gradients down if their norm is above the limit, within RMSprop's step where that is the optimizer.
 
         PyTorch multiplies them by 1 otherwise. On a CPU that is a pass over memory for nothing; on a GPU the question
         would cost more than the pass.
@@ -325,7 +325,11 @@ class PreferenceTrainer(MeteredTrainer):
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         if not norm + CLIP_EPSILON <= self.args.max_grad_norm:  # also where it is no number
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+            optimizer = self.optimizer.optimizer
+            if isinstance(optimizer, BlockRMSprop):
+                optimizer.gradient_scale = self.args.max_grad_norm / (norm + CLIP_EPSILON)
+            else:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
         return norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -22,6 +22,9 @@ from xgray.train.memory import CPU_BLOCK, GPU_BLOCK
 class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     """RMSprop without momentum and centring."""
 
+    gradient_scale: Tensor | None = None
+    """What the next step multiplies the gradients by, in place: clipping costs no pass over memory of its own."""
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:
         """Update all parameters that have a gradient."""
@@ -37,8 +40,11 @@ class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
                     state["square_avg"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 for block, gradient, square in _blocks(parameter, parameter.grad, state["square_avg"]):
+                    if self.gradient_scale is not None:
+                        gradient.mul_(self.gradient_scale)
                     steps = [torch.zeros(())]  # counted, but not looked at
                     rmsprop([block], [gradient], [square], [], [], steps, foreach=False, **settings)
+        self.gradient_scale = None
 
 
 def _blocks(parameter: Tensor, gradient: Tensor, square: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
