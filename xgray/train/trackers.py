@@ -90,8 +90,11 @@ def _tensorboard(run: TrackedRun) -> TrainerCallback:
 
     callback = TensorBoardCallback()
     assert run.stage.local is not None  # checked
-    # Whoever reads the folder leaves out steps after the checkpoint that an earlier attempt has written.
-    callback.tb_writer = callback._SummaryWriter(str(run.stage.local / "tensorboard"), purge_step=run.step + 1)
+    # Whoever reads the folder leaves out steps after the checkpoint that an earlier attempt has written. tensorboardX
+    # names a file by the second in which it begins, and would overwrite that of an attempt in the same second.
+    callback.tb_writer = callback._SummaryWriter(
+        str(run.stage.local / "tensorboard"), purge_step=run.step + 1, filename_suffix=f".from-step-{run.step}"
+    )
     return callback
 
 
