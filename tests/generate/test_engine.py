@@ -15,6 +15,7 @@ from xgray.config import Generate, Model
 from xgray.errors import InputError
 from xgray.generate.build import build_engine
 from xgray.generate.engine import Weights, begin_completions, check_prompts, complete, serves_adapter
+from xgray.generate.seeds import prompt_seed
 from xgray.generate.transformers_engine import SeededChoice
 from xgray.models.load import context_length, load_tokenizer
 from xgray.models.vllm import check_capability
@@ -179,6 +180,27 @@ def test_prompts_may_have_more_tokens_than_fit_in_one_step_of_vllm(engine):
     prompts = [Prompt(f"en/{index}", "en", "word " * (60 + index)) for index in range(20)]
     whole = texts(complete(engine, prompts, "base", None, 7))
     assert texts(complete(engine, prompts[:1], "base", None, 7)) == {"en/0": whole["en/0"]}
+
+
+@pytest.mark.parametrize("engine", [pytest.param("vllm", marks=pytest.mark.slow)], indirect=True)
+def test_the_nucleus_gives_the_texts_that_vllms_own_gives(engine):
+    from vllm import SamplingParams
+
+    rows = texts(complete(engine, PROMPTS, "base", None, 7))
+    assert GENERATE.top_p == 0.8
+    parameters = [
+        SamplingParams(
+            n=3, max_tokens=6, temperature=0.9, top_p=0.8, seed=prompt_seed(7, prompt.prompt_id), ignore_eos=True,
+            stop_token_ids=engine._ends, extra_args={"top_p": 1.0},
+        )
+        for prompt in PROMPTS
+    ]  # fmt: skip
+    outputs = engine._llm.generate([prompt.text for prompt in PROMPTS], parameters, use_tqdm=False)
+    own = {
+        prompt.prompt_id: [sample.text for sample in out.outputs] for prompt, out in zip(PROMPTS, outputs, strict=True)
+    }
+    assert rows == own
+    assert texts(complete(engine, PROMPTS, "base", None, 7)) == rows, "the shared engine is as it was"
 
 
 # After the tests of the shared engine: where a second vLLM engine of a process ends, the first can sample no more.

@@ -13,16 +13,27 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from xgray.config import Generate
 from xgray.generate.engine import Sample, Waiting, Weights
+from xgray.generate.top_p import keep_nucleus
 from xgray.mechanism.neurons import Edit, install
 from xgray.models.complete import check_adapter
 from xgray.models.inference import inference
 from xgray.models.load import end_tokens, load_causal_lm, load_skeleton, load_tokenizer
 from xgray.models.source import local_weights
+
+
+class TopP(LogitsProcessor):  # type: ignore[misc]
+    """Leaves only the nucleus."""
+
+    def __init__(self, top_p: float) -> None:
+        self._top_p = top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the ``(num_rows, vocabulary)`` scores."""
+        return keep_nucleus(scores, self._top_p)
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]
@@ -106,7 +117,7 @@ class TransformersEngine:
         processors = LogitsProcessorList()
         if section.temperature > 0:
             seeds = range(seed, seed + num_rows)
-            processors += [TemperatureLogitsWarper(section.temperature), TopPLogitsWarper(section.top_p)]
+            processors += [TemperatureLogitsWarper(section.temperature), TopP(section.top_p)]
             processors.append(SeededChoice(seeds, self._model.device))
         with inference():
             ids = model.generate(

@@ -54,6 +54,8 @@ class VllmEngine:
             InputError: the model or an adapter is not whole, or vLLM refuses them or has too little memory.
             StageError: the start failed otherwise, as when the engine's process was killed.
         """
+        import torch
+
         prepare_environment(local_weights(weights.path), section.batch_invariant)
         config = _check(weights)  # before vLLM is imported, which takes half a minute
         self._section = section
@@ -63,6 +65,10 @@ class VllmEngine:
         context = context_length(config)
         length = min(context, section.max_prompt_tokens + section.max_new_tokens + bool(weights.prefix))
         options = _lora_options(weights) | _worker_options(weights) | cpu_options(length)
+        self._top_p: dict[str, Any] = {"top_p": section.top_p}
+        if not torch.cuda.is_available():  # vLLM would sort the vocabulary
+            options["logits_processors"] = ["xgray.generate.vllm_top_p:TopP"]
+            self._top_p = {"extra_args": self._top_p}
         self._llm = start_vllm(
             local_weights(weights.path),
             FIELDS,
@@ -125,7 +131,7 @@ class VllmEngine:
                 n=1 if is_greedy else section.k,
                 max_tokens=section.max_new_tokens,
                 temperature=section.temperature,
-                top_p=section.top_p,
+                **self._top_p,
                 seed=None if is_greedy else seed,
                 # vLLM would add the ends of a generation_config.json, which do not count.
                 ignore_eos=True,
