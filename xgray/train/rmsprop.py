@@ -1,10 +1,9 @@
-"""RMSprop that updates a large parameter block by block.
+"""RMSprop that goes through memory once.
 
-On a CPU a block stays in the cache; on a GPU the update's temporary copies are those of a block, not of the embeddings.
-
-An update reads and writes five arrays of a parameter's size several times over. Parameters that do not fit into the
-cache are read from memory each time; a block is read once. Every number is updated by itself, so the results are those
-of :class:`torch.optim.RMSprop`, bit for bit.
+An update reads and writes arrays of a parameter's size several times over, and on a CPU it takes a quarter of a small
+model's step. There PyTorch's fused kernel of Adam does it in one pass: without a first moment and without its
+corrections, Adam is RMSprop. On a GPU a large parameter is updated block by block, so that the temporary copies are
+those of a block and not of the embeddings. Every number is updated by itself, so blocks change none.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ from torch.optim.rmsprop import rmsprop
 
 from xgray.train.memory import CPU_BLOCK, GPU_BLOCK
 
+CORRECTED = 1e9
+"""A number of steps after which Adam's corrections, for moments that begin at 0, are 1."""
+
 
 class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     """RMSprop without momentum and centring."""
@@ -29,8 +31,6 @@ class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
     def step(self, closure: Any = None) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            names = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
-            settings = {name: group[name] for name in names}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -39,18 +39,41 @@ class BlockRMSprop(torch.optim.RMSprop):  # type: ignore[misc]
                     state["step"] = torch.zeros(())
                     state["square_avg"] = torch.zeros_like(parameter)
                 state["step"] += 1
-                for block, gradient, square in _blocks(parameter, parameter.grad, state["square_avg"]):
+                tensors = (parameter, parameter.grad, state["square_avg"])
+                is_flat = all(tensor.is_contiguous() for tensor in tensors)
+                update = _update_on_cpu if is_flat and parameter.device.type == "cpu" else _update
+                for block, gradient, square in _blocks(tensors) if is_flat else [tensors]:
                     if self.gradient_scale is not None:
                         gradient.mul_(self.gradient_scale)
-                    steps = [torch.zeros(())]  # counted, but not looked at
-                    rmsprop([block], [gradient], [square], [], [], steps, foreach=False, **settings)
+                    update(block, gradient, square, group)
         self.gradient_scale = None
 
 
-def _blocks(parameter: Tensor, gradient: Tensor, square: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    tensors = (parameter, gradient, square)
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        yield tensors
-        return
-    block = CPU_BLOCK if parameter.device.type == "cpu" else GPU_BLOCK
-    yield from zip(*(tensor.view(-1).split(block) for tensor in tensors), strict=True)
+def _update(block: Tensor, gradient: Tensor, square: Tensor, group: dict[str, Any]) -> None:
+    names = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
+    settings = {name: group[name] for name in names}
+    steps = [torch.zeros(())]  # counted, but not looked at
+    rmsprop([block], [gradient], [square], [], [], steps, foreach=False, **settings)
+
+
+def _update_on_cpu(block: Tensor, gradient: Tensor, square: Tensor, group: dict[str, Any]) -> None:
+    torch._fused_adam_(
+        [block],
+        [gradient],
+        [torch.zeros_like(block)],  # the first moment, which becomes the gradient
+        [square],
+        [],
+        [torch.tensor(CORRECTED)],
+        lr=group["lr"],
+        beta1=0.0,
+        beta2=group["alpha"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=group["maximize"],
+    )
+
+
+def _blocks(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    size = CPU_BLOCK if tensors[0].device.type == "cpu" else GPU_BLOCK
+    yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
