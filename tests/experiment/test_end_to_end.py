@@ -53,6 +53,7 @@ def finished(tiny_model, tmp_path_factory):
     (folder / "e.yaml").write_text(f"model: {{id: '{tiny_model}', dtype: float32}}{EXPERIMENT}")
     done = xgray("run", "e.yaml", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert "ray log level" not in done.stderr
     return folder, json.loads(done.stdout)
 
 

@@ -34,6 +34,7 @@ from xgray.distributed.local_ray import (
     was_abandoned,
 )
 from xgray.distributed.nodes import ClusterCapacity, Nodes
+from xgray.distributed.notices import without_notice
 from xgray.errors import InputError, StageError
 from xgray.runs.library_bars import hide_library_bars
 from xgray.storage.folder import TEMPORARY_MARK, Folder
@@ -93,7 +94,8 @@ def connect(address: str | None = None) -> Iterator[None]:
     try:
         if not target:
             of_local_ray.enter_context(settings())
-        _init(target, variables)
+        with without_notice():
+            _init(target, variables)
         _nodes_at_start.update(_alive_nodes())
         if target:
             _configured_limit.update(configured_limit())
