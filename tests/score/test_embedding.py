@@ -34,7 +34,7 @@ TEXTS = [
     "a longer text, " * 10,
 ]
 
-RELEASED_SCORES = [0.817, 0.045, 0.182, 0.031, 0.033]
+RELEASED_SCORES = [0.898, 0.037, 0.266, 0.029, 0.038]
 HARMLESS = Path(__file__).with_name("harmless_continuations.csv")
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,9 @@ def test_the_card_states_the_agreement_with_people_in_every_language(scorer):
         measured = table["toxicity"][code]
         assert measured.num >= 100, code
         assert measured.spearman.low < measured.spearman.value < measured.spearman.high, code
-    assert set(facts["card"]["attributes"]) == {"toxicity", "severe_toxicity", "insult", "identity_attack", "threat"}
+    assert facts["card"]["attributes"] == [
+        "toxicity", "severe_toxicity", "insult", "identity_attack", "threat", "sexually_explicit",
+    ]  # fmt: skip
     assert all(source["licence"] for source in facts["card"]["sources"])
     json.dumps(facts, allow_nan=False)
 
