@@ -80,16 +80,18 @@ def sample_with_ray_data(num_prompts: int, section: Generate, output: str, num_m
     from xgray.models.source import resolve
     from xgray.runs.prompts import PROMPTS, encode_prompts
     from xgray.storage.folder import Folder
+    from xgray.train.export import merge_adapter
 
     start = time.perf_counter()
     base = Weights(resolve(MODEL), None, MODEL.dtype)
     with connect():
         sampled: list[tuple[str, Weights, str | None]] = [("base", base, None)]
         if num_models == 2:
-            adapter, merged = make_adapter(base.path, Path(output))
+            adapter = make_adapter(base.path, Path(output))
             if serves_adapter("vllm", adapter, MODEL, on_gpu=total("GPU") > 0):
                 sampled.append(("dpo", base, adapter))
             else:
+                merged = merge_adapter(MODEL, adapter, Folder(f"{output}/merged"))
                 sampled.append(("dpo", Weights(merged, None, MODEL.dtype), None))
             start = time.perf_counter()
         models = [
@@ -110,8 +112,8 @@ def sample_with_ray_data(num_prompts: int, section: Generate, output: str, num_m
     }
 
 
-def make_adapter(path: str, output: Path) -> tuple[str, str]:
-    """Return the folders of an adapter with random weights and of the model that it is merged into."""
+def make_adapter(path: str, output: Path) -> str:
+    """Return the folder of an adapter with random weights."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -122,7 +124,7 @@ def make_adapter(path: str, output: Path) -> tuple[str, str]:
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(load_causal_lm(path, "float32"), config).save_pretrained(output / "checkpoint")
     export(path, None, output / "checkpoint", output)
-    return str(output / "adapter"), str(output / "merged")
+    return str(output / "adapter")
 
 
 def measure(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
