@@ -10,7 +10,7 @@ The upper six of the encoder's twelve layers are trained with the weights rounde
 gradient passes the rounding as if it were not there), so that what is written is what was trained. The lower layers are
 frozen, and their output is computed once. Two runs are trained from the same start, and the mean of their weights is
 rounded and written, which agrees better with people than either ("model soups", Wortsman et al., ICML 2022). It takes
-70 minutes on two cores with AVX-512; the products are in bfloat16 where the processor has it, which is one reason
+an hour on two cores with AVX-512; the products are in bfloat16 where the processor has it, which is one reason
 why another machine's weights differ in their last digits.
 """
 
