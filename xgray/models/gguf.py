@@ -95,7 +95,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _parsing_once() -> Iterator[None]:
-    """While the block runs, remember what transformers would parse for configuration, model and tokenizer anew.
+    """While the block runs, remember what transformers would parse for configuration, model and tokenizer each.
 
     It also makes the map of all tensors' names again for each module. Together that is half of the time.
     """
