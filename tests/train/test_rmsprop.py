@@ -1,12 +1,17 @@
 """The update in one pass is that of torch's RMSprop, but for the rounding of single numbers."""
 
+import pytest
 import torch
 
+from xgray.train import rmsprop
 from xgray.train.memory import CPU_BLOCK
 from xgray.train.rmsprop import BlockRMSprop
 
 
-def test_the_update_is_that_of_rmsprop():
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+def test_the_update_is_that_of_rmsprop(as_on_gpu, monkeypatch):
+    if as_on_gpu:
+        monkeypatch.setattr(rmsprop, "_update_on_cpu", rmsprop._update)
     torch.manual_seed(0)
     weights = [torch.randn(2 * CPU_BLOCK + 7), torch.randn(3, 5).t(), torch.randn(4), torch.randn(2, 2)]
     updated = {}
@@ -29,5 +34,7 @@ def test_the_update_is_that_of_rmsprop():
         updated[kind] = [*parameters, *states]
     plain, blocks = updated.values()
     for expected, found in zip(plain, blocks, strict=True):
+        if as_on_gpu:
+            assert torch.equal(found, expected), "blocks change no bit"
         torch.testing.assert_close(found, expected, rtol=3e-7, atol=1e-9)
     assert not torch.equal(plain[0], weights[0])
