@@ -78,7 +78,7 @@ def test_trainings_side_by_side_are_interrupted_killed_and_finished(plan: Plan, 
 
     def kill_one() -> None:
         wait_until(lambda: len(has_started) > 1 and one_has_reached(plan, 14), timeout=300)
-        descendants(name="RayTrainWorker")[0].kill()
+        descendants(name="TrainWorker")[0].kill()
 
     ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

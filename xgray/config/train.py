@@ -29,6 +29,11 @@ class TrainingWorkers(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
+    @property
+    def is_single_process(self) -> bool:
+        """Whether a single worker trains, without a process group."""
+        return self.num_workers == 1
+
 
 class TrainExecution(TrainingWorkers):
     """How a training is run."""
@@ -40,6 +45,11 @@ class TrainExecution(TrainingWorkers):
     checkpoint_minutes: float = Field(5, ge=0)
     """Minutes after the last checkpoint when another is saved, to resume from; with 0 every step is saved. Every
     validation that lowers the loss saves one too."""
+
+    @property
+    def is_single_process(self) -> bool:
+        """Whether a single worker trains, without a process group, which DeepSpeed always needs."""
+        return super().is_single_process and self.strategy == "ddp"
 
 
 class Train(Section):

@@ -89,6 +89,12 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def is_local() -> bool:
+    """Return whether this process started the Ray that it is connected to."""
+    node = worker._global_node
+    return node is not None and bool(node.head)
+
+
 def private_folder() -> str:
     """Return the folder for the sessions of local Rays: logs, sockets and the store. Only the user can enter it.
 

@@ -1,4 +1,4 @@
-"""The training of preference pairs on Ray Train, as a task of :mod:`xgray.distributed.training`.
+"""The training of preference pairs, as a task of :mod:`xgray.distributed.training`.
 
 workers: reference ▶ steps ▶ export ──▶ adapter/ or merged/, metrics.jsonl
 """
@@ -65,9 +65,9 @@ class PreferenceTask:
         """See :class:`xgray.distributed.training.Task`."""
         import torch
 
-        if self.section.execution.num_workers == 1 and self.section.execution.strategy == "ddp":
+        if self.section.execution.is_single_process:
             # Without a rank accelerate leaves DDP out, which for a single worker would only copy every gradient.
-            os.environ.pop("LOCAL_RANK")
+            os.environ.pop("LOCAL_RANK", None)
         worker.report_phase(LOADING)
         task = replace(self, model=local_weights(self.model))
         tokenizer = load_tokenizer(task.model, task.revision)
@@ -227,8 +227,6 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
     Raises:
         Interrupted: the training was stopped on request.
     """
-    from ray.train.collective import broadcast_from_rank_zero
-
     from xgray.train.reference_turn import reference_turn
 
     def while_waiting() -> None:
@@ -243,9 +241,7 @@ def _reference_turn(worker: Worker, task: PreferenceTask, prepared: PreparedPair
                 turn.enter_context(reference_turn(task.cache, reference_pairs(prepared, task.section), while_waiting))
             except Interrupted:
                 is_stopped = True
-        if task.section.execution.num_workers > 1:
-            is_stopped = broadcast_from_rank_zero(is_stopped)
-        if is_stopped:
+        if worker.agree(is_stopped):
             raise Interrupted
         yield
 

@@ -1,13 +1,15 @@
-"""Run a training on Ray Train: start the workers, keep checkpoints, and go on when a worker or the whole run dies.
+"""Run a training on Ray: start the workers, keep checkpoints, and go on when a worker or the whole run dies.
 
     driver ──▶ Ray Train ──▶ workers: Task.train ──▶ the output folder: what the task exports, metrics.jsonl
                                 │ ▲
                                 ▼ │ checkpoints/
 
-Ray Train starts the workers, and starts them again when one dies. Checkpoints do not go through Ray Train: the first
-worker moves each to the output folder, on whatever storage, and workers that start go on from the newest complete one,
-however many workers there are. So the same happens after the death of a worker within a run as after the death of the
-whole run, when :func:`run_task` is called again.
+Ray Train starts the workers, and starts them again when one dies. A single worker of a local Ray is a Ray task instead:
+it needs none of the five actors by which Ray Train connects and watches workers, and each of them would stop the
+training's threads a hundred times a second. Checkpoints do not go through Ray Train: the first worker moves each to the
+output folder, on whatever storage, and workers that start go on from the newest complete one, however many workers
+there are. So the same happens after the death of a worker within a run as after the death of the whole run, when
+:func:`run_task` is called again.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 
 from xgray.config import TrainingWorkers
 from xgray.distributed.connection import check_connected
 from xgray.distributed.keys import take_keys
+from xgray.distributed.local_ray import is_local
 from xgray.distributed.placement import WorkerShare, describe_resources
 from xgray.distributed.train_control import Phase, PhaseReporter, WorkerLossCallback, start_train_control
 from xgray.distributed.waiting import log_waiting
@@ -43,6 +46,8 @@ from xgray.train.checkpoints import Checkpoint, Checkpoints
 from xgray.train.metrics import METRICS
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 DIVERGED = "diverged.txt"
@@ -105,6 +110,8 @@ class TrainingJob:
     cpus: int
     control: Any
     """The handle of the :class:`xgray.distributed.train_control.TrainControl` of this training."""
+    uses_ray_train: bool = True
+    """Whether the workers are Ray Train's; otherwise the only one is a Ray task."""
 
     def scratch(self, rank: int) -> Path:
         """Return a folder for one worker: on the output's disk, so that checkpoints can be moved, or in the cache."""
@@ -116,6 +123,10 @@ class TrainingJob:
 
 class Interrupted(Exception):
     """The workers stopped on request, after a checkpoint."""
+
+
+class WorkersDied(Exception):
+    """Workers died, or an error ended them that may not come again."""
 
 
 def run_task(
@@ -151,8 +162,11 @@ def run_task(
         again = f"To train with the same fields once more, delete {output / DIVERGED}"
         raise DivergedError(f"{output.read_bytes(DIVERGED).decode(errors='replace').strip()}. {again}")
     control = start_train_control()
+    # The nodes of a cluster may be taken away, which Ray Train notices.
+    uses_ray_train = not (execution.is_single_process and is_local())
+    job = TrainingJob(task, execution, output, slot.share.cpus, control, uses_ray_train)
     try:
-        fitted = _fit_watched(TrainingJob(task, execution, output, slot.share.cpus, control), slot, on_phase)
+        fitted = _fit_watched(job, slot, on_phase)
     except DivergedError as error:
         output.write_bytes(DIVERGED, f"{error}\n".encode())
         raise
@@ -226,21 +240,21 @@ def _fit(job: TrainingJob, slot: TrainingSlot) -> dict[str, Any]:
         XgrayError: a worker returned it.
         StageError: workers died ``MAX_FAILURES`` times without reaching another checkpoint.
     """
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
+    run_workers, num_tries = (_run_with_ray_train, 1) if job.uses_ray_train else (_run_as_task, MAX_FAILURES + 1)
     checkpoints = Checkpoints(job.output / CHECKPOINTS)
+    num_failed = 0
     while True:
         step_before = _newest_step(checkpoints)
         try:
-            report = _trainer(job, slot.share.gpus).fit().return_value
-        except TrainingFailedError as error:
-            reason = str(error).strip().splitlines()[-1]
+            report = run_workers(job, slot.share.gpus)
+        except WorkersDied as error:
             step = _newest_step(checkpoints)
-            if step == step_before:
+            num_failed = num_failed + 1 if step == step_before else 0
+            if num_failed == num_tries:
                 raise StageError(
-                    f"{slot.label}: {reason}. Run the same command again to resume from the last checkpoint."
+                    f"{slot.label}: {error}. Run the same command again to resume from the last checkpoint."
                 ) from error
-            log.warning("%s: %s; going on from step %d", slot.label, reason, step)
+            log.warning("%s: %s; going on from step %d", slot.label, error, step)
         else:
             break
     if isinstance(report, Exception):
@@ -253,37 +267,76 @@ def _newest_step(checkpoints: Checkpoints) -> int:
     return max((checkpoint.step for checkpoint in checkpoints.saved()), default=0)
 
 
-def _trainer(job: TrainingJob, gpus: float) -> Any:
+def _run_as_task(job: TrainingJob, gpus: float) -> dict[str, Any] | Exception:
+    """Run the only worker as a Ray task, once, and return its report.
+
+    Raises:
+        WorkersDied: it died.
+    """
+    worker = ray.remote(
+        name="TrainWorker",
+        num_cpus=job.cpus,
+        num_gpus=gpus,
+        runtime_env={"env_vars": _worker_environment(job, gpus)},
+        max_retries=0,
+        max_calls=1,  # the process ends with the training, and its memory is free
+    )(_run_worker)
+    try:
+        report: dict[str, Any] | Exception = ray.get(worker.remote({"job": job}))
+    except ray.exceptions.RayError as error:
+        ray.get(job.control.workers_lost.remote())
+        raise WorkersDied(_last_line(error)) from error
+    return report
+
+
+def _run_with_ray_train(job: TrainingJob, gpus: float) -> dict[str, Any] | Exception:
+    """Run the workers with Ray Train, which starts them again ``MAX_FAILURES`` times; return the first's report.
+
+    Raises:
+        WorkersDied: they died once more.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    execution = job.execution
     resources = {"CPU": job.cpus, **({"GPU": gpus} if gpus else {})}
-    return TorchTrainer(
+    trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=execution.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=job.execution.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,  # by default the second, which trainings that begin together share
             storage_path=str(cache_folder() / "ray"),  # for Ray Train's own marks, which no other node reads
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[WorkerLossCallback(job.control)],
-            # Workers of one training share no cores, so their threads may wait busily: compared with a plain script a
-            # step took 1.09 times as long so, and 1.23 times as long when they slept.
-            worker_runtime_env={"env_vars": QUIET if gpus else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}},
+            worker_runtime_env={"env_vars": _worker_environment(job, gpus)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    try:
+        report: dict[str, Any] | Exception = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise WorkersDied(_last_line(error)) from error
+    return report
+
+
+def _worker_environment(job: TrainingJob, gpus: float) -> dict[str, str]:
+    # Workers of one training share no cores, so their threads may wait busily: compared with a plain script a step took
+    # 1.09 times as long so, and 1.23 times as long when they slept.
+    return QUIET if gpus else QUIET | CPU | {"OMP_NUM_THREADS": str(job.cpus)}
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].removesuffix(".")
 
 
 def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
     """Run one worker. Errors for the user are returned: raised ones would count as deaths and be tried again."""
     import torch
-    from ray.train.torch import get_device
     from safetensors import SafetensorError
 
     job: TrainingJob = config["job"]
@@ -295,6 +348,8 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
     _configure_logging()
     try:
         if job.execution.num_workers > 1:
+            from ray.train.torch import get_device
+
             check_connected(get_device())
         return job.task.train(Worker.start(job))
     except Interrupted as error:
@@ -302,7 +357,7 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | Exception:
     except (XgrayError, OSError, SafetensorError) as error:
         failure = error if isinstance(error, XgrayError) else _permanent_file_error(error)
         if failure is None:
-            raise  # transient, so that Ray Train tries again
+            raise  # transient, so that it is tried again
         if job.execution.num_workers == 1:
             return failure
         # The other workers wait for this one, so its process must die.
@@ -342,9 +397,11 @@ class Worker:
     @classmethod
     def start(cls, job: TrainingJob) -> Worker:
         """Return this process's worker, with an empty scratch folder."""
-        import ray.train
+        rank = 0
+        if job.uses_ray_train:
+            from ray.train import get_context
 
-        rank = ray.train.get_context().get_world_rank()
+            rank = get_context().get_world_rank()
         scratch = job.scratch(rank)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -353,11 +410,16 @@ class Worker:
 
     def newest(self) -> Checkpoint | None:
         """Return the checkpoint that all workers go on from; every worker calls this."""
+        return self.agree(self.checkpoints.newest(self.scratch) if self.rank == 0 else None)
+
+    def agree(self, value: T) -> T:
+        """Return the first worker's value; every worker calls this."""
+        if self.job.execution.num_workers == 1:
+            return value
         from ray.train.collective import broadcast_from_rank_zero
 
-        found = self.checkpoints.newest(self.scratch) if self.rank == 0 else None
-        newest: Checkpoint | None = broadcast_from_rank_zero(found)
-        return newest
+        agreed: T = broadcast_from_rank_zero(value)
+        return agreed
 
     def best(self) -> tuple[Checkpoint, Path]:
         """Return the best checkpoint of a training that has come to its end, and its local folder.
@@ -377,9 +439,10 @@ class Worker:
 
     def finish(self) -> None:
         """Wait for all workers, and delete the scratch folder; every worker calls this last."""
-        from ray.train.collective import barrier
+        if self.job.execution.num_workers > 1:
+            from ray.train.collective import barrier
 
-        barrier()
+            barrier()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def save(self, folder: Path, step: int, score: float | None, finished: bool) -> None:
@@ -405,9 +468,11 @@ class Worker:
 
     def is_node_leaving(self) -> bool:
         """Return whether a node is about to be taken away; True once for each node."""
-        import ray.train
+        if not self.job.uses_ray_train:
+            return False
+        from ray.train import get_preemption_info
 
-        info = ray.train.get_preemption_info()
+        info = get_preemption_info()
         new = set(info.preempted_node_ids) - self.leaving_nodes if info else set()
         self.leaving_nodes |= new
         if new and self.rank == 0:
