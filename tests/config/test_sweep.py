@@ -22,6 +22,7 @@ def test_each_variant_that_is_trained_is_crossed_with_the_product_of_the_lists()
     assert swept.variant("given").checkpoint == "folder"
     assert swept.sweep_points()["lora-lr2e-06-seed12"] == SweepPoint("lora", {"learning_rate": 2e-6, "seed": 12})
     assert [name for name in names if name not in swept.sweep_points()] == ["given"]
+    assert Experiment(**swept.model_dump()) == swept, "by a call of the class as well"
 
 
 def test_losses_and_languages_stand_in_the_names() -> None:

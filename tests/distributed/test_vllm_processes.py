@@ -11,6 +11,16 @@ from tests.processes import descendants, kill_family, start_python, wait_until
 pytestmark = pytest.mark.slow
 
 ENGINE = {"engine": "vllm", "batch_size": 5}
+PROGRAM = """
+import pathlib, sys, time
+from xgray.config import Generate
+from xgray.generate.build import build_engine
+from xgray.generate.engine import Weights
+if __name__ == "__main__":
+    engine = build_engine("vllm", Weights(sys.argv[1], None, "float32"), Generate(k=1, max_new_tokens=2))
+    pathlib.Path(sys.argv[2]).touch()
+    time.sleep(600)
+"""
 LEFT_SECONDS = 10
 
 
@@ -42,3 +52,16 @@ def test_nothing_is_left_of_a_killed_engine(tiny_model, tmp_path, monkeypatch):
         assert any("EngineCore" in " ".join(member.cmdline()) for member in family)
         actor.kill()
         wait_until(lambda: not any(map(is_alive, family)), process, timeout=LEFT_SECONDS)
+
+
+def test_nothing_is_left_of_an_engine_whose_program_is_killed_outside_ray(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    process = start_python("-c", PROGRAM, tiny_model, tmp_path / "ready")
+    try:
+        wait_until((tmp_path / "ready").exists, process, timeout=300)
+        cores = descendants(process.pid, "EngineCore")
+        assert cores
+        process.kill()
+        wait_until(lambda: not any(map(is_alive, cores)), timeout=LEFT_SECONDS)
+    finally:
+        kill_family(process)

@@ -113,7 +113,9 @@ class Experiment(Section):
         if self.sweep is None:
             return self
         _check_names(self.variants)
-        return self.model_copy(update={"variants": self.sweep.expand(self.variants)})
+        # In place: where the class is called, Pydantic drops another object that a validator returns.
+        self.__dict__["variants"] = self.sweep.expand(self.variants)
+        return self
 
     @model_validator(mode="after")
     def _valid_variants(self) -> Experiment:

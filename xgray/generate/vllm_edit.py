@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from xgray.config import Neuron
 from xgray.mechanism.neurons import Edit, down_projections, install
+from xgray.models.vllm_worker import EndsWithDriver
 
 if TYPE_CHECKING:
     import torch
 
 
-class EditsNeurons:
+class EditsNeurons(EndsWithDriver):
     """Methods that vLLM adds to its worker class (``worker_extension_cls``)."""
 
     get_model: Any

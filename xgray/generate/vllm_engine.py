@@ -69,6 +69,9 @@ class VllmEngine:
         if not torch.cuda.is_available():  # vLLM would sort the vocabulary
             options["logits_processors"] = ["xgray.generate.vllm_top_p:TopP"]
             self._top_p = {"extra_args": self._top_p}
+            from xgray.generate.vllm_share import sharing_options  # imports vLLM
+
+            options |= sharing_options()
         self._llm = start_vllm(
             local_weights(weights.path),
             FIELDS,
@@ -80,7 +83,7 @@ class VllmEngine:
             max_model_len=length,
             tensor_parallel_size=section.execution.tensor_parallel,
             max_num_seqs=section.execution.max_num_seqs,
-            # The k samples share the cache of their prompt; on a CPU a text is the same with and without it.
+            # The k samples share the blocks of their prompt; on a CPU a text is the same with and without it.
             # What is cached of a prompt under one edit is wrong under another.
             enable_prefix_caching=not weights.edits_neurons,
             **memory_options(section.execution.gpu_memory_utilization),

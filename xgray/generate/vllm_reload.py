@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from xgray.models.vllm_worker import EndsWithDriver
 
-class ReloadsWeights:
+
+class ReloadsWeights(EndsWithDriver):
     """A method that vLLM adds to its worker class (``worker_extension_cls``)."""
 
     get_model: Any

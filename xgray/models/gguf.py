@@ -10,7 +10,7 @@ import functools
 import logging
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _parsing_once() -> Iterator[None]:
     import gguf
     import numpy as np
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    class Reader(gguf.GGUFReader):
         """A reader that takes its slices, some for each token of the vocabulary, from a plain array."""
 
         @property
@@ -113,7 +113,7 @@ def _parsing_once() -> Iterator[None]:
         def data(self, memory_map: Any) -> None:
             self._data = memory_map.view(np.ndarray)  # a slice of a memory map takes four times as long
 
-    faster = {"GGUFReader": Reader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    faster: dict[str, Callable[..., Any]] = {"GGUFReader": Reader, "get_tensor_name_map": gguf.get_tensor_name_map}
     functions = {name: getattr(gguf, name) for name in faster}
     for name, function in faster.items():
         setattr(gguf, name, functools.cache(function))

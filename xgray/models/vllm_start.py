@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xgray.errors import InputError, StageError, XgrayError
+from xgray.models import vllm_worker
 
 RELAYED = re.compile(
     "Engine core initialization failed|WorkerProc initialization failed|Worker failed with error|EngineCore encountered"
@@ -166,7 +167,8 @@ def start_vllm(path: str, fields: EngineFields, **options: Any) -> Any:
     Args:
         path: a local folder with the model, or its hub id.
         fields: where the user finds what vLLM refuses.
-        options: further arguments of ``vllm.LLM``.
+        options: further arguments of ``vllm.LLM``; a ``worker_extension_cls`` is a subclass of
+            :class:`xgray.models.vllm_worker.EndsWithDriver`.
 
     Raises:
         InputError: vLLM refuses the model or the options, or there is too little memory; with vLLM's own reason.
@@ -175,10 +177,13 @@ def start_vllm(path: str, fields: EngineFields, **options: Any) -> Any:
     from vllm import LLM
 
     num_before = len(recorded_errors())
+    options = {"worker_extension_cls": vllm_worker.NAME, **options}
     try:
-        return LLM(model=path, disable_log_stats=True, load_format="safetensors", generation_config="vllm", **options)
+        llm = LLM(model=path, disable_log_stats=True, load_format="safetensors", generation_config="vllm", **options)
+        llm.collective_rpc("end_with_driver", args=(os.getpid(),))
     except Exception as error:
         raise refusal(path, root_cause(error, num_before), fields) from error
+    return llm
 
 
 def refusal(path: str, cause: EngineError, fields: EngineFields) -> XgrayError:
