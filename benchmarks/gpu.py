@@ -321,7 +321,7 @@ def check_dpo(setting: Setting) -> Result:
     rows = metrics(setting, "dpo")[3:]  # the first steps compile and warm up
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
     utilizations = [row["mfu"] for row in rows if row.get("mfu")]
-    mfu = f", {sum(utilizations) / len(utilizations):.1%} of the GPU's peak" if utilizations else ""
+    mfu = f", {sum(utilizations) / len(utilizations):.1%} of the device's peak" if utilizations else ""
     return Result(seconds > 0, f"{tokens / seconds:,.0f} tokens/s{mfu}")
 
 

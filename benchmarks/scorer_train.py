@@ -149,7 +149,7 @@ def train_with_trainer(section: ScorerTraining, threads: int, by_length: bool) -
 
 
 def train_with_xgray(section: ScorerTraining, threads: int) -> list[tuple[float, float]]:
-    """Return the tokens and seconds of each step of a training through Ray Train."""
+    """Return the tokens and seconds of each step of a training through Ray."""
     import ray
 
     from xgray.distributed.scorer_training import train_scorer

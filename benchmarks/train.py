@@ -6,7 +6,7 @@
 Each run is a process of its own, and runs alternate. All train the same pairs in the same order, in float32 with
 RMSprop, with the reference's log-probabilities computed before. ``TRL`` is its trainer as it comes; ``padded``,
 ``packed`` and ``shared`` are xgray's with each arrangement of the pairs (see :mod:`xgray.train.packing`), in a bare
-loop; ``Ray`` is ``shared`` in a worker of Ray Train, as experiments run it. Tokens are those of the pairs, without
+loop; ``Ray`` is ``shared`` in a worker of a local Ray, as experiments run it. Tokens are those of the pairs, without
 padding, a prompt counted in both sequences. A step is all that happens between the ends of two steps; memory is the
 most that the process holds while it trains.
 """
@@ -150,7 +150,7 @@ def xgray_trainer(section: Train, path: str, tokenizer: Any, pairs: Any, folder:
 
 
 def train_with_ray(section: Train, model: str, folder: Path) -> dict[str, Any]:
-    """Train in a worker of Ray Train, and return the same."""
+    """Train in a worker of a local Ray, and return the same."""
     from xgray.data.pairs import read_pairs
     from xgray.distributed.cluster import connect
     from xgray.distributed.train import run_training

@@ -1,4 +1,4 @@
-"""``xgray scorer train``: fine-tune a classifier on Ray Train, measure it, and write it with its card.
+"""``xgray scorer train``: fine-tune a classifier, measure it, and write it with its card.
 
     train_scorer: sources ──▶ texts.parquet, held_out.parquet ──▶ workers: steps ▶ export ▶ agreement ──▶ scorer/
 
