@@ -1,9 +1,9 @@
 """Let the samples of a prompt share all of its key-value cache inside vLLM, on a CPU.
 
 vLLM's prefix cache shares whole blocks, of 32 tokens on a CPU, and computes the rest of the prompt again for each of
-its k samples: of prompts of some 30 tokens that is more than their samples of 20. Here the first sample of a prompt
-computes it; those after it wait for a step, copy its blocks, and compute the prompt's last token alone, from which they
-sample. To vLLM that is a connector to a cache outside itself, an interface meant for caches on other machines.
+its k samples, often as many tokens as it then samples. Here the first sample of a prompt computes it; those after it
+wait for a step, copy its blocks, and compute the prompt's last token alone, from which they sample. To vLLM that is a
+connector to a cache outside itself, an interface meant for caches on other machines.
 """
 
 from __future__ import annotations
