@@ -147,7 +147,7 @@ async def running(service: FaultyOpenAI, endpoint: str = "judge", **settings: An
     app = web.Application()
     app.router.add_post("/v1/chat/completions", service.chat)
     app.router.add_post("/v1/moderations", service.moderations)
-    execution = {"timeout_seconds": 1.0, "max_attempts": 4} | settings.pop("execution", {})
+    execution = {"timeout_seconds": 2.0, "max_attempts": 4} | settings.pop("execution", {})
     async with TestServer(app) as server:
         given = {"url": f"http://127.0.0.1:{server.port}/v1", "model": "m", "endpoint": endpoint, "languages": ["en"]}
         values = {"scorer": "openai", "openai": given | settings.pop("options", {}), "execution": execution} | settings
