@@ -31,7 +31,7 @@ class TrainingWorkers(Section):
 
     @property
     def is_single_process(self) -> bool:
-        """Whether a single worker trains, without a process group."""
+        """Whether a single worker trains, which needs no process group."""
         return self.num_workers == 1
 
 
@@ -48,7 +48,7 @@ class TrainExecution(TrainingWorkers):
 
     @property
     def is_single_process(self) -> bool:
-        """Whether a single worker trains, without a process group, which DeepSpeed always needs."""
+        """Whether a single worker trains and needs no process group, as DeepSpeed always does."""
         return super().is_single_process and self.strategy == "ddp"
 
 

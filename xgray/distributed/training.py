@@ -110,7 +110,7 @@ class TrainingJob:
     cpus: int
     control: Any
     """The handle of the :class:`xgray.distributed.train_control.TrainControl` of this training."""
-    uses_ray_train: bool = True
+    uses_ray_train: bool
     """Whether the workers are Ray Train's; otherwise the only one is a Ray task."""
 
     def scratch(self, rank: int) -> Path:

@@ -8,7 +8,7 @@ from xgray.models.vllm_worker import EndsWithDriver
 
 
 class ReloadsWeights(EndsWithDriver):
-    """A method that vLLM adds to its worker class (``worker_extension_cls``)."""
+    """Methods that vLLM adds to its worker class (``worker_extension_cls``)."""
 
     get_model: Any
     """The worker's method that returns its part of the model."""

@@ -55,7 +55,7 @@ class SharesPrompts(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._holders: dict[Prompt, dict[str, list[int]]] = {}
         """For each prompt its running requests, and their blocks with its tokens."""
         self._fresh: set[Prompt] = set()
-        """The prompts that are computed in the step that is being scheduled."""
+        """The prompts that the step which is being scheduled computes; none is cut in two on a CPU."""
         self._copies = Copies()
         self._caches: list[torch.Tensor] = []
 
