@@ -70,8 +70,7 @@ QUIET = dict.fromkeys(NO_BARS, "1") | {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-CPU = {"DS_ACCELERATOR": "cpu", "THP_MEM_ALLOC_ENABLE": "1"}
-"""Huge pages, because each step takes and frees gigabytes, and spent a twentieth of its time on page faults."""
+CPU = {"DS_ACCELERATOR": "cpu"}
 
 
 class Task(Protocol):

@@ -36,6 +36,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from xgray.config import Fluency, Model
 from xgray.errors import InputError
 from xgray.models.batches import by_tokens, padded, token_positions
+from xgray.models.heap import keep_freed_memory
 from xgray.models.inference import inference
 from xgray.models.load import load_causal_lm, load_seq2seq, load_tokenizer
 from xgray.models.source import resolve
@@ -62,6 +63,8 @@ def load_measuring_model(model: Model, kind: str) -> tuple[PreTrainedModel, PreT
         InputError: the model cannot be found, or is of another kind.
     """
     path = resolve(model)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     load = load_causal_lm if kind == "causal" else load_seq2seq
     try:
         return load(path, model.dtype, model.revision), load_tokenizer(path, model.revision)

@@ -29,7 +29,7 @@ from xgray.train.meter import BACKWARD, FORWARD, OPTIMIZER, MeteredTrainer
 from xgray.train.packing import batches_by_tokens, num_tokens, split_within
 from xgray.train.pairs import TokenizedPair, mismatched_pairs
 from xgray.train.reference import LogProbs, ReferenceCache
-from xgray.train.rmsprop import BlockRMSprop
+from xgray.train.rmsprop import BlockRMSprop, gradient_norm
 from xgray.train.state import copy_state, load_state
 
 log = logging.getLogger(__name__)
@@ -323,7 +323,7 @@ class PreferenceTrainer(MeteredTrainer):
         if self.is_deepspeed_enabled or self.args.device.type != "cpu":
             return super()._clip_grad_norm(model)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = gradient_norm([parameter.grad for parameter in parameters])
         if not norm + CLIP_EPSILON <= self.args.max_grad_norm:  # also where it is no number
             optimizer = self.optimizer.optimizer
             if isinstance(optimizer, BlockRMSprop):

@@ -39,6 +39,7 @@ from trl import DPOConfig
 from xgray.config import Train
 from xgray.errors import InputError
 from xgray.models.check import check_tokenizer
+from xgray.models.heap import keep_freed_memory
 from xgray.models.load import check_loadable
 from xgray.train.callbacks import MetricsLog, StepSeed
 from xgray.train.deepspeed import deepspeed_config
@@ -88,6 +89,8 @@ def build_trainer(
     check_feasible(section, cuda)
     if cuda:  # a CPU's float32 stays what it is
         torch.set_float32_matmul_precision("high" if section.dtype == "tf32" else "highest")
+    else:
+        keep_freed_memory()
     _check_model(model)  # also before the arguments: ZeRO-3 would take part in it
     # Before the model: with ZeRO-3 the arguments decide how its weights are loaded.
     arguments = training_arguments(section, seed, files.checkpoints, cuda, len(pairs.validation))
