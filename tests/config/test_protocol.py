@@ -129,4 +129,4 @@ def test_an_earlier_runs_texts_in_a_pass_are_no_tokens(tmp_path: Path) -> None:
     text = "name: e\nmodel: {id: m}\nevaluate: {execution: {num_workers: 2, batch_size: 32}}\n"
     (tmp_path / "experiment.yaml").write_text(text)
     execution = load_run(Folder(str(tmp_path))).evaluate.execution
-    assert (execution.num_workers, execution.batch_tokens) == (2, 4096)
+    assert (execution.num_workers, execution.batch_tokens) == (2, 2048)

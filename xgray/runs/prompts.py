@@ -5,6 +5,7 @@ No process holds more prompts in memory than it works on, however many there are
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -53,12 +54,17 @@ def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
 
 
 class PromptFile:
-    """The prompts of a run. Their file is opened at first use and stays open; an unpickled copy opens it again."""
+    """The prompts of a run. Their file is opened at first use and stays open; an unpickled copy opens it again.
+
+    Several threads may call :meth:`read`. They take turns, because pyarrow's reader does not allow it otherwise: it
+    misses parts of the file, or crashes.
+    """
 
     def __init__(self, run: Folder) -> None:
         self._run = run
         self._file: pq.ParquetFile | None = None
         self._group: tuple[int, pa.Table] | None = None
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[PromptFile], tuple[Folder]]:
         return PromptFile, (self._run,)
@@ -87,9 +93,13 @@ class PromptFile:
         rows: list[Prompt] = []
         while start < stop:
             group, offset = divmod(start, ROW_GROUP)
-            if self._group is None or self._group[0] != group:
-                self._group = group, self._open.read_row_group(group)
-            part = self._group[1].slice(offset, stop - start)
+            part = self._read_group(group).slice(offset, stop - start)
             rows += [Prompt(**row) for row in part.to_pylist()]
             start += part.num_rows
         return rows
+
+    def _read_group(self, group: int) -> pa.Table:
+        with self._lock:
+            if self._group is None or self._group[0] != group:
+                self._group = group, self._open.read_row_group(group)
+            return self._group[1]
