@@ -185,9 +185,7 @@ def main() -> None:
     runs = " ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"Ray Data over vLLM alone: {statistics.median(ratios):.2f} (runs: {runs})")
     both = measure("two models", arguments)
-    print(
-        f"\nTwo models in one process, engine starts: {both['num_starts']:.0f}, {both['engine_start']:.1f} s in all"
-    )
+    print(f"\nTwo models in one process, engine starts: {both['num_starts']:.0f}, {both['engine_start']:.1f} s in all")
 
 
 if __name__ == "__main__":
