@@ -79,6 +79,19 @@ def test_source_by_target_is_marked_and_can_be_read_without_colour(tmp_path):
     assert {"fall-4", "rise-1"} <= set(tones)
 
 
+def test_no_change_has_no_shade(tmp_path):
+    changes = {"en": (0.5, 0.3, True), "de": (0.5, 0.5, False)}
+    page = page_without_figures(
+        *write_run(tmp_path, changes=changes, train=False, sweep={"learning_rate": [1e-6, 1e-5]})
+    )
+    cells = page.section("sweep").all("div", "panel")[0].all("table")[0].all("td")
+    tones = {cell.text: cell.attributes.get("class") for cell in cells}
+    unchanged = [text for text in tones if text.startswith(".000")]
+    assert unchanged
+    assert {tones[text] for text in unchanged} == {None}
+    assert any(tone and tone.startswith("fall-") for tone in tones.values())
+
+
 def test_a_sweep_with_many_points_has_no_bars_for_each_language(tmp_path):
     many = {"learning_rate": [1e-7, 1e-6, 1e-5, 1e-4], "beta": [0.05, 0.1, 0.2]}
     two = {"en": CHANGES["en"], "de": CHANGES["de"]}

@@ -203,8 +203,8 @@ def _change(point: PointMetrics, name: MetricName, language: str | None) -> Metr
 
 
 def _shaded(cell: Cell, largest: float) -> Cell:
-    """Return the cell with the shade of its size: ``fall-1`` to ``fall-4`` and ``rise-1`` to ``rise-4``."""
-    if not isinstance(cell.sort, float) or not largest:
+    """Return the cell with the shade of its size: ``fall-1`` to ``fall-4``, ``rise-1`` to ``rise-4``, none for 0."""
+    if not isinstance(cell.sort, float) or not cell.sort:
         return cell
     shade = min(NUM_SHADES, 1 + int(NUM_SHADES * abs(cell.sort) / largest))
     return replace(cell, tone=f"{'fall' if cell.sort < 0 else 'rise'}-{shade}")
