@@ -100,7 +100,11 @@ def kill(process: psutil.Process) -> int:
     deadline = time.monotonic() + LEFT_SECONDS
     while any(map(is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return sum(map(is_alive, family))
+    left = [process for process in family if is_alive(process)]
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            print(f"           left: {process.pid} of {process.ppid()}: {' '.join(process.cmdline())[-150:]}")
+    return len(left)
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -54,6 +54,15 @@ def test_nothing_is_left_of_a_killed_engine(tiny_model, tmp_path, monkeypatch):
         wait_until(lambda: not any(map(is_alive, family)), process, timeout=LEFT_SECONDS)
 
 
+def test_no_worker_is_left_of_a_core_that_is_killed_while_it_starts(tiny_model, tmp_path, monkeypatch):
+    with started(tmp_path, tiny_model, monkeypatch) as process:
+        wait_until(lambda: descendants(process.pid, "VLLM::Worker"), process, timeout=300)
+        (core,) = descendants(process.pid, "EngineCore")
+        workers = descendants(process.pid, "VLLM::Worker")
+        core.kill()
+        wait_until(lambda: not any(map(is_alive, workers)), process, timeout=2)
+
+
 def test_nothing_is_left_of_an_engine_whose_program_is_killed_outside_ray(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     process = start_python("-c", PROGRAM, tiny_model, tmp_path / "ready")

@@ -1,7 +1,13 @@
-"""What xgray adds to vLLM's worker processes, which hold the model."""
+"""What xgray adds to vLLM's worker processes, which hold the model.
+
+A worker imports this module before it loads anything, and from then on ends with the process that started it, which may
+be an engine's core. vLLM ends its workers then too, but only when they are done with what they do, which a worker that
+loads or warms up is not for long: on a GPU it would hold the memory that the next engine needs.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
@@ -19,15 +25,22 @@ class EndsWithDriver:
         vLLM tells its processes when the program that started them ends, but not when it is killed: they would go on,
         and hold the GPU's memory.
         """
-        if pid == os.getpid():  # on a CPU vLLM computes in the program's own process
-            return
-        try:
-            driver = os.pidfd_open(pid)
-        except ProcessLookupError:
-            os.kill(os.getpid(), signal.SIGKILL)
-        threading.Thread(target=_end_after, args=(driver,), name="end-with-driver", daemon=True).start()
+        if pid != os.getpid():  # on a CPU vLLM may compute in the program's own process
+            _end_with(pid)
 
 
-def _end_after(driver: int) -> None:
-    select.select([driver], [], [])  # a process's descriptor can be read once it has ended
+def _end_with(pid: int) -> None:
+    try:
+        other = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=_end_after, args=(other,), name=f"end-with-{pid}", daemon=True).start()
+
+
+def _end_after(other: int) -> None:
+    select.select([other], [], [])  # a process's descriptor can be read once it has ended
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+if (parent := multiprocessing.parent_process()) is not None:  # this is a process that Python started for another
+    _end_with(parent.pid)
