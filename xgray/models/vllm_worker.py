@@ -42,5 +42,6 @@ def _end_after(other: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if (parent := multiprocessing.parent_process()) is not None:  # this is a process that Python started for another
+parent = multiprocessing.parent_process()
+if parent is not None and parent.pid is not None:  # this is a process that Python started for another
     _end_with(parent.pid)
