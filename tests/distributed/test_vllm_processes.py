@@ -59,6 +59,7 @@ def test_no_worker_is_left_of_a_core_that_is_killed_while_it_starts(tiny_model, 
         wait_until(lambda: descendants(process.pid, "VLLM::Worker"), process, timeout=300)
         (core,) = descendants(process.pid, "EngineCore")
         workers = descendants(process.pid, "VLLM::Worker")
+        assert any(map(is_alive, workers))
         core.kill()
         wait_until(lambda: not any(map(is_alive, workers)), process, timeout=2)
 
