@@ -300,7 +300,7 @@ def test_an_error_of_one_of_two_workers_ends_both(run, killed, tmp_path):
 def test_deaths_of_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(
     is_local, run, uninterrupted, tmp_path, monkeypatch, caplog
 ):
-    """The second death exceeds the limit, but comes after another checkpoint; Ray Train mends the first."""
+    """The second death exceeds the limit, but comes after another checkpoint; Ray Train restarts after the first."""
     monkeypatch.setattr(training, "MAX_FAILURES", 1)
     monkeypatch.setattr(training, "is_local", lambda: is_local)
     output, killed, phases = tmp_path / "out", [], []

@@ -1,8 +1,8 @@
 """What xgray adds to vLLM's worker processes, which hold the model.
 
 A worker imports this module before it loads anything, and from then on ends with the process that started it, which may
-be an engine's core. vLLM ends its workers then too, but only when they are done with what they do, which a worker that
-loads or warms up is not for long: on a GPU it would hold the memory that the next engine needs.
+be an engine's core. vLLM ends its workers then too, but lets one that loads a model finish first: on a GPU it would hold
+the memory that the next engine needs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class EndsWithDriver:
 
 
 def _end_with(pid: int) -> None:
+    """Kill this process as soon as the process ``pid`` has ended."""
     try:
         other = os.pidfd_open(pid)
     except ProcessLookupError:

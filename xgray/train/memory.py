@@ -169,7 +169,7 @@ class TrainingMemory:
     head_gradient: float
     """Of the head's weights."""
     embedding_gradient: float
-    """Of the embeddings' weights, before it is added to the head's if these are the same; on a CPU it never exists."""
+    """Of the embeddings' weights, before it is added to the head's if these are the same; on a CPU it is sparse."""
     update: float
     """Temporary copies in the optimizer's step."""
     recomputes: bool
