@@ -1,8 +1,8 @@
 """What xgray adds to vLLM's worker processes, which hold the model.
 
 A worker imports this module before it loads anything, and from then on ends with the process that started it, which may
-be an engine's core. vLLM ends its workers then too, but lets one that loads a model finish first: on a GPU it would hold
-the memory that the next engine needs.
+be an engine's core. vLLM ends its workers then too, but lets one that loads a model finish first: on a GPU it would
+hold the memory that the next engine needs.
 """
 
 from __future__ import annotations
